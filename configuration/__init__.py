@@ -1,0 +1,1 @@
+"""What a model and a run are: no torch, no I/O."""

@@ -1,0 +1,39 @@
+"""The `eomt` command: each sub-command is a module of this folder with `main(argv) -> int`, imported when called."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "demo": "train a small model on made shapes, evaluate it, write pictures",
+    "predict": "segment images: overlays and machine-readable results",
+    "train": "fine-tune by a recipe of the paper or on your own data",
+    "evaluate": "score a model or a folder of predictions: PQ, mIoU, AP",
+    "convert": "authors' checkpoint ↔ hub format",
+    "export": "torch.export and ONNX files, checked against the model",
+    "benchmark": "parameters, GFLOPs, latency, throughput, memory; models side by side",
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: eomt COMMAND [OPTIONS]   (eomt COMMAND --help tells the options)", "", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `eomt COMMAND …`; returns the exit code: 0 done, 1 done in part, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"eomt: there is no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"eomt.cli.{argv[0]}").main(argv[1:]) or 0
+    except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
+        print(f"eomt {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"eomt {argv[0]}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""Pixels ↔ tensors: geometry and its inverse, targets, post-processing, pictures, processors."""

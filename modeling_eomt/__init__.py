@@ -1,0 +1,1 @@
+"""Tokens → masks: encoder, masked attention, heads, matcher, loss, the model, checkpoints."""

@@ -1,0 +1,1 @@
+"""Data sets, augmentation, optimiser and schedule, mask annealing, metrics, trainer."""
