@@ -1,0 +1,94 @@
+"""Mask annealing (paper §3.3, App. A): each masked block's attention mask is dropped more and more often, then always.
+
+A run of T steps has six phases of T/6: all blocks masked in the first, none in the last; in between one block after the
+other goes from P = 1 to P = 0, the earliest first, each during one phase.
+"""
+
+from collections.abc import Sequence
+
+from accelerate.utils import extract_model_from_parallel
+from transformers import TrainerCallback
+
+
+def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[int]]:
+    """Run length T in optimiser steps, number of masked blocks L2 → (starts, ends), one step each per block.
+
+    start_i = T/6 + i·(T/2)/(L2−1) and end_i = start_i + T/6, in whole steps: T/6 is rounded first and the rest counted
+    in it, which gives every number the authors printed. A single block takes the middle (start 5T/12). A run too short
+    for the last mask to be gone before its last step has shorter phases; below six steps nothing is masked.
+    """
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks={num_blocks}: annealing needs at least one masked block")
+    phase = max(0, min((total_steps + 3) // 6, (total_steps - 1) // 5))  # T/6, rounded half up
+    gaps = max(1, num_blocks - 1)
+    first = 0 if num_blocks > 1 else 0.5  # L2 = 1: the symmetric choice
+    starts = [int(phase + 3 * phase * (first + i) / gaps + 0.5) for i in range(num_blocks)]
+    return starts, [start + phase for start in starts]
+
+
+def mask_annealing_probability(step: int, start: int, end: int, power: float = 0.9) -> float:
+    """Optimiser steps done → probability that a query keeps its mask: 1 before `start`, 0 from `end` on,
+    (1 − (step − start)/(end − start))^power in between (§3.3: polynomial, power 0.9)."""
+    if step >= end:
+        return 0.0
+    if step < start:
+        return 1.0
+    return (1.0 - (step - start) / (end - start)) ** power
+
+
+class MaskAnnealingCallback(TrainerCallback):
+    """Sets the model's mask probabilities before every training batch; works in the stock `transformers.Trainer`.
+
+    The batch after t optimiser steps uses P(t), a resumed run included: nothing is remembered but the steps, and those
+    follow from the run's length. Logged as `attn_mask_prob_<i>`, i = 0 the earliest masked block.
+
+    Args:
+        start_steps, end_steps: optimiser steps, one per masked block. None: `annealing_steps` of the run's length.
+        power: exponent of the decay.
+    """
+
+    def __init__(
+        self, start_steps: Sequence[int] | None = None, end_steps: Sequence[int] | None = None, power: float = 0.9
+    ):
+        if (start_steps is None) != (end_steps is None):
+            raise ValueError("give both start_steps and end_steps, or neither to derive them from the run's length")
+        if start_steps is not None and len(start_steps) != len(end_steps):
+            raise ValueError(f"{len(start_steps)} start_steps but {len(end_steps)} end_steps: give one pair per block")
+        self.start_steps = start_steps
+        self.end_steps = end_steps
+        self.power = power
+        self.probabilities: list[float] = []
+
+    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
+        if self.start_steps is None:
+            return annealing_steps(max_steps, num_blocks)
+        if len(self.start_steps) != num_blocks:
+            raise ValueError(
+                f"{len(self.start_steps)} annealing steps for a model with num_blocks={num_blocks}: give one per block"
+            )
+        return self.start_steps, self.end_steps
+
+    def _set(self, state, model) -> None:
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+        starts, ends = self.steps(state.max_steps, model.config.num_blocks)
+        self.probabilities = [
+            mask_annealing_probability(state.global_step, start, end, self.power) for start, end in zip(starts, ends)
+        ]
+        model.set_attn_mask_probs(self.probabilities)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._set(state, model)
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self._set(state, model)  # also after an evaluation that turned masking off
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self._set(state, model)  # a checkpoint saved now holds what the next batch uses
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "loss" not in logs:
+            return
+        values = {f"attn_mask_prob_{i}": probability for i, probability in enumerate(self.probabilities)}
+        logs.update(values)  # for the callbacks after this one
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1].update(values)
