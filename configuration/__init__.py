@@ -1,1 +1,15 @@
 """What a model and a run are: no torch, no I/O."""
+
+from .backbones import BACKBONES, Backbone, find_backbone
+from .eomt import TASKS, EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config, as_pair
+
+__all__ = [
+    "BACKBONES",
+    "TASKS",
+    "Backbone",
+    "EoMTConfig",
+    "EoMTDINOv3Config",
+    "EoMTEVA02Config",
+    "as_pair",
+    "find_backbone",
+]
