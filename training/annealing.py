@@ -9,21 +9,9 @@ from collections.abc import Sequence
 from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback
 
+from ..configuration.recipes import annealing_steps
 
-def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[int]]:
-    """Run length T in optimiser steps, number of masked blocks L2 → (starts, ends), one step each per block.
-
-    start_i = T/6 + i·(T/2)/(L2−1) and end_i = start_i + T/6, in whole steps: T/6 is rounded first and the rest counted
-    in it, which gives every number the authors printed. A single block takes the middle (start 5T/12). A run too short
-    for the last mask to be gone before its last step has shorter phases; below six steps nothing is masked.
-    """
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks={num_blocks}: annealing needs at least one masked block")
-    phase = max(0, min((total_steps + 3) // 6, (total_steps - 1) // 5))  # T/6, rounded half up
-    gaps = max(1, num_blocks - 1)
-    first = 0 if num_blocks > 1 else 0.5  # L2 = 1: the symmetric choice
-    starts = [int(phase + 3 * phase * (first + i) / gaps + 0.5) for i in range(num_blocks)]
-    return starts, [start + phase for start in starts]
+__all__ = ["MaskAnnealingCallback", "annealing_steps", "mask_annealing_probability"]
 
 
 def mask_annealing_probability(step: int, start: int, end: int, power: float = 0.9) -> float:

@@ -1,0 +1,249 @@
+"""The paper's training runs as named recipes (§4.1, App. A; numbers of the authors' configurations).
+
+    eomt train --recipe coco_panoptic_eomt_large_640 --data PATH
+
+A recipe says what is trained on what and how; steps follow from the data set and the batch size. Times are optimiser
+steps, sizes pixels, rates per step.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+from .paper import METRICS, Reported, reported_for
+
+DEVICES = 4  # the authors' number of GPUs; images are dealt to them before batches are cut
+COCO_PANOPTIC_IMAGES = 16 * 7391  # inferred
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a recipe needs to know of its data set's training split."""
+
+    title: str
+    published: int
+    "Images of the training split."
+    images: int
+    "Those of them that are trained on: images without a target are left out."
+    inferred: bool
+    "Whether `images` is only known through the steps per epoch that the authors' numbers imply (right to within 16)."
+    num_labels: int
+    terms: str
+    "Terms of use of the data."
+    annealing_images: int | None = None
+    "Images the authors' annealing steps were counted with, where not these: COCO instance took over panoptic's."
+
+
+_COCO_TERMS = "annotations CC BY 4.0; the images belong to their Flickr authors"
+_ADE_TERMS = "research and education only, see the ADE20K terms"
+_ADE = (20_210, 16 * 1262, True, 150, _ADE_TERMS)
+TRAINING_SETS: dict[tuple[str, str], TrainingSet] = {
+    ("coco", "panoptic"): TrainingSet("COCO panoptic 2017", 118_287, COCO_PANOPTIC_IMAGES, True, 133, _COCO_TERMS),
+    ("coco", "instance"): TrainingSet(
+        "COCO instance 2017", 118_287, 117_266, False, 80, _COCO_TERMS, annealing_images=COCO_PANOPTIC_IMAGES
+    ),
+    ("ade20k", "panoptic"): TrainingSet("ADE20K panoptic", *_ADE),
+    ("ade20k", "semantic"): TrainingSet("ADE20K semantic", *_ADE),
+    ("cityscapes", "semantic"): TrainingSet(
+        "Cityscapes", 2_975, 2_975, False, 19, "non-commercial, see the Cityscapes terms"
+    ),
+}
+
+
+def steps_per_epoch(images: int, batch_size: int = 16, devices: int = DEVICES) -> int:
+    """Optimiser steps of one epoch: images dealt evenly to `devices`, each dropping its last incomplete batch."""
+    return ceil(images / devices) // (batch_size // devices)
+
+
+def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[int]]:
+    """Run length T in optimiser steps, number of masked blocks L2 → (starts, ends), one step each per block.
+
+    start_i = T/6 + i·(T/2)/(L2−1) and end_i = start_i + T/6, in whole steps: T/6 is rounded first and the rest counted
+    in it, which gives every number the authors printed. A single block takes the middle (start 5T/12). A run too short
+    for the last mask to be gone before its last step has shorter phases; below six steps nothing is masked.
+    """
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks={num_blocks}: annealing needs at least one masked block")
+    phase = max(0, min((total_steps + 3) // 6, (total_steps - 1) // 5))  # T/6, rounded half up
+    gaps = max(1, num_blocks - 1)
+    first = 0 if num_blocks > 1 else 0.5  # L2 = 1: the symmetric choice
+    starts = [int(phase + 3 * phase * (first + i) / gaps + 0.5) for i in range(num_blocks)]
+    return starts, [start + phase for start in starts]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run of the authors; the defaults are what all their runs share."""
+
+    name: str
+    dataset: str
+    "coco, ade20k or cityscapes."
+    task: str
+    "panoptic, instance or semantic."
+    backbone: str
+    "timm's name, pre-training tag included."
+    image_size: int
+    "Side of the square training crop, pixels."
+    epochs: int
+    "12 on COCO (1×), 31 on ADE20K, 107 on Cityscapes (§4.1); 24 for 2×."
+    num_blocks: int
+    "L2, the last blocks that see the queries: 3 for S and B, 4 for L, 5 for g (App. A)."
+    num_queries: int
+    "200; 100 for semantic segmentation (App. A)."
+    learning_rate: float = 1e-4
+    "Heads and last block (§4.1)."
+    llrd: float = 0.8
+    "Layer-wise decay of the learning rate, a factor per block (§4.1)."
+    llrd_l2_enabled: bool = True
+    "Whether the last L2 blocks' rates are decayed too; not in the DINOv3 recipes."
+    warmup_steps: tuple[int, int] = (500, 1000)
+    "Optimiser steps: heads, then backbone."
+    poly_power: float = 0.9
+    "Of the learning rate's and of the mask probability's decay (§4.1)."
+    first_block_annealing: tuple[int, int] | None = None
+    "Start and end step of the earliest masked block where they leave the common rule (DINOv3)."
+    annealing_epochs: float | None = None
+    "Epochs the annealing steps were counted for, where not `epochs`."
+    initial_checkpoint: str | None = None
+    "Recipe whose result training starts from, class head left out (Tab. 4: ADE20K panoptic from COCO)."
+    batch_size: int = 16
+    "Images per optimiser step, over all devices."
+    weight_decay: float = 0.05
+    "On every parameter."
+    max_grad_norm: float = 0.01
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = 1e-8
+    precision: str = "fp16"
+    "Autocast with loss scaling."
+    scale_range: tuple[float, float] = (0.1, 2.0)
+    "Large-scale jitter of the image's longer side relative to the crop."
+    color_jitter: bool = False
+    evaluation_epochs: int = 1
+    "Epochs between evaluations."
+    checkpoint: str | None = None
+    "The authors' trained weights on the hub."
+
+    @property
+    def training_set(self) -> TrainingSet:
+        return TRAINING_SETS[self.dataset, self.task]
+
+    @property
+    def num_labels(self) -> int:
+        return self.training_set.num_labels
+
+    @property
+    def metric(self) -> str:
+        return METRICS[self.task]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(self.training_set.images, self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps T of the run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def reported(self) -> Reported:
+        """What the authors report for this run: result, and cost where printed."""
+        return reported_for(self.name)
+
+    @property
+    def command(self) -> str:
+        return f"eomt train --recipe {self.name} --data PATH"
+
+    def annealing_steps(self, total_steps: int | None = None) -> tuple[list[int], list[int]]:
+        """(starts, ends) of every masked block's annealing, in steps of a run of `total_steps` (None: the authors')."""
+        stretch = Fraction(total_steps or self.total_steps, self.total_steps)
+        images = self.training_set.annealing_images or self.training_set.images
+        counted = steps_per_epoch(images, self.batch_size) * Fraction(self.annealing_epochs or self.epochs)
+        starts, ends = annealing_steps(round(counted * stretch), self.num_blocks)
+        if self.first_block_annealing:
+            starts[0], ends[0] = (round(step * stretch) for step in self.first_block_annealing)
+        return starts, ends
+
+
+DINOV2 = "vit_{}_patch14_reg4_dinov2.lvd142m"
+DINOV3 = "vit_{}_patch16_dinov3.lvd1689m"
+_BLOCKS = {"small": 3, "base": 3, "large": 4, "giant": 5}
+_EPOCHS = {"coco": 12, "ade20k": 31, "cityscapes": 107}
+_V3 = {"learning_rate": 2e-4, "llrd_l2_enabled": False, "warmup_steps": (2000, 3000)}
+_V3_FIRST = {**_V3, "first_block_annealing": (0, 3000)}
+
+
+def _recipe(dataset: str, task: str, size: str, image_size: int, suffix: str = "", **values) -> Recipe:
+    """A row of the authors' table of configurations; what follows from data set, task and size is filled in."""
+    name = f"{dataset}_{task}_eomt_{size}_{image_size}{suffix}"
+    semantic = task == "semantic"
+    common = {
+        "backbone": DINOV2.format(size),
+        "epochs": _EPOCHS[dataset] * (2 if "_2x" in suffix else 1),
+        "num_blocks": _BLOCKS[size],
+        "num_queries": 100 if semantic else 200,
+        "scale_range": (0.5, 2.0) if semantic else (0.1, 2.0),
+        "color_jitter": dataset != "coco",
+        "evaluation_epochs": 2 if task == "instance" else 1,
+        "checkpoint": f"tue-mps/{name}",
+    }
+    if (dataset, task) == ("ade20k", "panoptic"):
+        common["initial_checkpoint"] = name.replace("ade20k", "coco")
+    return Recipe(name, dataset, task, image_size=image_size, **{**common, **values})
+
+
+_ALL = [
+    *(_recipe("coco", "panoptic", size, 640, checkpoint=None) for size in ("small", "base")),
+    *(_recipe("coco", "panoptic", size, 640, "_2x") for size in ("small", "base")),
+    *(_recipe("coco", "panoptic", size, side) for size in ("large", "giant") for side in (640, 1280)),
+    *(_recipe("coco", "instance", "large", side) for side in (640, 1280)),
+    *(_recipe("ade20k", "panoptic", size, side) for size in ("large", "giant") for side in (640, 1280)),
+    _recipe("ade20k", "semantic", "large", 512),
+    _recipe("cityscapes", "semantic", "large", 1024),
+    # DINOv3. The authors' two 1280 configurations leave `img_size` out and so would run at 640; here 1280 is 1280.
+    *(
+        _recipe("coco", "panoptic", size, 640, "_2x_dinov3", backbone=DINOV3.format(size), **_V3_FIRST)
+        for size in ("small", "base")
+    ),
+    *(
+        _recipe("coco", "panoptic", "large", side, "_dinov3", backbone=DINOV3.format("large"), **_V3_FIRST)
+        for side in (640, 1280)
+    ),
+    *(
+        _recipe("coco", "instance", "large", side, "_dinov3", backbone=DINOV3.format("large"), **_V3)
+        for side in (640, 1280)
+    ),
+    _recipe(
+        "ade20k",
+        "semantic",
+        "large",
+        512,
+        "_dinov3",
+        backbone=DINOV3.format("large"),
+        epochs=16,
+        annealing_epochs=15.5,  # half of 31: the steps the authors printed
+        checkpoint="tue-mps/ade_semantic_eomt_large_512_dinov3",
+        # Their lr_mult=0.1 takes no effect, so with llrd=1 every parameter trains at 2e-4.
+        **{**_V3_FIRST, "llrd": 1.0, "llrd_l2_enabled": True},
+    ),
+    # Table 2, trained as the DINOv2 ones; the authors publish neither configurations nor weights of these.
+    _recipe("coco", "panoptic", "large", 640, "_eva02", backbone="eva02_large_patch14_224.mim_m38m", checkpoint=None),
+    _recipe(
+        "coco",
+        "panoptic",
+        "large",
+        640,
+        "_deit3_in21k",
+        backbone="deit3_large_patch16_384.fb_in22k_ft_in1k",
+        checkpoint=None,
+    ),
+    _recipe(
+        "coco", "panoptic", "large", 640, "_deit3_in1k", backbone="deit3_large_patch16_384.fb_in1k", checkpoint=None
+    ),
+]
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+
+
+def get_recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]

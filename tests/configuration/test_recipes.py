@@ -1,0 +1,166 @@
+"""Recipes against the authors' table of configurations, and against the paper's results."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from eomt.configuration.paper import REPORTED, reported_for
+from eomt.configuration.recipes import RECIPES, get_recipe, steps_per_epoch
+
+L, SB, G = (
+    ([14782, 29564, 44346, 59128], [29564, 44346, 59128, 73910]),
+    ([14782, 36955, 59128], [29564, 51737, 73910]),
+    ([14782, 25869, 36955, 48042, 59128], [29564, 40651, 51737, 62824, 73910]),
+)
+SB_2X = ([29564, 73910, 118256], [59128, 103474, 147820])
+ADE_L = ([6520, 13040, 19560, 26080], [13040, 19560, 26080, 32600])
+ADE_G = ([6520, 11410, 16300, 21190, 26080], [13040, 17930, 22820, 27710, 32600])
+CITY = ([3317, 6634, 9951, 13268], [6634, 9951, 13268, 16585])
+V3_L = ([0, 29564, 44346, 59128], [3000, 44346, 59128, 73910])
+V3_SB = ([0, 73910, 118256], [3000, 103474, 147820])
+V3_ADE = ([0, 6520, 9780, 13040], [3000, 9780, 13040, 16300])
+
+# name: epochs, lr, llrd, llrd on L2, warm-up, L2, annealing
+V2 = (1e-4, 0.8, True, (500, 1000))
+V3 = (2e-4, 0.8, False, (2000, 3000))
+AUTHORS = {
+    "coco_panoptic_eomt_small_640": (12, *V2, 3, SB),
+    "coco_panoptic_eomt_base_640": (12, *V2, 3, SB),
+    "coco_panoptic_eomt_small_640_2x": (24, *V2, 3, SB_2X),
+    "coco_panoptic_eomt_base_640_2x": (24, *V2, 3, SB_2X),
+    "coco_panoptic_eomt_large_640": (12, *V2, 4, L),
+    "coco_panoptic_eomt_large_1280": (12, *V2, 4, L),
+    "coco_panoptic_eomt_giant_640": (12, *V2, 5, G),
+    "coco_panoptic_eomt_giant_1280": (12, *V2, 5, G),
+    "coco_instance_eomt_large_640": (12, *V2, 4, L),
+    "coco_instance_eomt_large_1280": (12, *V2, 4, L),
+    "ade20k_panoptic_eomt_large_640": (31, *V2, 4, ADE_L),
+    "ade20k_panoptic_eomt_large_1280": (31, *V2, 4, ADE_L),
+    "ade20k_panoptic_eomt_giant_640": (31, *V2, 5, ADE_G),
+    "ade20k_panoptic_eomt_giant_1280": (31, *V2, 5, ADE_G),
+    "ade20k_semantic_eomt_large_512": (31, *V2, 4, ADE_L),
+    "cityscapes_semantic_eomt_large_1024": (107, *V2, 4, CITY),
+    "coco_panoptic_eomt_large_640_dinov3": (12, *V3, 4, V3_L),
+    "coco_panoptic_eomt_large_1280_dinov3": (12, *V3, 4, V3_L),
+    "coco_panoptic_eomt_small_640_2x_dinov3": (24, *V3, 3, V3_SB),
+    "coco_panoptic_eomt_base_640_2x_dinov3": (24, *V3, 3, V3_SB),
+    "coco_instance_eomt_large_640_dinov3": (12, *V3, 4, L),
+    "coco_instance_eomt_large_1280_dinov3": (12, *V3, 4, L),
+    "ade20k_semantic_eomt_large_512_dinov3": (16, 2e-4, 1.0, True, (2000, 3000), 4, V3_ADE),
+}
+TABLE_2 = {  # same run, other weights to start from
+    "coco_panoptic_eomt_large_640_eva02": "eva02_large_patch14_224.mim_m38m",
+    "coco_panoptic_eomt_large_640_deit3_in21k": "deit3_large_patch16_384.fb_in22k_ft_in1k",
+    "coco_panoptic_eomt_large_640_deit3_in1k": "deit3_large_patch16_384.fb_in1k",
+}
+RESULTS = {
+    "coco_panoptic_eomt_small_640": (44.7, 24, 68, 330),
+    "coco_panoptic_eomt_base_640": (50.6, 93, 216, 261),
+    "coco_panoptic_eomt_small_640_2x": (46.7, None, None, None),
+    "coco_panoptic_eomt_base_640_2x": (51.6, None, None, None),
+    "coco_panoptic_eomt_large_640": (56.0, 316, 669, 128),
+    "coco_panoptic_eomt_large_1280": (58.3, 322, 4146, 30),
+    "coco_panoptic_eomt_giant_640": (57.0, 1164, 2261, 55),
+    "coco_panoptic_eomt_giant_1280": (59.2, 1171, 12712, 12),
+    "coco_instance_eomt_large_640": (45.2, 316, 669, 128),
+    "coco_instance_eomt_large_1280": (48.8, 322, 4146, 30),
+    "ade20k_panoptic_eomt_large_640": (50.6, 316, 669, 128),
+    "ade20k_panoptic_eomt_large_1280": (51.7, 322, 4146, 30),
+    "ade20k_panoptic_eomt_giant_640": (51.3, 1164, 2261, 55),
+    "ade20k_panoptic_eomt_giant_1280": (52.8, 1171, 12712, 12),
+    "ade20k_semantic_eomt_large_512": (58.4, 319, 721, 92),
+    "cityscapes_semantic_eomt_large_1024": (84.2, 319, 4350, 25),
+    "coco_panoptic_eomt_large_640_dinov3": (56.8, None, None, None),
+    "coco_panoptic_eomt_large_1280_dinov3": (58.9, None, None, None),
+    "coco_panoptic_eomt_small_640_2x_dinov3": (47.2, None, None, None),
+    "coco_panoptic_eomt_base_640_2x_dinov3": (53.1, None, None, None),
+    "coco_instance_eomt_large_640_dinov3": (45.9, None, None, None),
+    "coco_instance_eomt_large_1280_dinov3": (49.9, None, None, None),
+    "ade20k_semantic_eomt_large_512_dinov3": (59.5, None, None, None),
+    "coco_panoptic_eomt_large_640_eva02": (55.5, 316, 667, 77),
+    "coco_panoptic_eomt_large_640_deit3_in21k": (50.0, 316, 669, 128),
+    "coco_panoptic_eomt_large_640_deit3_in1k": (44.3, 316, 669, 128),
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_recipe_is_the_authors(name):
+    recipe = RECIPES[name]
+    found = (
+        recipe.epochs,
+        recipe.learning_rate,
+        recipe.llrd,
+        recipe.llrd_l2_enabled,
+        recipe.warmup_steps,
+        recipe.num_blocks,
+        recipe.annealing_steps(),
+    )
+    assert found == AUTHORS[name]
+    semantic = recipe.task == "semantic"
+    assert recipe.num_queries == (100 if semantic else 200)
+    assert (
+        recipe.num_labels
+        == {"coco": 80 if recipe.task == "instance" else 133, "ade20k": 150, "cityscapes": 19}[recipe.dataset]
+    )
+    assert recipe.scale_range == ((0.5, 2.0) if semantic else (0.1, 2.0))
+    assert recipe.color_jitter == (recipe.dataset != "coco")
+    assert (recipe.batch_size, recipe.weight_decay, recipe.max_grad_norm, recipe.poly_power) == (16, 0.05, 0.01, 0.9)
+    assert str(recipe.image_size) in name
+    assert ("dinov3" in name) == ("dinov3" in recipe.backbone)
+
+
+def test_every_recipe_is_known_and_table_2_differs_in_the_backbone_only():
+    assert set(RECIPES) == {*AUTHORS, *TABLE_2}
+    large = RECIPES["coco_panoptic_eomt_large_640"]
+    for name, backbone in TABLE_2.items():
+        assert RECIPES[name] == dataclasses.replace(large, name=name, backbone=backbone, checkpoint=None)
+
+
+def test_steps_follow_from_images_and_batch_size():
+    assert RECIPES["coco_panoptic_eomt_large_640"].total_steps == 88_692
+    assert RECIPES["ade20k_semantic_eomt_large_512"].total_steps == 39_122
+    assert RECIPES["cityscapes_semantic_eomt_large_1024"].total_steps == 19_902
+    assert steps_per_epoch(2_975, batch_size=16, devices=4) == 186
+    assert steps_per_epoch(2_975, batch_size=16, devices=1) == 185
+    half = dataclasses.replace(RECIPES["coco_panoptic_eomt_large_640"], batch_size=32)
+    assert half.total_steps == pytest.approx(88_692 / 2, abs=12)
+
+
+def test_annealing_stretches_with_the_run():
+    recipe = RECIPES["coco_panoptic_eomt_large_640_dinov3"]
+    assert recipe.annealing_steps(8869) == ([0, 2956, 4434, 5912], [300, 4434, 5912, 7390])
+    assert recipe.annealing_steps(88_692) == recipe.annealing_steps()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_reported_result_is_the_papers(name):
+    recipe, row = RECIPES[name], RECIPES[name].reported
+    assert (row.value, row.parameters, row.gflops, row.fps) == RESULTS[name]
+    assert (row.metric, row.dataset) == (recipe.metric, recipe.dataset)
+    assert row.image_size == f"{recipe.image_size}²"
+    if recipe.initial_checkpoint:
+        assert RECIPES[recipe.initial_checkpoint].image_size == recipe.image_size  # positions are not resampled there
+        assert recipe.initial_checkpoint == name.replace("ade20k", "coco")
+
+
+def test_reported_rows_name_real_recipes_and_tables_agree():
+    assert {row.recipe for row in REPORTED} - {None} == set(RECIPES)
+    for name in RECIPES:  # a result that two tables print is the same in both
+        assert len({(row.value, row.gflops, row.fps) for row in REPORTED if row.recipe == name}) == 1
+    assert len(set(REPORTED)) == len(REPORTED)
+    ladder = [row.value for row in REPORTED if row.table == "Table 1"]
+    assert ladder == [row.value for row in REPORTED if row.table == "Table B" and row.metric == "PQ"]
+    assert {row.table for row in REPORTED} == {*(f"Table {n}" for n in "123456789BCDE"), "model zoo"}
+    assert reported_for("nothing") is None
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match="no recipe 'coco'; choose from coco_panoptic_eomt_small_640"):
+        get_recipe("coco")
+
+
+def test_configuration_needs_no_torch():
+    code = "import sys, eomt.configuration.recipes, eomt.configuration.paper; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,211 @@
+"""Model cards, one a recipe and one for the package, written from `configuration/` alone.
+
+    python -m eomt.training.model_cards [FOLDER]      # rewrites FOLDER (default: model_cards)
+
+A test holds the committed files to what this writes. `EoMTTrainer.create_model_card` uses the same parts for a run of
+one's own.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..configuration.paper import Reported, reported_for
+from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, TrainingSet
+
+PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
+PRETRAINING = {  # how a backbone's timm name shows it, what it is, its weights' licence
+    "dinov2": ("DINOv2 with registers", "Apache-2.0"),
+    "dinov3": ("DINOv3", "DINOv3 License"),
+    "eva02": ("EVA-02", "MIT"),
+    "deit3": ("DeiT-III", "Apache-2.0"),
+}
+TASKS = {
+    "panoptic": "every pixel gets a class and, where its class is countable, an object",
+    "instance": "every object gets a class, a score and a mask; masks may overlap",
+    "semantic": "every pixel gets a class",
+}
+LIMITS = """- Knows only the classes it was trained on; what else is in a picture becomes the nearest class or nothing.
+- Small objects are the weak side: patches are 16×16 pixels, and without a pixel decoder nothing finer enters the model.
+- Photographs like those of the data set are expected; other sensors, views and places need fine-tuning and a check.
+- Not tested for decisions about people, nor for safety-critical use."""
+
+
+def pretraining(backbone: str) -> tuple[str, str]:
+    """Backbone's timm name → (pre-training, licence of its weights)."""
+    return next((value for key, value in PRETRAINING.items() if key in backbone), (backbone, "see its source"))
+
+
+def front_matter(task: str, dataset: str, license_name: str = "apache-2.0") -> str:
+    """The YAML head the hub reads."""
+    lines = ["library_name: eomt", f"license: {license_name}", "pipeline_tag: image-segmentation"]
+    return "\n".join(["---", *lines, f"tags: [eomt, image-segmentation, {task}-segmentation, {dataset}]", "---"])
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
+    """Markdown table; None is printed as –."""
+    lines = [list(header)]
+    lines += [
+        ["–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in r] for r in rows
+    ]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def usage(source: str) -> str:
+    return f"""```python
+import eomt
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="{source}")
+segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
+```"""
+
+
+def _cost(recipe: Recipe) -> str:
+    row: Reported = reported_for(recipe.name.replace("_2x", "")) or recipe.reported  # twice the epochs, same model
+    if row.gflops is None:
+        return "The authors print no cost for this model; `eomt benchmark` counts and measures it."
+    text = (
+        f"{row.parameters:g}M parameters, {row.gflops:,g} GFLOPs an image, {row.fps:g} images/s "
+        "(H100, batch 1, mixed precision, torch.compile; §4.1)."
+    )
+    return f"{text} {row.note}." if row.note.startswith("GFLOPs") else text
+
+
+def _settings(recipe: Recipe) -> str:
+    starts, ends = recipe.annealing_steps()
+    l2 = "decayed like the others" if recipe.llrd_l2_enabled else "at the full rate"
+    jitter = "colour jitter, " if recipe.color_jitter else ""
+    low, high = recipe.scale_range
+    return table(
+        ("setting", "value"),
+        [
+            ("backbone", f"`{recipe.backbone}`, patch 16"),
+            ("queries; blocks that see them", f"{recipe.num_queries}; the last {recipe.num_blocks}"),
+            (
+                "images a step; steps an epoch; epochs",
+                f"{recipe.batch_size}; {recipe.steps_per_epoch:,}; {recipe.epochs}",
+            ),
+            ("optimiser steps", recipe.total_steps),
+            ("learning rate", f"{recipe.learning_rate:g}, × {recipe.llrd:g} a block below; last blocks {l2}"),
+            ("warm-up steps", f"heads {recipe.warmup_steps[0]:,}, then backbone {recipe.warmup_steps[1]:,}"),
+            ("decay", f"polynomial, power {recipe.poly_power}"),
+            ("AdamW", f"betas {recipe.adam_betas}, weight decay {recipe.weight_decay} on every parameter"),
+            ("gradient norm clipped at", recipe.max_grad_norm),
+            ("mask annealing, steps", ", ".join(f"{start:,}–{end:,}" for start, end in zip(starts, ends))),
+            ("augmentation", f"{jitter}flip, scale {low}–{high}, crop {recipe.image_size}²"),
+            ("precision", f"{recipe.precision} autocast"),
+        ],
+    )
+
+
+def _images(data: TrainingSet) -> str:
+    inferred = ", inferred from the authors' steps" if data.inferred else ""
+    targets = f" ({data.images:,} with targets{inferred})" if data.images != data.published else ""
+    return f"{data.published:,} training images{targets}"
+
+
+def recipe_card(recipe: Recipe) -> str:
+    """Recipe → its card, Markdown."""
+    row, data = recipe.reported, recipe.training_set
+    weights, weights_license = pretraining(recipe.backbone)
+    start = f"Training starts from the result of `{recipe.initial_checkpoint}`, its class head left out.\n\n"
+    trained = (
+        f"The authors' weights of this recipe: `{recipe.checkpoint}`.\n\n{usage(recipe.checkpoint)}"
+        if recipe.checkpoint
+        else "The authors publish no weights of this recipe."
+    )
+    where = "the authors' model zoo" if row.table == "model zoo" else f"the paper, {row.table}"
+    return f"""{front_matter(recipe.task, recipe.dataset)}
+
+# {recipe.name}
+
+EoMT, {row.backbone} pre-trained by {weights}, for {recipe.task} segmentation at {recipe.image_size}²: \
+{TASKS[recipe.task]}. A plain ViT whose last {recipe.num_blocks} blocks also see {recipe.num_queries} learned queries, \
+each of which becomes one mask and class. Paper: {PAPER}.
+
+{trained}
+
+## Training
+
+```bash
+{recipe.command}
+```
+
+{start if recipe.initial_checkpoint else ""}Data: {data.title}, {data.num_labels} classes, \
+{_images(data)}.
+
+{_settings(recipe)}
+
+## Expected result
+
+**{row.value} {row.metric}** on {data.title} val ({where}). Not re-measured here: the full run needs GPUs that this \
+repository's tests do not have.
+
+Cost of inference: {_cost(recipe)}
+
+## Licence
+
+Code: Apache-2.0. Backbone weights: {weights_license}. Data: {data.terms}. Trained weights carry the terms of both.
+
+## Limits
+
+{LIMITS}
+"""
+
+
+def package_card() -> str:
+    """The card of the package as a whole, with the list of recipes."""
+    rows = []
+    for recipe in RECIPES.values():
+        row = recipe.reported
+        name = f"[{recipe.name}]({recipe.name}.md)"
+        source = row.table if row.table != "model zoo" else "zoo"
+        rows.append((name, f"{row.value} {row.metric}", source, row.gflops, row.fps, recipe.total_steps))
+    data = [(d.title, _images(d), d.num_labels, d.terms) for d in TRAINING_SETS.values()]
+    licences = ", ".join(f"{weights}: {name}" for weights, name in PRETRAINING.values())
+    return f"""{front_matter("universal", "eomt")}
+
+# EoMT
+
+Encoder-only Mask Transformer for panoptic, instance and semantic segmentation, as a Hugging Face Transformers \
+integration. Paper: {PAPER}. A plain pre-trained Vision Transformer and a few learned queries; no adapter, no pixel \
+decoder, no Transformer decoder. In training, the queries' attention is restricted to their intermediate masks, and \
+mask annealing removes the restriction step by step, so that inference needs none.
+
+## Recipes
+
+Results are the authors' (COCO, ADE20K and Cityscapes val), none is re-measured here. GFLOPs an image; FPS on an H100 \
+(§4.1); optimiser steps at {next(iter(RECIPES.values())).batch_size} images a step. `zoo`: the authors' repository.
+
+{table(("recipe", "result", "source", "GFLOPs", "FPS", "steps"), rows)}
+
+## Data
+
+{table(("data set", "images", "classes", "terms"), data)}
+
+## Licence
+
+Code: Apache-2.0. Weights carry the terms of their backbone ({licences}) \
+and of the data they were trained on.
+
+## Limits
+
+{LIMITS}
+"""
+
+
+def all_cards() -> dict[str, str]:
+    """File name → card."""
+    return {"README.md": package_card(), **{f"{name}.md": recipe_card(recipe) for name, recipe in RECIPES.items()}}
+
+
+def main(folder: str = "model_cards") -> None:
+    Path(folder).mkdir(exist_ok=True)
+    for name, card in all_cards().items():
+        Path(folder, name).write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
