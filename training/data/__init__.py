@@ -8,13 +8,13 @@ Three steps, each usable alone:
 
 1. `load_data(path, dataset="auto", *, task, split="train", label_space=None, keep_empty=True) ->
    (datasets.Dataset, LabelSpace)`. `path`: a folder (extracted data, official zips, or own data). `dataset`: "auto" or
-   one of `DATASETS`. Rows hold paths and small annotations only, never pixels: safe to pickle, spawn and fork, and
+   one of `DATASETS`. Rows hold paths and small annotations only, never pixels: safe to pickle, spawn and fork;
    archives are opened on first use in each process. Every annotation is checked here, before training starts:
    `ValueError` with the file and the id. Columns:
-       image_id     int64 (COCO) or string        file_name    what errors call the image
+       image_id     int64 (COCO) or string      file_name    what errors call the image
        image        path, or "zip://member::archive.zip"       annotation   the same, for a png ("" where there is none)
        things       the same, ADE20K's instance png ("" elsewhere)
-       segments     list of {"id", "label_id", "iscrowd", "area", "shape"}; shape: JSON of polygons or an RLE, "" for png
+       segments     list of {"id", "label_id", "iscrowd", "area", "shape"}; shape: JSON of polygons or RLE, "" for png
        layout       which reader decodes the row: "semantic", "panoptic", "ade20k_panoptic", "instance"
 2. `TrainTransform(label_space, *, task, size, scale_range=(0.1, 2.0), color_jitter=False, augment=True)`:
    rows → dict of lists (what `with_transform` wants), one entry an image:
@@ -26,13 +26,19 @@ Three steps, each usable alone:
        image         uint8 (3, H, W), untouched    reference    what the task's metric takes as one reference (below)
        image_id      int or str                    file_name    str
    reference: panoptic {"segmentation": int32 (H, W), "segments_info": [{"id", "label_id", "iscrowd"}]};
-   semantic uint8 or int32 (H, W), `label_space.ignore_index` where unlabelled;
+   semantic int32 (H, W), `label_space.ignore_index` where unlabelled;
    instance {"masks": [RLE, …], "labels": int64 (n,), "iscrowd": int64 (n,), "area": float64 (n,)}.
 
 `EoMTDataCollator(image_mean=…, image_std=…)` (training/collator.py) stacks TrainTransform's or the processor's samples
-into {"pixel_values" float32 (B, 3, H, W), "mask_labels": list of (n, H, W), "class_labels": list of (n,), "file_name"?}:
+into {"pixel_values" float32 (B, 3, H, W), "mask_labels" list of (n, H, W), "class_labels" list of (n,), "file_name"?}:
 uint8 pixels are divided by 255 and normalised there, float ones pass as they are.
 
 `evaluate_model(model, processor, dataset, *, task, label_space, batch_size=1, num_workers=0, intermediate=False, …) ->
 dict of floats and lists` (training/evaluation.py) streams a dataset with EvaluationTransform through the metric.
 """
+
+from .load import DATASETS, load_data
+from .shapes import make_shapes
+from .transforms import EvaluationTransform, TrainTransform
+
+__all__ = ["DATASETS", "EvaluationTransform", "TrainTransform", "load_data", "make_shapes"]

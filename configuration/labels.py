@@ -1,0 +1,93 @@
+"""Label spaces: the classes of a data set, which of them are stuff, and its own ids ↔ labels 0 … C−1.
+
+A *dataset id* is what an annotation file says (COCO's `category_id`, the value of an ADE20K or Cityscapes pixel);
+a *label* is an index into the model's class logits. The packaged spaces follow FACTS.md §5: dataset ids in ascending
+order become labels 0, 1, …; COCO panoptic so has things 0-79 and stuff 80-132.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+
+IGNORE_INDEX = 255  # the label of pixels that belong to no class, in semantic maps
+PACKAGED = {  # name → (file, which classes, whether stuff matters to the task)
+    "coco_panoptic": ("coco", "all", True),
+    "coco_instance": ("coco", "things", False),
+    "ade20k_panoptic": ("ade20k", "all", True),
+    "ade20k_semantic": ("ade20k", "all", False),
+    "cityscapes_semantic": ("cityscapes", "all", False),
+}
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """Names of the labels 0 … C−1 and how a data set's own ids map to them.
+
+    `names[label]`; `stuff_label_ids`: labels of amorphous classes, one segment an image; `dataset_ids[label]`: the id
+    in the annotation files; `ignored_ids`: ids that may occur there and mean "unlabelled". Any other id is an error.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    stuff_label_ids: tuple[int, ...] = ()
+    dataset_ids: tuple[int, ...] = ()
+    ignored_ids: tuple[int, ...] = ()
+    ignore_index: int = IGNORE_INDEX
+    dataset_id_to_label: Mapping[int, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        for name in ("names", "stuff_label_ids", "dataset_ids", "ignored_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.names:
+            raise ValueError(f"label space {self.name!r} has no classes; it needs at least one name")
+        if not self.dataset_ids:
+            object.__setattr__(self, "dataset_ids", tuple(range(len(self.names))))
+        if len(self.dataset_ids) != len(self.names):
+            raise ValueError(
+                f"label space {self.name!r}: {len(self.dataset_ids)} dataset ids for {len(self.names)} names"
+            )
+        twice = sorted({i for i in self.dataset_ids if self.dataset_ids.count(i) > 1})
+        if twice:
+            raise ValueError(f"label space {self.name!r}: dataset id {twice[0]} is given twice")
+        outside = [i for i in self.stuff_label_ids if not 0 <= i < len(self.names)]
+        if outside:
+            raise ValueError(f"label space {self.name!r}: stuff label {outside[0]} is not in 0 … {len(self.names) - 1}")
+        object.__setattr__(self, "dataset_id_to_label", {i: label for label, i in enumerate(self.dataset_ids)})
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """What `EoMTConfig` takes: label → name."""
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.names)}
+
+    @classmethod
+    def from_config(cls, config, name: str = "model") -> "LabelSpace":
+        """The label space of a model: `config.id2label` (0 … C−1) and `config.stuff_label_ids`; ids are the labels."""
+        names = [config.id2label[label] for label in range(len(config.id2label))]
+        return cls(name, tuple(names), tuple(getattr(config, "stuff_label_ids", None) or ()))
+
+
+@cache
+def label_space(name: str) -> LabelSpace:
+    """A packaged label space: coco_panoptic, coco_instance, ade20k_panoptic, ade20k_semantic, cityscapes_semantic."""
+    if name not in PACKAGED:
+        raise ValueError(f"there is no label space {name!r}; choose from {', '.join(PACKAGED)}")
+    file, which, with_stuff = PACKAGED[name]
+    data = json.loads(files(__package__).joinpath("data", f"{file}.json").read_text(encoding="utf-8"))
+    classes = [c for c in data["classes"] if which == "all" or c["isthing"]]
+    return LabelSpace(
+        name=name,
+        names=tuple(c["name"] for c in classes),
+        stuff_label_ids=tuple(label for label, c in enumerate(classes) if with_stuff and not c["isthing"]),
+        dataset_ids=tuple(c["id"] for c in classes),
+        ignored_ids=tuple(data["ignored_ids"]),
+    )

@@ -1,0 +1,59 @@
+"""The made data set: valid COCO panoptic truth, repeatable, and read back as written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+from eomt.training.data.shapes import CATEGORIES, MIN_PIXELS, draw, make_shapes
+
+
+def test_every_picture_is_repeatable_and_its_segments_are_its_pixels():
+    for i in range(20):
+        pixels, ids, segments = draw(np.random.default_rng((0, i)), (72, 112))
+        again = draw(np.random.default_rng((0, i)), (72, 112))
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (*ids.shape, 3)
+        assert np.array_equal(pixels, again[0])
+        assert np.array_equal(ids, again[1])
+        assert {s["id"] for s in segments} == set(np.unique(ids)) - {0}
+        for s in segments:
+            assert s["area"] == (ids == s["id"]).sum() >= MIN_PIXELS
+            assert 1 <= s["category_id"] <= len(CATEGORIES)
+
+
+def test_written_and_read_back(tmp_path):
+    make_shapes(tmp_path, train=3, val=2, size=(40, 60))
+    dataset, space = load_data(tmp_path, task="panoptic", split="val")
+    assert len(dataset) == 2
+    assert space.names[:2] == ("circle", "square")
+    assert space.stuff_label_ids == (5, 6, 7, 8)
+    truth = json.loads((tmp_path / "annotations/panoptic_val.json").read_text())
+    sample = dataset.with_transform(EvaluationTransform(space, task="panoptic"))[1]
+    pixels, ids, segments = draw(np.random.default_rng((0, 1_000_001)), (40, 60))
+    assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), pixels)
+    assert np.array_equal(
+        np.where(sample["reference"]["segmentation"] < 0, 0, sample["reference"]["segmentation"]), ids
+    )
+    assert [s["label_id"] for s in sample["reference"]["segments_info"]] == [s["category_id"] - 1 for s in segments]
+    assert truth["annotations"][1]["segments_info"] == segments
+
+
+def test_a_training_sample_without_chance_is_the_picture_itself(tmp_path):
+    make_shapes(tmp_path, train=1, val=1, size=(64, 64))
+    dataset, space = load_data(tmp_path, task="panoptic")
+    sample = dataset.with_transform(TrainTransform(space, task="panoptic", size=64, augment=False))[0]
+    pixels, ids, segments = draw(np.random.default_rng((0, 0)), (64, 64))
+    assert np.array_equal(sample["pixel_values"].permute(1, 2, 0).numpy(), pixels)
+    for mask, label, s in zip(sample["mask_labels"], sample["class_labels"], segments, strict=True):
+        assert np.array_equal(mask.numpy(), ids == s["id"])
+        assert label == s["category_id"] - 1
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_things_of_every_kind_are_there(tmp_path, split):
+    make_shapes(tmp_path, train=60, val=60, size=(40, 60))
+    dataset, space = load_data(tmp_path, task="panoptic", split=split)
+    seen = {s["label_id"] for row in dataset for s in row["segments"]}
+    assert seen == set(range(space.num_labels))

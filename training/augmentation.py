@@ -1,0 +1,104 @@
+"""Augmentation of the paper's recipes (FACTS.md §5): colour jitter, flip, scale jitter, pad, random crop, drop empty.
+
+    H, W image;  h, w after scale jitter;  S_h, S_w the crop;  n segments
+
+Only the image is resized. A target is *gathered*: nearest resizing, flip and crop are one choice of rows and columns,
+so the target costs one (S_h, S_w) look-up whatever the scale, and segments become masks only after it. Random numbers
+come from torch's generator. Images are uint8 throughout, as the authors' are; padding is 0 (black), void in the target.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as V2
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, 18 / 360  # factors 1 ± x; hue in parts of the circle
+
+
+def uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def chance(p: float = 0.5) -> bool:
+    return torch.rand(()).item() < p
+
+
+def color_jitter(image: torch.Tensor) -> torch.Tensor:
+    """uint8 (3, H, W) → the same: each of the four changes with p = 0.5; contrast before or after the others."""
+
+    def contrast(image):
+        return V2.adjust_contrast(image, uniform(1 - CONTRAST, 1 + CONTRAST)) if chance() else image
+
+    def saturation_and_hue(image):
+        if chance():
+            image = V2.adjust_saturation(image, uniform(1 - SATURATION, 1 + SATURATION))
+        return V2.adjust_hue(image, uniform(-HUE, HUE)) if chance() else image
+
+    if chance():
+        image = V2.adjust_brightness(image, uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
+    first, second = (contrast, saturation_and_hue) if chance() else (saturation_and_hue, contrast)
+    return second(first(image))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One draw of flip, scale and crop: `image(…)` and `target(…)` apply the same to both."""
+
+    source: tuple[int, int]  # (H, W)
+    resized: tuple[int, int]  # (h, w)
+    offset: tuple[int, int]  # the crop's top left corner in the padded (≥ S_h, ≥ S_w) image
+    size: tuple[int, int]  # (S_h, S_w)
+    flip: bool
+
+    @classmethod
+    def draw(cls, source: tuple[int, int], size: tuple[int, int], scale_range: tuple[float, float]) -> "Geometry":
+        """Flip with p = 0.5; s ~ U(scale_range); r = min(S_h/H, S_w/W)·s; size (int(H r), int(W r)); a uniform crop."""
+        flip = chance()
+        ratio = min(size[0] / source[0], size[1] / source[1]) * uniform(*scale_range)
+        resized = tuple(max(1, int(side * ratio)) for side in source)  # 1: a sliver never vanishes
+        offset = tuple(
+            int(torch.randint(0, max(side, window) - window + 1, ()).item()) for side, window in zip(resized, size)
+        )
+        return cls(source, resized, offset, size, flip)
+
+    @classmethod
+    def fit(cls, source: tuple[int, int], size: tuple[int, int]) -> "Geometry":
+        """No chance: the largest size that fits, padded right and bottom (FACTS.md §6)."""
+        factor = min(size[0] / source[0], size[1] / source[1])
+        resized = tuple(min(max(1, round(side * factor)), window) for side, window in zip(source, size))
+        return cls(source, resized, (0, 0), size, False)
+
+    def image(self, image: torch.Tensor) -> torch.Tensor:
+        """uint8 (3, H, W) → uint8 (3, S_h, S_w), bilinear with antialias."""
+        if self.flip:
+            image = V2.horizontal_flip(image)
+        image = V2.resize(image, list(self.resized), InterpolationMode.BILINEAR, antialias=True)  # [3, h, w]
+        padding = [max(0, window - side) for side, window in zip(self.resized, self.size)]
+        if any(padding):
+            image = V2.pad(image, [0, 0, padding[1], padding[0]], fill=0)
+        return V2.crop(image, *self.offset, *self.size)
+
+    def target(self, target: torch.Tensor, void) -> torch.Tensor:
+        """(…, H, W) of any dtype → (…, S_h, S_w), nearest; `void` where there is padding."""
+        rows = self._index(0)  # [≤ S_h] source rows
+        columns = self._index(1)
+        if self.flip:
+            columns = self.source[1] - 1 - columns
+        part = target.index_select(-2, rows).index_select(-1, columns)  # [..., ≤ S_h, ≤ S_w]
+        padding = (0, self.size[1] - part.shape[-1], 0, self.size[0] - part.shape[-2])
+        return F.pad(part, padding, value=void) if any(padding) else part
+
+    def _index(self, axis: int) -> torch.Tensor:
+        """The source index of every kept row or column: nearest resizing of 0, 1, …, so its rounding is torch's own."""
+        count = torch.arange(self.source[axis], dtype=torch.float32)[None, None]
+        index = F.interpolate(count, size=self.resized[axis], mode="nearest")[0, 0].long()  # [h or w]
+        return index[self.offset[axis] : self.offset[axis] + self.size[axis]]
+
+
+def masks_of_ids(ids: torch.Tensor, segment_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Id map (S_h, S_w), ids (n,) → bool masks (m, S_h, S_w) of those present, and which they are (m,)."""
+    masks = ids[None] == segment_ids[:, None, None].to(ids.dtype)  # [n, S_h, S_w]
+    kept = masks.flatten(1).any(1).nonzero()[:, 0]
+    return (masks if len(kept) == len(masks) else masks[kept]), kept

@@ -1,0 +1,72 @@
+"""Samples → a batch for the model: pixels stacked and normalised, masks and classes as lists.
+
+B images;  n_i segments of image i;  H, W input size
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # FACTS.md §1
+
+
+@dataclass
+class EoMTDataCollator:
+    """List of samples → {"pixel_values" float32 (B, 3, H, W), "mask_labels": list of (n_i, H, W), "class_labels":
+    list of (n_i,), "file_name"?}.
+
+    Takes `TrainTransform`'s samples and `EoMTImageProcessor`'s outputs, of one image each (with or without a batch
+    dimension; a windowed image gives several) or batches of them. uint8 pixels are divided by 255 and normalised with
+    `image_mean` and `image_std`; float pixels pass as they are. Works in the stock Trainer with
+    `remove_unused_columns=False`; `keep_file_names=True` hands the names on (`EoMTTrainer` wants them).
+    """
+
+    image_mean: Sequence[float] = IMAGENET_MEAN
+    image_std: Sequence[float] = IMAGENET_STD
+    keep_file_names: bool = False
+
+    @classmethod
+    def from_processor(cls, processor, **options) -> "EoMTDataCollator":
+        """A collator that normalises as the processor does."""
+        return cls(tuple(processor.image_mean), tuple(processor.image_std), **options)
+
+    def __call__(self, samples: list[dict]) -> dict:
+        if not samples:
+            raise ValueError("the batch is empty; the data set needs at least one image")
+        pixels, masks, labels, names = [], [], [], []
+        for sample in samples:
+            image = torch.as_tensor(sample["pixel_values"])
+            pixels += list(image) if image.ndim == 4 else [image]
+            masks += _entries(sample.get("mask_labels"), 3)
+            labels += _entries(sample.get("class_labels"), 1)
+            names.append(sample.get("file_name"))
+        sizes = {tuple(image.shape) for image in pixels}
+        if len(sizes) > 1:
+            raise ValueError(f"images of one batch have unlike sizes {sorted(sizes)}; give the transform one size")
+        batch = {"pixel_values": self._normalised(torch.stack(pixels))}  # [B, 3, H, W]
+        if masks or labels:
+            if not len(masks) == len(labels) == len(pixels):
+                raise ValueError(f"{len(pixels)} images with {len(masks)} mask_labels and {len(labels)} class_labels")
+            batch |= {"mask_labels": masks, "class_labels": [label.long() for label in labels]}
+        if self.keep_file_names and any(names):
+            batch["file_name"] = names
+        return batch
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.dtype != torch.uint8:
+            return pixels
+        mean, std = (
+            torch.tensor(tuple(v), dtype=torch.float32).view(1, 3, 1, 1) for v in (self.image_mean, self.image_std)
+        )
+        return (pixels.float() / 255 - mean) / std
+
+
+def _entries(value, ndim: int) -> list[torch.Tensor]:
+    """One image's target, or a list or batch of them, as a list with one tensor of `ndim` dimensions an image."""
+    if value is None:
+        return []
+    if isinstance(value, (list, tuple)) and value and torch.as_tensor(value[0]).ndim == ndim:
+        return [torch.as_tensor(v) for v in value]
+    value = torch.as_tensor(value)
+    return list(value) if value.ndim == ndim + 1 else [value]

@@ -1,0 +1,73 @@
+"""ADE20K (150 classes), semantic and panoptic: `ADEChallengeData2016.zip`, `annotations_instance.zip`, or extracted.
+
+Semantic pngs hold 1 … 150, 0 is unlabelled. Panoptic truth is made of two pngs (FACTS.md §5): stuff from the semantic
+one, things from the instance one: its red channel is the category 1 … 100 (the c-th class that is not stuff), its
+green channel the instance, 0 being none. Things overwrite stuff. There are no crowds.
+"""
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ...configuration.labels import LabelSpace
+from .files import Tree, first_tree
+from .rows import Rows
+
+FOLDERS = {"train": "training", "val": "validation"}
+ROOT = "ADEChallengeData2016"
+
+
+def is_ade20k(path: Path) -> bool:
+    return path.name in (ROOT, f"{ROOT}.zip") or any((path / name).exists() for name in (ROOT, f"{ROOT}.zip"))
+
+
+def read_ade20k(path: Path, task: str, split: str) -> Rows:
+    """Rows of one split, ordered as the authors' (by the number in the name)."""
+    main = first_tree((path / ROOT, ""), (path / f"{ROOT}.zip", ROOT), (path, ROOT if path.is_file() else ""))
+    rows = Rows(str(main), "semantic" if task == "semantic" else "ade20k_panoptic")
+    maps = _stems(main, f"annotations/{FOLDERS[split]}")
+    things, tree = {}, None
+    if task == "panoptic":
+        base = path.parent if path.name.startswith(ROOT) else path
+        tree = first_tree(
+            (base / "annotations_instance", ""),
+            (main.root / "annotations_instance", "") if not main.is_archive else (base / "annotations_instance", ""),
+            (base / "annotations_instance.zip", ""),
+        )
+        if tree is None:
+            raise ValueError(f"{base}: ADE20K panoptic also needs annotations_instance(.zip) with the instance pngs")
+        things = _stems(tree, FOLDERS[split])
+    for stem, image in _stems(main, f"images/{FOLDERS[split]}").items():
+        if stem not in maps or (task == "panoptic" and stem not in things):
+            lacking = "annotations" if stem not in maps else "annotations_instance"
+            rows.problem(image, f"there is no png named {stem!r} in {lacking}/{FOLDERS[split]}")
+            continue
+        other = tree.locate(things[stem]) if things else ""
+        rows.add(stem, PurePosixPath(image).name, main.locate(image), main.locate(maps[stem]), other)
+    return rows
+
+
+def _stems(tree: Tree, folder: str) -> dict[str, str]:
+    """stem → name of the files in a folder, wherever in the tree it lies ("annotations_instance/training")."""
+    return {PurePosixPath(n).stem: n for n in tree.names if f"/{PurePosixPath(n).parent}".endswith(f"/{folder}")}
+
+
+def panoptic_map(
+    semantic: np.ndarray, instance: np.ndarray, space: LabelSpace, name: str
+) -> tuple[np.ndarray, list[dict]]:
+    """Semantic png (H, W) and instance png as R + 256 G (H, W) → id map int32 (H, W), −1 void, and its segments.
+
+    A stuff segment's id is its label; an instance's is 1000 × (its number + 1) + its label.
+    """
+    things = np.array([label for label in range(space.num_labels) if label not in space.stuff_label_ids])
+    category, number = instance & 255, (instance >> 8) & 255  # [H, W] each; blue is unused
+    if category.max(initial=0) > len(things):
+        raise ValueError(f"{name}: its instance png has category {category.max()}; there are {len(things)} things")
+    if semantic.max(initial=0) > space.num_labels:
+        raise ValueError(f"{name}: its label png has the value {semantic.max()}; there are {space.num_labels} classes")
+    is_stuff = np.zeros(space.num_labels + 1, bool)
+    is_stuff[np.array(space.stuff_label_ids, int) + 1] = True
+    ids = np.where(is_stuff[semantic], semantic - 1, -1).astype(np.int32)  # [H, W]
+    inside = (number > 0) & (category > 0)
+    ids[inside] = things[category[inside] - 1] + 1000 * (number[inside] + 1)
+    return ids, [{"id": int(i), "label_id": int(i % 1000), "iscrowd": 0} for i in np.unique(ids) if i >= 0]

@@ -1,0 +1,262 @@
+"""COCO: panoptic (json + png) and instance (json with polygons or RLE), official archives, folders and own exports.
+
+Official: `{train,val}2017.zip`, `annotations_trainval2017.zip`, `panoptic_annotations_trainval2017.zip` (which
+holds `annotations/panoptic_{split}2017.json` and, as a zip inside the zip, the pngs), or the same extracted. Own: json
+anywhere below the folder, its images anywhere below it too; Roboflow's `{train,valid,test}/_annotations.coco.json`.
+Labels are the json's categories in ascending id order, which for COCO gives FACTS.md §5's 0-79 things, 80-132 stuff.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+
+from ...configuration.labels import LabelSpace, label_space
+from .files import IMAGE_SUFFIXES, Tree, safe_name
+from .nested import unpacked
+from .polygons import check_shape
+from .rows import Rows, segment
+
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+
+
+def read_coco(path: Path, task: str, split: str, space_of, keep_empty: bool) -> tuple[Rows, LabelSpace]:
+    """Rows and label space of one split. `space_of(space)` turns the json's label space into the wanted one."""
+    trees = _trees(path, task, split)
+    tree, name = _annotation_file(trees, task, split, path)
+    try:
+        data = json.loads(tree.read(name))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{tree}/{name}: not a readable json file ({error})") from None
+    source = f"{tree}/{name}"
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data.get(key), list):
+            raise ValueError(f"{source}: it has no list {key!r}; the COCO format needs images, annotations, categories")
+    space = space_of(_json_space(data, task, source))
+    rows = Rows(source, "panoptic" if task == "panoptic" else "instance")
+    images = _images(data["images"], rows, source)
+    finder = Finder(
+        trees, prefer=SPLIT_NAMES[split], avoid=PurePosixPath(name).stem, near=str(PurePosixPath(name).parent)
+    )
+    if task == "panoptic":
+        _panoptic(data, images, space, rows, finder, _png_tree(tree, name), source, keep_empty)
+    else:
+        _instance(data, images, space, rows, finder, source, keep_empty)
+    return rows, space
+
+
+def _trees(path: Path, task: str, split: str) -> list[Tree]:
+    """Everything to look in: the folder, then the official archives beside each other in it."""
+    trees = [Tree(path)]
+    if path.is_dir():
+        kind = "panoptic_annotations" if task == "panoptic" else "annotations"
+        wanted = [f"{kind}_trainval2017.zip", *(f"{name}2017.zip" for name in SPLIT_NAMES[split])]
+        trees += [Tree(path / zipped) for zipped in wanted if (path / zipped).is_file()]
+    return trees
+
+
+def _annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tuple[Tree, str]:
+    """The json of this task and split. One that names no split serves both: the user has not split the data."""
+    found = [
+        (tree, name) for tree in trees for name in tree.names if name.endswith(".json") and _is_task(tree, name, task)
+    ]
+    other = [s for key, names in SPLIT_NAMES.items() if key != split for s in names]
+    for words in SPLIT_NAMES[split]:
+        named = [pair for pair in found if _mentions(pair[1], words)]
+        if len(named) > 1:
+            raise ValueError(
+                f"{path}: {len(named)} {task} annotation files for {split!r}: {named[0][1]}, {named[1][1]}; keep one"
+            )
+        if named:
+            return named[0]
+    neutral = [pair for pair in found if not any(_mentions(pair[1], word) for word in other)]
+    if len(neutral) == 1:
+        return neutral[0]
+    have = ", ".join(name for _, name in found) or "none"
+    raise ValueError(
+        f"{path}: no COCO {task} annotation file for split {split!r} (annotation files of that kind: {have})"
+    )
+
+
+def _mentions(name: str, word: str) -> bool:
+    """Whether a path has the split's name as a word: "train/_annotations.coco.json", "panoptic_train2017.json"."""
+    words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
+    return word in words
+
+
+def _is_task(tree: Tree, name: str, task: str) -> bool:
+    """Whether a json is COCO's of this task, by name where it is official, else by a look at its first bytes.
+
+    Panoptic annotations hold `segments_info`; instance ones `segmentation`. Captions and key points are neither.
+    """
+    stem = PurePosixPath(name).name
+    if stem.startswith(
+        ("instances_", "panoptic_train", "panoptic_val", "captions_", "person_keypoints_", "image_info_")
+    ):
+        return stem.startswith("panoptic_" if task == "panoptic" else "instances_")
+    text = tree.read(name)
+    if b'"images"' not in text or b'"annotations"' not in text:
+        return False
+    return (b'"segments_info"' in text) == (task == "panoptic")
+
+
+def _json_space(data: dict, task: str, source: str) -> LabelSpace:
+    """The label space of the json's categories, ascending by id; the packaged one where it is the same."""
+    categories = {}
+    for category in data["categories"]:
+        if not isinstance(category.get("id"), int) or "name" not in category:
+            raise ValueError(f"{source}: category {category!r} needs an integer id and a name")
+        if category["id"] in categories:
+            raise ValueError(f"{source}: category id {category['id']} is there twice")
+        categories[category["id"]] = category
+    supers = {c.get("supercategory") for c in categories.values()}
+    used = {a.get("category_id") for a in data["annotations"]}
+    for i in [
+        i for i, c in categories.items() if i == 0 and c["name"] in supers and i not in used and task != "panoptic"
+    ]:
+        del categories[i]  # Roboflow's export lists the data set itself as category 0
+    if not categories:
+        raise ValueError(f"{source}: it has no categories")
+    ids = sorted(categories)
+    names = tuple(str(categories[i]["name"]) for i in ids)
+    stuff = tuple(n for n, i in enumerate(ids) if not categories[i].get("isthing", 1)) if task == "panoptic" else ()
+    official = label_space(f"coco_{task}")
+    if tuple(ids) == official.dataset_ids and names == official.names:
+        return official
+    return LabelSpace(source, names, stuff, tuple(ids))
+
+
+def _images(entries: list, rows: Rows, source: str) -> dict[int, dict]:
+    images: dict[int, dict] = {}
+    for entry in entries:
+        if not isinstance(entry.get("id"), int) or not entry.get("file_name"):
+            rows.problem(source, f"image {entry.get('id')!r} needs an integer id and a file_name")
+        elif entry["id"] in images:
+            rows.problem(source, f"image id {entry['id']} is there twice")
+        else:
+            images[entry["id"]] = entry
+    return images
+
+
+class Finder:
+    """Finds an image by the json's `file_name`: beside the json, in a folder of the split, or the only one so named."""
+
+    def __init__(self, trees: list[Tree], prefer: tuple[str, ...], avoid: str, near: str):
+        self.trees, self.prefer, self.near = trees, prefer, near
+        self.by_name: dict[str, list[tuple[Tree, str]]] = {}
+        for tree in trees:
+            for name in tree.names:
+                path = PurePosixPath(name)
+                if (
+                    path.suffix.lower() in IMAGE_SUFFIXES and avoid not in path.parts[:-1]
+                ):  # panoptic pngs are no images
+                    self.by_name.setdefault(path.name, []).append((tree, name))
+
+    def __call__(self, file_name: str, source: str) -> str:
+        name = safe_name(file_name, source)
+        found = [(t, n) for t, n in self.by_name.get(PurePosixPath(name).name, ()) if f"/{n}".endswith(f"/{name}")]
+        if len(found) > 1:
+            beside = str(PurePosixPath(self.near) / name)
+            split = [(t, n) for t, n in found if any(_mentions(f"{t.root.stem} {n}", word) for word in self.prefer)]
+            found = [(t, n) for t, n in found if n == beside] or split or found
+        if not found:
+            raise ValueError(f"{source}: image {file_name!r} is not below {self.trees[0]}")
+        if len(found) > 1:
+            raise ValueError(f"{source}: image {file_name!r} is ambiguous: {found[0][1]} and {found[1][1]}")
+        return found[0][0].locate(found[0][1])
+
+
+def _png_tree(tree: Tree, name: str) -> Tree:
+    """Where a panoptic json's pngs are: the folder or zip of the json's own name beside it (COCO's convention)."""
+    stem, parent = PurePosixPath(name).stem, PurePosixPath(name).parent
+    folder, zipped = str(parent / stem), str(parent / f"{stem}.zip")
+    if zipped in tree.names and not any(n.startswith(f"{folder}/") for n in tree.names):
+        inner = Tree(unpacked(tree, zipped))
+        return inner.below(stem) if any(n.startswith(f"{stem}/") for n in inner.names) else inner
+    return tree.below(folder)
+
+
+def _panoptic(data, images, space, rows, finder, pngs: Tree, source: str, keep_empty: bool) -> None:
+    known = set(pngs.names)
+    annotations: dict[int, dict] = {}
+    for annotation in data["annotations"]:
+        key = annotation.get("image_id")
+        if key not in images:
+            rows.problem(source, f"annotation of {annotation.get('file_name')!r}: there is no image with id {key!r}")
+        elif key in annotations:
+            rows.problem(source, f"image id {key} has two annotations")
+        else:
+            annotations[key] = annotation
+    for key in _order(images):
+        name = images[key]["file_name"]
+        annotation = annotations.get(key, {"segments_info": []})
+        where = f"{source}: image {key} ({name})"
+        segments, seen = [], set()
+        for info in annotation.get("segments_info", ()):
+            if not isinstance(info.get("id"), int) or not 0 < info["id"] < 2**24:
+                rows.problem(where, f"segment id {info.get('id')!r} is not an integer in 1 … 16777215")
+            elif info["id"] in seen:
+                rows.problem(where, f"segment id {info['id']} is there twice")
+            elif info.get("category_id") not in space.dataset_id_to_label:
+                rows.problem(
+                    where, f"segment {info['id']}: category {info.get('category_id')!r} is not in the categories"
+                )
+            else:
+                label = space.dataset_id_to_label[info["category_id"]]
+                segments.append(segment(info["id"], label, int(info.get("iscrowd", 0)), info.get("area", -1)))
+            seen.add(info.get("id"))
+        png = ""
+        try:
+            image = finder(name, source)
+            if "file_name" in annotation:
+                png_name = safe_name(annotation["file_name"], source)
+                if png_name not in known:
+                    raise ValueError(f"its png {png_name!r} is not below {pngs}")
+                png = pngs.locate(png_name)
+            elif segments:
+                raise ValueError("its annotation has segments but no file_name")
+        except ValueError as error:
+            rows.problem(where, str(error).removeprefix(f"{source}: "))
+            continue
+        if keep_empty or segments:
+            rows.add(key, name, image, png, segments=sorted(segments, key=lambda s: s["id"]))
+
+
+def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) -> None:
+    segments: dict[int, list[dict]] = {key: [] for key in images}
+    seen = set()
+    for annotation in data["annotations"]:
+        key, number = annotation.get("image_id"), annotation.get("id")
+        where = f"{source}: annotation {number!r}"
+        if key not in images:
+            rows.problem(where, f"there is no image with id {key!r}")
+            continue
+        size = (images[key].get("height"), images[key].get("width"))
+        if number in seen or not isinstance(number, int):
+            rows.problem(where, "an annotation needs an integer id of its own")
+        elif annotation.get("category_id") not in space.dataset_id_to_label:
+            rows.problem(where, f"category {annotation.get('category_id')!r} is not in the categories")
+        elif fault := check_shape(annotation.get("segmentation"), size):
+            rows.problem(where, fault)
+        else:
+            label = space.dataset_id_to_label[annotation["category_id"]]
+            crowd, area = int(annotation.get("iscrowd", 0)), annotation.get("area", -1)
+            segments[key].append(segment(number, label, crowd, area, annotation["segmentation"]))
+        seen.add(number)
+    for key in _order(images):
+        try:
+            image = finder(images[key]["file_name"], source)
+        except ValueError as error:
+            rows.problem(source, str(error).removeprefix(f"{source}: "))
+            continue
+        if keep_empty or segments[key]:
+            rows.add(key, images[key]["file_name"], image, segments=segments[key])
+
+
+def _order(images: dict[int, dict]) -> list[int]:
+    """Image ids in the authors' order: by the first integer in the file name, then the name."""
+
+    def key(i: int) -> tuple[int, str]:
+        name = PurePosixPath(images[i]["file_name"]).name
+        digits = "".join(c if c.isdigit() else " " for c in name).split()
+        return (int(digits[0]) if digits else -1, name)
+
+    return sorted(images, key=key)

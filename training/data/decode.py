@@ -1,0 +1,99 @@
+"""A row → pixels: the image and its target, as one id map (panoptic, semantic) or as RLEs (instance).
+
+H, W image size;  n segments
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ...configuration.labels import LabelSpace
+from .ade20k import panoptic_map
+from .files import read_image, read_map
+from .polygons import to_rle
+
+VOID = -1  # in an id map: a pixel of no segment
+
+
+@dataclass
+class Sample:
+    """One decoded row. `segments`: {"id", "label_id", "iscrowd", …}; `ids`: int32 (H, W), the pixels' ids among them
+    (semantic: their labels), VOID where unlabelled; `rles` instead, one a segment, for instances, which may overlap."""
+
+    image: torch.Tensor  # uint8 (3, H, W)
+    segments: list[dict] = field(default_factory=list)
+    ids: np.ndarray | None = None
+    rles: list[dict] | None = None
+
+
+def decode(row: dict, space: LabelSpace) -> Sample:
+    """Read a row's files. `ValueError` naming the file: unreadable, of another size, or with ids it must not hold."""
+    name = row["file_name"]
+    image = read_image(row["image"], name)
+    size = tuple(image.shape[1:])
+    segments = [dict(s) for s in row["segments"]]
+    if row["layout"] == "instance":
+        rles = [to_rle(json.loads(s.pop("shape")), *size) for s in segments]
+        for rle, s in zip(rles, segments):
+            if tuple(rle["size"]) != size:
+                raise ValueError(
+                    f"{name}: the mask of annotation {s['id']} is {_size(rle['size'])}, the image {_size(size)}"
+                )
+        return Sample(image, segments, rles=rles)
+    if row["layout"] == "ade20k_panoptic":
+        semantic = _sized(read_map(row["annotation"], name), size, name)
+        ids, segments = panoptic_map(semantic, _sized(read_map(row["things"], name), size, name), space, name)
+        return Sample(image, segments, ids=ids)
+    if not row["annotation"]:
+        return Sample(image, [], ids=np.full(size, VOID, np.int32))
+    ids = _sized(read_map(row["annotation"], name), size, name)
+    if row["layout"] == "semantic":
+        ids = to_labels(ids, space, name)
+        return Sample(image, [{"id": i, "label_id": i, "iscrowd": 0} for i in _values(ids) if i != VOID], ids=ids)
+    listed = {s["id"] for s in segments}
+    unlisted = [i for i in _values(ids) if i not in listed and i != 0]
+    if unlisted:
+        raise ValueError(f"{name}: its panoptic png has id {unlisted[0]}, which segments_info lacks")
+    ids[ids == 0] = VOID
+    return Sample(image, segments, ids=ids)
+
+
+def to_labels(values: np.ndarray, space: LabelSpace, name: str) -> np.ndarray:
+    """Dataset ids (H, W) → labels int32 (H, W), VOID where unlabelled; an id that is neither is an error."""
+    top = max(*space.dataset_ids, *space.ignored_ids, space.ignore_index) + 1
+    table = np.full(top, -2, np.int32)
+    table[[i for i in (*space.ignored_ids, space.ignore_index) if i >= 0]] = VOID
+    for label, i in enumerate(space.dataset_ids):
+        if i >= 0:  # negative: a class this data set does not have
+            table[i] = label
+    if values.max(initial=0) >= top or values.min(initial=0) < 0:
+        wrong = next(v for v in _values(values) if not 0 <= v < top)
+        raise ValueError(f"{name}: its label image has the value {wrong}, which is neither a class nor ignored")
+    labels = table[values]
+    if (labels == -2).any():
+        wrong = next(v for v in _values(values) if table[v] == -2)
+        raise ValueError(f"{name}: its label image has the value {wrong}, which is neither a class nor ignored")
+    return labels
+
+
+def _values(ids: np.ndarray) -> list[int]:
+    """The distinct values of a map, ascending. Only where a run starts is looked at: maps are piecewise constant."""
+    flat = ids.ravel()
+    if not flat.size:
+        return []
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    return np.unique(np.append(flat[starts], flat[0])).tolist()
+
+
+def _sized(ids: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
+    if ids.shape != size:
+        raise ValueError(
+            f"{name}: its mask is {_size(ids.shape)}, the image {_size(size)} (height × width); they must agree"
+        )
+    return ids
+
+
+def _size(size) -> str:
+    return f"{size[0]}×{size[1]}"

@@ -1,0 +1,142 @@
+"""Own data without a json: a folder of images beside a folder of label png (semantic) or YOLO txt (instance).
+
+    {train,val}/images/a.jpg   {train,val}/labels/a.png            or   images/{train,val}/…   labels/{train,val}/…
+    images/a.jpg               labels/a.png                        no split: both splits are all of it
+
+Label folders may also be called `annotations` or `masks`. Semantic classes: `classes.txt` (line i names pixel value i),
+`classes.json` ({"0": "sky", …}; other values are ignored), else every value found in the pngs. YOLO: `data.yaml` with
+`names` (ultralytics' and Roboflow's), lines "class x1 y1 x2 y2 …" in fractions of width and height.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+
+import yaml
+from tqdm.auto import tqdm
+
+from ...configuration.labels import IGNORE_INDEX, LabelSpace
+from .coco import SPLIT_NAMES
+from .decode import _values
+from .files import IMAGE_SUFFIXES, Tree, image_size, read_map
+from .rows import Rows, segment
+
+LABEL_FOLDERS = ("labels", "annotations", "masks")
+
+
+def pairs(tree: Tree, split: str, suffix: str) -> list[tuple[str, str | None]]:
+    """(image, label or None) of a split, paired by path and stem. Without any split folder: everything."""
+    images: dict[tuple, str] = {}
+    labels: dict[tuple, str] = {}
+    for name in tree.names:
+        path = PurePosixPath(name)
+        role = next((i for i, part in enumerate(path.parts[:-1]) if part in ("images", *LABEL_FOLDERS)), None)
+        if role is None:
+            continue
+        key = (*path.parts[:role], *path.parts[role + 1 : -1], path.stem)
+        if path.parts[role] == "images":
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                images[key] = name
+        elif path.suffix.lower() == suffix:
+            labels[key] = name
+    known = {word for names in SPLIT_NAMES.values() for word in names}
+    if any(part in known for key in images for part in key[:-1]):
+        for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
+            chosen = {key: name for key, name in images.items() if word in key[:-1]}
+            if chosen:
+                break
+        images = chosen
+    return [(images[key], labels.get(key)) for key in sorted(images)]
+
+
+def is_yolo(tree: Tree) -> bool:
+    return any(PurePosixPath(n).suffix == ".txt" and "labels" in PurePosixPath(n).parts[:-1] for n in tree.names)
+
+
+def read_semantic(path: Path, split: str, ignore_ids: tuple[int, ...], names: dict[int, str] | None):
+    """(rows, label space) of a folder of images and label pngs. `names`: pixel value → class, over any classes file."""
+    tree = Tree(path)
+    rows = Rows(str(path), "semantic")
+    found = pairs(tree, split, ".png")
+    for image, label in found:
+        if label is None:
+            rows.problem(image, "there is no label png of the same name")
+        else:
+            rows.add(PurePosixPath(image).stem, image, tree.locate(image), tree.locate(label))
+    names = names or _classes_file(tree)
+    if names is None:  # the values of the training split name the classes, for validation too
+        source = pairs(tree, "train", ".png") or found
+        values = set()
+        for _, label in tqdm(source, desc="classes in the label pngs", leave=False, disable=len(source) < 200):
+            if label:
+                values.update(_values(read_map(tree.locate(label), label)))
+        names = {value: f"class_{value}" for value in sorted(values)}
+    ids = sorted(i for i in names if i not in ignore_ids and i != IGNORE_INDEX)
+    if not ids and not rows.problems:
+        raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
+    space = LabelSpace(str(path), tuple(names[i] for i in ids) or ("none",), (), tuple(ids) or (0,), tuple(ignore_ids))
+    return rows, space
+
+
+def _classes_file(tree: Tree) -> dict[int, str] | None:
+    if "classes.json" in tree.names:
+        data = json.loads(tree.read("classes.json"))
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        return {int(i): str(name) for i, name in items}
+    if "classes.txt" in tree.names:
+        lines = tree.read("classes.txt").decode().splitlines()
+        return {i: line.strip() for i, line in enumerate(lines) if line.strip()}
+    return None
+
+
+def read_yolo(path: Path, split: str, space_of, keep_empty: bool) -> tuple[Rows, LabelSpace]:
+    """(rows, label space) of YOLO segmentation txt. An image without a txt, or with an empty one, has no objects."""
+    tree = Tree(path)
+    rows = Rows(str(path), "instance")
+    space = space_of(_yolo_space(tree))
+    for image, label in pairs(tree, split, ".txt"):
+        segments = []
+        lines = tree.read(label).decode().splitlines() if label else []
+        try:
+            height, width = image_size(tree.locate(image), image) if lines else (1, 1)
+        except ValueError as error:
+            rows.problem(str(path), str(error))
+            continue
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    segments.append(_yolo_line(line, number, height, width, space))
+                except ValueError as error:
+                    rows.problem(f"{label}, line {number}", str(error))
+        if keep_empty or segments:
+            rows.add(PurePosixPath(image).stem, image, tree.locate(image), segments=segments)
+    return rows, space
+
+
+def _yolo_line(line: str, number: int, height: int, width: int, space: LabelSpace) -> dict:
+    fields = line.split()
+    try:
+        values = [float(field) for field in fields[1:]]
+        category = int(fields[0])
+    except ValueError:
+        raise ValueError(f"{line[:40]!r} is not a class number and coordinates") from None
+    if category not in space.dataset_id_to_label:
+        raise ValueError(f"class {category} is not in data.yaml, which names {space.num_labels} classes")
+    if len(values) < 6 or len(values) % 2:
+        hint = " (a box of YOLO detection; segmentation is needed)" if len(values) == 4 else ""
+        raise ValueError(f"a polygon needs an even number of at least 6 coordinates, not {len(values)}{hint}")
+    if not all(-1e-3 <= v <= 1 + 1e-3 for v in values):
+        raise ValueError("coordinates must be fractions of the image's width and height, 0 … 1")
+    polygon = [min(max(v, 0.0), 1.0) * (width, height)[i % 2] for i, v in enumerate(values)]
+    return segment(number, space.dataset_id_to_label[category], shape=[polygon])
+
+
+def _yolo_space(tree: Tree) -> LabelSpace:
+    file = next((n for n in tree.names if PurePosixPath(n).name in ("data.yaml", "dataset.yaml", "data.yml")), None)
+    if file is None:
+        raise ValueError(f"{tree}: YOLO labels need a data.yaml with 'names'")
+    names = (yaml.safe_load(tree.read(file)) or {}).get("names")
+    if not names:
+        raise ValueError(f"{tree}/{file}: it has no 'names'")
+    items = names.items() if isinstance(names, dict) else enumerate(names)
+    classes = {int(i): str(name) for i, name in items}
+    return LabelSpace(f"{tree}/{file}", tuple(classes[i] for i in sorted(classes)), (), tuple(sorted(classes)))

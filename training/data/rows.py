@@ -1,0 +1,70 @@
+"""Rows: what a data set reader hands on, and the problems it found on the way.
+
+Readers fill `Rows`; every malformed annotation is collected with its file and id, and all are told at once before
+training starts. The Arrow table holds paths and small annotations only.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+from datasets import Dataset, Features, List, Value
+
+from ...configuration.labels import LabelSpace
+
+SEGMENT = {
+    "id": Value("int64"),
+    "label_id": Value("int64"),
+    "iscrowd": Value("int64"),
+    "area": Value("float64"),
+    "shape": Value("large_string"),
+}
+
+
+@dataclass
+class Rows:
+    """Collects rows and problems of one data set; `table()` gives the `datasets.Dataset` or raises."""
+
+    source: str
+    layout: str
+    rows: list[dict] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, image_id, file_name, image, annotation="", things="", segments=()) -> None:
+        row = {"image_id": image_id, "file_name": file_name, "image": image, "annotation": annotation}
+        self.rows.append(row | {"things": things, "segments": list(segments), "layout": self.layout})
+
+    def problem(self, where: str, what: str) -> None:
+        self.problems.append(f"{where}: {what}")
+
+    def table(self) -> Dataset:
+        """The data set; `ValueError` with the first problems, or where there is no image at all."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 3} more problems)" if len(self.problems) > 3 else ""
+            raise ValueError("; ".join(self.problems[:3]) + more)
+        if not self.rows:
+            raise ValueError(f"{self.source}: the data set is empty; no image was found")
+        kind = "int64" if isinstance(self.rows[0]["image_id"], int) else "string"
+        texts = dict.fromkeys(("file_name", "image", "annotation", "things", "layout"), Value("string"))
+        features = Features({"image_id": Value(kind), **texts, "segments": List(SEGMENT)})
+        columns = {name: [row[name] for row in self.rows] for name in features}
+        return Dataset.from_dict(columns, features=features)
+
+
+def segment(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape="") -> dict:
+    """One entry of a row's `segments`; `area` −1: count the pixels."""
+    text = shape if isinstance(shape, str) else json.dumps(shape, separators=(",", ":"))
+    return {"id": id, "label_id": label_id, "iscrowd": iscrowd, "area": float(area), "shape": text}
+
+
+def check_names(space: LabelSpace, given: LabelSpace, source: str) -> LabelSpace:
+    """The wanted label space with this data set's ids: classes are matched by name, so order may differ.
+
+    A class of the data that the wanted space lacks is an error that names it.
+    """
+    by_name = dict(zip(space.names, space.dataset_ids))
+    missing = [name for name in by_name if name not in given.label2id]
+    if missing:
+        raise ValueError(f"{source}: its class {missing[0]!r} is not among the {given.num_labels} of {given.name!r}")
+    unused = iter(range(-1, -1 - given.num_labels, -1))  # classes this data set does not have: ids it cannot contain
+    ids = tuple(by_name[name] if name in by_name else next(unused) for name in given.names)
+    return LabelSpace(given.name, given.names, given.stuff_label_ids, ids, space.ignored_ids, given.ignore_index)

@@ -1,0 +1,157 @@
+"""A made data set in COCO panoptic format: things (five shapes) over stuff (four textures), truth as pngs and json.
+
+What makes it a fair miniature: objects overlap and are cut by the border, colours say nothing about the class, sizes
+and aspect ratios vary, every pixel has noise. Image i of a seed is always the same, whatever the number of images.
+
+    python -m eomt.training.data.shapes FOLDER --train 1000 --val 100
+"""
+
+import argparse
+import colorsys
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from tqdm.auto import tqdm
+
+THINGS = ("circle", "square", "triangle", "star", "cross")
+STUFF = ("stripes", "checks", "speckle", "gradient")
+CATEGORIES = [
+    {"id": i, "name": name, "supercategory": "thing" if name in THINGS else "stuff", "isthing": int(name in THINGS)}
+    for i, name in enumerate((*THINGS, *STUFF), 1)
+]
+MIN_PIXELS = 24  # a segment with fewer visible pixels is no segment: nobody could tell what it is
+
+
+def make_shapes(
+    folder: str | Path, *, train: int = 1000, val: int = 100, size: tuple[int, int] = (72, 112), seed: int = 0
+) -> Path:
+    """Write `{train,val}/*.png`, `annotations/panoptic_{train,val}.json` and its pngs below a folder; returns it.
+
+    size: the range both sides of an image are drawn from, in pixels.
+    """
+    folder = Path(folder)
+    for split, count, first in (("train", train, 0), ("val", val, 1_000_000)):
+        pngs = folder / "annotations" / f"panoptic_{split}"
+        pngs.mkdir(parents=True, exist_ok=True)
+        (folder / split).mkdir(exist_ok=True)
+        images, annotations = [], []
+        for i in tqdm(range(first, first + count), desc=f"shapes, {split}", leave=False, disable=count < 200):
+            pixels, ids, segments = draw(np.random.default_rng((seed, i)), size)
+            name = f"{i:07d}.png"
+            Image.fromarray(pixels).save(folder / split / name)
+            rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(
+                np.uint8
+            )  # COCO's id = R + 256 G + 65536 B
+            Image.fromarray(rgb).save(pngs / name)
+            images.append({"id": i, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]})
+            annotations.append({"image_id": i, "file_name": name, "segments_info": segments})
+        data = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        (folder / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(data))
+    return folder
+
+
+def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    """One picture: uint8 (H, W, 3), ids int32 (H, W) with 0 for void, and COCO `segments_info`."""
+    height, width = rng.integers(size[0], size[1] + 1, 2)
+    classes = rng.permutation(len(STUFF))[: rng.integers(1, 4)]  # stuff classes of this image, each one segment
+    regions = _regions(rng, height, width, len(classes))  # [H, W] index into classes
+    image = np.zeros((height, width, 3), np.float32)
+    ids = np.zeros((height, width), np.int32)
+    category = {}
+    for i, stuff in enumerate(classes):
+        image[regions == i] = _texture(rng, STUFF[stuff], height, width)[regions == i]
+        ids[regions == i] = category_id = len(THINGS) + int(stuff) + 1
+        category[category_id] = category_id
+    for number in range(rng.integers(1, 6)):
+        thing = int(rng.integers(len(THINGS)))
+        radius = rng.uniform(0.13, 0.32) * min(height, width)
+        centre = rng.uniform(0.08, 0.92, 2) * (width, height)
+        mask = _mask(THINGS[thing], centre, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0), height, width)
+        colour = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.75, 1), rng.uniform(0.75, 1)))
+        image[mask] = colour * rng.uniform(0.85, 1.0)
+        ids[mask] = 100 + number
+        category[100 + number] = thing + 1
+    image = Image.fromarray((image * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5))
+    noisy = np.asarray(image, np.float32) + rng.normal(0, rng.uniform(2, 10), (height, width, 3))
+    segments = []
+    for i, area in zip(*np.unique(ids, return_counts=True)):
+        if area < MIN_PIXELS:
+            ids[ids == i] = 0
+        else:
+            segments.append({"id": int(i), "category_id": category[int(i)], "area": int(area), "iscrowd": 0})
+    return noisy.clip(0, 255).round().astype(np.uint8), ids, segments
+
+
+def _regions(rng, height: int, width: int, count: int) -> np.ndarray:
+    """(H, W) → 0 … count−1: bands of unlike width across a random direction, with a wavy border."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    along = (x / width - 0.5) * np.cos(angle) + (y / height - 0.5) * np.sin(angle)
+    across = (y / height - 0.5) * np.cos(angle) - (x / width - 0.5) * np.sin(angle)
+    along += 0.04 * np.sin(across * rng.uniform(6, 14) + rng.uniform(0, 6))
+    cuts = np.quantile(along, np.sort(rng.uniform(0.25, 0.75, count - 1)))
+    return np.searchsorted(cuts, along.ravel()).reshape(height, width)
+
+
+def _texture(rng, name: str, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) in 0 … 1: two muted colours mixed by the texture's pattern."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(6, 12)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    if name == "stripes":
+        mix = (np.floor(2 * u / period) % 2).astype(np.float32)
+    elif name == "checks":
+        mix = ((np.floor(2 * u / period) + np.floor(2 * v / period)) % 2).astype(np.float32)
+    elif name == "speckle":
+        mix = (rng.uniform(size=(height, width)) < 0.35).astype(np.float32)
+    else:
+        mix = (u - u.min()) / (u.max() - u.min())
+    hue, value = rng.uniform(), rng.uniform(0.3, 0.6)
+    dark = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.4), value))
+    light = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.05, 0.3), value + rng.uniform(0.25, 0.4)))
+    return dark + mix[..., None] * (light - dark)
+
+
+def _mask(name: str, centre, radius: float, angle: float, squeeze: float, height: int, width: int) -> np.ndarray:
+    """bool (H, W): the shape, turned and squeezed along one axis."""
+    if name == "circle":
+        turn, reach = np.linspace(0, 2 * np.pi, 40, endpoint=False), np.ones(40)
+    elif name == "square":
+        turn, reach = np.arange(4) * np.pi / 2, np.full(4, 1.1)
+    elif name == "triangle":
+        turn, reach = np.arange(3) * 2 * np.pi / 3, np.full(3, 1.25)
+    elif name == "star":
+        turn, reach = np.arange(10) * np.pi / 5, np.tile([1.3, 0.5], 5)
+    else:  # a cross: arms a third as wide as long
+        arm = np.array([[1, 0.33], [0.33, 0.33], [0.33, 1]]) * 1.15
+        quarter = np.concatenate([_turned(arm, k) for k in range(4)])  # [12, (x, y)], in outline order
+        turn, reach = np.arctan2(quarter[:, 1], quarter[:, 0]), np.hypot(quarter[:, 0], quarter[:, 1])
+    points = np.stack([np.cos(turn) * reach, np.sin(turn) * reach * squeeze], -1)  # [points, (x, y)]
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    outline = (points @ rotation) * radius + centre
+    canvas = Image.new("1", (int(width), int(height)))
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in outline.tolist()], fill=1)
+    return np.array(canvas, bool)
+
+
+def _turned(points: np.ndarray, quarters: int) -> np.ndarray:
+    for _ in range(quarters):
+        points = np.stack([-points[:, 1], points[:, 0]], -1)
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--train", type=int, default=1000, help="training images")
+    parser.add_argument("--val", type=int, default=100, help="held-out images")
+    parser.add_argument("--size", type=int, nargs=2, default=(72, 112), help="range of an image's sides, in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(make_shapes(args.folder, train=args.train, val=args.val, size=tuple(args.size), seed=args.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Rows → samples, on the fly: `dataset.with_transform(TrainTransform(…))` and `EvaluationTransform`."""
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from ...configuration.labels import LabelSpace
+from ..augmentation import Geometry, color_jitter, masks_of_ids
+from .decode import VOID, Sample, decode
+
+TRIES = 10  # crops drawn before an image with segments is taken without any; the authors draw without end
+
+
+class _Transform:
+    """Rows as `datasets` hands them over (a dict of lists) → a dict of lists, row by row."""
+
+    def __init__(self, label_space: LabelSpace, *, task: str):
+        self.label_space, self.task = label_space, task
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        samples = [self.row(dict(zip(rows, values))) for values in zip(*rows.values())]
+        return {name: [sample[name] for sample in samples] for name in samples[0]} if samples else {}
+
+
+class TrainTransform(_Transform):
+    """Rows → {"pixel_values" uint8 (3, S_h, S_w), "mask_labels" bool (n, S_h, S_w), "class_labels" (n,), "file_name"}.
+
+    size: S or (S_h, S_w). scale_range: FACTS.md §5, (0.1, 2.0) COCO and ADE20K panoptic, (0.5, 2.0) semantic.
+    color_jitter: ADE20K and Cityscapes only. augment=False: resize to fit and pad.
+    A crop without any segment is drawn again, at most 10 times; then, and where there is nothing, n = 0.
+    """
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        *,
+        task: str,
+        size: int | tuple[int, int],
+        scale_range: tuple[float, float] = (0.1, 2.0),
+        color_jitter: bool = False,
+        augment: bool = True,
+    ):
+        super().__init__(label_space, task=task)
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        if not 0 < scale_range[0] <= scale_range[1]:
+            raise ValueError(f"scale_range {tuple(scale_range)} must be two rising positive factors, as (0.1, 2.0)")
+        self.scale_range, self.color_jitter, self.augment = tuple(scale_range), color_jitter, augment
+
+    def row(self, row: dict) -> dict:
+        sample = drop_crowds(decode(row, self.label_space))
+        target, ids = self._target(sample)
+        size = tuple(sample.image.shape[1:])
+        for _ in range(TRIES if self.augment and sample.segments else 1):
+            image = color_jitter(sample.image) if self.augment and self.color_jitter else sample.image
+            geometry = (
+                Geometry.draw(size, self.size, self.scale_range) if self.augment else Geometry.fit(size, self.size)
+            )
+            if sample.rles is None:
+                masks, kept = masks_of_ids(geometry.target(target, VOID), ids)
+            else:
+                masks = geometry.target(target, False)  # [n, S_h, S_w]
+                kept = masks.flatten(1).any(1).nonzero()[:, 0]
+                masks = masks[kept]
+            if len(kept):
+                break
+        labels = torch.tensor([s["label_id"] for s in sample.segments], dtype=torch.int64)[kept]
+        return {
+            "pixel_values": geometry.image(image),
+            "mask_labels": masks,
+            "class_labels": labels,
+            "file_name": row["file_name"],
+        }
+
+    @staticmethod
+    def _target(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        """An id map int32 (H, W) and its ids (n,), or a bool stack (n, H, W)."""
+        ids = torch.tensor([s["id"] for s in sample.segments], dtype=torch.int32)
+        if sample.rles is None:
+            return torch.from_numpy(sample.ids), ids
+        if not sample.rles:
+            return torch.zeros(0, *sample.image.shape[1:], dtype=torch.bool), ids
+        masks = coco_mask.decode(sample.rles)  # uint8 [H, W, n], Fortran order
+        return torch.from_numpy(masks.transpose(2, 1, 0)).bool().transpose(1, 2), ids
+
+
+class EvaluationTransform(_Transform):
+    """Rows → {"image" uint8 (3, H, W), "reference", "image_id", "file_name"}; crowds stay, nothing is resized."""
+
+    def row(self, row: dict) -> dict:
+        sample = decode(row, self.label_space)
+        reference = {"panoptic": self._panoptic, "instance": self._instance, "semantic": self._semantic}[self.task]
+        common = {"image_id": row["image_id"], "file_name": row["file_name"]}
+        return {"image": sample.image, "reference": reference(sample), **common}
+
+    def _panoptic(self, sample: Sample) -> dict:
+        info = [{name: s[name] for name in ("id", "label_id", "iscrowd")} for s in sample.segments]
+        return {"segmentation": sample.ids, "segments_info": info}
+
+    def _semantic(self, sample: Sample) -> np.ndarray:
+        return np.where(sample.ids == VOID, self.label_space.ignore_index, sample.ids).astype(np.int32)
+
+    def _instance(self, sample: Sample) -> dict:
+        counted = coco_mask.area(sample.rles) if sample.rles else np.zeros(0)
+        area = [s["area"] if s["area"] >= 0 else float(pixels) for s, pixels in zip(sample.segments, counted)]
+        return {
+            "masks": sample.rles,
+            "labels": np.array([s["label_id"] for s in sample.segments], np.int64),
+            "iscrowd": np.array([s["iscrowd"] for s in sample.segments], np.int64),
+            "area": np.array(area, np.float64),
+        }
+
+
+def drop_crowds(sample: Sample) -> Sample:
+    """Training's sample: crowd regions are no segments. Their pixels stay ordinary background (FACTS.md §5)."""
+    keep = [i for i, s in enumerate(sample.segments) if not s["iscrowd"]]
+    sample.segments = [sample.segments[i] for i in keep]
+    if sample.rles is not None:
+        sample.rles = [sample.rles[i] for i in keep]
+    return sample
