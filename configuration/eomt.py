@@ -97,6 +97,11 @@ class EoMTConfig(PreTrainedConfig):
         return self.use_swiglu_ffn
 
     @property
+    def gate_activation(self) -> str:
+        """Activation of the SwiGLU's gate."""
+        return "silu"
+
+    @property
     def mlp_width(self) -> int:
         """Hidden width of the MLP. SwiGLU keeps two thirds, rounded up to a multiple of 8 (DINOv2-g: 4096)."""
         width = int(self.hidden_size * self.mlp_ratio)
@@ -250,6 +255,10 @@ class EoMTDINOv3Config(EoMTConfig):
     @property
     def gated_mlp(self) -> bool:
         return self.use_gated_mlp
+
+    @property
+    def gate_activation(self) -> str:
+        return self.hidden_act  # as the built-in has it
 
     @property
     def mlp_width(self) -> int:

@@ -9,3 +9,12 @@ from pathlib import Path
 _root = Path(__file__).resolve().parent.parent
 if not (_root / "eomt" / "configuration").is_dir() and (_root / "configuration").is_dir():
     __path__.append(str(_root))  # a checkout, installed or not: the folders lie beside this one
+
+from eomt.auto import register  # noqa: E402  after the path is set
+from eomt.configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config  # noqa: E402
+from eomt.modeling_eomt import EoMTForUniversalSegmentation  # noqa: E402
+
+register()
+
+__version__ = "0.1.0"
+__all__ = ["EoMTConfig", "EoMTDINOv3Config", "EoMTEVA02Config", "EoMTForUniversalSegmentation"]

@@ -1,0 +1,21 @@
+"""Registration with transformers' Auto classes: every EoMT checkpoint, the hub's included, loads as ours."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageSegmentation, AutoModelForUniversalSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+
+from eomt.configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
+from eomt.modeling_eomt import EoMTForUniversalSegmentation
+
+CONFIG_CLASSES = (EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config)
+MODEL_CLASSES = (AutoModel, AutoModelForUniversalSegmentation, AutoModelForImageSegmentation)
+
+
+def register() -> None:
+    """Shadow transformers' own `eomt` and `eomt_dinov3` behind the Auto classes and add `eomt_eva02`."""
+    for config_class in CONFIG_CLASSES:
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto_class in MODEL_CLASSES:
+            # auto_class.register wants one model class per configuration; one class serves the three of ours.
+            auto_class._model_mapping.register(config_class, EoMTForUniversalSegmentation, exist_ok=True)
+    # The pipeline checks class names against this table and would log an error for ours.
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["eomt_for_universal_segmentation"] = "EoMTForUniversalSegmentation"

@@ -1,0 +1,60 @@
+"""Image → tokens.
+
+B images · P prefix tokens (class, registers) · N patches · D width · C channels · H, W pixels
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from ..configuration import EoMTConfig, as_pair
+from .resample import resample_positions
+
+
+class Embeddings(nn.Module):
+    """2D image to tokens: (B, C, H, W) → (B, P + N, D), any H and W that the patch size divides.
+
+    Learned positions are resampled where the image's patch grid is not the configuration's.
+    """
+
+    def __init__(self, config: EoMTConfig):
+        super().__init__()
+        self.config = config
+        width, patch_size = config.hidden_size, as_pair(config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, width))
+        projection = nn.Conv2d(config.num_channels, width, kernel_size=patch_size, stride=patch_size)
+        if config.patch_projection_name is not None:  # the hub's key has one level more
+            projection = nn.Sequential(OrderedDict({config.patch_projection_name: projection}))
+        self.patch_embeddings = projection
+        if config.has_position_embeddings:
+            rows = config.grid_size[0] * config.grid_size[1] + self._num_prefix_positions
+            self.position_embeddings = nn.Embedding(rows, width)
+        else:
+            self.position_embeddings = None
+
+    @property
+    def _num_prefix_positions(self) -> int:
+        return 1 if self.config.class_token_has_position else 0
+
+    @property
+    def projection(self) -> nn.Conv2d:
+        """The patch kernel, whatever the hub calls it."""
+        name = self.config.patch_projection_name
+        return self.patch_embeddings if name is None else getattr(self.patch_embeddings, name)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = self.patch_embeddings(pixel_values.to(self.cls_token.dtype))
+        grid = tuple(patches.shape[-2:])
+        patches = patches.flatten(2).transpose(1, 2)  # [B, N, D]
+        cls_token = self.cls_token
+        if self.position_embeddings is not None:
+            count = self._num_prefix_positions
+            positions = resample_positions(self.position_embeddings.weight, self.config.grid_size, grid, count)
+            patches = patches + positions[count:]
+            if count:
+                cls_token = cls_token + positions[:count]
+        prefix = torch.cat([cls_token, self.register_tokens], dim=1).expand(patches.shape[0], -1, -1)
+        tokens = torch.cat([prefix, patches], dim=1)  # [B, P + N, D]
+        return nn.functional.dropout(tokens, self.config.hidden_dropout_prob, self.training)

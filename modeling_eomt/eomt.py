@@ -1,0 +1,240 @@
+"""`EoMTForUniversalSegmentation`: a plain ViT that segments (paper, Section 3).
+
+B images · Q queries · P prefix tokens · N patches · T tokens · D width · C labels · L2 = config.num_blocks
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from ..configuration import EoMTConfig, as_pair
+from .attention import Attention
+from .criterion import Criterion, check_targets
+from .embeddings import Embeddings
+from .heads import MaskPrediction, Upscaler, mask_head
+from .layers import EoMTLayer, LayerScale
+from .masking import query_attention_mask
+from .outputs import EoMTForUniversalSegmentationOutput
+from .rope import rotary_table
+
+
+class EoMTPreTrainedModel(PreTrainedModel):
+    """Initialisation and what transformers needs to know."""
+
+    config: EoMTConfig
+    config_class = EoMTConfig
+    base_model_prefix = "eomt"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EoMTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_record_outputs = {"hidden_states": EoMTLayer, "attentions": Attention}
+    _keep_in_fp32_modules_strict = ["attn_mask_probs", "empty_weight"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's defaults for linear and convolution layers, N(0, 1) for the queries, as the authors have it."""
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.lambda1, self.config.layerscale_value)
+        elif isinstance(module, Embeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.register_tokens, std=self.config.initializer_range)
+            if module.position_embeddings is not None:
+                init.trunc_normal_(module.position_embeddings.weight, std=self.config.initializer_range)
+        elif isinstance(module, Criterion):
+            empty_weight = torch.ones(self.config.num_labels + 1)
+            empty_weight[-1] = self.config.no_object_weight
+            init.copy_(module.empty_weight, empty_weight)
+        elif isinstance(module, EoMTForUniversalSegmentation):
+            init.normal_(module.query.weight)
+            init.ones_(module.attn_mask_probs)
+
+
+class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
+    """EoMT for panoptic, instance and semantic segmentation.
+
+    After the first L1 blocks the learned queries join the patch tokens; the last L2 blocks process all jointly; the
+    mask module turns queries into classes and masks. Where masking is on, each of the last L2 blocks is preceded by
+    an intermediate prediction whose masks restrict where the queries look.
+    """
+
+    def __init__(self, config: EoMTConfig):
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EoMTLayer(config) for _ in range(config.num_hidden_layers))
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.query = nn.Embedding(config.num_queries, config.hidden_size)
+        self.upscale_block = Upscaler(config)
+        self.mask_head = mask_head(config)
+        self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
+        self.criterion = Criterion(config)
+        self.register_buffer("attn_mask_probs", torch.ones(config.num_blocks))
+        self.register_load_state_dict_post_hook(lambda module, _: module._read_attn_mask_probs())
+        self.post_init()
+        self._mask_probs = (1.0,) * config.num_blocks
+        self._mask_probs_version = self._version_of_attn_mask_probs()
+
+    # --- masked attention ------------------------------------------------------------------------------------------
+
+    def set_attn_mask_probs(self, probabilities) -> None:
+        """Set with which probability a query's attention is masked in each of the last L2 blocks, earliest first.
+
+        All zero turns masking off: outside training, inference is then a plain ViT. Annealing calls this every step.
+
+        Raises:
+            ValueError: when there is not one probability in [0, 1] for each block.
+        """
+        values = [float(probability) for probability in probabilities]
+        if len(values) != self.config.num_blocks or not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"attn_mask_probs are {values}; give {self.config.num_blocks} numbers in [0, 1]")
+        with torch.no_grad():
+            self.attn_mask_probs.copy_(torch.tensor(values))
+        self._mask_probs = tuple(values)
+        self._mask_probs_version = self._version_of_attn_mask_probs()
+
+    def _version_of_attn_mask_probs(self) -> tuple[int, int]:
+        buffer = self.attn_mask_probs
+        return id(buffer), 0 if buffer.is_inference() else buffer._version
+
+    def _read_attn_mask_probs(self) -> None:
+        """Refresh the host's mirror after the buffer was loaded or moved; the mirror spares forward a device sync."""
+        if not self.attn_mask_probs.is_meta:
+            self._mask_probs = tuple(self.attn_mask_probs.tolist())
+            self._mask_probs_version = self._version_of_attn_mask_probs()
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._mask_probs_version = self._version_of_attn_mask_probs()
+        return self
+
+    # --- forward ---------------------------------------------------------------------------------------------------
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | Tensor | None = None,
+        class_labels: list[Tensor] | Tensor | None = None,
+        patch_offsets: list | None = None,
+        **kwargs,
+    ) -> EoMTForUniversalSegmentationOutput:
+        """Images → class and mask logits of every query, and the loss where there are labels.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised; H and W any multiples of the patch size.
+            mask_labels: list of (n, H, W) bool or float masks, or one (B, n, H, W) tensor.
+            class_labels: list of (n,) labels, or one (B, n) tensor.
+            patch_offsets: returned as they are, for the stitching of windows.
+
+        Raises:
+            ValueError: when an input has a wrong shape or a label is outside the configuration.
+        """
+        grid = self._patch_grid(pixel_values)
+        if not torch.compiler.is_compiling() and self._mask_probs_version != self._version_of_attn_mask_probs():
+            self._read_attn_mask_probs()  # the buffer was written to from outside
+
+        hidden_states = self.embeddings(pixel_values)  # [B, P + N, D]
+        rotary = rotary_table(self.config, grid, hidden_states.device, hidden_states.dtype, self.training)
+        first_joint = self.config.num_hidden_layers - self.config.num_blocks
+        for layer in self.layers[:first_joint]:
+            hidden_states = layer(hidden_states, None, rotary, **kwargs)
+
+        queries = self.query.weight.to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+        hidden_states = torch.cat([queries, hidden_states], dim=1)  # [B, T, D]
+        rotary = rotary and rotary.with_prefix(self.config.num_queries)
+        predictions = []
+        for block, layer in enumerate(self.layers[first_joint:]):
+            query_mask = None
+            if self._predicts_before(block):
+                predictions.append(self.predict(self.layernorm(hidden_states), grid))
+                query_mask = self._query_mask(block, predictions[-1], grid)
+            hidden_states = layer(hidden_states, query_mask, rotary, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        predictions.append(self.predict(hidden_states, grid))
+
+        losses = None
+        if mask_labels is not None and class_labels is not None:
+            losses = self._losses(predictions, mask_labels, class_labels)
+        auxiliary_logits = [
+            {"masks_queries_logits": prediction.mask_logits, "class_queries_logits": prediction.class_logits}
+            for prediction in predictions[:-1]
+        ]
+        return EoMTForUniversalSegmentationOutput(
+            loss=sum(losses.values()) if losses else None,
+            loss_dict=losses,
+            class_queries_logits=predictions[-1].class_logits,
+            masks_queries_logits=predictions[-1].mask_logits,
+            auxiliary_logits=auxiliary_logits or None,
+            last_hidden_state=hidden_states,
+            patch_offsets=patch_offsets,
+        )
+
+    def predict(self, normalised: Tensor, grid: tuple[int, int]) -> MaskPrediction:
+        """Normalised tokens (B, T, D) → classes and masks (paper, Section 3.1)."""
+        count, prefix = self.config.num_queries, self.config.num_prefix_tokens
+        queries = normalised[:, :count]  # [B, Q, D]
+        patches = normalised[:, count + prefix :].unflatten(1, grid)  # [B, h, w, D]
+        return MaskPrediction(self.class_predictor(queries), self.mask_head(queries), self.upscale_block(patches))
+
+    def _predicts_before(self, block: int) -> bool:
+        """Intermediate predictions are supervised to the end of training; without training they serve masking only."""
+        return self.config.masked_attention and (self.training or self._mask_probs[block] > 0)
+
+    def _query_mask(self, block: int, prediction: MaskPrediction, grid: tuple[int, int]) -> Tensor | None:
+        probability = self._mask_probs[block]
+        if probability == 0:
+            return None
+        keep = self.attn_mask_probs[block] if probability < 1 else None
+        return query_attention_mask(prediction.mask_logits, grid, self.config.num_prefix_tokens, keep)
+
+    def _losses(self, predictions: list[MaskPrediction], mask_labels, class_labels) -> dict[str, Tensor]:
+        """Weighted losses of every prediction, each with its own matching (their sum is the loss, not their mean)."""
+        config = self.config
+        weights = {
+            "loss_mask": config.mask_weight,
+            "loss_dice": config.dice_weight,
+            "loss_cross_entropy": config.class_weight,
+        }
+        masks, labels = check_targets(mask_labels, class_labels, config, predictions[-1].class_logits)
+        all_matches = self.criterion.match([(p.mask_logits, p.class_logits) for p in predictions], masks, labels)
+        losses = {}
+        for index, (prediction, matches) in enumerate(zip(predictions, all_matches)):
+            suffix = "" if prediction is predictions[-1] else f"_{index}"
+            parts = self.criterion.losses(
+                prediction.class_logits, prediction.matched_mask_logits, matches, masks, labels
+            )
+            losses |= {f"{name}{suffix}": weights[name] * value for name, value in parts.items()}
+        return losses
+
+    def _patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            shape = None if pixel_values is None else tuple(pixel_values.shape)
+            raise ValueError(
+                f"pixel_values have shape {shape}; give (batch, {self.config.num_channels}, height, width)"
+            )
+        (height, width), patch = pixel_values.shape[-2:], as_pair(self.config.patch_size)
+        if height % patch[0] or width % patch[1] or not height or not width:
+            raise ValueError(
+                f"pixel_values are {height} × {width} pixels; both sides must be multiples of the patch size {patch}"
+            )
+        return height // patch[0], width // patch[1]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings

@@ -1,0 +1,94 @@
+"""One pre-norm ViT block and its parts.
+
+B images · T tokens · D width · M width of the MLP
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..configuration import EoMTConfig
+from .attention import Attention
+from .rope import RotaryTable
+
+
+class LayerScale(nn.Module):
+    """Learned gain per channel: (B, T, D) → (B, T, D)."""
+
+    def __init__(self, config: EoMTConfig):
+        super().__init__()
+        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states * self.lambda1
+
+
+class SwiGLU(nn.Module):
+    """silu(gate(x)) · up(x), for EVA-02 normalised, → down: (B, T, D) → (B, T, D)."""
+
+    def __init__(self, config: EoMTConfig):
+        super().__init__()
+        width, hidden, bias = config.hidden_size, config.mlp_width, config.mlp_biased
+        self.gate_proj = nn.Linear(width, hidden, bias=bias)
+        self.up_proj = nn.Linear(width, hidden, bias=bias)
+        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps) if config.has_mlp_norm else nn.Identity()
+        self.down_proj = nn.Linear(hidden, width, bias=bias)
+        self.activation = ACT2FN[config.gate_activation]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gated = self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)  # [B, T, M]
+        return self.down_proj(self.norm(gated))
+
+
+def feed_forward(config: EoMTConfig) -> nn.Module:
+    """The block's MLP; its layers are named as the hub names them."""
+    if config.gated_mlp:
+        return SwiGLU(config)
+    first, second = config.mlp_names
+    layers = [
+        (first, nn.Linear(config.hidden_size, config.mlp_width, bias=config.mlp_biased)),
+        ("activation", ACT2FN[config.hidden_act]),
+        (second, nn.Linear(config.mlp_width, config.hidden_size, bias=config.mlp_biased)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, each image skips the residual branch with the given probability."""
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return hidden_states
+        keep = 1 - self.probability
+        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep)
+        return hidden_states * kept / max(keep, 1e-12)
+
+
+class EoMTLayer(GradientCheckpointingLayer):
+    """x + scale(attention(norm(x))), then x + scale(mlp(norm(x))): (B, T, D) → (B, T, D)."""
+
+    def __init__(self, config: EoMTConfig):
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attention = Attention(config)
+        self.layer_scale1 = LayerScale(config) if config.has_layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = feed_forward(config)
+        self.layer_scale2 = LayerScale(config) if config.has_layer_scale else nn.Identity()
+        self.drop_path = DropPath(config.drop_path_rate)
+
+    def forward(
+        self, hidden_states: Tensor, query_mask: Tensor | None = None, rotary: RotaryTable | None = None, **kwargs
+    ) -> Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states), query_mask, rotary, **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
+        transformed = self.mlp(self.norm2(hidden_states))
+        return hidden_states + self.drop_path(self.layer_scale2(transformed))

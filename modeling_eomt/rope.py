@@ -1,0 +1,87 @@
+"""Rotary position embeddings of DINOv3 and EVA-02, as tables over the whole token sequence.
+
+B images · A heads · T tokens = prefix (queries, class token, registers) + N patches · E head width
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..configuration import EoMTConfig
+
+
+@dataclass
+class RotaryTable:
+    """Cosines and sines (T, E); prefix rows hold 1 and 0, so that they stay as they are without a split."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+    def with_prefix(self, count: int) -> "RotaryTable":
+        """The table for `count` more tokens in front that are not rotated."""
+        cos = torch.cat([self.cos.new_ones(count, self.cos.shape[-1]), self.cos])
+        sin = torch.cat([self.sin.new_zeros(count, self.sin.shape[-1]), self.sin])
+        return RotaryTable(cos, sin, self.interleaved)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Queries or keys (B, A, T, E) → the same, patches rotated by their position."""
+        if self.interleaved:
+            turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+        else:
+            first, second = x.chunk(2, dim=-1)
+            turned = torch.cat([-second, first], dim=-1)
+        return x * self.cos + turned * self.sin
+
+
+def rotary_table(
+    config: EoMTConfig, grid: tuple[int, int], device: torch.device, dtype: torch.dtype, training: bool
+) -> RotaryTable | None:
+    """Patch grid (down, across) → the table for prefix and patches, or None for a family without rotary positions."""
+    if config.rope is None:
+        return None
+    head_width = config.hidden_size // config.num_attention_heads
+    if config.rope == "dinov3":
+        angles = _dinov3_angles(config, grid, head_width, device, training)
+    else:
+        angles = _eva02_angles(config, grid, head_width, device)
+    table = RotaryTable(angles.cos().to(dtype), angles.sin().to(dtype), interleaved=config.rope == "eva02")
+    return table.with_prefix(config.num_prefix_tokens)
+
+
+def _dinov3_angles(config, grid: tuple[int, int], head_width: int, device, training: bool) -> Tensor:
+    """(N, E) angles: patch centres in [−1, 1] × 2π × θ^(−4j/E), [y, x] and then both once more."""
+    axes = [(torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side * 2 - 1 for side in grid]
+    centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
+    if training:
+        centres = _augment(centres, config)
+    exponents = torch.arange(0, 1, 4 / head_width, dtype=torch.float32, device=device)
+    frequencies = 1 / config.rope_parameters["rope_theta"] ** exponents  # [E/4]
+    angles = 2 * math.pi * centres[:, :, None] * frequencies  # [N, 2, E/4]
+    return angles.flatten(1).tile(2)  # [N, E]
+
+
+def _augment(centres: Tensor, config) -> Tensor:
+    """DINOv3's training augmentation of patch coordinates (N, 2): one shift, stretch and zoom for the whole batch."""
+
+    def uniform(count: int, bound: float) -> Tensor:
+        return torch.empty(1, count, device=centres.device).uniform_(-bound, bound)
+
+    if config.pos_embed_shift is not None:
+        centres = centres + uniform(2, config.pos_embed_shift)
+    if config.pos_embed_jitter is not None:
+        centres = centres * uniform(2, math.log(config.pos_embed_jitter)).exp()
+    if config.pos_embed_rescale is not None:
+        centres = centres * uniform(1, math.log(config.pos_embed_rescale)).exp()
+    return centres
+
+
+def _eva02_angles(config, grid: tuple[int, int], head_width: int, device) -> Tensor:
+    """(N, E) angles: patch indices stretched to the pre-training grid × θ^(−4k/E), [y, x], each for two channels."""
+    axes = [torch.arange(side, dtype=torch.float32, device=device) / side * config.rope_reference_grid for side in grid]
+    indices = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
+    exponents = torch.arange(head_width // 4, dtype=torch.float32, device=device) / (head_width // 4)
+    angles = indices[:, :, None] * config.rope_theta**-exponents  # [N, 2, E/4]
+    return angles.flatten(1).repeat_interleave(2, dim=-1)  # [N, E]
