@@ -1,10 +1,14 @@
 """Tokens → masks: encoder, masked attention, heads, matcher, loss, the model, checkpoints."""
 
-from .eomt import EoMTForUniversalSegmentation, EoMTPreTrainedModel
+from .checkpoints import convert_to_authors, load_authors_checkpoint
+from .eomt import EoMTForUniversalSegmentation
 from .outputs import EoMTForUniversalSegmentationOutput
+from .pretrained import EoMTPreTrainedModel
 
 __all__ = [
     "EoMTForUniversalSegmentation",
     "EoMTForUniversalSegmentationOutput",
     "EoMTPreTrainedModel",
+    "convert_to_authors",
+    "load_authors_checkpoint",
 ]

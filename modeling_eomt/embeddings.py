@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import EoMTConfig, as_pair
-from .resample import resample_positions
+from .resample import resample_patch_kernel, resample_positions
 
 
 class Embeddings(nn.Module):
@@ -58,3 +58,17 @@ class Embeddings(nn.Module):
         prefix = torch.cat([cls_token, self.register_tokens], dim=1).expand(patches.shape[0], -1, -1)
         tokens = torch.cat([prefix, patches], dim=1)  # [B, P + N, D]
         return nn.functional.dropout(tokens, self.config.hidden_dropout_prob, self.training)
+
+    def resize(self, image_size, patch_size) -> None:
+        """Resample positions and patch kernels to another image and patch size and note both in the configuration."""
+        old = self.config.grid_size
+        self.config.image_size, self.config.patch_size = image_size, patch_size
+        self.config._validate()
+        kernel = resample_patch_kernel(self.projection.weight, as_pair(patch_size))
+        self.projection.weight = nn.Parameter(kernel)
+        self.projection.kernel_size = self.projection.stride = as_pair(patch_size)
+        if self.position_embeddings is not None:
+            weight = self.position_embeddings.weight
+            weight = resample_positions(weight, old, self.config.grid_size, self._num_prefix_positions)
+            self.position_embeddings.weight = nn.Parameter(weight)
+            self.position_embeddings.num_embeddings = len(weight)

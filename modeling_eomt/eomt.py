@@ -3,67 +3,20 @@
 B images · Q queries · P prefix tokens · N patches · T tokens · D width · C labels · L2 = config.num_blocks
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration import EoMTConfig, as_pair
-from .attention import Attention
 from .criterion import Criterion, check_targets
 from .embeddings import Embeddings
 from .heads import MaskPrediction, Upscaler, mask_head
-from .layers import EoMTLayer, LayerScale
+from .layers import EoMTLayer
 from .masking import query_attention_mask
 from .outputs import EoMTForUniversalSegmentationOutput
+from .pretrained import EoMTPreTrainedModel
 from .rope import rotary_table
-
-
-class EoMTPreTrainedModel(PreTrainedModel):
-    """Initialisation and what transformers needs to know."""
-
-    config: EoMTConfig
-    config_class = EoMTConfig
-    base_model_prefix = "eomt"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["EoMTLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _can_record_outputs = {"hidden_states": EoMTLayer, "attentions": Attention}
-    _keep_in_fp32_modules_strict = ["attn_mask_probs", "empty_weight"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's defaults for linear and convolution layers, N(0, 1) for the queries, as the authors have it."""
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, LayerScale):
-            init.constant_(module.lambda1, self.config.layerscale_value)
-        elif isinstance(module, Embeddings):
-            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
-            init.trunc_normal_(module.register_tokens, std=self.config.initializer_range)
-            if module.position_embeddings is not None:
-                init.trunc_normal_(module.position_embeddings.weight, std=self.config.initializer_range)
-        elif isinstance(module, Criterion):
-            empty_weight = torch.ones(self.config.num_labels + 1)
-            empty_weight[-1] = self.config.no_object_weight
-            init.copy_(module.empty_weight, empty_weight)
-        elif isinstance(module, EoMTForUniversalSegmentation):
-            init.normal_(module.query.weight)
-            init.ones_(module.attn_mask_probs)
 
 
 class EoMTForUniversalSegmentation(EoMTPreTrainedModel):

@@ -1,0 +1,176 @@
+"""Pre-trained backbones of other libraries → our encoder: DINOv2-reg, DINOv3, EVA-02, DeiT-III.
+
+N patches · D width
+"""
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..configuration import EoMTConfig, as_pair, find_backbone
+from .key_maps import hf_table, timm_table
+from .resample import resample_patch_kernel, resample_positions
+from .state_dicts import StateDict, read_state_dict, require_fit, take
+
+logger = logging.get_logger(__name__)
+
+# Parts of a backbone that segmentation has no use for.
+IGNORED = re.compile(
+    r"^(head|head_dist|lm_head|classifier|pooler)\.|(^|\.)mask_token$|rope|(^|\.)inv_freq$|^dist_token$"
+)
+# Keys as files have them → as the tables have them: transformers' file names, the releases of DINOv2 and DeiT-III.
+RENAMED = [
+    (r"^(backbone|module|model|dinov2_with_registers|dinov3_vit)\.", ""),
+    (r"^(layer|encoder\.layer)\.(\d+)\.attention\.attention\.(query|key|value)\.", r"\1.\2.attention.\3."),
+    (r"\.attention\.query\.", ".attention.q_proj."),
+    (r"\.attention\.key\.", ".attention.k_proj."),
+    (r"\.attention\.value\.", ".attention.v_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"^register_tokens$", "reg_token"),
+    (r"\.gamma_([12])$", r".ls\1.gamma"),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+]
+
+
+def load_backbone(model: nn.Module, source) -> None:
+    """Load a backbone's weights into the encoder of a fresh `model`; queries and heads stay as initialised.
+
+    Args:
+        source: state dict, model, file or directory in the layout of timm, transformers or the backbone's authors, or
+            a name in `BACKBONES`, which is downloaded (timm's when timm is installed, else the hub's).
+
+    Raises:
+        ValueError: when the backbone is of another family, width or depth than the configuration, or keys do not fit.
+    """
+    config = model.config
+    state = normalise(_open(source))
+    _require_same_kind(state, config)
+    table = hf_table(config) if is_hf(state) else timm_table(config)
+    ours, missing, unexpected = take(state, table)
+    ours = fit_sizes(ours, config)
+    require_fit("the backbone", model, ours, missing, unexpected, table)
+    model.load_state_dict(ours, strict=False)
+
+
+def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
+    """Resample patch kernels (PI-resize) and learned positions to the configuration's patch size and grid."""
+    ours = dict(ours)
+    kernel = ".".join(filter(None, ["embeddings.patch_embeddings", config.patch_projection_name, "weight"]))
+    if kernel in ours:
+        ours[kernel] = resample_patch_kernel(ours[kernel], as_pair(config.patch_size))
+    name = "embeddings.position_embeddings.weight"
+    if name in ours:
+        positions = ours[name].reshape(-1, ours[name].shape[-1])  # [(1 +) N, D]
+        prefix, new = int(config.class_token_has_position), config.grid_size
+        count = len(positions) - prefix
+        if not prefix and count != new[0] * new[1] and math.isqrt(count - 1) ** 2 == count - 1:
+            ours["embeddings.cls_token"] = ours["embeddings.cls_token"] + positions[0]  # released with its position
+            positions, count = positions[1:], count - 1
+        side = math.isqrt(count)
+        if count != new[0] * new[1] and side**2 == count:
+            logger.info(f"position embeddings resampled from {side} × {side} to {new[0]} × {new[1]} patches")
+            positions = resample_positions(positions, (side, side), new, prefix)
+        ours[name] = positions
+    return ours
+
+
+def normalise(state: StateDict) -> StateDict:
+    """Their state dict with one spelling a layout and without parts of no use."""
+    renamed = {}
+    for key, tensor in state.items():
+        for pattern, replacement in RENAMED:
+            key = re.sub(pattern, replacement, key)
+        if IGNORED.search(key):
+            continue
+        if match := re.fullmatch(r"(.*\.mlp)\.weights_(in|out)\.(weight|bias)", key):
+            mlp, end, kind = match.groups()
+            if end == "out":
+                renamed[f"{mlp}.down_proj.{kind}"] = tensor
+            else:
+                renamed[f"{mlp}.gate_proj.{kind}"], renamed[f"{mlp}.up_proj.{kind}"] = tensor.chunk(2)
+            continue
+        renamed[key] = tensor
+    if "fc_norm.weight" in renamed or any(".mlp.fc1_g." in key for key in renamed):  # EVA-02: either name is the norm
+        names = ("norm", "fc_norm") if any(".mlp.fc1_g." in key for key in renamed) else ("fc_norm", "norm")
+        for kind in ("weight", "bias"):
+            if f"{names[1]}.{kind}" not in renamed and f"{names[0]}.{kind}" in renamed:
+                renamed[f"{names[1]}.{kind}"] = renamed.pop(f"{names[0]}.{kind}")
+    if "cls_token" in renamed and "pos_embed" not in renamed:
+        _restore_biases(renamed)
+    return renamed
+
+
+def _restore_biases(state: StateDict) -> None:
+    """timm's DINOv3 has separate query and value biases, or leaves them out where they are zero; never a key bias."""
+    for key in [key for key in state if key.endswith("attn.qkv.weight")]:
+        block = key.removesuffix("qkv.weight")
+        zeros = state[key].new_zeros(len(state[key]) // 3)
+        query, value = (state.pop(f"{block}{name}_bias", zeros) for name in ("q", "v"))
+        state.setdefault(f"{block}qkv.bias", torch.cat([query, zeros, value]))
+
+
+def is_hf(state: StateDict) -> bool:
+    return "embeddings.cls_token" in state
+
+
+def describe(state: StateDict) -> tuple[str, int, int]:
+    """Normalised backbone → (family, width, depth)."""
+    token = state.get("embeddings.cls_token" if is_hf(state) else "cls_token")
+    blocks = {match[1] for key in state if (match := re.match(r"(?:encoder\.)?(?:blocks|layer|layers)\.(\d+)\.", key))}
+    if token is None or not blocks:
+        raise ValueError(f"the state dict is no ViT known here; its keys begin with {', '.join(sorted(state)[:3])}")
+    if is_hf(state):
+        family = "dinov2" if "embeddings.position_embeddings" in state else "dinov3"
+    elif any(".mlp.fc1_g." in key for key in state):
+        family = "eva02"
+    elif "pos_embed" not in state:
+        family = "dinov3"
+    else:
+        family = "dinov2" if "reg_token" in state else "deit3"
+    return family, token.shape[-1], len(blocks)
+
+
+def _require_same_kind(state: StateDict, config: EoMTConfig) -> None:
+    family, width, depth = describe(state)
+    wanted = {"eomt": "dinov2" if config.num_register_tokens else "deit3"}.get(
+        config.model_type, config.model_type.removeprefix("eomt_")
+    )
+    if (family, width, depth) != (wanted, config.hidden_size, config.num_hidden_layers):
+        raise ValueError(
+            f"the backbone is a {family} ViT of width {width} and depth {depth}; the configuration wants {wanted}, "
+            f"width {config.hidden_size}, depth {config.num_hidden_layers}; EoMTConfig.for_backbone(name) gives one "
+            "that fits"
+        )
+
+
+def _open(source) -> StateDict:
+    try:
+        backbone = find_backbone(source) if isinstance(source, str) else None
+    except ValueError:
+        backbone = None
+    if backbone is None:
+        return read_state_dict(source)
+    try:
+        import timm
+    except ImportError:
+        timm = None
+    if timm is not None and source != backbone.hub_name:
+        tag = source.partition(".")[2] or backbone.tags[0]
+        return read_state_dict(timm.create_model(f"{backbone.name}.{tag}", pretrained=True))
+    if backbone.hub_name is None:
+        raise ValueError(f"{source!r} comes from timm: pip install timm, or give a weights file")
+    from transformers import AutoModel
+
+    return read_state_dict(AutoModel.from_pretrained(backbone.hub_name))
+
+
+def delta_reference(source, config: EoMTConfig) -> dict[str, Tensor]:
+    """The pre-trained backbone that DINOv3 deltas are relative to, as our encoder's tensors."""
+    state = normalise(_open(source))
+    _require_same_kind(state, config)
+    ours, _, _ = take(state, hf_table(config) if is_hf(state) else timm_table(config))
+    return fit_sizes(ours, config)

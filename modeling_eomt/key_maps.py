@@ -1,0 +1,173 @@
+"""Where each of our tensors lives in other people's state dicts: one table a layout, read in both directions.
+
+A table says for each of our parameters under which key theirs holds it and, where theirs is several of ours
+concatenated along the first dimension, which part it is: `Place(key, part, parts)`.
+"""
+
+from typing import NamedTuple
+
+from ..configuration import EoMTConfig
+
+
+class Place(NamedTuple):
+    key: str
+    part: int = 0
+    parts: int = 1
+
+
+Table = dict[str, Place]
+
+HEADS = {
+    "query": "q",
+    "class_predictor": "class_head",
+    "mask_head.fc1": "mask_head.0",
+    "mask_head.fc2": "mask_head.2",
+    "mask_head.fc3": "mask_head.4",
+}
+
+# Names inside a block, ours → theirs; a pair names the part of a concatenation.
+TIMM_BLOCK = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "attention.output": "attn.proj",
+    "attention.q_proj": ("attn.qkv", 0, 3),
+    "attention.k_proj": ("attn.qkv", 1, 3),
+    "attention.v_proj": ("attn.qkv", 2, 3),
+    "mlp.first": "mlp.fc1",
+    "mlp.second": "mlp.fc2",
+    "mlp.gate_proj": ("mlp.fc1", 0, 2),
+    "mlp.up_proj": ("mlp.fc1", 1, 2),
+    "mlp.down_proj": "mlp.fc2",
+}
+TIMM_EVA_BLOCK = TIMM_BLOCK | {
+    "attention.q_proj": "attn.q_proj",
+    "attention.k_proj": "attn.k_proj",
+    "attention.v_proj": "attn.v_proj",
+    "mlp.gate_proj": "mlp.fc1_g",
+    "mlp.up_proj": "mlp.fc1_x",
+    "mlp.norm": "mlp.norm",
+}
+HF_BLOCK = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "layer_scale1.lambda1": "layer_scale1.lambda1",
+    "layer_scale2.lambda1": "layer_scale2.lambda1",
+    "attention.output": "attention.o_proj",
+    "attention.q_proj": "attention.q_proj",
+    "attention.k_proj": "attention.k_proj",
+    "attention.v_proj": "attention.v_proj",
+    "mlp.gate_proj": "mlp.gate_proj",
+    "mlp.up_proj": "mlp.up_proj",
+    "mlp.down_proj": "mlp.down_proj",
+    "mlp.first": "mlp.fc1",
+    "mlp.second": "mlp.fc2",
+}
+HF_DINOV3_BLOCK = HF_BLOCK | {"mlp.first": "mlp.up_proj", "mlp.second": "mlp.down_proj"}
+
+# Names outside the blocks, ours → theirs.
+TIMM_OUTSIDE = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.register_tokens": "reg_token",
+    "embeddings.position_embeddings.weight": "pos_embed",
+    "embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+}
+HF_OUTSIDE = {
+    "embeddings.cls_token": "embeddings.cls_token",
+    "embeddings.register_tokens": "embeddings.register_tokens",
+    "embeddings.position_embeddings.weight": "embeddings.position_embeddings",
+    "embeddings.projection": "embeddings.patch_embeddings.projection",
+    "layernorm": "layernorm",
+}
+HF_DINOV3_OUTSIDE = HF_OUTSIDE | {"embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"}
+AUTHORS_DINOV3_OUTSIDE = {
+    "embeddings.cls_token": "patch_embed.cls_token",
+    "embeddings.register_tokens": "patch_embed.register_tokens",
+    "embeddings.projection": "patch_embed.patch_embeddings",
+    "layernorm": "norm",
+}
+
+
+def timm_table(config: EoMTConfig) -> Table:
+    """timm's DINOv2, DeiT-III (also as their authors released them, once normalised) and EVA-02."""
+    if config.model_type == "eomt_eva02":
+        return _table(config, TIMM_OUTSIDE | {"layernorm": "fc_norm"}, "blocks", TIMM_EVA_BLOCK)
+    return _table(config, TIMM_OUTSIDE, "blocks", TIMM_BLOCK)
+
+
+def hf_table(config: EoMTConfig) -> Table:
+    """transformers' Dinov2WithRegistersModel and DINOv3ViTModel (keys as in memory; files are normalised first)."""
+    if config.model_type == "eomt_dinov3":
+        return _table(config, HF_DINOV3_OUTSIDE, "layer", HF_DINOV3_BLOCK)
+    return _table(config, HF_OUTSIDE, "encoder.layer", HF_BLOCK)
+
+
+def authors_table(config: EoMTConfig) -> Table:
+    """The authors' checkpoints: heads and encoder under `network.`."""
+    if config.model_type == "eomt_dinov3":
+        encoder = _table(config, AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BLOCK)
+    else:
+        encoder = timm_table(config)
+    table = {ours: place._replace(key=f"network.encoder.backbone.{place.key}") for ours, place in encoder.items()}
+    for ours, theirs in HEADS.items():
+        for kind in ("weight", "bias") if ours != "query" else ("weight",):
+            table[f"{ours}.{kind}"] = Place(f"network.{theirs}.{kind}")
+    for index in range(config.num_upscale_blocks):
+        ours, theirs = f"upscale_block.block.{index}", f"network.upscale.{index}"
+        for name, their_name in (("conv1", "conv1"), ("conv2", "conv2"), ("layernorm2d", "norm")):
+            for kind in ("weight", "bias") if name != "conv2" else ("weight",):
+                table[f"{ours}.{name}.{kind}"] = Place(f"{theirs}.{their_name}.{kind}")
+    table["attn_mask_probs"] = Place("network.attn_mask_probs")
+    return table
+
+
+def _table(config: EoMTConfig, outside: dict[str, str], blocks: str, block: dict) -> Table:
+    """Encoder parameters of `config` → their places."""
+    projection = ".".join(filter(None, ["embeddings.patch_embeddings", config.patch_projection_name]))
+    table: Table = {}
+    table["embeddings.cls_token"] = Place(outside["embeddings.cls_token"])
+    if config.num_register_tokens:
+        table["embeddings.register_tokens"] = Place(outside["embeddings.register_tokens"])
+    if config.has_position_embeddings:
+        positions = "embeddings.position_embeddings.weight"
+        table[positions] = Place(outside[positions])
+    for kind in ("weight", "bias"):
+        table[f"{projection}.{kind}"] = Place(f"{outside['embeddings.projection']}.{kind}")
+        table[f"layernorm.{kind}"] = Place(f"{outside['layernorm']}.{kind}")
+    for index in range(config.num_hidden_layers):
+        for ours, theirs in _block_parameters(config).items():
+            name, *part = block[theirs] if isinstance(block[theirs], tuple) else (block[theirs],)
+            for suffix in _suffixes(config, theirs):
+                table[f"layers.{index}.{ours}{suffix}"] = Place(f"{blocks}.{index}.{name}{suffix}", *part)
+    return table
+
+
+def _block_parameters(config: EoMTConfig) -> dict[str, str]:
+    """Modules of one block: our names → the neutral names the tables use."""
+    names = {name: name for name in ("norm1", "norm2", "attention.q_proj", "attention.k_proj", "attention.v_proj")}
+    names[f"attention.{config.attention_output_name}"] = "attention.output"
+    if config.has_layer_scale:
+        names |= {name: name for name in ("layer_scale1.lambda1", "layer_scale2.lambda1")}
+    if config.gated_mlp:
+        names |= {name: name for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")}
+        if config.has_mlp_norm:
+            names["mlp.norm"] = "mlp.norm"
+    else:
+        first, second = config.mlp_names
+        names |= {f"mlp.{first}": "mlp.first", f"mlp.{second}": "mlp.second"}
+    return names
+
+
+def _suffixes(config: EoMTConfig, name: str) -> tuple[str, ...]:
+    if name.startswith("layer_scale"):
+        return ("",)
+    biases = config.attention_biases
+    biased = {
+        "attention.q_proj": biases["query"],
+        "attention.k_proj": biases["key"],
+        "attention.v_proj": biases["value"],
+        "attention.output": biases["output"],
+    }.get(name, config.mlp_biased or name.startswith(("norm", "mlp.norm")))
+    return (".weight", ".bias") if biased else (".weight",)

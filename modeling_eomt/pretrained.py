@@ -1,0 +1,112 @@
+"""How an EoMT model is initialised and where its weights come from."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+
+from ..configuration import EoMTConfig, as_pair
+from .attention import Attention
+from .backbone_weights import load_backbone
+from .criterion import Criterion
+from .embeddings import Embeddings
+from .layers import EoMTLayer, LayerScale
+
+# Arguments of `from_pretrained` that say where on the hub, and how, a repository is found.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class EoMTPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading, and what transformers needs to know."""
+
+    config: EoMTConfig
+    config_class = EoMTConfig
+    base_model_prefix = "eomt"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EoMTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_record_outputs = {"hidden_states": EoMTLayer, "attentions": Attention}
+    _keep_in_fp32_modules_strict = ["attn_mask_probs", "empty_weight"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's defaults for linear and convolution layers, N(0, 1) for the queries, as the authors have it."""
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.lambda1, self.config.layerscale_value)
+        elif isinstance(module, Embeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.register_tokens, std=self.config.initializer_range)
+            if module.position_embeddings is not None:
+                init.trunc_normal_(module.position_embeddings.weight, std=self.config.initializer_range)
+        elif isinstance(module, Criterion):
+            empty_weight = torch.ones(self.config.num_labels + 1)
+            empty_weight[-1] = self.config.no_object_weight
+            init.copy_(module.empty_weight, empty_weight)
+        elif isinstance(module, EoMTPreTrainedModel):
+            init.normal_(module.query.weight)
+            init.ones_(module.attn_mask_probs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Like transformers'; a checkpoint of another image or patch size is resampled to the one asked for.
+
+        `from_pretrained(path, image_size=1280)` resizes learned positions (bicubic) and patch kernels (PI-resize)
+        once, at load; the saved configuration tells the sizes the weights have.
+        """
+        path = pretrained_model_name_or_path
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if not isinstance(config, EoMTConfig) and path is not None:  # the type may be any of the three
+            config, kwargs = AutoConfig.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
+            kwargs |= hub
+        try:
+            stored = AutoConfig.from_pretrained(path, **hub)
+        except (OSError, ValueError, TypeError):  # weights without a configuration beside them
+            stored = config
+        sizes = (config.grid_size, as_pair(config.patch_size))
+        if sizes == (stored.grid_size, as_pair(stored.patch_size)):
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+
+        wanted, config = config, copy.deepcopy(config)
+        config.image_size, config.patch_size = stored.image_size, stored.patch_size
+        loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.resize(wanted.image_size, wanted.patch_size)
+        return loaded
+
+    @classmethod
+    def from_pretrained_backbone(cls, source, config: EoMTConfig):
+        """A pre-trained ViT and a configuration → a model to fine-tune: encoder loaded, queries and heads fresh.
+
+        Args:
+            source: timm's or transformers' state dict or model of DINOv2 (with registers), DINOv3, EVA-02 or DeiT-III,
+                a file or directory that holds one, or a name in `BACKBONES`, which is downloaded.
+            config: of the same family, width and depth; `EoMTConfig.for_backbone` gives one. Patch kernels and learned
+                positions are resampled to its sizes (paper, Section 3.1).
+
+        Raises:
+            ValueError: when the backbone does not fit the configuration.
+        """
+        model = cls(config).eval()
+        load_backbone(model, source)
+        return model
+
+    @torch.no_grad()
+    def resize(self, image_size, patch_size=None) -> None:
+        """Resample learned positions, and patch kernels, to another image and patch size, in place."""
+        self.embeddings.resize(image_size, self.config.patch_size if patch_size is None else patch_size)

@@ -1,0 +1,107 @@
+"""Reading other people's state dicts, safely, and fitting them to ours by a table of `key_maps`."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .key_maps import Table
+
+StateDict = dict[str, Tensor]
+WRAPPERS = re.compile(r"(^|\.)_orig_mod(?=\.)")
+
+
+def read_state_dict(source: str | Path | Mapping | nn.Module) -> StateDict:
+    """A state dict, a model, a weights file or a directory that holds one → tensors by name.
+
+    Files: safetensors, or what `torch.load(weights_only=True)` reads; a Lightning or DeiT dict is opened at
+    "state_dict" or "model". `_orig_mod` of compiled models is stripped.
+
+    Raises:
+        ValueError: when the file holds no state dict, or more than tensors.
+        FileNotFoundError: when there is no such file.
+    """
+    if isinstance(source, nn.Module):
+        source = source.state_dict()
+    if not isinstance(source, Mapping):
+        source = _read_files(Path(source))
+    for name in ("state_dict", "model", "teacher"):
+        if isinstance(source.get(name), Mapping):
+            source = source[name]
+    state = {
+        WRAPPERS.sub("", name).lstrip("."): tensor for name, tensor in source.items() if isinstance(tensor, Tensor)
+    }
+    if not state:
+        raise ValueError("the state dict holds no tensor")
+    return state
+
+
+def _read_files(path: Path) -> Mapping:
+    if path.is_dir():
+        shards = sorted(path.glob("*.safetensors")) or sorted([*path.glob("*.bin"), *path.glob("*.pth")])
+        if not shards:
+            raise FileNotFoundError(f"{path} holds no .safetensors, .bin or .pth file")
+        return {name: tensor for shard in shards for name, tensor in _read_files(shard).items()}
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {path}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, which is not safe to open: {error}".splitlines()[0]
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read, it may be truncated: {reason}") from None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}; a state dict is needed")
+    return state
+
+
+def take(state: StateDict, table: Table) -> tuple[StateDict, list[str], list[str]]:
+    """Their state dict → (ours, keys of theirs that are missing, keys of theirs that are left over)."""
+    ours, missing = {}, []
+    for name, place in table.items():
+        tensor = state.get(place.key)
+        if tensor is None:
+            missing.append(place.key)
+        else:
+            ours[name] = tensor.chunk(place.parts)[place.part] if place.parts > 1 else tensor
+    used = {place.key for place in table.values()}
+    return ours, sorted(set(missing)), sorted(set(state) - used)
+
+
+def give(ours: StateDict, table: Table) -> StateDict:
+    """Our state dict → theirs; parts are concatenated."""
+    pieces: dict[str, list[Tensor]] = {}
+    for name, place in sorted(table.items(), key=lambda item: item[1].part):
+        pieces.setdefault(place.key, []).append(ours[name])
+    return {key: torch.cat(parts) if len(parts) > 1 else parts[0].clone() for key, parts in pieces.items()}
+
+
+def require_fit(
+    what: str, model: nn.Module, ours: StateDict, missing: list[str], unexpected: list[str], keys: Table
+) -> None:
+    """Raise one `ValueError` with the missing, unexpected and mis-shaped keys in groups, unless all fits."""
+    expected = model.state_dict()
+    shapes = [
+        f"{keys[name].key} {tuple(tensor.shape)}, the configuration gives {tuple(expected[name].shape)}"
+        for name, tensor in ours.items()
+        if tensor.shape != expected[name].shape
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
+    if any(groups.values()):
+        lines = [f"{what} does not fit the configuration; nothing was loaded."]
+        lines += [f"{group} ({len(names)}): {_abridged(names)}" for group, names in groups.items() if names]
+        raise ValueError("\n".join(lines))
+
+
+def _abridged(names: list[str], limit: int = 12) -> str:
+    more = f", … and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
