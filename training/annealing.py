@@ -4,7 +4,7 @@ A run of T steps has six phases of T/6: all blocks masked in the first, none in 
 other goes from P = 1 to P = 0, the earliest first, each during one phase.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback
@@ -56,12 +56,15 @@ class MaskAnnealingCallback(TrainerCallback):
             )
         return self.start_steps, self.end_steps
 
-    def _set(self, state, model) -> None:
-        model = extract_model_from_parallel(model, keep_torch_compile=False)
-        starts, ends = self.steps(state.max_steps, model.config.num_blocks)
-        self.probabilities = [
+    def probabilities_at(self, state, num_blocks: int) -> list[float]:
+        starts, ends = self.steps(state.max_steps, num_blocks)
+        return [
             mask_annealing_probability(state.global_step, start, end, self.power) for start, end in zip(starts, ends)
         ]
+
+    def _set(self, state, model) -> None:
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+        self.probabilities = self.probabilities_at(state, model.config.num_blocks)
         model.set_attn_mask_probs(self.probabilities)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -80,3 +83,32 @@ class MaskAnnealingCallback(TrainerCallback):
         logs.update(values)  # for the callbacks after this one
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(values)
+
+
+class PlannedAnnealing(MaskAnnealingCallback):
+    """Annealing whose steps come from `plan(total_steps, num_blocks)`; where that gives None, from the common rule."""
+
+    def __init__(self, plan: Callable[[int, int], tuple], power: float = 0.9):
+        super().__init__(power=power)
+        self.plan = plan
+
+    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
+        self.start_steps, self.end_steps = self.plan(max_steps, num_blocks)
+        return super().steps(max_steps, num_blocks)
+
+
+class ConstantMasking(MaskAnnealingCallback):
+    """One probability for the whole of training; unless `at_inference`, the trained model is left without masks."""
+
+    def __init__(self, probability: float, at_inference: bool):
+        super().__init__()
+        self.probability, self.at_inference = probability, at_inference
+
+    def probabilities_at(self, state, num_blocks: int) -> list[float]:
+        return [self.probability] * num_blocks
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if not self.at_inference:
+            extract_model_from_parallel(model, keep_torch_compile=False).set_attn_mask_probs(
+                [0.0] * len(self.probabilities)
+            )

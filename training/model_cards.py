@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..configuration.paper import Reported, reported_for
-from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, TrainingSet
+from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, TrainingSet, annealing_steps
 
 PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
 PRETRAINING = {  # how a backbone's timm name shows it, what it is, its weights' licence
@@ -36,9 +36,10 @@ def pretraining(backbone: str) -> tuple[str, str]:
     return next((value for key, value in PRETRAINING.items() if key in backbone), (backbone, "see its source"))
 
 
-def front_matter(task: str, dataset: str, license_name: str = "apache-2.0") -> str:
+def front_matter(task: str, dataset: str, license_name: str | None = "apache-2.0") -> str:
     """The YAML head the hub reads."""
-    lines = ["library_name: eomt", f"license: {license_name}", "pipeline_tag: image-segmentation"]
+    lines = ["library_name: eomt", *([f"license: {license_name}"] if license_name else [])]
+    lines.append("pipeline_tag: image-segmentation")
     return "\n".join(["---", *lines, f"tags: [eomt, image-segmentation, {task}-segmentation, {dataset}]", "---"])
 
 
@@ -189,6 +190,67 @@ Results are the authors' (COCO, ADE20K and Cityscapes val), none is re-measured 
 
 Code: Apache-2.0. Weights carry the terms of their backbone ({licences}) \
 and of the data they were trained on.
+
+## Limits
+
+{LIMITS}
+"""
+
+
+def run_card(config, args, state, name: str, license_name: str | None = None) -> str:
+    """A run's model configuration, `EoMTTrainingArguments` and `TrainerState` → its card, with its own figures."""
+    evaluations = [row for row in state.log_history if any(key.startswith("eval_") for key in row)]
+    results = {
+        key.removeprefix("eval_"): value
+        for key, value in (evaluations[-1] if evaluations else {}).items()
+        if key.startswith("eval_") and "per_second" not in key and "runtime" not in key
+    }
+    losses = [row["loss"] for row in state.log_history if "loss" in row]
+    recipe = args.recipe_values
+    starts, ends = args.annealing(state.max_steps, config.num_blocks)
+    if starts is None:
+        starts, ends = annealing_steps(state.max_steps, config.num_blocks)
+    anneal = (
+        ", ".join(f"{start:,}–{end:,}" for start, end in zip(starts, ends)) if args.masking == "annealed" else "none"
+    )
+    heads, backbone = args.warmup(state.max_steps)
+    settings = [
+        ("model", f"`{config.model_type}`, {config.num_hidden_layers} blocks of width {config.hidden_size}"),
+        ("queries; blocks that see them", f"{config.num_queries}; the last {config.num_blocks}"),
+        ("classes", config.num_labels),
+        ("image size", str(config.image_size)),
+        ("optimiser steps done, of", f"{state.global_step:,}, {state.max_steps:,}"),
+        ("images a step", args.total_batch_size),
+        ("learning rate", f"{args.learning_rate:g}, × {args.llrd:g} a block below"),
+        ("warm-up steps", f"heads {heads:,}, then backbone {backbone:,}"),
+        ("weight decay; gradient norm", f"{args.weight_decay:g}; {args.max_grad_norm:g}"),
+        ("masking; annealing steps", f"{args.masking}; {anneal}"),
+        ("precision; seed", f"{args.mixed_precision if args.mixed_precision != 'no' else 'fp32'}; {args.seed}"),
+    ]
+    measured = table(("figure", "value"), [(key, f"{value:.4g}") for key, value in results.items()])
+    reference = (
+        f"\nThe run follows the recipe `{recipe.name}`, for which the authors report "
+        f"{recipe.reported.value} {recipe.metric} ({recipe.reported.table}).\n"
+        if recipe
+        else ""
+    )
+    return f"""{front_matter(config.task, "own-data" if recipe is None else recipe.dataset, license_name)}
+
+# {name}
+
+EoMT for {config.task} segmentation: {TASKS[config.task]}. Paper: {PAPER}.
+
+{usage(name)}
+
+## Training
+{reference}
+{table(("setting", "value"), settings)}
+
+{f"Loss, first and last logged: {losses[0]:.4g}, {losses[-1]:.4g}." if losses else "No loss was logged."}
+
+## Result
+
+{measured if results else "Not evaluated."}
 
 ## Limits
 

@@ -1,0 +1,190 @@
+"""`EoMTTrainer` end to end on a tiny model: schedule, logs, accumulation, failures, what it leaves behind."""
+
+import math
+import signal
+
+import pytest
+import torch
+
+from eomt.modeling_eomt import EoMTForUniversalSegmentation
+from eomt.training import EoMTTrainer, annealing_steps, mask_annealing_probability
+from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    args = tiny_arguments(folder, max_steps=12, save_strategy="steps", save_steps=6, learning_rate=1e-3)
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(4))
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    return trainer, before, folder
+
+
+def logs_of(trainer):
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def test_logs_have_every_part_rate_and_probability(run):
+    trainer, _, _ = run
+    logs = logs_of(trainer)
+    parts = [f"loss_{part}{block}" for part in ("mask", "dice", "cross_entropy") for block in ("", "_0", "_1")]
+    for row in logs:
+        assert row["loss"] == pytest.approx(sum(row[part] for part in parts), rel=1e-5)
+    # the batch of step t (0-based) has the rate of t: 1 step of warm-up for the heads, another for the backbone
+    for t, row in enumerate(logs):
+        head = 1e-3 * (t if t < 1 else (1 - (t - 1) / 11) ** 0.9)
+        block = 1e-3 * (0 if t < 1 else t - 1 if t < 2 else (1 - (t - 2) / 10) ** 0.9)
+        assert row["learning_rate"] == pytest.approx(head)
+        assert row["learning_rate_last_block"] == pytest.approx(block)
+        assert row["learning_rate_first_block"] == pytest.approx(block * 0.8**2)
+        expected = [mask_annealing_probability(t + 1, s, e) for s, e in zip(*annealing_steps(12, 2))]
+        assert [row["attn_mask_prob_0"], row["attn_mask_prob_1"]] == pytest.approx(expected)
+    assert trainer.model.attn_mask_probs.tolist() == [0, 0]
+
+
+def test_every_parameter_learns_and_decays(run):
+    trainer, before, _ = run
+    for name, value in trainer.model.named_parameters():
+        assert not torch.equal(value, before[name]), name
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.05}
+
+
+def test_what_is_left_behind(run):
+    trainer, _, folder = run
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-6", "checkpoint-12", "curves.png", "README.md"}
+    loaded = EoMTForUniversalSegmentation.from_pretrained(folder / "checkpoint-12")
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    final = next(row for row in reversed(trainer.state.log_history) if "eval_loss" in row)
+    assert f"| loss | {final['eval_loss']:.4g} |" in card
+    assert "annealed; 2–4, 8–10" in card
+
+
+def test_evaluation_is_unmasked_and_leaves_training_as_it_was(tmp_path):
+    trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples(), eval_dataset=Samples(2))
+    trainer.model.set_attn_mask_probs([1.0, 0.5])
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda module, args: seen.append(module.attn_mask_probs.tolist()))
+    trainer.evaluate()
+    assert seen == [[0.0, 0.0]] * len(seen)
+    assert seen
+    assert trainer.model.attn_mask_probs.tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("masking", "training", "left", "predictions"),
+    [("always", [1, 1], [1, 1], 3), ("switched-off", [1, 1], [0, 0], 3), ("never", [0, 0], [0, 0], 1)],
+)
+def test_masking_modes(tmp_path, masking, training, left, predictions):
+    args = tiny_arguments(tmp_path, max_steps=3, masking=masking)
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples())
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda module, args: seen.append(module.attn_mask_probs.tolist()))
+    trainer.train()
+    assert seen == [training] * 3
+    assert trainer.model.attn_mask_probs.tolist() == left
+    assert sum(key.startswith("loss_mask") for key in logs_of(trainer)[0]) == predictions
+
+
+def fixed_points(*size, device=None, **kwargs):
+    """The same points for each mask, so that which batch a mask is in cannot matter."""
+    last = size[-2:] if len(size) > 1 else size
+    steps = torch.arange(math.prod(last), dtype=torch.float32)
+    return (steps * 0.6180339887).frac().reshape(last).expand(size).clone()
+
+
+def test_accumulated_batches_equal_the_whole_batch(tmp_path, monkeypatch):
+    """Images with 2 and 0 targets spread unevenly: a plain mean over the accumulated batches would differ."""
+    monkeypatch.setattr(torch, "rand", fixed_points)
+    results = []
+    for device, accumulation in [(4, 1), (1, 4)]:
+        args = tiny_arguments(
+            tmp_path,
+            max_steps=2,
+            per_device_train_batch_size=device,
+            gradient_accumulation_steps=accumulation,
+            masking="always",
+            head_warmup_steps=0,
+            backbone_warmup_steps=0,
+        )
+        trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(noise=0))
+        trainer.train()
+        results.append((logs_of(trainer), [p.detach() for p in trainer.model.parameters()]))
+    (whole, whole_weights), (parts, parts_weights) = results
+    for one, other in zip(whole, parts):
+        for key in one:
+            if key.startswith(("loss", "grad_norm")):
+                assert one[key] == pytest.approx(other[key], rel=1e-4), key
+    for one, other in zip(whole_weights, parts_weights):
+        assert torch.allclose(one, other, atol=2e-5)
+
+
+class OneBroken(Samples):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        if index == 5:
+            sample["pixel_values"] = torch.full((3, SIZE, SIZE), float("nan"))
+        else:
+            sample["pixel_values"] = sample["pixel_values"] / 255
+        return sample
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_files(tmp_path):
+    args = tiny_arguments(tmp_path, max_steps=8, per_device_train_batch_size=1, num_train_epochs=1)
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=OneBroken())
+    with pytest.raises(ValueError, match=r"loss is nan at step \d .*image5\.png"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_saves_and_the_rest_follows_on(tmp_path, number):
+    def options(folder):
+        return tiny_arguments(tmp_path / folder, max_steps=8)
+
+    class Interrupting(Samples):
+        accesses = 0
+
+        def __getitem__(self, index):
+            self.accesses += 1
+            if self.accesses == 8:
+                signal.raise_signal(number)
+            return super().__getitem__(index)
+
+    whole = EoMTTrainer(tiny_model(), options("whole"), train_dataset=Samples())
+    whole.train()
+    first = EoMTTrainer(tiny_model(), options("cut"), train_dataset=Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    step = first.state.global_step
+    assert 1 < step < 8
+    assert (tmp_path / "cut" / f"checkpoint-{step}").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    second = EoMTTrainer(tiny_model(), options("cut"), train_dataset=Samples())
+    second.train(resume_from_checkpoint=True)
+    assert [row["loss"] for row in logs_of(second)] == [row["loss"] for row in logs_of(whole)]
+
+
+def test_frozen_backbone_and_new_class_head(tmp_path):
+    model = tiny_model()
+    head = model.class_predictor.weight.detach().clone()
+    args = tiny_arguments(tmp_path, max_steps=2, freeze_backbone=True, class_head="new", head_warmup_steps=0)
+    trainer = EoMTTrainer(model, args, train_dataset=Samples())
+    assert not torch.equal(head, model.class_predictor.weight)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trainer.train()
+    changed = {name.split(".")[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"query", "class_predictor", "mask_head", "upscale_block"}
+    assert "learning_rate_last_block" not in logs_of(trainer)[0]
+
+
+def test_wrong_use_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="training data set is empty"):
+        EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples(0)).train()
+    with pytest.raises(ValueError, match="no evaluation data"):
+        EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples()).evaluate()
+    with pytest.raises(ValueError, match="remove_unused_columns"):
+        EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, remove_unused_columns=True))

@@ -1,0 +1,69 @@
+"""A tiny model and made samples, shared by the trainer's tests (run as a script by some of them)."""
+
+import torch
+from torch.utils.data import Dataset
+
+from eomt.configuration import EoMTConfig
+from eomt.modeling_eomt import EoMTForUniversalSegmentation
+from eomt.training import EoMTTrainingArguments
+
+SIZE = 32
+
+
+def tiny_model(seed=0, **overrides):
+    torch.manual_seed(seed)
+    fields = {
+        "image_size": SIZE,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_blocks": 2,
+        "num_queries": 6,
+        "train_num_points": 64,
+        "id2label": {0: "thing", 1: "stuff"},
+        "label2id": {"thing": 0, "stuff": 1},
+        "stuff_label_ids": [1],
+        "layerscale_value": 0.1,
+    }
+    config = EoMTConfig.for_backbone("vit_small_patch14_reg4_dinov2", **(fields | overrides))
+    return EoMTForUniversalSegmentation(config)
+
+
+class Samples(Dataset):
+    """Squares on a background, with noise drawn anew on each access (augmentation); every fifth image is empty."""
+
+    def __init__(self, count=8, noise=0.1):
+        self.count, self.noise = count, noise
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        masks = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
+        low = 2 + index % 7
+        masks[0, low : low + 16, low + 3 : low + 19] = True
+        masks[1] = ~masks[0]
+        pixels = torch.where(masks[0], 200.0, 60.0).expand(3, -1, -1) + 255 * self.noise * torch.randn(3, SIZE, SIZE)
+        keep = 0 if index % 5 == 4 else 2
+        return {
+            "pixel_values": pixels.clamp(0, 255).to(torch.uint8),
+            "mask_labels": masks[:keep],
+            "class_labels": torch.tensor([0, 1])[:keep],
+            "file_name": f"image{index}.png",
+        }
+
+
+def tiny_arguments(folder, **overrides):
+    options = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "head_warmup_steps": 1,
+        "backbone_warmup_steps": 1,
+    }
+    return EoMTTrainingArguments(str(folder), **(options | overrides))

@@ -1,0 +1,197 @@
+"""`EoMTTrainingArguments`: transformers' TrainingArguments with the paper's recipe in them.
+
+What is left out (None) is taken from `recipe`, and without a recipe from what the paper's runs share.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..configuration import TASKS
+from ..configuration.recipes import Recipe, get_recipe
+
+MASKING = ("annealed", "always", "switched-off", "never")
+METRIC = {"panoptic": "pq", "instance": "ap", "semantic": "mean_iou"}
+FULL_WARMUP_STEPS = 15_000  # runs at least this long warm up as the paper's do (its shortest: 19,902 steps)
+DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
+COMMON = {field.name: field.default for field in dataclasses.fields(Recipe)}  # what all recipes share
+
+
+def _help(text: str, default=None, **metadata):
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass
+class EoMTTrainingArguments(TrainingArguments):
+    """Arguments of `EoMTTrainer`; every field of `TrainingArguments` is there too.
+
+    Raises:
+        ValueError: on construction, when a value is out of its range or the batch sizes do not fit each other.
+    """
+
+    recipe: str | None = _help(
+        "Name of a run of the paper whose values are the defaults, such as coco_panoptic_eomt_large_640."
+    )
+    task: str | None = _help(f"{', '.join(TASKS)}; default: the recipe's, else the model's.")
+    learning_rate: float | None = _help("Learning rate of heads and last block; default: the recipe's, else 1e-4.")
+    num_train_epochs: float | None = _help("Passes over the data; default: the recipe's, else 12.")
+    total_batch_size: int | None = _help(
+        "Images per optimiser step over all processes, kept by gradient accumulation whatever their number; "
+        "default: the recipe's 16, or per_device_train_batch_size × processes where that is given without a recipe."
+    )
+    per_device_train_batch_size: int | None = _help(
+        "Images at once per process; default: 4, or less where 4 does not fit."
+    )
+    gradient_accumulation_steps: int | None = _help("Default: what makes up total_batch_size.")
+    weight_decay: float = _help("Of every parameter, norms, biases and queries included.", COMMON["weight_decay"])
+    max_grad_norm: float = _help("Gradients are clipped to this global norm.", COMMON["max_grad_norm"])
+    llrd: float | None = _help(
+        "Layer-wise decay: a block's learning rate over that of the block above; default: the recipe's, else 0.8."
+    )
+    llrd_l2_enabled: bool | None = _help(
+        "Whether the last blocks, those that see the queries, are decayed too; default: the recipe's, else true."
+    )
+    head_warmup_steps: int | None = _help(
+        "Optimiser steps in which the heads' learning rate rises while the backbone stands still; default: the "
+        f"recipe's, else 500; in proportion less in a run shorter than {FULL_WARMUP_STEPS} steps."
+    )
+    backbone_warmup_steps: int | None = _help(
+        "Steps in which the backbone's rate rises after that; default: the recipe's, else 1000; likewise."
+    )
+    poly_power: float | None = _help("Power of the learning rate's decay; default 0.9.")
+    masking: str = _help(
+        "Masked attention (paper, Table 7). annealed: dropped block by block during training, none at inference. "
+        "always: in training and at inference. switched-off: in training only, all at once gone at inference. "
+        "never: no masked attention and only the last prediction supervised.",
+        "annealed",
+        choices=list(MASKING),
+    )
+    annealing_start_steps: list[int] | None = field(
+        default=None,
+        metadata={"help": "Step at which each masked block's annealing starts; default: from the run's length."},
+    )
+    annealing_end_steps: list[int] | None = field(
+        default=None,
+        metadata={"help": "Step at which each masked block is without mask; default: from the run's length."},
+    )
+    annealing_power: float | None = _help("Power of the mask probability's decay; default 0.9.")
+    freeze_backbone: bool = _help("Train queries and heads only.", False)
+    class_head: str = _help(
+        "keep, or new: the class head starts from random weights (fine-tuning on other classes).",
+        "keep",
+        choices=["keep", "new"],
+    )
+    precision: str | None = _help(
+        "fp32, bf16 or fp16 autocast; default: the recipe's fp16 on a GPU, else fp32. Sets bf16 and fp16.",
+        choices=["fp32", "bf16", "fp16"],
+    )
+    evaluate_blocks: bool = _help("Also evaluate the intermediate prediction before each masked block.", False)
+    seed: int = _help("Of initial weights, order of the images, augmentation, mask dropping and sampled points.", 0)
+    remove_unused_columns: bool = _help("Must stay false: the data sets' columns are not the model's arguments.", False)
+    label_names: list[str] | None = field(default=None, metadata={"help": "Default: mask_labels and class_labels."})
+    dataloader_drop_last: bool | None = _help("Leave out an epoch's last, smaller batch; default: true with a recipe.")
+    logging_nan_inf_filter: bool = _help("Must stay false: a loss that is not finite stops the run.", False)
+    ddp_find_unused_parameters: bool | None = _help("Every parameter has a gradient in every step, so false.", False)
+    ddp_broadcast_buffers: bool | None = _help("Every process anneals by itself, so false.", False)
+
+    def __post_init__(self):
+        self._check()
+        recipe = self.recipe_values
+        self.task = self.task or (recipe.task if recipe else None)
+        for name in ("learning_rate", "llrd", "llrd_l2_enabled", "poly_power"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(recipe, name) if recipe else COMMON[name])
+        self.num_train_epochs = self.num_train_epochs or float(recipe.epochs if recipe else 12)
+        self.annealing_power = self.poly_power if self.annealing_power is None else self.annealing_power
+        self.label_names = self.label_names or ["mask_labels", "class_labels"]
+        if self.dataloader_drop_last is None:
+            self.dataloader_drop_last = recipe is not None
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        if self.metric_for_best_model is None and self.task and (
+            self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
+        ):  # fmt: skip
+            self.metric_for_best_model = METRIC[self.task]
+        self._fit_batches(recipe)
+        self._choose_precision(recipe)
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process; start one process each "
+                f"(torchrun --nproc_per_node {self.n_gpu} -m eomt train …) or set CUDA_VISIBLE_DEVICES to one"
+            )
+
+    @property
+    def recipe_values(self) -> Recipe | None:
+        return get_recipe(self.recipe) if self.recipe else None
+
+    def warmup(self, total_steps: int) -> tuple[int, int]:
+        """Run length → (heads', backbone's) warm-up steps: as given, or the recipe's, shorter in a short run."""
+        recipe = self.recipe_values
+        shrink = min(1.0, total_steps / FULL_WARMUP_STEPS)
+        default = [round(steps * shrink) for steps in (recipe.warmup_steps if recipe else COMMON["warmup_steps"])]
+        given = (self.head_warmup_steps, self.backbone_warmup_steps)
+        return tuple(standard if value is None else value for value, standard in zip(given, default))
+
+    def annealing(self, total_steps: int, num_blocks: int) -> tuple[list[int] | None, list[int] | None]:
+        """Run length and masked blocks → (starts, ends): as given, or the recipe's; None: the common rule."""
+        if self.annealing_start_steps is not None:
+            return self.annealing_start_steps, self.annealing_end_steps
+        recipe = self.recipe_values
+        return (
+            dataclasses.replace(recipe, num_blocks=num_blocks).annealing_steps(total_steps) if recipe else (None, None)
+        )
+
+    def _check(self) -> None:
+        for name, choices in (("task", (None, *TASKS)), ("masking", MASKING), ("class_head", ("keep", "new"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(c for c in choices if c)}")
+        for name in ("learning_rate", "num_train_epochs", "llrd", "poly_power", "total_batch_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        for name in ("head_warmup_steps", "backbone_warmup_steps"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.llrd is not None and self.llrd > 1:
+            raise ValueError(f"llrd is {self.llrd}; the layer-wise decay is a factor in (0, 1], 1 turns it off")
+        if (self.annealing_start_steps is None) != (self.annealing_end_steps is None):
+            raise ValueError("give annealing_start_steps and annealing_end_steps together, one value per masked block")
+        if self.annealing_start_steps is not None and self.masking != "annealed":
+            raise ValueError(f"annealing steps are given but masking is {self.masking!r}; leave one of the two out")
+
+    def _fit_batches(self, recipe: Recipe | None) -> None:
+        """Make total_batch_size = per_device_train_batch_size × gradient_accumulation_steps × processes hold."""
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        device, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        total = self.total_batch_size
+        if total is None and accumulation is None:
+            if recipe:
+                total = recipe.batch_size
+            elif device is None:
+                total = DEFAULT_TOTAL_BATCH_SIZE
+        if total is None:
+            device, accumulation = device or LARGEST_DEVICE_BATCH, accumulation or 1
+            total = device * accumulation * processes
+        if device is None:
+            share = max(1, total // (processes * (accumulation or 1)))
+            fitting = [n for n in range(1, LARGEST_DEVICE_BATCH + 1) if share % n == 0]
+            device = share if accumulation else max(fitting)
+        accumulation = accumulation or max(1, total // (device * processes))
+        if device * accumulation * processes != total:
+            raise ValueError(
+                f"total_batch_size {total} is not per_device_train_batch_size {device} × gradient_accumulation_steps "
+                f"{accumulation} × {processes} processes; change one of them"
+            )
+        self.per_device_train_batch_size, self.gradient_accumulation_steps = device, accumulation
+        self.total_batch_size = total
+
+    def _choose_precision(self, recipe: Recipe | None) -> None:
+        import torch
+
+        if self.precision is None and not self.fp16 and not self.bf16 and recipe:
+            self.precision = recipe.precision if torch.cuda.is_available() and not self.use_cpu else "fp32"
+        if self.precision is not None:
+            self.fp16, self.bf16 = self.precision == "fp16", self.precision == "bf16"

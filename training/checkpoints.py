@@ -1,0 +1,88 @@
+"""Checkpoints that survive a kill at any moment: written aside, renamed when whole, checked before they are resumed."""
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+STAGING = ".saving"  # below the output folder; what is in it is not whole
+
+
+def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
+    """Output folder → its latest `checkpoint-<step>` that can be resumed, or None."""
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := pattern.fullmatch(path.name))]
+    return next((str(path) for _, path in sorted(found, reverse=True) if is_complete(path)), None)
+
+
+def is_complete(checkpoint: str | os.PathLike) -> bool:
+    """Whether state, weights, optimiser and schedule of a checkpoint folder are all there and not cut short."""
+    checkpoint = Path(checkpoint)
+    sharded = any(checkpoint.glob("pytorch_model_fsdp*")) or any(checkpoint.glob("global_step*"))  # FSDP, DeepSpeed
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if sharded:  # their own files; the rename says that they are whole
+            return True
+        for file in _weights(checkpoint):
+            with safe_open(file, framework="pt"):
+                pass
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return False
+    return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
+
+
+def _weights(checkpoint: Path) -> list[Path]:
+    index = checkpoint / "model.safetensors.index.json"
+    if index.exists():
+        return [checkpoint / name for name in set(json.loads(index.read_text())["weight_map"].values())]
+    return [checkpoint / "model.safetensors"]
+
+
+class WholeCheckpoints:
+    """Mixin of a `Trainer`: `checkpoint-<step>` appears by one rename, after every process has written its part."""
+
+    _staged = False
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, STAGING) if self._staged else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = super()._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staged, final = Path(folder, STAGING, name), Path(folder, name)
+        if self.args.should_save:
+            shutil.rmtree(staged, ignore_errors=True)  # left by a killed run
+        self.accelerator.wait_for_everyone()
+        self._point_to_best(folder, existing=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go once the new one is there
+        self._staged = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staged = False
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        self._point_to_best(folder, existing=False)
+        if self.args.should_save:
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+            shutil.rmtree(final, ignore_errors=True)
+            staged.rename(final)
+            staged.parent.rmdir()
+            rotate_checkpoints(
+                output_dir=folder, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _point_to_best(self, folder: str, existing: bool) -> None:
+        """Name the best checkpoint by where it will be; the stock Trainer looks where it is being written."""
+        if self.state.best_global_step:
+            best = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            current = self.state.best_global_step == self.state.global_step
+            if os.path.isdir(best) or (current and not existing):
+                self.state.best_model_checkpoint = best

@@ -1,0 +1,301 @@
+"""`EoMTTrainer`: transformers' Trainer with the paper's training (§4.1) and streamed evaluation.
+
+trainer = EoMTTrainer(model, EoMTTrainingArguments("runs/mine"), train_dataset=…, eval_dataset=…,
+                      processing_class=processor)
+trainer.train(); trainer.evaluate(); trainer.save_model()
+"""
+
+import math
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import speed_metrics
+
+from ..configuration.labels import LabelSpace
+from .accumulation import normaliser_shares
+from .annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
+from .arguments import EoMTTrainingArguments
+from .checkpoints import WholeCheckpoints, last_complete_checkpoint
+from .collator import EoMTDataCollator
+from .curves import CurvesCallback
+from .interruption import InterruptionCallback
+from .optimizer import HEADS, layerwise_lr_groups
+from .repeatable import RepeatableDataset
+from .schedule import two_stage_warmup_poly_schedule
+
+
+class NonFiniteLoss(ValueError):
+    """The loss is NaN or infinite; the message has the step and the batch's files."""
+
+
+class EoMTTrainer(WholeCheckpoints, Trainer):
+    """Trains and evaluates EoMT; nothing has to be set by hand.
+
+    On top of the stock Trainer: layer-wise learning rates, two-stage warm-up and polynomial decay; mask annealing;
+    every loss part, the learning rates of heads, first and last block and the mask probabilities in the logs; an
+    accumulated batch's loss and gradient equal to those of the same batch at once; repeatable augmentation, so that
+    `train(resume_from_checkpoint=True)` continues as if never interrupted; checkpoints that are whole or absent.
+
+    Args:
+        model: `EoMTForUniversalSegmentation`.
+        args: `EoMTTrainingArguments`.
+        data_collator: default `EoMTDataCollator` with the processor's mean and std.
+        train_dataset: samples {"pixel_values", "mask_labels", "class_labels", "file_name"?} (`TrainTransform`).
+        eval_dataset: samples {"image", "reference", …} (`EvaluationTransform`): PQ, mIoU or AP at the images' own
+            sizes; or samples as for training: the loss.
+        processing_class: the model's `EoMTImageProcessor`; evaluation needs it, and it is saved with the model.
+    """
+
+    def __init__(self, model=None, args: EoMTTrainingArguments | None = None, data_collator=None, **kwargs):
+        args = EoMTTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, EoMTTrainingArguments):
+            raise ValueError(f"args are {type(args).__name__}; EoMTTrainer needs EoMTTrainingArguments")
+        if args.remove_unused_columns:
+            raise ValueError("remove_unused_columns is True; EoMT's samples need it to be False")
+        processor = kwargs.get("processing_class")
+        if data_collator is None and processor is not None:
+            data_collator = EoMTDataCollator.from_processor(processor, keep_file_names=True)
+        elif data_collator is None:
+            data_collator = EoMTDataCollator(keep_file_names=True)
+        super().__init__(model, args, data_collator, **kwargs)
+        self._file_names: list[str] | None = None
+        self._shares = None  # of each accumulated batch in the step's normalisers
+        self._loss_parts: dict[str, torch.Tensor] = defaultdict(float)
+        self._learning_rates: dict[str, float] = {}
+        self._repeatable: RepeatableDataset | None = None
+        self._prepare_model()
+        self.interruption = InterruptionCallback(self.accelerator)
+        self.annealing = self._annealing_callback()
+        for callback in (_EpochCallback(self), self.annealing, self.interruption, CurvesCallback()):
+            self.add_callback(callback)
+
+    # --- set-up ----------------------------------------------------------------------------------------------------
+
+    def _prepare_model(self) -> None:
+        """Apply task, masking, class head and frozen backbone to the model."""
+        args, config = self.args, self.model.config
+        if args.task:
+            config.task = args.task
+        config.masked_attention = args.masking != "never"
+        if args.class_head == "new":
+            self.model.class_predictor.reset_parameters()  # PyTorch's default, as the authors'
+        if args.freeze_backbone:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name.startswith(HEADS))
+
+    def _annealing_callback(self) -> MaskAnnealingCallback:
+        args = self.args
+        if args.masking == "annealed":
+            return PlannedAnnealing(args.annealing, args.annealing_power)
+        return ConstantMasking(1.0 if args.masking != "never" else 0.0, at_inference=args.masking == "always")
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            args, model = self.args, self.model if model is None else model
+            groups = layerwise_lr_groups(model, args.learning_rate, args.llrd, args.llrd_l2_enabled)
+            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_class(groups, **{**options, "weight_decay": args.weight_decay})
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None:
+            self.lr_scheduler = two_stage_warmup_poly_schedule(
+                optimizer or self.optimizer,
+                warmup_steps=self.args.warmup(num_training_steps),
+                total_steps=num_training_steps,
+                power=self.args.poly_power,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_train_dataloader(self):
+        dataset = self.train_dataset
+        if dataset is None or not hasattr(dataset, "__getitem__"):
+            return super().get_train_dataloader()
+        if not len(dataset):
+            raise ValueError("the training data set is empty; it needs at least one image")
+        self._repeatable = RepeatableDataset(dataset, self.args.seed)
+        self.train_dataset = self._repeatable
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = dataset
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As the stock Trainer's; True resumes the last complete checkpoint, or starts where there is none.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and a checkpoint saved.
+            NonFiniteLoss: with the step and the batch's files.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        with self.interruption.listening():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        config = self.accelerator.unwrap_model(self.model).config
+        self._shares = iter(normaliser_shares(batches, config, self.accelerator)) if len(batches) > 1 else None
+        return batches, items
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self._file_names = inputs.pop("file_name", None)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != "file_name"}
+        outputs = model(**inputs)
+        loss = outputs["loss"]
+        if loss is None:
+            raise ValueError("the batch has no mask_labels and class_labels; the loss needs both")
+        if model.training:
+            parts = outputs["loss_dict"]
+            if self._shares is not None:
+                mask_share, class_share = next(self._shares)
+                parts = {
+                    name: value * (class_share if "cross_entropy" in name else mask_share)
+                    for name, value in parts.items()
+                }
+                loss = sum(parts.values())
+            if not torch.isfinite(loss):
+                raise NonFiniteLoss(self._describe(loss.item(), parts))
+            for name, value in parts.items():
+                self._loss_parts[name] = self._loss_parts[name] + value.detach().float()
+            if self._shares is not None:
+                loss = loss * self.current_gradient_accumulation_steps  # the stock training_step divides by it
+        return (loss, outputs) if return_outputs else loss
+
+    def _describe(self, loss: float, parts: dict[str, torch.Tensor]) -> str:
+        wrong = [name for name, value in parts.items() if not math.isfinite(value.item())]
+        files = ", ".join(str(name) for name in self._file_names or []) or "unknown (the data set gives no file_name)"
+        return (
+            f"the loss is {loss} at step {self.state.global_step} ({', '.join(wrong)}); files of the batch: {files}; "
+            "look at them, or lower learning_rate or precision"
+        )
+
+    # --- logs ------------------------------------------------------------------------------------------------------
+
+    def _get_learning_rate(self) -> float:
+        """The heads' rate; also notes those of first and last block. Called before the schedule moves on."""
+        rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+        last = f"layers.{self.accelerator.unwrap_model(self.model).config.num_hidden_layers - 1}."
+        for key, prefix in (("first", "layers.0."), ("last", last)):
+            of_block = next((rate for name, rate in rates.items() if name.startswith(prefix)), None)
+            if of_block is not None:  # a frozen backbone has none
+                self._learning_rates[f"learning_rate_{key}_block"] = of_block
+        return next(rate for name, rate in rates.items() if name.startswith(HEADS))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._loss_parts:
+            steps = max(1, self.state.global_step - self._logged_step)
+            self._logged_step = self.state.global_step
+            names = sorted(self._loss_parts)
+            values = torch.stack([self._loss_parts[name] for name in names]) / steps
+            values = self.accelerator.reduce(values, reduction="mean").tolist()
+            self._loss_parts.clear()
+            logs |= dict(zip(names, values)) | self._learning_rates
+            logs |= {f"attn_mask_prob_{i}": p for i, p in enumerate(self.annealing.probabilities)}
+        super().log(logs, start_time)
+
+    _logged_step = 0
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Task's metric over the images at their own sizes, streamed: `eval_pq`, `eval_mean_iou` or `eval_ap` and
+        their parts; masked attention off unless `masking` is "always". Samples made for training give `eval_loss`."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, dict):
+            results = {}
+            for name, part in dataset.items():
+                results |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return results
+        if dataset is None or not len(dataset):
+            raise ValueError("there is no evaluation data; give eval_dataset with at least one image")
+        with self._inference_masking():
+            if "reference" not in dataset[0]:
+                return super().evaluate(dataset, ignore_keys, metric_key_prefix)
+            return self._evaluate_metric(dataset, metric_key_prefix)
+
+    def _evaluate_metric(self, dataset, prefix: str) -> dict[str, float]:
+        from .evaluation import evaluate_model
+
+        if self.processing_class is None:
+            raise ValueError(
+                "evaluation needs the image processor; give EoMTTrainer processing_class=EoMTImageProcessor(…)"
+            )
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        started, was_training = time.time(), model.training
+        model.eval()
+        try:
+            results = evaluate_model(
+                model,
+                self.processing_class,
+                dataset,
+                task=model.config.task,
+                label_space=LabelSpace.from_config(model.config),
+                batch_size=args.per_device_eval_batch_size,
+                num_workers=args.dataloader_num_workers,
+                intermediate=args.evaluate_blocks,
+            )
+        finally:
+            model.train(was_training)
+        metrics = {f"{prefix}_{name}": value for name, value in results.items() if isinstance(value, (int, float))}
+        steps = math.ceil(len(dataset) / (args.per_device_eval_batch_size * args.world_size))
+        metrics |= speed_metrics(prefix, started, num_samples=len(dataset), num_steps=steps)
+        self.evaluation_details = results
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs.pop("file_name", None)
+        return super().prediction_step(model, inputs, True, ignore_keys)  # masks of a data set fit no memory
+
+    @contextmanager
+    def _inference_masking(self):
+        """The model as it is at inference: without masks, unless they are to stay."""
+        model = self.accelerator.unwrap_model(self.model)
+        before = model.attn_mask_probs.tolist()
+        if self.args.masking != "always":
+            model.set_attn_mask_probs([0.0] * len(before))
+        try:
+            yield
+        finally:
+            model.set_attn_mask_probs(before)
+
+    # --- what is left of a run -------------------------------------------------------------------------------------
+
+    def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
+        """Write README.md in the output folder: recipe, settings and this run's own figures."""
+        from .model_cards import run_card
+
+        if self.is_world_process_zero():
+            card = run_card(
+                self.model.config, self.args, self.state, model_name or Path(self.args.output_dir).name, license
+            )
+            Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the training data which epoch it is in."""
+
+    def __init__(self, trainer: EoMTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._loss_parts.clear()
+        self.trainer._logged_step = state.global_step
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if self.trainer._repeatable is not None:
+            self.trainer._repeatable.set_epoch(int(state.epoch or 0))
