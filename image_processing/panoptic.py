@@ -1,0 +1,93 @@
+"""Queries → one panoptic map by the authors' rule.
+
+Legend: `Q` queries, `K` kept queries, `C` classes, `g_h`, `g_w` the model's output grid, `H`, `W` the image,
+`T` a tile's side.
+
+    p_q, c_q  = max of softmax(class logits) over the C classes and "no object"
+    kept      = c_q is a class and p_q > threshold
+    owner     = argmax over the kept of p_q · σ(m_q), per pixel
+    segment   = owned pixels with σ(m_q) ≥ mask_threshold, if |owned| / |σ(m_q) ≥ mask_threshold| is not below
+                overlap_mask_area_threshold
+"""
+
+import torch
+from torch import Tensor
+
+from .geometry import Placement
+from .resampling import Resampler, first_best, tile_side
+
+VOID = -1
+_SLACK = 1e-3
+"""Margin (logits) by which a bound must decide before a tile is not computed: far above fp32 rounding."""
+
+
+def panoptic_segmentation(
+    mask_logits: Tensor,
+    class_logits: Tensor,
+    placement: Placement,
+    threshold: float = 0.8,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+    stuff_classes: list[int] | None = None,
+) -> tuple[Tensor, list[dict]]:
+    """(Q, g_h, g_w) mask logits, (Q, C + 1) class logits → (H, W) int32 map, segments.
+
+    Segments are {"id", "label_id", "was_fused", "score"}; ids are 0, 1, … in query order, −1 is void. A later query of
+    a stuff class writes into the segment of the first.
+    """
+    scores, labels = class_logits.float().softmax(-1).max(-1)  # [Q]
+    kept = ((labels != class_logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
+    device = mask_logits.device
+    if len(kept) == 0:
+        return torch.full(placement.original, VOID, dtype=torch.int32, device=device), []
+    owner, areas = _owners(mask_logits[kept].float(), scores[kept], placement, mask_threshold)
+
+    stuff = set(stuff_classes or ())
+    stuff_segment: dict[int, int] = {}
+    segment_of = [VOID] * (len(kept) + 1)  # the last entry stands for pixels nobody holds
+    segments = []
+    for k, (owned, claimed, final, label, score) in enumerate(
+        zip(*areas.tolist(), labels[kept].tolist(), scores[kept].tolist())
+    ):
+        if not (owned and claimed and final) or owned / claimed < overlap_mask_area_threshold:
+            continue
+        if label in stuff_segment:
+            segment_of[k] = stuff_segment[label]
+            continue
+        segment_of[k] = len(segments)
+        if label in stuff:
+            stuff_segment[label] = len(segments)
+        segments.append({"id": len(segments), "label_id": label, "was_fused": label in stuff, "score": score})
+    return torch.tensor(segment_of, dtype=torch.int32, device=device)[owner], segments
+
+
+def _owners(logits: Tensor, scores: Tensor, placement: Placement, mask_threshold: float) -> tuple[Tensor, Tensor]:
+    """Kept logits (K, g_h, g_w), scores (K,) → owner per pixel (H, W) with K where σ < threshold; areas (3, K):
+    owned, σ ≥ threshold, both.
+
+    Interpolated values lie between the lowest and highest cell of their block, so a query whose highest bound is below
+    another's lowest cannot own a pixel of the tile and is not up-sampled there.
+    """
+    K, device = len(logits), logits.device
+    cut = torch.logit(torch.tensor(mask_threshold, dtype=torch.float64)).item()
+    resampler = Resampler.to_image(logits.shape[-2:], placement, device)
+    owner = torch.empty(placement.original, dtype=torch.int32, device=device)
+    areas = torch.zeros(3, K, dtype=torch.int64, device=device)
+    for tile in resampler.tiles(tile_side(K, device)):
+        block = tile.block(logits)  # [K, a, b]
+        low, high = block.amin((1, 2)) - _SLACK, block.amax((1, 2)) + _SLACK  # [K]
+        contends = scores * high.sigmoid() >= (scores * low.sigmoid()).max()
+        crosses = (high >= cut) & (low < cut)  # its outline runs through the tile
+        areas[1] += (low >= cut) * ~(contends | crosses) * tile.pixels
+        active = (contends | crosses).nonzero()[:, 0]  # [k]
+        probabilities = tile.upsample(block[active]).sigmoid_()  # [k, T, T]
+        claimed = probabilities >= mask_threshold  # [k, T, T]
+        areas[1].index_add_(0, active, claimed.sum((1, 2)))
+        winner = first_best(probabilities.mul_(scores[active, None, None]))[1]  # [T, T]
+        inside = claimed.gather(0, winner[None])[0]
+        winner = active[winner]
+        areas[0] += winner.flatten().bincount(minlength=K)
+        winner = winner.masked_fill_(~inside, K)
+        areas[2] += winner.flatten().bincount(minlength=K + 1)[:K]
+        owner[tile.rows, tile.columns] = winner.int()
+    return owner, areas

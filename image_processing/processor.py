@@ -1,0 +1,288 @@
+"""The image processors: pictures → model inputs, model outputs → segments.
+
+Two back ends, the same results: `EoMTImageProcessor` (torchvision; works on any device) and `EoMTImageProcessorPil`
+(where torchvision is missing). On a CPU both resize by Pillow, as the authors do: torchvision's filter is up to 1/255
+off.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    PILImageResampling,
+    SizeDict,
+    load_image,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torchvision_available
+
+from .geometry import Placement, input_size_of, placement
+from .images import pillow_resize, read_image, to_rgb_tensor
+from .postprocess import PostProcessing
+from .targets import batch_targets
+
+TASKS = ("panoptic", "instance", "semantic")
+
+
+class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    task (`str`, *optional*, defaults to `"panoptic"`):
+        What the model was trained for: decides between padding ("panoptic", "instance") and windows ("semantic").
+    stuff_label_ids (`list[int]`, *optional*):
+        Classes whose segments are merged into one by `post_process_panoptic_segmentation`.
+    num_labels (`int`, *optional*):
+        Number of classes; labels of segmentation maps are checked against it.
+    do_split_image (`bool`, *optional*):
+        Cut the image into overlapping windows instead of padding it.
+    ignore_index (`int`, *optional*):
+        Value of ignored pixels in segmentation maps; 255 in plain label maps.
+    do_reduce_labels (`bool`, *optional*, defaults to `False`):
+        Label 0 of segmentation maps is background: ignore it and move the others down by one.
+    """
+
+    task: str
+    stuff_label_ids: list[int] | None
+    num_labels: int | None
+    do_split_image: bool | None
+    ignore_index: int | None
+    do_reduce_labels: bool | None
+
+
+def _flat(images) -> list:
+    """One image, a stack of them or (nested) lists → list of images."""
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in _flat(item)]
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+class _EoMTProcessing(PostProcessing):
+    """What both back ends share; they differ in `_resize` and `_finish`."""
+
+    valid_kwargs = EoMTImageProcessorKwargs
+    task = "panoptic"
+    stuff_label_ids = None
+    num_labels = None
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 640, "longest_edge": 640}
+    default_to_square = True  # an int is a square
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_split_image = None
+    do_pad = None
+    ignore_index = None
+    do_reduce_labels = False
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.task not in TASKS:
+            raise ValueError(f"task {self.task!r} is none of {', '.join(TASKS)}")
+        if self.do_pad is None and self.do_split_image is None:
+            self.do_split_image = self.task == "semantic"
+        elif self.do_split_image is None:
+            self.do_split_image = False
+        if self.do_pad is None:
+            self.do_pad = not self.do_split_image
+        input_size_of(self.size, self.do_split_image)  # a size that cannot work is told here
+        self.stuff_label_ids = None if self.stuff_label_ids is None else [int(i) for i in self.stuff_label_ids]
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        """Also reads what transformers' own processor saved, which knows no task: windows mean semantic, and neither
+        padding nor windows (its default, which no model can use) leaves the choice to the task."""
+        saved = dict(image_processor_dict)
+        if "task" not in saved and "task" not in kwargs:
+            saved["task"] = "semantic" if saved.get("do_split_image") else "panoptic"
+        if "task" not in image_processor_dict and not saved.get("do_split_image") and not saved.get("do_pad"):
+            saved.pop("do_split_image", None)
+            saved.pop("do_pad", None)
+        return super().from_dict(saved, **kwargs)
+
+    def to_dict(self) -> dict:
+        """Settings as plain transformers reads them too: its class name, its spelling of square sizes."""
+        settings = super().to_dict()
+        settings["image_processor_type"] = "EomtImageProcessor"
+        height, width = input_size_of(self.size, self.do_split_image)
+        if self.do_split_image and height == width:
+            settings["size"] = {"shortest_edge": height}
+        elif height == width:
+            settings["size"] = {"shortest_edge": height, "longest_edge": width}
+        return settings
+
+    def place(self, height: int, width: int, size=None, windowed: bool | None = None) -> Placement:
+        """Where this processor puts an image of height × width pixels."""
+        windowed = bool(self.do_split_image) if windowed is None else windowed
+        return placement(
+            height,
+            width,
+            self.size if size is None else size,
+            windowed=windowed,
+            pad=bool(self.do_pad),
+            resize=bool(self.do_resize),
+        )
+
+    def fetch_images(self, images):
+        """Paths and URLs → pictures; anything else as it is."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, str):
+            return load_image(images) if images.startswith(("http://", "https://")) else read_image(images)
+        return images
+
+    def preprocess(
+        self, images, segmentation_maps=None, segments_info=None, instance_id_to_semantic_id=None, **kwargs
+    ) -> BatchFeature:
+        """Images, with or without their segmentation maps → model inputs.
+
+        Args:
+            images: one or a list of PIL images, paths, URLs, arrays or tensors ((H, W), (H, W, C) or (C, H, W)).
+            segmentation_maps: one map an image: labels (semantic), instance ids, or segment ids / COCO's RGB png.
+            segments_info: for each image a list of `{"id", "label_id" or "category_id", "iscrowd"}`; crowds are
+                dropped.
+            instance_id_to_semantic_id: {instance id: class}, one for all images or one each.
+            kwargs: any attribute of the processor, for this call.
+
+        Returns `BatchFeature` with
+            pixel_values: (B, 3, S_h, S_w) float; with windows B counts all windows of all images, in order.
+            patch_offsets: with windows only, a tensor (image, start, end) each, along the resized image's longer side.
+            mask_labels, class_labels: with maps, for each of the B inputs (n, S_h, S_w) bool and (n,) int64.
+
+        Raises `ValueError` for maps that do not fit their image or hold unknown ids or labels.
+        """
+        given = {
+            "segmentation_maps": segmentation_maps,
+            "segments_info": segments_info,
+            "instance_id_to_semantic_id": instance_id_to_semantic_id,
+        }
+        if kwargs.get("do_split_image") and kwargs.get("do_pad") is None:
+            kwargs["do_pad"] = False
+        elif kwargs.get("do_pad") and kwargs.get("do_split_image") is None:
+            kwargs["do_split_image"] = False
+        return super().preprocess(images, image_like_kwargs=given, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self, images, segmentation_maps, segments_info, instance_id_to_semantic_id, **options
+    ) -> BatchFeature:
+        tensors = [to_rgb_tensor(image, options.get("input_data_format")) for image in _flat(self.fetch_images(images))]
+        if options.get("device") is not None:
+            tensors = [image.to(options["device"]) for image in tensors]
+        windowed = bool(options["do_split_image"])
+        placements = [
+            placement(
+                *image.shape[-2:],
+                options["size"],
+                windowed=windowed,
+                pad=bool(options["do_pad"]),
+                resize=bool(options["do_resize"]),
+            )
+            for image in tensors
+        ]
+        inputs = [part for image, place in zip(tensors, placements) for part in self._inputs_of(image, place, options)]
+        data = {"pixel_values": self._finish(inputs, options)}
+        if windowed:
+            data["patch_offsets"] = [
+                torch.tensor([i, start, end]) for i, place in enumerate(placements) for start, end in place.offsets
+            ]
+        if segmentation_maps is not None:
+            data["mask_labels"], data["class_labels"] = batch_targets(
+                segmentation_maps,
+                placements,
+                segments_info,
+                instance_id_to_semantic_id,
+                ignore_index=options["ignore_index"],
+                do_reduce_labels=bool(options["do_reduce_labels"]),
+                num_labels=options["num_labels"],
+            )
+        return BatchFeature(
+            data=data,
+            tensor_type=options.get("return_tensors"),
+            skip_tensor_conversion=["patch_offsets", "mask_labels", "class_labels"],
+        )
+
+    def _inputs_of(self, image: Tensor, place: Placement, options: Mapping) -> list[Tensor]:
+        """(3, H, W) → its model inputs (3, S_h, S_w): resized, black in the padding."""
+        if place.resized != place.original:
+            image = self._resize(image, place.resized, options["resample"])
+        parts = []
+        for top, left in place.windows:
+            part = image[:, top : top + place.input_size[0], left : left + place.input_size[1]]
+            below, right = place.input_size[0] - part.shape[1], place.input_size[1] - part.shape[2]
+            parts.append(torch.nn.functional.pad(part, (0, right, 0, below)) if below or right else part)
+        return parts
+
+
+class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):
+    """Image processor of EoMT on torch tensors; see `EoMTImageProcessorKwargs` for the settings.
+
+    Example: `EoMTImageProcessor(task="panoptic", size=640, stuff_label_ids=[80, 81])`.
+    """
+
+    def _resize(self, image: Tensor, size: tuple[int, int], resample) -> Tensor:
+        pillow = isinstance(resample, (int, PILImageResampling))
+        if image.device.type == "cpu" and pillow and image.dtype in (torch.uint8, torch.float32):
+            channels_last = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+            return torch.from_numpy(pillow_resize(channels_last, size, resample)).permute(2, 0, 1)
+        return self.resize(image, SizeDict(height=size[0], width=size[1]), resample=resample, antialias=True)
+
+    def _finish(self, inputs: list[Tensor], options: Mapping) -> list[Tensor]:
+        """uint8 0..255 → (x / 255 − mean) / std."""
+        return [
+            self.rescale_and_normalize(
+                image[None],
+                options["do_rescale"],
+                options["rescale_factor"],
+                options["do_normalize"],
+                options["image_mean"],
+                options["image_std"],
+            )[0].contiguous()
+            for image in inputs
+        ]
+
+
+class EoMTImageProcessorPil(_EoMTProcessing, PilBackend):
+    """`EoMTImageProcessor` where torchvision is missing: the same settings and results, CPU only."""
+
+    def _resize(self, image: Tensor, size: tuple[int, int], resample) -> Tensor:
+        channels_last = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        return torch.from_numpy(pillow_resize(channels_last, size, resample)).permute(2, 0, 1)
+
+    def _finish(self, inputs: list[Tensor], options: Mapping) -> list[np.ndarray]:
+        """As the torchvision back end, bit for bit: the rescaling is folded into mean and std."""
+        fold = np.float32(1 / options["rescale_factor"]) if options["do_rescale"] else np.float32(1)
+        if options["do_normalize"]:
+            mean, std = (np.asarray(options[k], np.float32)[:, None, None] * fold for k in ("image_mean", "image_std"))
+            return [(image.numpy().astype(np.float32) - mean) / std for image in inputs]
+        factor = np.float32(options["rescale_factor"] if options["do_rescale"] else 1)
+        return [image.numpy().astype(np.float32) * factor for image in inputs]
+
+
+if not is_torchvision_available():
+    EoMTImageProcessor = EoMTImageProcessorPil
+
+
+class EomtImageProcessor(EoMTImageProcessor):
+    """The name that saved files carry (the hub's too): loading one gives an `EoMTImageProcessor`."""
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        return EoMTImageProcessor.from_dict(image_processor_dict, **kwargs)
+
+
+class EomtImageProcessorPil(EoMTImageProcessorPil):
+    """As `EomtImageProcessor`, for the Pillow back end."""
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        return EoMTImageProcessorPil.from_dict(image_processor_dict, **kwargs)

@@ -1,0 +1,120 @@
+"""Up-sampling as two small matrices, so that any part of the result can be had alone.
+
+Legend: `g_h`, `g_w` the model's output grid; `H`, `W` the result; `T` a tile's side; `a`, `b` the part of the grid that
+a tile sees; `K` planes.
+
+Bilinear resizing is linear and separable, and so is cropping. The authors' way from logits to image size (resize to the
+input size, crop the padding away, resize to the original size) is therefore  R · logits · Cᵀ  with R (H, g_h) and
+C (W, g_w) fixed per image. Rows of R and C have few neighbouring non-zeros, so a tile of the result needs a small block
+of the grid: no full-resolution tensor per query ever exists.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .geometry import Placement
+
+
+def bilinear_matrix(source: int, target: int) -> Tensor:
+    """Weights of `F.interpolate(mode="bilinear", align_corners=False)` along one axis: (target, source), float64.
+
+    Positions are computed in fp32 exactly as torch does, so that the result differs from it by rounding only.
+    """
+    scale = torch.tensor(source, dtype=torch.float32) / target
+    position = ((torch.arange(target, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)  # [target]
+    low = position.floor().long().clamp(max=source - 1)
+    high = (low + 1).clamp(max=source - 1)
+    fraction = (position - low).double()
+    weights = torch.zeros(target, source, dtype=torch.float64)
+    weights.scatter_add_(1, low[:, None], (1 - fraction)[:, None])
+    weights.scatter_add_(1, high[:, None], fraction[:, None])
+    return weights
+
+
+def axis_weights(grid: int, input_side: int, valid: int, target: int) -> Tensor:
+    """grid → input side → first `valid` pixels → target, along one axis: (target, grid), float64."""
+    to_input = bilinear_matrix(grid, input_side)[:valid]  # [valid, grid]
+    return bilinear_matrix(valid, target) @ to_input if valid != target else to_input
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One rectangle of the result, and the block of the grid that it is made of."""
+
+    rows: slice
+    columns: slice
+    grid_rows: slice
+    grid_columns: slice
+    row_weights: Tensor  # (T, a)
+    column_weights: Tensor  # (b, T)
+
+    @property
+    def pixels(self) -> int:
+        return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
+
+    def block(self, grid: Tensor) -> Tensor:
+        """(…, g_h, g_w) → the cells this tile sees: (…, a, b)."""
+        return grid[..., self.grid_rows, self.grid_columns]
+
+    def upsample(self, block: Tensor) -> Tensor:
+        """(K, a, b) → (K, T, T)."""
+        return (self.row_weights @ block) @ self.column_weights
+
+
+class Resampler:
+    """(K, g_h, g_w) → (K, H, W), one tile at a time."""
+
+    def __init__(self, rows: Tensor, columns: Tensor, device: torch.device | str = "cpu"):
+        self.rows, self.columns = rows, columns  # (H, g_h), (W, g_w), float64 on the host
+        self.size = (len(rows), len(columns))
+        self.device = device
+
+    @classmethod
+    def to_image(cls, grid: tuple[int, int], placement: Placement, device="cpu") -> "Resampler":
+        """Output grid of a padded input → original image."""
+        axes = zip(grid, placement.input_size, placement.resized, placement.original)
+        return cls(*(axis_weights(*axis) for axis in axes), device)
+
+    @classmethod
+    def plain(cls, source: tuple[int, int], target: tuple[int, int], device="cpu") -> "Resampler":
+        """One bilinear resize."""
+        return cls(bilinear_matrix(source[0], target[0]), bilinear_matrix(source[1], target[1]), device)
+
+    def tiles(self, side: int) -> Iterator[Tile]:
+        """Tiles of at most side × side pixels, row by row."""
+        columns = [self._part(self.columns, start, side) for start in range(0, self.size[1], side)]
+        for start in range(0, self.size[0], side):
+            rows, grid_rows, row_weights = self._part(self.rows, start, side)
+            for part, grid_columns, column_weights in columns:
+                yield Tile(rows, part, grid_rows, grid_columns, row_weights, column_weights.T)
+
+    def _part(self, weights: Tensor, start: int, side: int) -> tuple[slice, slice, Tensor]:
+        part = weights[start : start + side]
+        used = part.any(0).nonzero()[:, 0]
+        cells = slice(int(used[0]), int(used[-1]) + 1)
+        part = part[:, cells].to(self.device, torch.float32)
+        return slice(start, start + len(part)), cells, part
+
+
+def first_best(planes: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, T, T) → the highest value per pixel and the first plane that has it: (T, T), (T, T) int64.
+
+    The same as `planes.max(0)`; on a CPU torch's reduction with indices over the first dimension is 4 to 25 × slower.
+    """
+    if planes.device.type != "cpu":
+        return planes.max(0)
+    best = planes.amax(0)
+    index = torch.zeros(best.shape, dtype=torch.int32)
+    for k in range(len(planes) - 1, 0, -1):
+        index.masked_fill_(planes[k] == best, k)
+    return best, index.masked_fill_(planes[0] == best, 0).long()
+
+
+def tile_side(planes: int, device: torch.device | str = "cpu") -> int:
+    """Side of a tile for `planes` results at once: what stays in a core's cache, or 256 MB on an accelerator."""
+    if torch.device(device).type == "cpu":
+        return 256 if planes <= 32 else 128
+    return max(256, int((2**26 / max(planes, 1)) ** 0.5))

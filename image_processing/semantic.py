@@ -1,0 +1,94 @@
+"""Queries → per-class scores, stitched over windows → one label map (authors' rule; confidence: paper Sec. C).
+
+Legend: `V` windows of one image, `Q` queries, `C` classes, `g_h`, `g_w` the model's output grid, `h`, `w` the resized
+image, `H`, `W` the original one, `T` a tile of it, `a`, `b` the part of the resized image a tile sees.
+
+    scores of a window = Σ_q softmax(class logits)_{q, c ≠ no object} · σ(mask logits at the window's size)
+    canvas             = mean of the windows that cover a pixel, (C, h, w)
+    result             = argmax over c of the canvas, bilinearly resized to (H, W)
+
+The canvas is made a tile at a time, from the windows under the tile, and thrown away with it.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .geometry import Placement
+from .resampling import Resampler, Tile, bilinear_matrix, first_best
+
+_TILE_BYTES = 2**25
+"""Largest tensor of a tile (masks or scores of its part of the canvas)."""
+
+
+def semantic_segmentation(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
+    """(V, Q, g_h, g_w) mask logits, (V, Q, C + 1) class logits → (H, W) int32 labels, (H, W) confidence in [0, 1].
+
+    The confidence is the winning score (BRAVO's; it is no probability: scores can exceed 1 and are clipped).
+    """
+    labels = torch.empty(placement.original, dtype=torch.int32, device=mask_logits.device)
+    confidence = torch.empty(placement.original, dtype=torch.float32, device=mask_logits.device)
+    for tile, block in _canvas_tiles(mask_logits, class_logits, placement):
+        # resized scores lie between the block's extremes: a class below another's lowest cannot win in this tile
+        high, low = block.amax((1, 2)), block.amin((1, 2))  # [C]
+        able = (high >= low.max() * (1 - 1e-5)).nonzero()[:, 0]
+        best, winner = first_best(tile.upsample(block[able]))  # [T, T]
+        labels[tile.rows, tile.columns] = able[winner].int()
+        confidence[tile.rows, tile.columns] = best.clamp(max=1)
+    return labels, confidence
+
+
+def semantic_scores(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> Tensor:
+    """As `semantic_segmentation`, but all scores: (C, H, W)."""
+    scores = mask_logits.new_empty(class_logits.shape[-1] - 1, *placement.original, dtype=torch.float32)
+    for tile, block in _canvas_tiles(mask_logits, class_logits, placement):
+        scores[:, tile.rows, tile.columns] = tile.upsample(block)
+    return scores
+
+
+def _canvas_tiles(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> Iterator[tuple[Tile, Tensor]]:
+    """Tiles of the result with their part of the canvas: (C, a, b)."""
+    device = mask_logits.device
+    weights = class_logits.float().softmax(-1)[..., :-1].transpose(-1, -2)  # [V, C, Q]
+    resampler = Resampler.plain(placement.resized, placement.original, device)
+    shrink = max(r / o for r, o in zip(placement.resized, placement.original))
+    side = (_TILE_BYTES / 4 / max(weights.shape[1:])) ** 0.5 / max(shrink, 1.0)
+    for tile in resampler.tiles(max(8, min(256, int(side)))):
+        yield tile, _canvas_block(mask_logits, weights, placement, tile.grid_rows, tile.grid_columns)
+
+
+def _canvas_block(mask_logits: Tensor, weights: Tensor, placement: Placement, rows: slice, columns: slice) -> Tensor:
+    """Mean of the windows' scores over canvas[rows, columns]: (C, a, b)."""
+    device = mask_logits.device
+    shape = (rows.stop - rows.start, columns.stop - columns.start)
+    total = torch.zeros(weights.shape[1], *shape, device=device)  # [C, a, b]
+    coverage = torch.zeros(shape, device=device)
+    for v, (top, left) in enumerate(placement.windows):
+        first, last = max(rows.start, top), min(rows.stop, top + placement.input_size[0])
+        start, stop = max(columns.start, left), min(columns.stop, left + placement.input_size[1])
+        if first >= last or start >= stop:
+            continue
+        grid_rows, row_weights = _band(mask_logits.shape[-2], placement.input_size[0], first - top, last - top)
+        grid_columns, column_weights = _band(mask_logits.shape[-1], placement.input_size[1], start - left, stop - left)
+        block = mask_logits[v, :, grid_rows, grid_columns].float()
+        masks = ((row_weights.to(device) @ block) @ column_weights.to(device).T).sigmoid_()  # [Q, a', b']
+        here = (slice(first - rows.start, last - rows.start), slice(start - columns.start, stop - columns.start))
+        total[:, *here] += (weights[v] @ masks.flatten(1)).view(-1, *masks.shape[1:])
+        coverage[here] += 1
+    return total.div_(coverage)
+
+
+@lru_cache(maxsize=256)
+def _band(grid: int, side: int, start: int, stop: int) -> tuple[slice, Tensor]:
+    """Rows start:stop of the bilinear grid → side matrix: the cells they use, (stop − start, cells) fp32."""
+    part = _matrix(grid, side)[start:stop]
+    used = part.any(0).nonzero()[:, 0]
+    cells = slice(int(used[0]), int(used[-1]) + 1)
+    return cells, part[:, cells].contiguous()
+
+
+@lru_cache(maxsize=16)
+def _matrix(grid: int, side: int) -> Tensor:
+    return bilinear_matrix(grid, side).float()

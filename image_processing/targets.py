@@ -1,0 +1,180 @@
+"""Segmentation maps → binary masks and class labels, what the model trains on.
+
+Legend: `H`, `W` the map; `n` segments.
+
+A map is a label map (semantic), a map of instance ids with `instance_id_to_semantic_id`, or a map of segment ids with
+`segments_info` (COCO panoptic: an RGB png, id = R + 256 G + 65536 B, 0 is void). Maps travel as ids through resizing,
+padding and cutting, and become masks last. Padding and ignored pixels belong to no mask.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .geometry import Placement, Size
+
+VOID = -1
+"""Id of pixels that belong to no mask."""
+
+
+def rgb_to_id(rgb: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """(…, 3) uint8 → (…) ids, R + 256 G + 65536 B."""
+    rgb = rgb.astype(np.int64) if isinstance(rgb, np.ndarray) else rgb.long()
+    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+
+
+def read_map(segmentation_map) -> Tensor:
+    """PIL image, array or tensor of (H, W), one channel, or RGB-coded ids → (H, W) int64 ids."""
+    if isinstance(segmentation_map, Image.Image):
+        if segmentation_map.mode == "RGBA":
+            segmentation_map = segmentation_map.convert("RGB")
+        segmentation_map = np.asarray(segmentation_map)  # a palette png gives its indices, which are the labels
+    if isinstance(segmentation_map, Tensor):
+        ids = segmentation_map
+    else:
+        array = np.asarray(segmentation_map)
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"a segmentation map holds numbers, not {array.dtype}")
+        ids = torch.from_numpy(array.astype(np.int64))
+    if ids.ndim == 3 and 1 in (ids.shape[0], ids.shape[-1]):
+        ids = ids[0] if ids.shape[0] == 1 else ids[..., 0]
+    elif ids.ndim == 3 and 3 in (ids.shape[0], ids.shape[-1]):
+        ids = rgb_to_id(ids if ids.shape[-1] == 3 else ids.permute(1, 2, 0))
+    if ids.ndim != 2:
+        raise ValueError(f"segmentation map of shape {tuple(ids.shape)}: give (H, W), or (H, W, 3) RGB-coded ids")
+    return ids.long()
+
+
+def label_ids(
+    ids: Tensor,
+    *,
+    segments_info: Sequence[Mapping] | None = None,
+    instance_id_to_semantic_id: Mapping[int, int] | None = None,
+    ignore_index: int | None = None,
+    do_reduce_labels: bool = False,
+    num_labels: int | None = None,
+    drop_crowds: bool = True,
+) -> tuple[Tensor, dict[int, int]]:
+    """(H, W) ids → the same with `VOID` where nothing is to be learned, and the class label of every id left.
+
+    Args:
+        segments_info: `{"id", "label_id" or "category_id", "iscrowd"}` per segment.
+        instance_id_to_semantic_id: class of each instance id; ids 0 and `ignore_index` may be missing and are void.
+        ignore_index: id of ignored pixels. Of a plain label map also 255, unless another is given.
+        do_reduce_labels: label 0 is background: ignored, and the others move down by one.
+        num_labels: number of classes, to check the labels against.
+        drop_crowds: crowd segments are void, as in the authors' training.
+    """
+    present = ids.unique().tolist()  # sorted
+    if segments_info is not None:
+        labels = _labels_of_segments(present, segments_info, drop_crowds)
+        labels.pop(ignore_index, None)
+    elif instance_id_to_semantic_id is not None:
+        mapping = {int(k): int(v) for k, v in instance_id_to_semantic_id.items()}
+        unknown = [i for i in present if i not in mapping and i not in (0, ignore_index)]
+        if unknown:
+            raise ValueError(f"instance id {unknown[0]} of the map is missing from instance_id_to_semantic_id")
+        labels = {i: mapping[i] for i in present if i in mapping and i != ignore_index}
+    else:
+        ignored = 255 if ignore_index is None else ignore_index
+        labels = {i: i for i in present if i != ignored}
+    if do_reduce_labels:
+        labels = {i: label - 1 for i, label in labels.items() if label != 0}
+    for i, label in labels.items():
+        if label < 0 or (num_labels is not None and label >= num_labels):
+            known = f"0..{num_labels - 1}" if num_labels is not None else "0, 1, …"
+            raise ValueError(
+                f"label {label} (id {i} of the map) is none of the labels {known}; set ignore_index or num_labels"
+            )
+    void = torch.tensor([i for i in present if i not in labels], dtype=ids.dtype, device=ids.device)
+    return ids.masked_fill(torch.isin(ids, void), VOID) if len(void) else ids, labels
+
+
+def _labels_of_segments(present: list[int], segments_info: Sequence[Mapping], drop_crowds: bool) -> dict[int, int]:
+    labels, dropped = {}, set()
+    for segment in segments_info:
+        i = int(segment["id"])
+        if i in labels or i in dropped:
+            raise ValueError(f"segment id {i} is listed twice in segments_info")
+        label = segment.get("label_id", segment.get("category_id"))
+        if label is None:
+            raise ValueError(f"segment id {i} has neither 'label_id' nor 'category_id' in segments_info")
+        if drop_crowds and segment.get("iscrowd"):
+            dropped.add(i)
+        else:
+            labels[i] = int(label)
+    unlisted = [i for i in present if i not in labels and i not in dropped and i != 0]
+    if unlisted:
+        raise ValueError(f"segment id {unlisted[0]} of the map is missing from segments_info")
+    return {i: label for i, label in labels.items() if i in set(present)}
+
+
+def place_map(ids: Tensor, placement: Placement) -> list[Tensor]:
+    """(H, W) ids of the original image → one map for each model input, nearest pixel, `VOID` in the padding."""
+    ids = ids[nearest_index(ids.shape[0], placement.resized[0])][:, nearest_index(ids.shape[1], placement.resized[1])]
+    inputs = []
+    for top, left in placement.windows:
+        part = ids[top : top + placement.input_size[0], left : left + placement.input_size[1]]
+        below, right = placement.input_size[0] - part.shape[0], placement.input_size[1] - part.shape[1]
+        inputs.append(torch.nn.functional.pad(part, (0, right, 0, below), value=VOID))
+    return inputs
+
+
+def nearest_index(source: int, target: int) -> Tensor:
+    """Source pixel under the centre of each target pixel: (target,) int64, as PIL's NEAREST."""
+    return ((2 * torch.arange(target) + 1) * source) // (2 * target)
+
+
+def masks_and_labels(ids: Tensor, labels: Mapping[int, int]) -> tuple[Tensor, Tensor]:
+    """(H, W) ids → (n, H, W) bool masks in the order of the ids, (n,) int64 class labels; n = 0 is fine."""
+    present = ids.unique()
+    present = present[present != VOID]  # [n], sorted
+    masks = ids[None] == present[:, None, None]  # [n, H, W]
+    return masks, torch.tensor([labels[i] for i in present.tolist()], dtype=torch.int64, device=ids.device)
+
+
+def check_size(ids: Tensor, image_size: Size, name: str = "segmentation map") -> None:
+    """Raise `ValueError` if a map's size is not its image's."""
+    if tuple(ids.shape) != tuple(image_size):
+        raise ValueError(
+            f"{name} of {ids.shape[0]} × {ids.shape[1]} pixels does not fit its image of "
+            f"{image_size[0]} × {image_size[1]}; both must have one size"
+        )
+
+
+def batch_targets(
+    maps, placements: Sequence[Placement], segments_info=None, instance_id_to_semantic_id=None, **rules
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps of a batch → for each model input (n, S_h, S_w) bool masks and (n,) labels.
+
+    Args:
+        maps: one map an image (a single one, a list or a stack).
+        segments_info, instance_id_to_semantic_id: one an image, or one where that is unambiguous.
+        rules: the other arguments of `label_ids`.
+    """
+    count = len(placements)
+    single = isinstance(maps, (Image.Image, str))
+    single |= isinstance(maps, (np.ndarray, Tensor)) and (maps.ndim == 2 or (maps.ndim == 3 and count == 1))
+    maps = [maps] if single else list(maps)
+    if segments_info is None:
+        segments_info = [None] * count
+    elif count == 1 and (len(segments_info) == 0 or isinstance(segments_info[0], Mapping)):
+        segments_info = [segments_info]
+    per_image = isinstance(instance_id_to_semantic_id, (list, tuple))
+    mappings = instance_id_to_semantic_id if per_image else [instance_id_to_semantic_id] * count
+    for name, given in (("segmentation_maps", maps), ("segments_info", segments_info), ("mappings", mappings)):
+        if len(given) != count:
+            raise ValueError(f"{len(given)} {name} for {count} images; give one an image")
+    masks, labels = [], []
+    for i, place in enumerate(placements):
+        ids = read_map(Image.open(maps[i]) if isinstance(maps[i], str) else maps[i])
+        check_size(ids, place.original, f"segmentation map {i}")
+        ids, classes = label_ids(ids, segments_info=segments_info[i], instance_id_to_semantic_id=mappings[i], **rules)
+        for part in place_map(ids, place):
+            part_masks, part_labels = masks_and_labels(part, classes)
+            masks.append(part_masks)
+            labels.append(part_labels)
+    return masks, labels

@@ -1,0 +1,252 @@
+"""The processors: the authors' pixels, two back ends, every kind of picture, saved files both ways."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
+
+from eomt.image_processing import (
+    EoMTImageProcessor,
+    EomtImageProcessor,
+    EoMTImageProcessorPil,
+    EomtImageProcessorPil,
+    read_image,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PRE, META = load_file(GOLDEN / "preprocess.safetensors"), json.loads((GOLDEN / "preprocess.json").read_text())
+BACKENDS = [EoMTImageProcessor, EoMTImageProcessorPil]
+
+
+def picture(height=30, width=50, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+@pytest.mark.parametrize("i", range(len(META["cases"])))
+def test_golden_pixels(backend, task, i):
+    processor = backend(task=task, size=64, do_rescale=False, do_normalize=False)
+    result = processor(PRE[f"{i}.image"], return_tensors="pt")
+    golden = PRE[f"{i}.padded"][None] if task == "panoptic" else PRE[f"{i}.windows"]
+    assert torch.equal(result["pixel_values"], golden.to(result["pixel_values"].dtype))
+    if task == "semantic":
+        assert [o.tolist() for o in result["patch_offsets"]] == META["cases"][i]["windows"]
+    else:
+        assert "patch_offsets" not in result
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_normalisation_is_the_authors_and_padding_is_black(backend):
+    image = picture(20, 40)
+    values = backend(size=40)(image, return_tensors="pt")["pixel_values"][0]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (torch.from_numpy(image) / 255 - mean) / std
+    torch.testing.assert_close(values[:, :20], expected.permute(2, 0, 1), atol=2e-6, rtol=0)
+    torch.testing.assert_close(values[:, 20:], (-mean / std)[:, None, None].expand(3, 20, 40), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_back_ends_agree(task):
+    images = [picture(30, 50), picture(80, 20, 1), Image.fromarray(picture(64, 64, 2)), picture(9, 7, 3) / 255.0]
+    maps = [np.arange(i.size[1] * i.size[0] if isinstance(i, Image.Image) else i.shape[0] * i.shape[1]) for i in images]
+    maps = [
+        m.reshape((i.height, i.width) if isinstance(i, Image.Image) else i.shape[:2]) % 4 for m, i in zip(maps, images)
+    ]
+    a, b = (cls(task=task, size=32)(images, segmentation_maps=maps, return_tensors="pt") for cls in BACKENDS)
+    torch.testing.assert_close(a["pixel_values"], b["pixel_values"], atol=1e-5, rtol=0)
+    for key in ("mask_labels", "class_labels", "patch_offsets"):
+        assert all(torch.equal(x, y) for x, y in zip(a.get(key, []), b.get(key, [])))
+
+
+def test_like_the_built_in_where_its_sizes_are_the_authors():
+    image = picture(60, 80)
+    ours = EoMTImageProcessor(size=64)(image, return_tensors="pt")
+    theirs = BuiltIn(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True)(image, return_tensors="pt")
+    assert (ours["pixel_values"] - theirs["pixel_values"]).abs().max() <= 1.01 / 255 / 0.224
+    ours = EoMTImageProcessor(task="semantic", size=60)(image, return_tensors="pt")
+    theirs = BuiltIn(size={"shortest_edge": 60, "longest_edge": None}, do_split_image=True)(image, return_tensors="pt")
+    assert torch.equal(torch.stack(ours["patch_offsets"]), torch.stack(theirs["patch_offsets"]))
+    torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F", "RGBa"])
+def test_every_picture_mode(mode):
+    grey = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))  # 40 × 60
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+        assert image.mode == "I;16"
+    elif mode in ("I", "F"):
+        image = Image.fromarray(grey.astype(np.int32 if mode == "I" else np.float32))
+    elif mode == "RGBa":
+        image = Image.fromarray(grey).convert("RGBA").convert("RGBa")
+    elif mode == "P":
+        image = Image.fromarray(grey).convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
+    else:
+        image = Image.fromarray(grey).convert("RGB").convert(mode)
+    values = EoMTImageProcessor(size=60, do_normalize=False)(image, return_tensors="pt")["pixel_values"][0, :, :40]
+    if mode == "1":
+        assert values.unique().tolist() == [0.0, 1.0]
+    else:
+        tolerance = 6 if mode in ("P", "YCbCr") else 1  # these are coarser themselves
+        assert (values * 255 - torch.from_numpy(grey)).abs().max() <= tolerance
+
+
+def test_exif_orientation_is_applied():
+    image = Image.fromarray(picture(20, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    from io import BytesIO
+
+    buffer = BytesIO()
+    image.save(buffer, "png", exif=exif)
+    turned = Image.open(buffer)
+    processor = EoMTImageProcessor(size=40)
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    assert torch.equal(
+        processor(turned, return_tensors="pt")["pixel_values"], processor(upright, return_tensors="pt")["pixel_values"]
+    )
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        picture()[..., 0],
+        picture()[..., :1],
+        picture().transpose(2, 0, 1),
+        np.concatenate([picture(), picture()[..., :1]], -1),
+        torch.from_numpy(picture()).permute(2, 0, 1),
+        picture().astype(np.float32),
+        picture().astype(np.uint16) * 257,
+    ],
+    ids=["HW", "HW1", "CHW", "RGBA", "tensor", "float", "uint16"],
+)
+def test_every_array_shape(array):
+    processor = EoMTImageProcessor(size=50)
+    values = processor(array, return_tensors="pt")["pixel_values"]
+    assert values.shape == (1, 3, 50, 50)
+    rgb = picture() if 3 in array.shape or 4 in array.shape else np.repeat(picture()[..., :1], 3, -1)
+    torch.testing.assert_close(values, processor(rgb, return_tensors="pt")["pixel_values"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+@pytest.mark.parametrize(("h", "w"), [(3000, 200), (40, 300), (1, 1)])
+def test_extreme_sizes(backend, task, h, w):
+    processor = backend(task=task, size=32)
+    values = processor(np.full((h, w, 3), 9, np.uint8), return_tensors="pt")["pixel_values"]
+    assert values.shape[1:] == (3, 32, 32)
+    assert len(values) == len(processor.place(h, w).windows)
+
+
+def test_a_batch_of_many_sizes_and_a_single_image():
+    processor = EoMTImageProcessor(task="semantic", size=32)
+    batch = processor([picture(40, 90), picture(32, 32)], return_tensors="pt")
+    assert [o.tolist()[0] for o in batch["patch_offsets"]] == [0, 0, 0, 1]
+    alone = processor(picture(40, 90), return_tensors="pt")
+    assert torch.equal(batch["pixel_values"][:3], alone["pixel_values"])
+    assert isinstance(processor(picture())["pixel_values"], list)
+    assert len(processor([[picture(32, 32)], [picture(32, 32)]], return_tensors="pt")["pixel_values"]) == 2
+    stack = torch.from_numpy(np.stack([picture(32, 32, i) for i in range(3)])).permute(0, 3, 1, 2)
+    assert len(processor(stack, return_tensors="pt")["pixel_values"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "pad", "split"),
+    [
+        ({}, True, False),
+        ({"task": "instance"}, True, False),
+        ({"task": "semantic"}, False, True),
+        ({"task": "semantic", "do_pad": True}, True, False),
+        ({"task": "semantic", "do_split_image": False}, True, False),
+        ({"task": "panoptic", "do_split_image": True}, False, True),
+        ({"task": "panoptic", "do_pad": False}, False, False),
+    ],
+)
+def test_the_task_decides_and_keywords_override(given, pad, split):
+    processor = EoMTImageProcessor(**given)
+    assert (processor.do_pad, processor.do_split_image) == (pad, split)
+    again = EoMTImageProcessor.from_dict(processor.to_dict())
+    assert (again.do_pad, again.do_split_image, again.task) == (pad, split, processor.task)
+
+
+def test_keywords_of_one_call():
+    processor = EoMTImageProcessor(size=64)
+    assert processor(picture(), size=32, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+    windows = processor(picture(20, 50), size={"height": 20, "width": 20}, do_split_image=True, return_tensors="pt")
+    assert windows["pixel_values"].shape == (3, 3, 20, 20)
+    processor.size = {"height": 16, "width": 24}
+    assert processor(picture(), return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 24)
+    unpadded = processor(picture(30, 60), size=60, do_pad=False, do_split_image=False, return_tensors="pt")
+    assert unpadded["pixel_values"].shape == (1, 3, 30, 60)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_saved_file_is_read_by_plain_transformers(tmp_path, task):
+    EoMTImageProcessor(task=task, size=64, stuff_label_ids=[3, 4]).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "EomtImageProcessor"
+    theirs = BuiltIn.from_pretrained(tmp_path)
+    image = picture(64, 96)
+    a, b = (
+        p(image, return_tensors="pt")["pixel_values"] for p in (EoMTImageProcessor.from_pretrained(tmp_path), theirs)
+    )
+    assert a.shape == b.shape
+    assert (a - b).abs().max() < 0.02
+    for alias, cls in ((EomtImageProcessor, EoMTImageProcessor), (EomtImageProcessorPil, EoMTImageProcessorPil)):
+        again = alias.from_pretrained(tmp_path)
+        assert type(again) is cls
+        assert (again.task, again.stuff_label_ids) == (task, [3, 4])
+        assert torch.equal(again(image, return_tensors="pt")["pixel_values"], a)
+
+
+def test_file_of_the_built_in(tmp_path):
+    cases = [
+        ({"do_pad": True, "size": {"shortest_edge": 64, "longest_edge": 64}}, "panoptic", True),
+        ({"do_split_image": True, "size": {"shortest_edge": 64, "longest_edge": None}}, "semantic", False),
+        ({}, "panoptic", True),  # its default crashes on images that are not square; the task decides
+    ]
+    for settings, task, pad in cases:
+        BuiltIn(**settings).save_pretrained(tmp_path)
+        processor = EomtImageProcessor.from_pretrained(tmp_path)
+        assert (processor.task, processor.do_pad, processor.do_split_image) == (task, pad, not pad)
+        assert EoMTImageProcessor.from_pretrained(tmp_path, task="instance").task == "instance"
+
+
+def test_paths_and_unreadable_files(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    processor = EoMTImageProcessor(size=64)
+    by_path = processor(str(path), return_tensors="pt")["pixel_values"]
+    assert torch.equal(by_path, processor(picture(), return_tensors="pt")["pixel_values"])
+    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:200])
+    (tmp_path / "text.jpg").write_text("no image")
+    for name in ("cut.png", "text.jpg"):
+        with pytest.raises(ValueError, match=f"cannot read image .*{name}"):
+            read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EoMTImageProcessor(task="depth"), "task 'depth' is none of panoptic, instance, semantic"),
+        (lambda: EoMTImageProcessor(size={"min_pixels": 4, "max_pixels": 9}), "names no input size"),
+        (lambda: EoMTImageProcessor(size=8)(np.zeros((9, 9, 7))), r"shape \(9, 9, 7\)"),
+        (lambda: EoMTImageProcessor(size=8)([{"image": 1}]), "image"),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_is_an_image_processor_of_transformers():
+    assert isinstance(EoMTImageProcessor(), transformers.BaseImageProcessor)
