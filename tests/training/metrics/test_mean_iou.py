@@ -1,0 +1,58 @@
+"""Mean IoU: class by class by hand, the ignored pixels, what is absent, and bad input."""
+
+import numpy as np
+import pytest
+import torch
+
+from eomt.training import MeanIoU
+
+
+def test_equals_counting_class_by_class_over_the_whole_set():
+    rng = np.random.default_rng(0)
+    true = [rng.choice([0, 1, 2, 3, 255], size) for size in ((7, 9), (12, 5), (8, 8))]
+    predicted = [np.where(rng.random(t.shape) < 0.6, np.minimum(t, 3), rng.integers(0, 4, t.shape)) for t in true]
+    metric = MeanIoU(num_labels=5)
+    metric.add_batch(predictions=predicted[:2], references=[torch.from_numpy(t) for t in true[:2]])
+    metric.add_batch(predictions=[torch.from_numpy(predicted[2])], references=[true[2].astype(np.uint8)])
+    result = metric.compute()
+    t, p = (np.concatenate([m.ravel() for m in maps]) for maps in (true, predicted))
+    p, t = p[t != 255], t[t != 255]
+    iou = [((p == c) & (t == c)).sum() / ((p == c) | (t == c)).sum() for c in range(4)]
+    assert result["per_category_iou"][:4] == pytest.approx(iou, abs=1e-12)
+    assert np.isnan(result["per_category_iou"][4])  # class 4 is nowhere
+    assert result["mean_iou"] == pytest.approx(np.mean(iou), abs=1e-12)
+    assert result["overall_accuracy"] == pytest.approx((p == t).mean(), abs=1e-12)
+    assert result["mean_accuracy"] == pytest.approx(np.mean([(p[t == c] == c).mean() for c in range(4)]), abs=1e-12)
+    assert metric.confusion.sum() == len(t)
+
+
+def test_predicting_the_ignored_label_is_a_miss_and_truth_decides_what_is_ignored():
+    metric = MeanIoU(num_labels=2)
+    metric.add(prediction=np.array([[255, 0, 1, 1]]), reference=np.array([[0, 0, 1, 255]]))
+    result = metric.compute()
+    assert result["per_category_iou"] == [0.5, 1.0]
+
+
+def test_nothing_added_is_nan_not_zero():
+    assert np.isnan(MeanIoU(num_labels=2).compute()["mean_iou"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "message"),
+    [
+        ([[2]], [[0]], "prediction: label 2 is not in 0 … 1"),
+        ([[0]], [[7]], "truth: label 7"),
+        ([[0]], [[-1]], "truth: label -1"),
+        ([[0, 0]], [[0]], "the prediction is 1×2, its truth 1×1"),
+        ([[0.0]], [[0]], "must hold integers"),
+        ([0], [[0]], "must be a map"),
+    ],
+)
+def test_bad_input(prediction, reference, message):
+    with pytest.raises(ValueError, match=message):
+        MeanIoU(num_labels=2).add_batch(predictions=[np.array(prediction)], references=[np.array(reference)])
+
+
+def test_unlike_numbers_of_predictions_and_references():
+    with pytest.raises(ValueError, match="1 predictions for 0 references"):
+        MeanIoU(num_labels=2).add_batch(predictions=[np.zeros((1, 1), int)], references=[])

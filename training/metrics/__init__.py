@@ -1,0 +1,8 @@
+"""The reference tools' numbers, streamed: panoptic quality, mean IoU, mask AP, out-of-distribution detection."""
+
+from .average_precision import MaskAveragePrecision
+from .mean_iou import MeanIoU
+from .out_of_distribution import OutOfDistribution
+from .panoptic_quality import PanopticQuality
+
+__all__ = ["MaskAveragePrecision", "MeanIoU", "OutOfDistribution", "PanopticQuality"]

@@ -1,0 +1,82 @@
+"""Mean IoU from one confusion matrix over the whole data set (FACTS.md §6).
+
+H, W image;  C classes
+"""
+
+import numpy as np
+
+from .streaming import StreamingMetric, image_name, integer_map, same_size
+
+
+class MeanIoU(StreamingMetric):
+    """Mean IoU, accuracies and per-category IoU; fractions 0 … 1.
+
+    >>> metric = MeanIoU(num_labels=19, ignore_index=255)
+    >>> metric.add_batch(predictions=[labels], references=[labels])  # integer maps (H, W), torch or numpy
+    >>> metric.compute()["mean_iou"]
+
+    Pixels whose reference is `ignore_index` do not count. Predicting it elsewhere is a miss; any other value outside
+    0 … C−1 is a `ValueError`. A category neither predicted nor true has IoU nan and is left out of the mean.
+    `compute` also leaves the summed matrix in `confusion`: int64 (C, C + 1), true × predicted, last column "none".
+    """
+
+    description = "Mean intersection over union from one confusion matrix."
+
+    def __init__(self, *, num_labels: int, ignore_index: int = 255, **kwargs):
+        self.ignore_index = ignore_index
+        self.confusion: np.ndarray | None = None
+        super().__init__(num_labels=num_labels, **kwargs)
+
+    def _empty(self) -> np.ndarray:
+        return np.zeros((self.num_labels, self.num_labels + 1), np.int64)
+
+    def _add(self, prediction, reference) -> None:
+        self.state += confusion(prediction, reference, self.num_labels, self.ignore_index)
+
+    def _result(self, states: list[np.ndarray]) -> dict:
+        self.confusion = np.sum(states, 0)
+        return iou_of_confusion(self.confusion)
+
+
+def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: np.ndarray | None = None) -> np.ndarray:
+    """Two label maps (H, W) → int64 (C, C + 1), true × predicted. `skip`: bool (H, W), pixels that do not count."""
+    name = image_name(reference, prediction)
+    maps = [entry["segmentation"] if isinstance(entry, dict) else entry for entry in (prediction, reference)]
+    predicted, true = integer_map(maps[0], f"{name}prediction"), integer_map(maps[1], f"{name}truth")
+    same_size(predicted.shape, true.shape, name)
+    counts = true != ignore_index  # [H, W]
+    if skip is not None:
+        counts &= ~skip
+    predicted, true = predicted[counts].astype(np.int64), true[counts].astype(np.int64)  # [pixels]
+    for what, values in (("prediction", predicted), ("truth", true)):
+        outside = (values < 0) | (values >= num_labels)
+        if what == "prediction":
+            outside &= values != ignore_index
+        if outside.any():
+            value = values[outside.argmax()]
+            raise ValueError(
+                f"{name}{what}: label {value} is not in 0 … {num_labels - 1}, nor ignore_index {ignore_index}"
+            )
+    predicted[(predicted < 0) | (predicted >= num_labels)] = num_labels  # only ignore_index is left outside
+    count = np.bincount(true * (num_labels + 1) + predicted, minlength=num_labels * (num_labels + 1))
+    return count.reshape(num_labels, num_labels + 1)
+
+
+def iou_of_confusion(matrix: np.ndarray) -> dict:
+    """Confusion int64 (C, C + 1) → mean IoU, mean and overall accuracy, IoU and accuracy of each category."""
+    hits = np.diagonal(matrix).astype(np.float64)  # [C]
+    true, predicted = matrix.sum(1), matrix.sum(0)[:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou, accuracy = hits / (true + predicted - hits), hits / true
+        overall = hits.sum() / matrix.sum()
+
+    def mean(values):
+        return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+    return {
+        "mean_iou": mean(iou),
+        "mean_accuracy": mean(accuracy),
+        "overall_accuracy": float(overall),
+        "per_category_iou": iou.tolist(),
+        "per_category_accuracy": accuracy.tolist(),
+    }

@@ -1,0 +1,83 @@
+"""Out-of-distribution segmentation in the manner of BRAVO (FACTS.md §10; the paper's Tab. 8 and E).
+
+    H, W image;  L = 65536 confidence levels
+
+Two questions: is what the model knows still right (mean IoU over in-distribution pixels), and is its confidence low on
+what it cannot know (average precision of finding invalid pixels by 1 − confidence)?
+"""
+
+import numpy as np
+import torch
+
+from .mean_iou import confusion, iou_of_confusion
+from .streaming import StreamingMetric, image_name
+
+LEVELS = 1 << 16  # BRAVO stores confidence as uint16: floor(confidence · 65535)
+
+
+class OutOfDistribution(StreamingMetric):
+    """{"mean_iou", "auprc", "per_category_iou", …}; fractions 0 … 1.
+
+    >>> metric = OutOfDistribution(num_labels=19)
+    >>> metric.add_batch(predictions=[{"segmentation": labels, "confidence": confidence}],
+    ...                  references=[{"segmentation": labels, "invalid": invalid}])
+
+    `confidence`: float (H, W), clipped to 0 … 1, or BRAVO's uint16. `invalid`: (H, W), non-zero where an object of no
+    known class lies. Pixels with the truth `ignore_index` count nowhere. `pixels` in a reference: flat indices, the
+    sample that AUPRC is taken over (BRAVO's ≤ 100,000 an image; default: every pixel).
+    AUPRC is Σ Δrecall · precision over falling scores, ties as one step; nan where no image has an invalid pixel.
+    """
+
+    description = "Mean IoU over in-distribution pixels and AUPRC of out-of-distribution ones."
+
+    def __init__(self, *, num_labels: int, ignore_index: int = 255, **kwargs):
+        self.ignore_index = ignore_index
+        super().__init__(num_labels=num_labels, **kwargs)
+
+    def _empty(self) -> dict[str, np.ndarray]:
+        matrix = np.zeros((self.num_labels, self.num_labels + 1), np.int64)
+        return {"confusion": matrix, "levels": np.zeros((2, LEVELS), np.int64)}  # valid, invalid pixels a level
+
+    def _add(self, prediction: dict, reference: dict) -> None:
+        name = image_name(reference, prediction)
+        invalid = _array(reference["invalid"]) != 0  # [H, W]
+        level = confidence_levels(prediction["confidence"])  # [H, W]
+        true = _array(reference["segmentation"])
+        if not invalid.shape == level.shape == true.shape:
+            shapes = f"invalid {invalid.shape}, confidence {level.shape}, truth {true.shape}"
+            raise ValueError(f"{name}maps of unlike sizes (H, W): {shapes}")
+        arguments = (self.num_labels, self.ignore_index)
+        self.state["confusion"] += confusion(prediction, reference, *arguments, skip=invalid)
+        counts = (true != self.ignore_index).ravel()
+        if reference.get("pixels") is not None:
+            sample = np.zeros_like(counts)
+            sample[_array(reference["pixels"])] = True
+            counts &= sample
+        code = invalid.ravel()[counts] * LEVELS + level.ravel()[counts]
+        self.state["levels"] += np.bincount(code, minlength=2 * LEVELS).reshape(2, LEVELS)
+
+    def _result(self, states: list[dict]) -> dict:
+        levels = np.sum([state["levels"] for state in states], 0)
+        result = iou_of_confusion(np.sum([state["confusion"] for state in states], 0))
+        return result | {"auprc": average_precision(levels), "invalid_pixels": int(levels[1].sum())}
+
+
+def confidence_levels(confidence) -> np.ndarray:
+    """float (H, W), or uint16 as it is → int64 (H, W) of 0 … 65535. Scores above 1 are clipped (FACTS.md §10)."""
+    confidence = _array(confidence)
+    if confidence.dtype.kind in "iu":
+        return confidence.astype(np.int64)
+    return np.floor(confidence.clip(0, 1).astype(np.float64) * (LEVELS - 1)).astype(np.int64)
+
+
+def average_precision(levels: np.ndarray) -> float:
+    """Valid and invalid pixels at each confidence level, (2, L) → AP of "invalid" by falling 1 − confidence."""
+    negatives, positives = np.cumsum(levels, 1)  # the lowest confidence comes first
+    if not positives[-1]:
+        return float("nan")
+    precision = positives / np.maximum(positives + negatives, 1)  # [L]
+    return float((np.diff(positives, prepend=0) * precision).sum() / positives[-1])
+
+
+def _array(value) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
