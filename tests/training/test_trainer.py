@@ -1,6 +1,5 @@
 """`EoMTTrainer` end to end on a tiny model: schedule, logs, accumulation, failures, what it leaves behind."""
 
-import math
 import signal
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training import EoMTTrainer, annealing_steps, mask_annealing_probability
+from tests.training.runs import fixed_points
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
 
 
@@ -88,13 +88,6 @@ def test_masking_modes(tmp_path, masking, training, left, predictions):
     assert seen == [training] * 3
     assert trainer.model.attn_mask_probs.tolist() == left
     assert sum(key.startswith("loss_mask") for key in logs_of(trainer)[0]) == predictions
-
-
-def fixed_points(*size, device=None, **kwargs):
-    """The same points for each mask, so that which batch a mask is in cannot matter."""
-    last = size[-2:] if len(size) > 1 else size
-    steps = torch.arange(math.prod(last), dtype=torch.float32)
-    return (steps * 0.6180339887).frac().reshape(last).expand(size).clone()
 
 
 def test_accumulated_batches_equal_the_whole_batch(tmp_path, monkeypatch):

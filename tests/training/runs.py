@@ -1,0 +1,118 @@
+"""Tiny runs in processes of their own: `python -m tests.training.runs kill FOLDER`, `… ddp FOLDER`."""
+
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from eomt.training import EoMTTrainer
+from tests.training.tiny import Samples, tiny_arguments, tiny_model
+
+KILLS = ("in a step", "before a save", "half an optimiser", "before the rename", "while the old one goes")
+
+
+def fixed_points(*size, device=None, **kwargs):
+    """In place of `torch.rand`: the same points for each mask, so that which batch a mask is in cannot matter."""
+    last = size[-2:] if len(size) > 1 else size
+    steps = torch.arange(math.prod(last), dtype=torch.float32)
+    return (steps * 0.6180339887).frac().reshape(last).expand(size).clone()
+
+
+def resumable(folder, **overrides) -> EoMTTrainer:
+    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    return EoMTTrainer(tiny_model(), tiny_arguments(folder, **(options | overrides)), train_dataset=Samples(7))
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(when: str, trainer: EoMTTrainer) -> None:
+    """Make this process kill itself at its second checkpoint, or in a step after it."""
+    if when == "in a step":
+        trainer.add_callback(type("InStep", (TrainerCallback,), {"on_pre_optimizer_step": staticmethod(at_step(5))})())
+    elif when == "before a save":
+        trainer.save_model = at_step(4, trainer, trainer.save_model)
+    elif when == "half an optimiser":
+        real = torch.save
+
+        def half(value, path, *args):
+            real(value, path, *args)
+            if trainer.state.global_step == 4 and Path(path).name == "optimizer.pt":
+                os.truncate(path, os.path.getsize(path) // 2)
+                die()
+
+        torch.save = half
+    elif when == "before the rename":
+        Path.rename = at_step(4, trainer, Path.rename)
+    else:
+        import eomt.training.checkpoints as checkpoints
+
+        def half_gone(*args, **kwargs):
+            Path(trainer.args.output_dir, "checkpoint-2", "optimizer.pt").unlink()
+            die()
+
+        checkpoints.rotate_checkpoints = at_step(4, trainer, checkpoints.rotate_checkpoints, half_gone)
+
+
+def at_step(step, trainer=None, real=None, act=die):
+    def maybe(*args, **kwargs):
+        state = trainer.state if trainer else args[1]
+        return act() if state.global_step == step else real(*args, **kwargs) if real else None
+
+    return maybe
+
+
+def kill(folder: Path) -> None:
+    """One child per kill, forked before torch has computed anything; each trains until it kills itself."""
+    for index, when in enumerate(KILLS):
+        child = os.fork()
+        if not child:
+            trainer = resumable(folder / str(index))
+            arm(when, trainer)
+            trainer.train()
+            os._exit(0)  # not reached
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL, f"{when}: the child was not killed"
+
+
+def whole_batches(folder, device_batch: int) -> EoMTTrainer:
+    """Two steps on 4 images, whatever the number of processes; notes the first step's gradients."""
+    torch.rand = fixed_points
+    args = tiny_arguments(
+        folder,
+        max_steps=2,
+        per_device_train_batch_size=device_batch,
+        masking="always",
+        head_warmup_steps=0,
+        backbone_warmup_steps=0,
+        save_strategy="steps",
+        save_steps=2,
+    )
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(noise=0))
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 0:
+                trainer.gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    trainer.add_callback(Gradients())
+    trainer.train()
+    return trainer
+
+
+def ddp(folder: Path) -> None:
+    trainer = whole_batches(folder, 2)
+    assert trainer.args.world_size == 2
+    if trainer.is_world_process_zero():
+        torch.save(trainer.gradients, folder / "gradients.pt")
+        (folder / "logs.json").write_text(json.dumps(trainer.state.log_history))
+
+
+if __name__ == "__main__":
+    {"kill": kill, "ddp": ddp}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,121 @@
+import pytest
+from transformers import HfArgumentParser
+
+from eomt.configuration.recipes import RECIPES
+from eomt.training import EoMTTrainingArguments
+
+
+def arguments(tmp_path, **options):
+    return EoMTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **options)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_gives_the_defaults(tmp_path, name):
+    recipe, args = RECIPES[name], arguments(tmp_path, recipe=name)
+    for ours, theirs in [
+        ("task", "task"),
+        ("learning_rate", "learning_rate"),
+        ("num_train_epochs", "epochs"),
+        ("total_batch_size", "batch_size"),
+        ("llrd", "llrd"),
+        ("llrd_l2_enabled", "llrd_l2_enabled"),
+        ("poly_power", "poly_power"),
+        ("weight_decay", "weight_decay"),
+        ("max_grad_norm", "max_grad_norm"),
+        ("adam_epsilon", "adam_epsilon"),
+    ]:
+        assert getattr(args, ours) == getattr(recipe, theirs), ours
+    assert (args.adam_beta1, args.adam_beta2) == recipe.adam_betas
+    assert args.warmup(recipe.total_steps) == recipe.warmup_steps
+    assert args.annealing(recipe.total_steps, recipe.num_blocks) == recipe.annealing_steps()
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
+
+
+def test_everything_can_be_overridden(tmp_path):
+    args = arguments(
+        tmp_path,
+        recipe="coco_panoptic_eomt_large_640",
+        learning_rate=3e-4,
+        llrd=1.0,
+        llrd_l2_enabled=False,
+        num_train_epochs=2,
+        head_warmup_steps=0,
+        poly_power=1.0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        annealing_start_steps=[1, 2],
+        annealing_end_steps=[3, 4],
+    )
+    assert (args.learning_rate, args.llrd, args.llrd_l2_enabled, args.num_train_epochs) == (3e-4, 1.0, False, 2)
+    assert args.warmup(88_692) == (0, 1000)
+    assert args.warmup(1_500) == (0, 100)  # a tenth of 15,000 steps
+    assert args.annealing(100, 2) == ([1, 2], [3, 4])
+    assert (args.poly_power, args.annealing_power, args.weight_decay, args.max_grad_norm) == (1.0, 1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("processes", "options", "expected"),  # expected: per device, accumulation, total
+    [
+        (1, {}, (4, 4, 16)),
+        (4, {}, (4, 1, 16)),
+        (8, {}, (2, 1, 16)),
+        (16, {}, (1, 1, 16)),
+        (1, {"per_device_train_batch_size": 2}, (2, 8, 16)),
+        (2, {"per_device_train_batch_size": 8}, (8, 1, 16)),
+        (2, {"total_batch_size": 48}, (4, 6, 48)),
+        (3, {"total_batch_size": 21}, (1, 7, 21)),
+        (2, {"gradient_accumulation_steps": 2}, (4, 2, 16)),
+    ],
+)
+def test_total_batch_is_kept_on_any_number_of_processes(tmp_path, monkeypatch, processes, options, expected):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    args = object.__new__(EoMTTrainingArguments)  # without the process group a real WORLD_SIZE would wait for
+    values = {"total_batch_size": None, "per_device_train_batch_size": None, "gradient_accumulation_steps": None}
+    vars(args).update(values | options)
+    args._fit_batches(RECIPES["coco_panoptic_eomt_large_640"])
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.total_batch_size) == expected
+
+
+def test_batches_without_a_recipe(tmp_path):
+    assert arguments(tmp_path, per_device_train_batch_size=2).total_batch_size == 2  # as in the stock Trainer
+    assert arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=3).total_batch_size == 6
+    assert arguments(tmp_path).total_batch_size == 16
+    with pytest.raises(ValueError, match="total_batch_size 16 is not per_device_train_batch_size 3"):
+        arguments(tmp_path, total_batch_size=16, per_device_train_batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "depth"}, "task is 'depth'; choose from panoptic"),
+        ({"masking": "sometimes"}, "masking is 'sometimes'; choose from annealed"),
+        ({"recipe": "coco"}, "no recipe 'coco'"),
+        ({"llrd": 1.2}, r"llrd is 1\.2"),
+        ({"learning_rate": -1.0}, r"learning_rate is -1\.0; it must be above 0"),
+        ({"head_warmup_steps": -1}, "head_warmup_steps is -1"),
+        ({"annealing_start_steps": [1]}, "together"),
+        ({"annealing_start_steps": [1], "annealing_end_steps": [2], "masking": "never"}, "masking is 'never'"),
+    ],
+)
+def test_wrong_values_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **options)
+
+
+def test_command_line_reads_them_and_every_new_field_has_help(tmp_path):
+    parser = HfArgumentParser(EoMTTrainingArguments)
+    line = f"--output_dir {tmp_path} --use_cpu --report_to none --recipe ade20k_semantic_eomt_large_512 --llrd 0.9 "
+    line += "--llrd-l2-enabled false --annealing_start_steps 1 2 --annealing_end_steps 3 4 --task semantic"
+    (args,) = parser.parse_args_into_dataclasses(line.split())
+    assert (args.llrd, args.llrd_l2_enabled, args.learning_rate, args.task) == (0.9, False, 1e-4, "semantic")
+    assert args.annealing_start_steps == [1, 2]
+    assert args.precision == "fp32"
+    for name in EoMTTrainingArguments.__annotations__:
+        assert EoMTTrainingArguments.__dataclass_fields__[name].metadata["help"], name
+
+
+def test_metric_for_the_best_model_is_the_tasks(tmp_path):
+    args = arguments(
+        tmp_path, task="instance", load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch"
+    )
+    assert (args.metric_for_best_model, args.greater_is_better) == ("ap", True)

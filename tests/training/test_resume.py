@@ -1,0 +1,99 @@
+"""Kill -9 in a step, during each stage of a save and while an old checkpoint goes: the rest of the run is the same."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from eomt.training.checkpoints import is_complete, last_complete_checkpoint
+from tests.training.runs import KILLS, resumable
+
+
+def losses(trainer):
+    return {row["step"]: (row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    subprocess.run([sys.executable, "-m", "tests.training.runs", "kill", str(folder)], check=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    trainer = resumable(tmp_path_factory.mktemp("whole"), save_strategy="no")
+    trainer.train()
+    return losses(trainer)
+
+
+@pytest.mark.parametrize("when", KILLS)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(killed, uninterrupted, when):
+    folder = killed / str(KILLS.index(when))
+    step = 2 if when in ("before a save", "half an optimiser", "before the rename") else 4
+    assert last_complete_checkpoint(folder) == str(folder / f"checkpoint-{step}")
+    trainer = resumable(folder)
+    trainer.train(resume_from_checkpoint=True)
+    assert losses(trainer) == uninterrupted  # before the kill as logged then, after it as computed now; bitwise
+    assert [path.name for path in folder.glob("*checkpoint*")] == ["checkpoint-10"]
+    assert not (folder / ".saving").exists()
+
+
+def test_workers_do_not_change_a_run(tmp_path, uninterrupted):
+    trainer = resumable(tmp_path, save_strategy="no", dataloader_num_workers=2, max_steps=10)
+    trainer.train()
+    assert losses(trainer) == uninterrupted
+
+
+def test_incomplete_checkpoints_are_passed_over(tmp_path):
+    assert last_complete_checkpoint(tmp_path) is None
+    trainer = resumable(tmp_path / "run", max_steps=2)
+    trainer.train()
+    good = tmp_path / "run" / "checkpoint-2"
+    assert is_complete(good)
+    for step, file, content in [
+        (4, "trainer_state.json", b'{"global_st'),
+        (5, "trainer_state.json", None),
+        (6, "model.safetensors", (good / "model.safetensors").read_bytes()[:-100]),
+        (7, "model.safetensors", None),
+        (8, "optimizer.pt", (good / "optimizer.pt").read_bytes()[:500]),
+        (9, "scheduler.pt", None),
+    ]:
+        bad = tmp_path / "run" / f"checkpoint-{step}"
+        shutil.copytree(good, bad)
+        if content is None:
+            (bad / file).unlink()
+        else:
+            (bad / file).write_bytes(content)
+        assert not is_complete(bad), (step, file)
+    assert last_complete_checkpoint(tmp_path / "run") == str(good)
+
+
+def test_best_checkpoint_is_named_by_where_it_is(tmp_path):
+    from eomt.training import EoMTTrainer
+    from tests.training.tiny import Samples, tiny_arguments, tiny_model
+
+    args = tiny_arguments(
+        tmp_path,
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(2, noise=0))
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best in {str(tmp_path / "checkpoint-2"), str(tmp_path / "checkpoint-4")}
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == best
+
+
+def test_resuming_without_a_checkpoint_starts_at_the_beginning(tmp_path, uninterrupted):
+    trainer = resumable(tmp_path, save_strategy="no")
+    trainer.train(resume_from_checkpoint=True)
+    assert losses(trainer) == uninterrupted
