@@ -12,9 +12,10 @@ if not (_root / "eomt" / "configuration").is_dir() and (_root / "configuration")
 
 from eomt.auto import register  # noqa: E402  after the path is set
 from eomt.configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config  # noqa: E402
+from eomt.image_processing import EoMTImageProcessor  # noqa: E402
 from eomt.modeling_eomt import EoMTForUniversalSegmentation  # noqa: E402
 
 register()
 
 __version__ = "0.1.0"
-__all__ = ["EoMTConfig", "EoMTDINOv3Config", "EoMTEVA02Config", "EoMTForUniversalSegmentation"]
+__all__ = ["EoMTConfig", "EoMTDINOv3Config", "EoMTEVA02Config", "EoMTForUniversalSegmentation", "EoMTImageProcessor"]

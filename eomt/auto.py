@@ -1,13 +1,28 @@
 """Registration with transformers' Auto classes: every EoMT checkpoint, the hub's included, loads as ours."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageSegmentation, AutoModelForUniversalSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForUniversalSegmentation,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from eomt.configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
+from eomt.image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 
 CONFIG_CLASSES = (EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config)
 MODEL_CLASSES = (AutoModel, AutoModelForUniversalSegmentation, AutoModelForImageSegmentation)
+# Saved processors are found by the class name they carry, and ours carry the built-in's, so that they load without us:
+# the last two are those names.
+IMAGE_PROCESSORS = {
+    "torchvision": EoMTImageProcessor,
+    "pil": EoMTImageProcessorPil,
+    "torchvision_by_hub_name": EomtImageProcessor,
+    "pil_by_hub_name": EomtImageProcessorPil,
+}
 
 
 def register() -> None:
@@ -17,5 +32,6 @@ def register() -> None:
         for auto_class in MODEL_CLASSES:
             # auto_class.register wants one model class per configuration; one class serves the three of ours.
             auto_class._model_mapping.register(config_class, EoMTForUniversalSegmentation, exist_ok=True)
+        AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
     # The pipeline checks class names against this table and would log an error for ours.
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["eomt_for_universal_segmentation"] = "EoMTForUniversalSegmentation"

@@ -64,10 +64,10 @@ class Embeddings(nn.Module):
         old = self.config.grid_size
         self.config.image_size, self.config.patch_size = image_size, patch_size
         self.config._validate()
-        kernel = resample_patch_kernel(self.projection.weight, as_pair(patch_size))
-        self.projection.weight = nn.Parameter(kernel)
-        self.projection.kernel_size = self.projection.stride = as_pair(patch_size)
-        if self.position_embeddings is not None:
+        if as_pair(patch_size) != self.projection.kernel_size:
+            self.projection.weight = nn.Parameter(resample_patch_kernel(self.projection.weight, as_pair(patch_size)))
+            self.projection.kernel_size = self.projection.stride = as_pair(patch_size)
+        if self.position_embeddings is not None and old != self.config.grid_size:
             weight = self.position_embeddings.weight
             weight = resample_positions(weight, old, self.config.grid_size, self._num_prefix_positions)
             self.position_embeddings.weight = nn.Parameter(weight)

@@ -73,7 +73,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        self._mask_probs_version = self._version_of_attn_mask_probs()
+        self._read_attn_mask_probs()
         return self
 
     # --- forward ---------------------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ h, w patches down, across · H, W mask logits down, across (4 h, 4 w for patch s
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +17,16 @@ from ..configuration import EoMTConfig
 
 @dataclass
 class MaskPrediction:
-    """One prediction, kept in factors: mask logits are mask embeddings · mask features."""
+    """One prediction and its factors: mask logits are mask embeddings · mask features."""
 
     class_logits: Tensor  # [B, Q, C + 1], the last is "no object"
     mask_embeddings: Tensor  # [B, Q, D]
     mask_features: Tensor  # [B, H, W, D]
+    mask_logits: Tensor = field(init=False)  # [B, Q, H, W]
 
-    @cached_property
-    def mask_logits(self) -> Tensor:
-        """(B, Q, H, W)."""
-        height, width = self.mask_features.shape[1:3]
+    def __post_init__(self):
         logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
-        return logits.unflatten(-1, (height, width))
+        self.mask_logits = logits.unflatten(-1, self.mask_features.shape[1:3])
 
     def matched_mask_logits(self, matched: list[Tensor]) -> Tensor:
         """Query indices of each image, B × (n_i,) → (Σ n_i, H, W), so that only matched queries cost a backward."""

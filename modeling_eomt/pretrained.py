@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
-from ..configuration import EoMTConfig, as_pair
+from ..configuration import EoMTConfig
 from .attention import Attention
 from .backbone_weights import load_backbone
 from .criterion import Criterion
@@ -78,15 +78,12 @@ class EoMTPreTrainedModel(PreTrainedModel):
             stored = AutoConfig.from_pretrained(path, **hub)
         except (OSError, ValueError, TypeError):  # weights without a configuration beside them
             stored = config
-        sizes = (config.grid_size, as_pair(config.patch_size))
-        if sizes == (stored.grid_size, as_pair(stored.patch_size)):
-            return super().from_pretrained(path, *model_args, config=config, **kwargs)
-
         wanted, config = config, copy.deepcopy(config)
         config.image_size, config.patch_size = stored.image_size, stored.patch_size
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.resize(wanted.image_size, wanted.patch_size)
+        model._read_attn_mask_probs()
         return loaded
 
     @classmethod
@@ -108,5 +105,9 @@ class EoMTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def resize(self, image_size, patch_size=None) -> None:
-        """Resample learned positions, and patch kernels, to another image and patch size, in place."""
+        """Resample learned positions, and patch kernels, to another image and patch size, in place.
+
+        Raises:
+            ValueError: when the patch size does not divide the image size.
+        """
         self.embeddings.resize(image_size, self.config.patch_size if patch_size is None else patch_size)

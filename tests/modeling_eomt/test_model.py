@@ -1,0 +1,258 @@
+"""The model: sizes, masking, targets, errors, and what transformers offers around a model."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eomt import EoMTForUniversalSegmentation
+from tests.models import BACKBONE_OF_KIND, targets, tiny_config, tiny_model
+
+KINDS = list(BACKBONE_OF_KIND)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 64), (32, 128), (96, 64), (16, 16)])
+@torch.no_grad()
+def test_any_multiple_of_the_patch_size(kind, size):
+    model = tiny_model(kind)
+    out = model(torch.randn(1, 3, *size))
+    assert out.masks_queries_logits.shape == (1, 7, size[0] // 4, size[1] // 4)
+    assert out.class_queries_logits.shape == (1, 7, 6)
+    assert len(out.auxiliary_logits) == 2
+
+
+@torch.no_grad()
+def test_position_matters_at_another_aspect_ratio():
+    """A 32 × 128 image has as many patches as a 64 × 64 one, but not the same positions."""
+    model = tiny_model()
+    tall, wide = torch.randn(1, 3, 128, 32), torch.randn(1, 3, 32, 128)
+    resampled = model.embeddings(wide)[:, 5:]
+    as_trained = model.embeddings.patch_embeddings(wide).flatten(2).transpose(1, 2)
+    as_trained = as_trained + model.embeddings.position_embeddings.weight
+    assert (resampled - as_trained).abs().max() > 1e-2
+    assert model.embeddings(tall).shape == model.embeddings(wide).shape
+
+
+@pytest.mark.parametrize(("shape", "message"), [
+    ((1, 3, 60, 64), "60 × 64 pixels; both sides must be multiples of the patch size"),
+    ((1, 1, 64, 64), "give (batch, 3, height, width)"),
+    ((3, 64, 64), "give (batch, 3, height, width)"),
+])  # fmt: skip
+def test_wrong_images_are_clear_errors(shape, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        tiny_model()(torch.zeros(shape))
+
+
+@torch.no_grad()
+def test_batch_equals_single():
+    model = tiny_model("dinov3")
+    pixels = torch.randn(3, 3, 64, 64)
+    batch = model(pixels).masks_queries_logits
+    single = torch.cat([model(image[None]).masks_queries_logits for image in pixels])
+    torch.testing.assert_close(batch, single, rtol=0, atol=1e-5)
+
+
+# --- masking -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_no_stale_mask():
+    """With masking on in the first joint block only, the second runs free."""
+    model = tiny_model()
+    pixels = torch.randn(2, 3, 64, 64)
+    model.set_attn_mask_probs([1, 0])
+    seen = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[1])) for layer in model.layers[-2:]
+    ]  # fmt: skip
+    out = model(pixels)
+    for hook in hooks:
+        hook.remove()
+    assert seen[0].shape == (2, 1, 7, 7 + 5 + 16)
+    assert seen[0].dtype == torch.bool
+    assert seen[1] is None
+    assert len(out.auxiliary_logits) == 1
+
+
+@torch.no_grad()
+def test_mask_probability_is_the_share_of_masked_queries():
+    model = tiny_model(num_queries=200)
+    model.set_attn_mask_probs([0.3, 0])
+    shares = []
+    hook = model.layers[-2].register_forward_pre_hook(
+        lambda _, args: shares.append((~args[1][..., 205:]).any(-1).float().mean())
+    )
+    torch.manual_seed(0)
+    for _ in range(20):
+        model(torch.randn(2, 3, 64, 64))
+    hook.remove()
+    assert abs(torch.stack(shares).mean() - 0.3) < 0.03  # 8000 draws, σ 0.005; a mask of all True is rare
+
+
+def test_mirror_follows_the_buffer():
+    model = tiny_model()
+    assert model._mask_probs == (1.0, 1.0)
+    model.set_attn_mask_probs([0.5, 0.25])
+    assert model.attn_mask_probs.tolist() == [0.5, 0.25]
+    other = tiny_model()
+    other.load_state_dict(model.state_dict())
+    assert other._mask_probs == (0.5, 0.25)
+    with torch.no_grad():
+        model.attn_mask_probs.zero_()  # as users of the built-in do
+        assert model(torch.zeros(1, 3, 64, 64)).auxiliary_logits is None
+    assert model._mask_probs == (0.0, 0.0)
+    with pytest.raises(ValueError, match="give 2 numbers"):
+        model.set_attn_mask_probs([1, 1, 1])
+    with pytest.raises(ValueError, match="give 2 numbers"):
+        model.set_attn_mask_probs([1, 1.5])
+
+
+def test_training_predicts_before_every_block_also_after_annealing():
+    model = tiny_model().train()
+    model.set_attn_mask_probs([0, 0])
+    assert len(model(torch.randn(1, 3, 64, 64)).auxiliary_logits) == 2
+    never = tiny_model(masked_attention=False).train()
+    assert never(torch.randn(1, 3, 64, 64)).auxiliary_logits is None
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.uint8])
+def test_loss_takes_any_mask_type(dtype):
+    model = tiny_model().train()
+    masks, labels = targets((3, 0), dtype=dtype)
+    torch.manual_seed(0)
+    out = model(torch.ones(2, 3, 64, 64), mask_labels=masks, class_labels=labels)
+    torch.testing.assert_close(out.loss, sum(out.loss_dict.values()))
+    assert set(out.loss_dict) == {
+        f"loss_{part}{block}" for part in ("mask", "dice", "cross_entropy") for block in ("", "_0", "_1")
+    }  # fmt: skip
+    out.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("mode", ["bf16", "autocast", "stacked", "empty"])
+def test_loss_is_finite_in_every_precision(mode):
+    model = tiny_model().train()
+    masks, labels = targets((0, 0) if mode == "empty" else (3, 3))
+    pixels = torch.randn(2, 3, 64, 64)
+    if mode == "stacked":
+        masks, labels = torch.stack(masks), torch.stack(labels)
+    if mode == "bf16":
+        model, pixels = model.bfloat16(), pixels.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+        out = model(pixels, mask_labels=masks, class_labels=labels)
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_wrong_targets_are_clear_errors():
+    model, pixels = tiny_model(), torch.zeros(2, 3, 64, 64)
+    masks, labels = targets((2, 1))
+    with pytest.raises(ValueError, match="label 5, outside the model's 0 to 4"):
+        model(pixels, mask_labels=masks, class_labels=[labels[0], torch.tensor([5])])
+    with pytest.raises(ValueError, match="for 2 images; give one each"):
+        model(pixels, mask_labels=masks[:1], class_labels=labels)
+    with pytest.raises(ValueError, match=r"image 1 has mask_labels of shape \(1, 64, 64\) and 2 class_labels"):
+        model(pixels, mask_labels=masks, class_labels=[labels[0], torch.tensor([1, 2])])
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "eva02"])
+def test_gradient_checkpointing_gives_the_same_gradients(kind):
+    masks, labels = targets((2, 1))
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model(kind).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(3)
+        pixels = torch.randn(2, 3, 64, 64)
+        model(pixels, mask_labels=masks, class_labels=labels).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-6)
+
+
+# --- what transformers offers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("masked", [1, 0])
+@torch.no_grad()
+def test_hidden_states_and_attentions(implementation, masked):
+    model = tiny_model(attn_implementation=implementation)
+    model.set_attn_implementation(implementation)
+    model.set_attn_mask_probs([masked] * 2)
+    pixels = torch.randn(1, 3, 64, 64)
+    out = model(pixels, output_hidden_states=True, output_attentions=True)
+    assert [tuple(state.shape) for state in out.hidden_states] == [(1, 21, 48)] * 3 + [(1, 28, 48)] * 2
+    assert [tuple(weights.shape) for weights in out.attentions] == [(1, 4, 21, 21)] * 2 + [(1, 4, 28, 28)] * 2
+    for weights in out.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+    expected = model(pixels).masks_queries_logits
+    torch.testing.assert_close(out.masks_queries_logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3", "eva02"])
+@torch.no_grad()
+def test_full_graph_export(kind):
+    model = tiny_model(kind)
+    model.set_attn_mask_probs([0, 0])
+    pixels = torch.randn(1, 3, 64, 64)
+    program = torch.export.export(model, (pixels,), strict=False)
+    out = program.module()(pixels)
+    torch.testing.assert_close(out.masks_queries_logits, model(pixels).masks_queries_logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_full_graph_compile():
+    model = tiny_model()
+    pixels = torch.randn(1, 3, 64, 64)
+    for probabilities in ([0, 0], [1, 1]):
+        model.set_attn_mask_probs(probabilities)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        expected = model(pixels).masks_queries_logits
+        torch.testing.assert_close(compiled(pixels).masks_queries_logits, expected, rtol=0, atol=1e-5)
+
+
+class NoHostSync(TorchDispatchMode):
+    """Fails where a tensor's value would travel to the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("probabilities", [(1, 1), (0.5, 0), (0, 0)])
+@torch.no_grad()
+def test_forward_never_waits_for_the_device(training, probabilities):
+    model = tiny_model("dinov3").train(training)
+    model.set_attn_mask_probs(probabilities)
+    with NoHostSync():
+        model(torch.randn(1, 3, 64, 64))
+    with pytest.raises(AssertionError), NoHostSync():
+        torch.ones(()).item()
+
+
+def test_checkpoint_loads_at_another_size(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    for arguments in ({"image_size": 128}, {"config": tiny_config(image_size=(128, 128))}):
+        larger, info = EoMTForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True, **arguments)
+        assert not info["missing_keys"]
+        assert not info["mismatched_keys"]
+        assert larger.embeddings.position_embeddings.weight.shape == (64, 48)
+        # the positions that a run at this size would have computed on the fly
+        pixels = torch.randn(1, 3, 128, 128)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                larger(pixels).masks_queries_logits, model(pixels).masks_queries_logits, rtol=0, atol=1e-5
+            )
+    assert EoMTForUniversalSegmentation.from_pretrained(tmp_path, patch_size=8).embeddings.projection.kernel_size == (
+        8,
+        8,
+    )

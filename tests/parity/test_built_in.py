@@ -1,0 +1,100 @@
+"""The models built into transformers: same weights, same logits, and checkpoints that travel both ways bitwise."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForUniversalSegmentation,
+    EomtConfig,
+    EomtDinov3Config,
+    EomtDinov3ForUniversalSegmentation,
+    EomtForUniversalSegmentation,
+)
+
+from eomt import EoMTConfig, EoMTDINOv3Config, EoMTForUniversalSegmentation
+from tests.models import TINY, randomise
+
+DINOV3 = (EomtDinov3Config, EomtDinov3ForUniversalSegmentation, EoMTDINOv3Config)
+CASES = {
+    "eomt": (EomtConfig, EomtForUniversalSegmentation, EoMTConfig, {}),
+    "eomt_swiglu": (EomtConfig, EomtForUniversalSegmentation, EoMTConfig, {"use_swiglu_ffn": True}),
+    "eomt_dinov3": (*DINOV3, {"intermediate_size": 192}),
+    "eomt_dinov3_gated": (*DINOV3, {"intermediate_size": 96, "use_gated_mlp": True}),
+}
+
+
+def built_in(case):
+    config_class, model_class, our_config_class, extra = CASES[case]
+    torch.manual_seed(0)
+    model = model_class(config_class(**TINY, **extra)).eval()
+    randomise(model)
+    return model, our_config_class(**TINY, **extra)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("masked", [1.0, 0.0])
+@torch.no_grad()
+def test_same_logits(case, masked):
+    theirs, config = built_in(case)
+    ours = EoMTForUniversalSegmentation(config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    theirs.attn_mask_probs.fill_(masked)
+    ours.set_attn_mask_probs([masked] * 2)
+    pixels = torch.randn(2, 3, 64, 64)
+    expected, out = theirs(pixels), ours(pixels)
+    torch.testing.assert_close(out.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.class_queries_logits, expected.class_queries_logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["eomt", "eomt_swiglu", "eomt_dinov3"])
+def test_fields_and_defaults_are_the_built_ins(case):
+    config_class, _, our_config_class, _ = CASES[case]
+    theirs, ours = config_class().to_dict(), our_config_class().to_dict()
+    assert {key: ours.get(key) for key in theirs} == theirs
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForUniversalSegmentation, AutoModelForImageSegmentation])
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_built_in_saves_loads_as_ours(case, auto_class, tmp_path):
+    theirs, _ = built_in(case)
+    theirs.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    ours = auto_class.from_pretrained(tmp_path)
+    assert type(ours) is EoMTForUniversalSegmentation
+    expected, state = theirs.state_dict(), ours.state_dict()
+    assert set(state) == set(expected)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
+
+
+LOAD_ELSEWHERE = """
+import sys, torch
+from transformers import AutoModelForUniversalSegmentation
+model = AutoModelForUniversalSegmentation.from_pretrained(sys.argv[1], dtype="auto")
+assert "eomt" not in sys.modules and type(model).__module__.startswith("transformers."), type(model)
+torch.save(model.state_dict(), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(("case", "dtype"), [("eomt", torch.float32), ("eomt_swiglu", torch.float32),
+                                             ("eomt_dinov3", torch.float32), ("eomt", torch.bfloat16)])  # fmt: skip
+def test_what_we_save_loads_without_us(case, dtype, tmp_path):
+    _, config = built_in(case)
+    ours = EoMTForUniversalSegmentation(config)
+    ours.set_attn_mask_probs([0.25, 0.75])  # in the middle of annealing
+    ours = ours.to(dtype)
+    ours.save_pretrained(tmp_path / "model", max_shard_size="50KB")
+    script = [sys.executable, "-c", LOAD_ELSEWHERE, str(tmp_path / "model"), str(tmp_path / "state.pt")]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs = torch.load(tmp_path / "state.pt", weights_only=True)
+    for key, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, theirs[key].to(tensor.dtype)), key
+    again = AutoModel.from_pretrained(tmp_path / "model")
+    assert again._mask_probs == (0.25, 0.75)
+    assert json.loads((tmp_path / "model/config.json").read_text())["architectures"][0].startswith("Eomt")
