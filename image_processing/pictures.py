@@ -1,0 +1,192 @@
+"""Pictures for a report: segments with outlines and names over the photo, legends, panels side by side.
+
+Legend: `H`, `W` the image; `n` segments; `s` the factor small images are enlarged by, so that lines and names stay
+fine.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from .colours import Colour, class_colours, shade
+
+_SHORT_SIDE = 480
+"""Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
+_INSIDE = 0.72
+"""Share of a name's box that must lie in its segment; names that fit nowhere are left to the legend."""
+
+
+def draw_segments(
+    image: Image.Image,
+    segmentation,
+    segments_info: Sequence[Mapping] | None = None,
+    id2label: Mapping[int, str] | None = None,
+    *,
+    opacity: float = 0.45,
+    names: bool = True,
+    legend: bool = False,
+    ignore_index: int = 255,
+    colours: Mapping[int, Colour] | None = None,
+) -> Image.Image:
+    """Photo, its segmentation → photo with tinted, outlined and named segments.
+
+    Args:
+        segmentation: (H, W) ids with `segments_info`; (n, H, W) masks, one for each of `segments_info`; or (H, W) class
+            labels without it (−1 and `ignore_index` are void).
+        segments_info: `{"id", "label_id", "score" (optional)}`, as the post-processing gives them.
+        id2label: class names; numbers without.
+        names: write them where they fit inside their segment.
+        legend: add a list of the classes with their share of the picture.
+        colours: {label: (r, g, b)}; give `class_colours` of all labels to pictures that are to be compared.
+
+    Raises `ValueError` if the segmentation is of another size than the image.
+    """
+    masks, labels = _masks(np.asarray(segmentation), segments_info, ignore_index)
+    image = image.convert("RGB")
+    if masks and masks[0].shape != image.size[::-1]:
+        height, width = masks[0].shape
+        raise ValueError(f"segmentation of {height} × {width} does not fit its image of {image.height} × {image.width}")
+    factor = max(1, round(_SHORT_SIDE / max(1, min(image.size)))) if max(image.size) < 2 * _SHORT_SIDE else 1
+    canvas = np.asarray(
+        image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC), np.float32
+    )
+    canvas = canvas.copy()  # [H s, W s, 3]
+    line = max(2, round(min(canvas.shape[:2]) / 260))
+    order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))  # small segments over large ones
+    of_class = {**class_colours(labels), **(colours or {})}
+    tints = [shade(of_class[c], labels[:k].count(c)) for k, c in enumerate(labels)]  # instances differ in shade
+    for k in order:
+        _tint(canvas, masks[k], np.asarray(tints[k], np.float32), opacity, line, factor)
+    picture = Image.fromarray(canvas.round().astype(np.uint8))
+    name_of = {c: str(id2label.get(c, c)) if id2label else str(c) for c in set(labels)}
+    if names:
+        _write_names(picture, masks, [name_of[c] for c in labels], tints, order, factor)
+    if legend and masks:
+        rows = {}
+        for mask, c in zip(masks, labels):
+            rows[c] = rows.get(c, 0.0) + float(mask.mean())
+        rows = sorted(rows.items(), key=lambda row: -row[1])
+        picture = _with_legend(picture, [(name_of[c], of_class[c], share) for c, share in rows])
+    return picture
+
+
+def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, gap: int = 12) -> Image.Image:
+    """(title, picture), … → one picture on white, all at one height (pixels), titles above."""
+    font = _font(max(14, height // 26))
+    scaled = [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for _, p in panels]
+    head = font.size + 2 * gap
+    sheet = Image.new("RGB", (sum(p.width for p in scaled) + gap * (len(scaled) + 1), height + head + gap), "white")
+    draw, left = ImageDraw.Draw(sheet), gap
+    for (title, _), picture in zip(panels, scaled):
+        draw.text((left + picture.width / 2, head / 2), title, "black", font, anchor="mm")
+        sheet.paste(picture, (left, head))
+        left += picture.width + gap
+    return sheet
+
+
+def draw_confidence(confidence) -> Image.Image:
+    """(H, W) in [0, 1] → heat map, dark where the model is unsure (paper Fig. B)."""
+    from matplotlib import colormaps
+
+    values = np.asarray(confidence, np.float32).clip(0, 1)
+    return Image.fromarray((colormaps["inferno"](values)[..., :3] * 255).round().astype(np.uint8))
+
+
+def _masks(segmentation: np.ndarray, segments_info, ignore_index: int) -> tuple[list[np.ndarray], list[int]]:
+    """Any form → n masks (H, W) and their labels; empty masks are left out."""
+    if segments_info is None:
+        present = [int(c) for c in np.unique(segmentation) if c >= 0 and c != ignore_index]
+        pairs = [(segmentation == c, c) for c in present]
+    elif segmentation.ndim == 3:
+        pairs = [(mask.astype(bool), s["label_id"]) for mask, s in zip(segmentation, segments_info)]
+    else:
+        pairs = [(segmentation == s["id"], s["label_id"]) for s in segments_info]
+    pairs = [(mask, int(label)) for mask, label in pairs if mask.any()]
+    return [mask for mask, _ in pairs], [label for _, label in pairs]
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _tint(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, opacity: float, line: int, factor: int) -> None:
+    """Blend the colour into the mask, opaque along its outline, with a fine light edge outside of that."""
+    rows, columns = _box(mask)
+    part = np.pad(mask[rows, columns].repeat(factor, 0).repeat(factor, 1), 1)
+    depth = ndimage.distance_transform_cdt(part, "chessboard")[1:-1, 1:-1]  # pixels to the outside
+    area = canvas[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
+    weight = np.where(depth > line, opacity, 0.9) * (depth > 0)
+    area += weight[..., None] * (colour - area)
+    edge = (depth == 1)[..., None]
+    area += 0.55 * edge * (255 - area)
+
+
+def _write_names(picture: Image.Image, masks, texts, tints, order, factor: int) -> None:
+    """Each name once, in a rounded box inside its segment, largest segments first; none over another."""
+    draw = ImageDraw.Draw(picture, "RGBA")
+    base = max(12, round(min(picture.size) / 30))
+    taken: list[tuple[int, int, int, int]] = []
+    for k in order:
+        for size in (base, round(base * 0.8), round(base * 0.65)):
+            font = _font(max(10, size))
+            left, top, right, bottom = font.getbbox(texts[k])
+            width, height = right - left + font.size, bottom - top + round(font.size * 0.6)
+            spot = _place(masks[k], width / factor, height / factor)
+            if spot is None:
+                continue
+            y, x = spot[0] * factor, spot[1] * factor
+            box = (round(x - width / 2), round(y - height / 2), round(x + width / 2), round(y + height / 2))
+            if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                continue
+            taken.append(box)
+            dark = tuple(int(v * 0.28) for v in tints[k])
+            draw.rounded_rectangle(box, radius=font.size // 3, fill=(*dark, 215))
+            draw.text((x, y), texts[k], (255, 255, 255, 255), font, anchor="mm")
+            break
+
+
+def _place(mask: np.ndarray, width: float, height: float) -> tuple[float, float] | None:
+    """Centre (y, x) of a box of width × height that lies inside the mask as far as possible; `None` if too little."""
+    rows, columns = _box(mask)
+    part = mask[rows, columns]
+    if part.sum() < _INSIDE * width * height:
+        return None
+    step = max(1, max(part.shape) // 160)
+    small = np.pad(part[::step, ::step], 1).astype(np.float32)
+    size = (max(1, round(height / step)), max(1, round(width / step)))
+    inside = ndimage.uniform_filter(small, size, mode="constant")
+    depth = ndimage.distance_transform_edt(small > 0)
+    y, x = np.unravel_index(np.argmax(inside + depth / depth.max() * 0.25), inside.shape)
+    y_image, x_image = rows.start + (y - 0.5) * step, columns.start + (x - 0.5) * step
+    fits = height / 2 <= y_image <= mask.shape[0] - height / 2 and width / 2 <= x_image <= mask.shape[1] - width / 2
+    return (y_image, x_image) if inside[y, x] >= _INSIDE and fits else None
+
+
+def _with_legend(picture: Image.Image, rows: list[tuple[str, Colour, float]]) -> Image.Image:
+    """Swatch, name and share of each class, in columns under the picture."""
+    font = _font(max(12, round(min(picture.size) / 34)))
+    line = round(font.size * 1.7)
+    texts = [f"{name}  {share:.0%}" if share >= 0.005 else f"{name}  <1%" for name, _, share in rows]
+    cell = min(picture.width, round(max(font.getlength(t) for t in texts) + 2.8 * font.size))
+    columns = max(1, picture.width // cell)
+    height = -(-len(rows) // columns) * line + font.size
+    sheet = Image.new("RGB", (picture.width, picture.height + height), "white")
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i, (text, (_, colour, _)) in enumerate(zip(texts, rows)):
+        x = (i % columns) * cell + font.size // 2
+        y = picture.height + font.size // 2 + (i // columns) * line + line // 2
+        half = font.size // 2
+        draw.rounded_rectangle((x, y - half, x + 2 * half, y + half), half // 2, colour)
+        draw.text((x + 2 * half + half, y), text, "black", font, anchor="lm")
+    return sheet
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans (it comes with matplotlib and has most scripts' letters)."""
+    from matplotlib import font_manager
+
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
