@@ -34,25 +34,24 @@ class MaskAveragePrecision(StreamingMetric):
 
     description = "COCO mask average precision, equal to pycocotools'."
 
-    def _empty(self) -> list:
-        self.seen: set = set()
-        return []
+    def _empty(self) -> dict:
+        return {"seen": set(), "images": []}
 
     def _add(self, prediction: dict, reference: dict) -> None:
         name = image_name(reference, prediction)
         key = reference.get("image_id")
-        if key is not None and key in self.seen:
+        if key is not None and key in self.state["seen"]:
             raise ValueError(f"{name}was added twice")
-        self.seen.add(key)
+        self.state["seen"].add(key)
         found = _masks(prediction, f"{name}prediction", self.num_labels, ("scores",))
         truth = _masks(reference, f"{name}truth", self.num_labels, ("iscrowd", "area"))
         sizes = {tuple(rle["size"]) for rle in (*found["masks"], *truth["masks"])}
         if len(sizes) > 1:
             raise ValueError(f"{name}masks of unlike sizes {sorted(sizes)} (H, W) in one image")
-        self.state.append((key, len(self.state), _match(found, truth)))
+        self.state["images"].append((key, len(self.state["images"]), _match(found, truth)))
 
-    def _result(self, states: list) -> dict:
-        images = [(key, number, rank, matches) for rank, state in enumerate(states) for key, number, matches in state]
+    def _result(self, states: list[dict]) -> dict:
+        images = [(key, number, rank, m) for rank, state in enumerate(states) for key, number, m in state["images"]]
         images.sort(key=lambda i: (0, i[0], 0) if isinstance(i[0], (int, np.integer)) else (1, str(i[0]), i[1], i[2]))
         evaluator = COCOeval(iouType="segm")
         parameters = evaluator.params

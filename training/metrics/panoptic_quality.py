@@ -124,7 +124,7 @@ class _Segments:
             ids = np.concatenate([ids, [0]])
         position = np.arange(len(ids)) % (len(self.ids) + 1)  # an unlisted 0, last, is void as well
         top = int(ids.max())
-        if top < MAX_TABLE and values.size and -1 <= values.min() and values.max() <= top:
+        if top < MAX_TABLE and values.size and values.min() >= -1 and values.max() <= top:
             table = np.full(top + 2, -1)
             table[ids + 1] = position
             index = table[values.astype(np.intp) + 1]  # a small dtype would wrap at its end

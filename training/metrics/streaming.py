@@ -61,6 +61,15 @@ class StreamingMetric(evaluate.Metric):
         self.state = self._empty()
         return self._result(states)
 
+    def of_image(self, prediction, reference) -> dict:
+        """The result of one image alone; what was added before and other processes stay out of it."""
+        kept, self.state = self.state, self._empty()
+        try:
+            self._add(prediction, reference)
+            return self._result([self.state])
+        finally:
+            self.state = kept
+
     def _empty(self):
         raise NotImplementedError
 
