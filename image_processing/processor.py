@@ -156,7 +156,8 @@ class _EoMTProcessing(PostProcessing):
 
         Returns `BatchFeature` with
             pixel_values: (B, 3, S_h, S_w) float; with windows B counts all windows of all images, in order.
-            patch_offsets: with windows only, a tensor (image, start, end) each, along the resized image's longer side.
+            patch_offsets: for each window a tensor (image, start, end), along the resized image's longer side; empty
+                without windows.
             mask_labels, class_labels: with maps, for each of the B inputs (n, S_h, S_w) bool and (n,) int64.
 
         Raises `ValueError` for maps that do not fit their image or hold unknown ids or labels.
@@ -191,10 +192,11 @@ class _EoMTProcessing(PostProcessing):
         ]
         inputs = [part for image, place in zip(tensors, placements) for part in self._inputs_of(image, place, options)]
         data = {"pixel_values": self._finish(inputs, options)}
-        if windowed:
-            data["patch_offsets"] = [
-                torch.tensor([i, start, end]) for i, place in enumerate(placements) for start, end in place.offsets
-            ]
+        data["patch_offsets"] = [
+            torch.tensor([i, start, end])
+            for i, place in enumerate(placements)
+            for start, end in (place.offsets if windowed else ())
+        ]
         if segmentation_maps is not None:
             data["mask_labels"], data["class_labels"] = batch_targets(
                 segmentation_maps,

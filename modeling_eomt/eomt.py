@@ -14,7 +14,7 @@ from .embeddings import Embeddings
 from .heads import MaskPrediction, Upscaler, mask_head
 from .layers import EoMTLayer
 from .masking import query_attention_mask
-from .outputs import EoMTForUniversalSegmentationOutput
+from .outputs import EoMTForUniversalSegmentationOutput, group_by_image, is_grouped
 from .pretrained import EoMTPreTrainedModel
 from .rope import rotary_table
 
@@ -129,7 +129,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             {"masks_queries_logits": prediction.mask_logits, "class_queries_logits": prediction.class_logits}
             for prediction in predictions[:-1]
         ]
-        return EoMTForUniversalSegmentationOutput(
+        output = EoMTForUniversalSegmentationOutput(
             loss=sum(losses.values()) if losses else None,
             loss_dict=losses,
             class_queries_logits=predictions[-1].class_logits,
@@ -138,6 +138,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             last_hidden_state=hidden_states,
             patch_offsets=patch_offsets,
         )
+        return group_by_image(output) if is_grouped(patch_offsets) else output
 
     def predict(self, normalised: Tensor, grid: tuple[int, int]) -> MaskPrediction:
         """Normalised tokens (B, T, D) → classes and masks (paper, Section 3.1)."""

@@ -33,3 +33,23 @@ class EoMTForUniversalSegmentationOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     patch_offsets: list | None = None
     loss_dict: dict[str, Tensor] | None = None
+
+
+def group_by_image(output: EoMTForUniversalSegmentationOutput) -> EoMTForUniversalSegmentationOutput:
+    """Output of a batch of transformers' pipeline → the same with one entry per image everywhere.
+
+    The pipeline collates `patch_offsets` to one list an image, and later takes entry i of every output for image i. So
+    windows become lists of (windows, …) tensors, and what has entries per block, `auxiliary_logits`, is left out.
+    """
+    counts = [len(offsets) for offsets in output.patch_offsets]
+    values = {name: value for name, value in output.items() if name != "auxiliary_logits"}
+    if any(counts):
+        values |= {name: list(value.split(counts)) for name, value in values.items() if isinstance(value, Tensor)}
+    return EoMTForUniversalSegmentationOutput(**values)
+
+
+def is_grouped(patch_offsets) -> bool:
+    """Whether `patch_offsets` holds one list an image, of (image, start, end) each, not one such entry a window."""
+    if not isinstance(patch_offsets, (list, tuple)) or len(patch_offsets) == 0:
+        return False
+    return all(isinstance(group, list) and (not group or not isinstance(group[0], int)) for group in patch_offsets)

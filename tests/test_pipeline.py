@@ -1,0 +1,166 @@
+"""`pipeline("image-segmentation")`: every task by default, every batch size, every kind of picture."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, ImageSegmentationPipeline, pipeline
+
+from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
+from eomt.pipeline import EoMTImageSegmentationPipeline
+from tests.models import tiny_model
+
+TASKS = ["panoptic", "instance", "semantic"]
+STUFF = [3, 4]
+EVERYTHING = {
+    "panoptic": {"threshold": 0.3, "overlap_mask_area_threshold": 0.0},
+    "instance": {"threshold": 0.3},
+    "semantic": {},
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory for each task: confident classes, smooth masks."""
+    directories = {}
+    for task in TASKS:
+        model = tiny_model(num_queries=12, seed=1, task=task, stuff_label_ids=STUFF if task == "panoptic" else [])
+        with torch.no_grad():  # several queries a class
+            model.class_predictor.weight.mul_(40)
+            model.mask_head[-1].weight.mul_(6)
+        model.save_pretrained(directories.setdefault(task, tmp_path_factory.mktemp(task)))
+        EoMTImageProcessor(task=task, size=64, stuff_label_ids=STUFF).save_pretrained(directories[task])
+    return directories
+
+
+def segmenter(directory, **kwargs):
+    return pipeline("image-segmentation", model=str(directory), **kwargs)
+
+
+def photo(height=50, width=90, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (max(1, height // 8), max(1, width // 8), 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def same(a, b):
+    assert [s["label"] for s in a] == [s["label"] for s in b]
+    for x, y in zip(a, b):
+        assert np.mean(np.asarray(x["mask"]) != np.asarray(y["mask"])) <= 2e-3  # batched products round differently
+        assert (x["score"] is None) == (y["score"] is None)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_models_task_is_the_default(saved, task):
+    segment = segmenter(saved[task])
+    assert type(segment) is ImageSegmentationPipeline
+    assert type(segment.model) is EoMTForUniversalSegmentation
+    assert type(segment.image_processor) is EoMTImageProcessor
+    found = segment(photo(), **EVERYTHING[task])
+    assert len(found) > 1
+    assert all(s["mask"].size == (90, 50) for s in found)
+    masks = np.stack([np.asarray(s["mask"]) > 0 for s in found])
+    assert masks.sum(0).max() == 1  # the stock pipeline's segments never overlap
+    assert masks.any((1, 2)).all()
+    if task == "semantic":
+        assert masks.sum(0).min() == 1
+    explicit = segment(photo(), subtask=task, **EVERYTHING[task])
+    same(found, explicit)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+def test_batches_change_nothing(saved, task, batch_size):
+    """More images than masked blocks, sizes of one and of several windows, and a last batch that is not full."""
+    images = [photo(*size, seed=i) for i, size in enumerate([(50, 90), (64, 64), (130, 40), (30, 200), (64, 65)])]
+    segment = segmenter(saved[task])
+    together = segment(images, batch_size=batch_size, **EVERYTHING[task])
+    assert len(together) == len(images)
+    for image, found in zip(images, together):
+        same(segment(image, **EVERYTHING[task]), found)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(saved, task, dtype):
+    segment = segmenter(saved[task], dtype=dtype)
+    assert segment.model.dtype == dtype
+    for found in segment([photo(), photo(64, 64), photo(80, 20)], batch_size=2, **EVERYTHING[task]):
+        assert all(isinstance(s["mask"], Image.Image) for s in found)
+        assert found
+
+
+def turned(image):
+    exif, buffer = Image.Exif(), BytesIO()
+    exif[0x0112] = 6
+    image.save(buffer, "png", exif=exif)
+    return Image.open(buffer)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda: photo().convert("L"), (90, 50)),
+        (lambda: photo().convert("RGBA"), (90, 50)),
+        (lambda: photo().convert("P"), (90, 50)),
+        (lambda: photo().convert("CMYK"), (90, 50)),
+        (lambda: Image.fromarray(np.asarray(photo().convert("L")).astype(np.uint16) * 257), (90, 50)),
+        (lambda: turned(photo()), (50, 90)),
+        (lambda: photo(3000, 200), (200, 3000)),
+        (lambda: photo(40, 300), (300, 40)),
+        (lambda: photo(1, 1), (1, 1)),
+    ],
+    ids=["grey", "rgba", "palette", "cmyk", "16-bit", "exif", "3000x200", "40x300", "1x1"],
+)
+@pytest.mark.parametrize("pipeline_class", [None, EoMTImageSegmentationPipeline])
+def test_every_picture(saved, task, make, size, pipeline_class):
+    segment = segmenter(saved[task], pipeline_class=pipeline_class)
+    for s in segment(make(), **EVERYTHING[task]):
+        assert s["mask"].size == size
+        assert s["label"] in segment.model.config.label2id
+
+
+def test_stuff_is_merged_by_default(saved):
+    segment = segmenter(saved["panoptic"])
+    names = [segment.model.config.id2label[i] for i in STUFF]
+    labels = [s["label"] for s in segment(photo(), **EVERYTHING["panoptic"])]
+    merged = [labels.count(name) for name in names]
+    segment.image_processor.stuff_label_ids = None
+    labels = [s["label"] for s in segment(photo(), **EVERYTHING["panoptic"])]
+    apart = [labels.count(name) for name in names]
+    assert max(merged) == 1
+    assert max(apart) > 1
+
+
+def test_overlapping_instances_come_out_whole(saved, tmp_path):
+    segment = segmenter(saved["instance"], pipeline_class=EoMTImageSegmentationPipeline)
+    found = segment(photo(), threshold=0.3)
+    masks = np.stack([np.asarray(s["mask"]) > 0 for s in found])
+    assert masks.sum(0).max() > 1
+    assert [s["score"] for s in found] == sorted((s["score"] for s in found), reverse=True)
+    flat = segmenter(saved["instance"])(photo(), threshold=0.3)  # the stock pipeline: the higher score wins
+    best = np.asarray(flat[0]["mask"]) > 0
+    assert np.array_equal(best, masks[0])
+    photo().save(tmp_path / "a.png")
+    same(segment(str(tmp_path / "a.png"), threshold=0.3), found)
+    assert all(s["score"] >= 0.5 for s in segment(photo()))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(saved):
+    segment = segmenter(saved["instance"], pipeline_class=EoMTImageSegmentationPipeline)
+    grey = photo().convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    same(segment(deep, threshold=0.3), segment(grey, threshold=0.3))
+
+
+def test_built_in_default_processor_no_longer_crashes(saved, tmp_path):
+    """transformers' own default neither pads nor cuts; its pipeline fails on any image that is not square."""
+    from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
+
+    model = AutoModelForUniversalSegmentation.from_pretrained(saved["panoptic"])
+    model.save_pretrained(tmp_path)
+    BuiltIn(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).do_pad
+    assert segmenter(tmp_path)(photo(), **EVERYTHING["panoptic"])
