@@ -1,0 +1,91 @@
+"""What reading pixels can find: each is one error that names the file."""
+
+import numpy as np
+import pytest
+
+from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+
+from .made import SIZE, panoptic_ids, panoptic_json, panoptic_png, picture, png, write, zipped
+from .test_coco import extracted
+
+
+def sample_of(root, task="semantic", transform=EvaluationTransform, **options):
+    dataset, space = load_data(root, task=task, split="val")
+    return dataset.with_transform(transform(space, task=task, **options))[len(dataset) - 1]
+
+
+def semantic(root, image: bytes, label: bytes):
+    return write(root, {"images/a.jpg": image, "labels/a.png": label})
+
+
+def test_a_truncated_image(tmp_path):
+    with pytest.raises(ValueError, match=r"images/a.jpg: unreadable image"):
+        sample_of(semantic(tmp_path, picture()[:300], png(np.zeros(SIZE))))
+
+
+def test_no_image_at_all(tmp_path):
+    with pytest.raises(ValueError, match=r"images/a.jpg: unreadable image"):
+        sample_of(semantic(tmp_path, b"not an image", png(np.zeros(SIZE))))
+
+
+def test_an_image_that_was_removed_after_loading(tmp_path):
+    root = semantic(tmp_path, picture(), png(np.zeros(SIZE)))
+    dataset, space = load_data(root, task="semantic")
+    (root / "images/a.jpg").unlink()
+    with pytest.raises(ValueError, match=r"images/a.jpg: no such file"):
+        dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]
+
+
+def test_a_mask_of_another_size(tmp_path):
+    with pytest.raises(ValueError, match=r"images/a.jpg: its mask is 12×16, the image 20×30"):
+        sample_of(semantic(tmp_path, picture(size=(20, 30)), png(np.zeros(SIZE))))
+
+
+def test_an_instance_of_another_size_than_its_image(tmp_path):
+    root = write(extracted(tmp_path), {"val2017/000000000010.jpg": picture(size=(20, 30))})
+    with pytest.raises(ValueError, match=r"000000000010.jpg: the mask of annotation 2 is 12×16, the image 20×30"):
+        sample_of(root, task="instance")
+
+
+def test_an_id_of_the_png_that_the_json_lacks(tmp_path):
+    ids = panoptic_ids()
+    ids[0, 0] = 1234
+    root = write(extracted(tmp_path), {"annotations/panoptic_val2017/000000000010.png": panoptic_png(ids)})
+    with pytest.raises(ValueError, match=r"000000000010.jpg: its panoptic png has id 1234, which segments_info lacks"):
+        sample_of(root, task="panoptic")
+
+
+def test_crowds_only_train_as_nothing_here(tmp_path):
+    data = panoptic_json()
+    for segment in data["annotations"][0]["segments_info"]:
+        segment["iscrowd"] = 1
+    root = write(extracted(tmp_path), {"annotations/panoptic_val2017.json": data})
+    sample = sample_of(root, task="panoptic", transform=TrainTransform, size=32)
+    assert sample["mask_labels"].shape == (0, 32, 32)
+    assert sample["class_labels"].shape == (0,)
+
+
+def test_a_damaged_archive_and_a_member_outside_of_it(tmp_path):
+    write(tmp_path, {"bad.zip": b"PK no zip", "evil.zip": zipped({"../../outside/images/a.jpg": picture()})})
+    with pytest.raises(ValueError, match=r"bad.zip: not a readable zip file"):
+        load_data(tmp_path / "bad.zip", task="semantic")
+    with pytest.raises(ValueError, match=r"evil.zip: the file name '../../outside/images/a.jpg' is empty or leaves"):
+        load_data(tmp_path / "evil.zip", task="semantic")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "semantic", "split": "test"}, "there is no split 'test'"),
+        ({"task": "semantic", "dataset": "voc"}, "there is no data set format 'voc'"),
+        ({"task": "instance", "dataset": "folder"}, "folder data has truth for semantic, not for 'instance'"),
+    ],
+)
+def test_wrong_arguments(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(semantic(tmp_path, picture(), png(np.zeros(SIZE))), **options)
+
+
+def test_a_scale_range_that_cannot_be():
+    with pytest.raises(ValueError, match=r"scale_range"):
+        TrainTransform(None, task="semantic", size=16, scale_range=(2.0, 0.5))
