@@ -36,8 +36,7 @@ class EoMTDataCollator:
             raise ValueError("the batch is empty; the data set needs at least one image")
         pixels, masks, labels, names = [], [], [], []
         for sample in samples:
-            image = torch.as_tensor(sample["pixel_values"])
-            pixels += list(image) if image.ndim == 4 else [image]
+            pixels += _entries(sample["pixel_values"], 3)
             masks += _entries(sample.get("mask_labels"), 3)
             labels += _entries(sample.get("class_labels"), 1)
             names.append(sample.get("file_name"))
@@ -63,7 +62,7 @@ class EoMTDataCollator:
 
 
 def _entries(value, ndim: int) -> list[torch.Tensor]:
-    """One image's target, or a list or batch of them, as a list with one tensor of `ndim` dimensions an image."""
+    """What one image has, or a list or batch of it, as a list with one tensor of `ndim` dimensions an image."""
     if value is None:
         return []
     if isinstance(value, (list, tuple)) and value and torch.as_tensor(value[0]).ndim == ndim:

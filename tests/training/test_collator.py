@@ -1,0 +1,80 @@
+"""The collator: uint8 normalised, float as it is, the processor's samples too, and the stock Trainer takes it."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as V2
+
+from eomt.image_processing import EoMTImageProcessor
+from eomt.training import EoMTDataCollator
+
+
+def sample(n: int = 2, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "pixel_values": torch.randint(0, 256, (3, 16, 24), generator=generator, dtype=torch.uint8),
+        "mask_labels": torch.rand(n, 16, 24, generator=generator) > 0.5,
+        "class_labels": torch.arange(n),
+        "file_name": f"{seed}.jpg",
+    }
+
+
+def test_uint8_pixels_are_scaled_and_normalised_and_targets_stay_lists():
+    samples = [sample(2, 0), sample(0, 1)]
+    batch = EoMTDataCollator(keep_file_names=True)(samples)
+    expected = torch.stack(
+        [V2.normalize(s["pixel_values"] / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) for s in samples]
+    )
+    torch.testing.assert_close(batch["pixel_values"], expected, atol=1e-6, rtol=0)
+    assert [m.shape[0] for m in batch["mask_labels"]] == [2, 0]
+    assert torch.equal(batch["mask_labels"][0], samples[0]["mask_labels"])
+    assert [c.dtype for c in batch["class_labels"]] == [torch.int64] * 2
+    assert batch["file_name"] == ["0.jpg", "1.jpg"]
+    assert "file_name" not in EoMTDataCollator()(samples)
+
+
+def test_float_pixels_pass_as_they_are():
+    pixels = torch.randn(3, 16, 24)
+    assert torch.equal(EoMTDataCollator()([sample() | {"pixel_values": pixels}])["pixel_values"][0], pixels)
+
+
+@pytest.mark.parametrize("tensors", ["pt", None])
+def test_samples_of_the_processor(tensors):
+    """One image a sample, with the processor's batch dimension; the same batch as the processor makes of all."""
+    processor = EoMTImageProcessor(task="panoptic", size=32)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (20, 30, 3), dtype=np.uint8) for _ in range(3)]
+    maps = [rng.integers(1, 4, (20, 30)) for _ in range(3)]
+    info = [[{"id": int(i), "label_id": int(i) - 1} for i in np.unique(m)] for m in maps]
+    together = processor(images, segmentation_maps=maps, segments_info=info, return_tensors="pt")
+    each = [
+        processor(i, segmentation_maps=m, segments_info=[s], return_tensors=tensors)
+        for i, m, s in zip(images, maps, info)
+    ]
+    batch = EoMTDataCollator()([dict(e) for e in each])
+    assert torch.equal(batch["pixel_values"], together["pixel_values"])
+    for key in ("mask_labels", "class_labels"):
+        assert len(batch[key]) == 3
+        assert all(torch.equal(a, b) for a, b in zip(batch[key], together[key], strict=True))
+    unbatched = [{k: v[0] for k, v in e.items()} for e in each]
+    assert torch.equal(EoMTDataCollator()(unbatched)["pixel_values"], batch["pixel_values"])
+
+
+def test_it_normalises_as_the_processor_does():
+    processor = EoMTImageProcessor(task="panoptic", size=32, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    collator = EoMTDataCollator.from_processor(processor)
+    batch = collator([{"pixel_values": image}])
+    assert set(batch) == {"pixel_values"}  # inference: no targets
+    torch.testing.assert_close(
+        batch["pixel_values"], processor(image, return_tensors="pt")["pixel_values"], atol=1e-6, rtol=0
+    )
+
+
+def test_what_does_not_fit_is_told():
+    with pytest.raises(ValueError, match="unlike sizes"):
+        EoMTDataCollator()([sample(), sample() | {"pixel_values": torch.zeros(3, 8, 8)}])
+    with pytest.raises(ValueError, match="1 images with 1 mask_labels and 0 class_labels"):
+        EoMTDataCollator()([{k: v for k, v in sample().items() if k != "class_labels"}])
+    with pytest.raises(ValueError, match="the batch is empty"):
+        EoMTDataCollator()([])
