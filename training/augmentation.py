@@ -9,6 +9,7 @@ come from torch's generator. Images are uint8 throughout, as the authors' are; p
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
@@ -97,8 +98,29 @@ class Geometry:
         return index[self.offset[axis] : self.offset[axis] + self.size[axis]]
 
 
-def masks_of_ids(ids: torch.Tensor, segment_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Id map (S_h, S_w), ids (n,) → bool masks (m, S_h, S_w) of those present, and which they are (m,)."""
-    masks = ids[None] == segment_ids[:, None, None].to(ids.dtype)  # [n, S_h, S_w]
-    kept = masks.flatten(1).any(1).nonzero()[:, 0]
-    return (masks if len(kept) == len(masks) else masks[kept]), kept
+def positions_of_ids(ids: np.ndarray, segment_ids: list[int]) -> torch.Tensor:
+    """Id map (H, W) → uint8 or int16 (H, W): 1 + position in `segment_ids`, 0 for any other id.
+
+    Ids of COCO need three bytes a pixel; a position needs one, and everything after this reads and moves only that.
+    Maps are piecewise constant, so only where a run of equal pixels starts is an id looked up.
+    """
+    dtype = np.uint8 if len(segment_ids) < 256 else np.int16
+    flat = ids.ravel()
+    if not flat.size or not segment_ids:
+        return torch.zeros(ids.shape, dtype=torch.uint8)
+    start = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # [runs]
+    order = np.argsort(segment_ids)
+    known = np.asarray(segment_ids)[order]
+    place = np.searchsorted(known, flat[start]).clip(max=len(known) - 1)
+    position = np.where(known[place] == flat[start], order[place] + 1, 0).astype(dtype)
+    return torch.from_numpy(position.repeat(np.diff(start, append=flat.size)).reshape(ids.shape))
+
+
+def masks_of_positions(positions: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(S_h, S_w) of 0 … n → bool masks (m, S_h, S_w) of the segments with a pixel, and which of the n they are (m,)."""
+    pixels = torch.bincount(positions.flatten(), minlength=count + 1)[1:]  # [n]
+    kept = pixels.nonzero()[:, 0]
+    masks = torch.empty(len(kept), *positions.shape, dtype=torch.bool)
+    for mask, position in zip(masks, (kept + 1).tolist()):
+        torch.eq(positions, position, out=mask)
+    return masks, kept

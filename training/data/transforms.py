@@ -5,7 +5,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from ...configuration.labels import LabelSpace
-from ..augmentation import Geometry, color_jitter, masks_of_ids
+from ..augmentation import Geometry, color_jitter, masks_of_positions, positions_of_ids
 from .decode import VOID, Sample, decode
 
 TRIES = 10  # crops drawn before an image with segments is taken without any; the authors draw without end
@@ -48,7 +48,7 @@ class TrainTransform(_Transform):
 
     def row(self, row: dict) -> dict:
         sample = drop_crowds(decode(row, self.label_space))
-        target, ids = self._target(sample)
+        target = self._target(sample)
         size = tuple(sample.image.shape[1:])
         for _ in range(TRIES if self.augment and sample.segments else 1):
             image = color_jitter(sample.image) if self.augment and self.color_jitter else sample.image
@@ -56,7 +56,7 @@ class TrainTransform(_Transform):
                 Geometry.draw(size, self.size, self.scale_range) if self.augment else Geometry.fit(size, self.size)
             )
             if sample.rles is None:
-                masks, kept = masks_of_ids(geometry.target(target, VOID), ids)
+                masks, kept = masks_of_positions(geometry.target(target, 0), len(sample.segments))
             else:
                 masks = geometry.target(target, False)  # [n, S_h, S_w]
                 kept = masks.flatten(1).any(1).nonzero()[:, 0]
@@ -72,15 +72,14 @@ class TrainTransform(_Transform):
         }
 
     @staticmethod
-    def _target(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        """An id map int32 (H, W) and its ids (n,), or a bool stack (n, H, W)."""
-        ids = torch.tensor([s["id"] for s in sample.segments], dtype=torch.int32)
+    def _target(sample: Sample) -> torch.Tensor:
+        """What travels through the augmentation: one map (H, W) of positions, or a bool stack (n, H, W)."""
         if sample.rles is None:
-            return torch.from_numpy(sample.ids), ids
+            return positions_of_ids(sample.ids, [s["id"] for s in sample.segments])
         if not sample.rles:
-            return torch.zeros(0, *sample.image.shape[1:], dtype=torch.bool), ids
+            return torch.zeros(0, *sample.image.shape[1:], dtype=torch.bool)
         masks = coco_mask.decode(sample.rles)  # uint8 [H, W, n], Fortran order
-        return torch.from_numpy(masks.transpose(2, 1, 0)).bool().transpose(1, 2), ids
+        return torch.from_numpy(masks.transpose(2, 1, 0)).bool().transpose(1, 2)
 
 
 class EvaluationTransform(_Transform):
