@@ -120,7 +120,7 @@ class EoMTTrainingArguments(TrainingArguments):
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process; start one process each "
-                f"(torchrun --nproc_per_node {self.n_gpu} -m eomt train …) or set CUDA_VISIBLE_DEVICES to one"
+                f"(torchrun --nproc_per_node {self.n_gpu} --no-python eomt train …) or set CUDA_VISIBLE_DEVICES to one"
             )
 
     @property

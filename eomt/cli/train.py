@@ -1,0 +1,128 @@
+"""`eomt train`: a recipe of the paper, or fine-tuning on own data; saves a model ready for the Auto classes."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+EPILOG = """examples:
+  a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
+  own data                eomt train --data DATA --task semantic --backbone vit_small_patch14_reg4_dinov2
+  look at the data        eomt train --data DATA --task instance --check
+  go on after a stop      the same command with --resume
+  four GPUs               torchrun --nproc_per_node 4 --no-python eomt train …    (a step stays 16 images)
+More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --help-all adds the options of transformers'
+TrainingArguments; --list-recipes lists the recipes."""
+
+STOCK_SHOWN = ("output_dir", "max_steps", "logging_steps", "eval_strategy", "eval_steps", "save_steps", "bf16", "fp16",
+               "torch_compile", "report_to", "dataloader_num_workers", "activation_checkpointing")  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    if "--list-recipes" in argv:
+        return list_recipes()
+    from eomt.training.finetune import build_trainer, summary
+
+    data, model, args, resume = parse(argv)
+    if data.check:
+        from eomt.training.data.check import check_data  # noqa: F401 - placeholder
+    has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
+    if has_checkpoints and not resume:
+        raise ValueError(
+            f"{args.output_dir} has checkpoints of a run; add --resume to go on or choose another --output-dir"
+        )
+    trainer = build_trainer(data, model, args)
+    if trainer.is_world_process_zero():
+        print(summary(trainer), flush=True)
+    trainer.train(resume_from_checkpoint=resume or None)
+    return finish(trainer)
+
+
+def parse(argv: list[str]):
+    """Command line → (DataOptions, ModelOptions, EoMTTrainingArguments, whether to resume)."""
+    from transformers import HfArgumentParser
+
+    from eomt.training.arguments import EoMTTrainingArguments
+    from eomt.training.finetune import option_fields
+    from eomt.training.options import DataOptions, ModelOptions
+
+    parser = HfArgumentParser(
+        (DataOptions, ModelOptions, EoMTTrainingArguments),
+        prog="eomt train",
+        usage="eomt train --data PATH [--recipe NAME | --task TASK --backbone NAME] [options]",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="Go on from the last complete checkpoint, if there is one."
+    )
+    parser.set_defaults(
+        eval_strategy="steps",
+        eval_steps=0.1,
+        save_strategy="steps",
+        save_steps=0.1,
+        save_total_limit=2,
+        logging_steps=20,
+        report_to="none",
+        per_device_eval_batch_size=1,
+        dataloader_num_workers=min(4, os.cpu_count() or 1),
+    )
+    if "--help-all" in argv:
+        argv = ["--help"]
+    else:
+        shown = {*option_fields(), *STOCK_SHOWN, "help", "resume"}
+        for action in parser._actions:
+            if action.dest not in shown:
+                action.help = argparse.SUPPRESS
+    values, data, model, args = _parsed(parser, argv)
+    return data, model, args, values.resume
+
+
+def _parsed(parser, argv: list[str]):
+    """The parser's dataclasses, output folder and evaluation times filled in before they are checked."""
+    values = parser.parse_args(argv)
+    given = {part.split("=")[0].lstrip("-").replace("-", "_") for part in argv if part.startswith("--")}
+    if values.output_dir is None:
+        values.output_dir = f"runs/{values.recipe or Path(values.data).name + '_' + (values.task or 'panoptic')}"
+    if values.recipe and not given & {"eval_strategy", "eval_steps", "save_strategy", "save_steps"}:
+        from eomt.configuration.recipes import get_recipe
+
+        recipe = get_recipe(values.recipe)
+        share = recipe.evaluation_epochs / (values.num_train_epochs or recipe.epochs)
+        values.eval_steps = values.save_steps = share if share < 1 else 0.999
+    (data, model, args) = parser.parse_dict(
+        {k: v for k, v in vars(values).items() if k != "resume"}, allow_extra_keys=False
+    )
+    return values, data, model, args
+
+
+def finish(trainer) -> int:
+    """Evaluate, save model, processor, card, curves and figures."""
+    folder = Path(trainer.args.output_dir)
+    results = {}
+    if trainer.eval_dataset is not None:
+        last = next((row for row in reversed(trainer.state.log_history) if "eval_runtime" in row), {})
+        current = last.get("step") == trainer.state.global_step
+        results = last if current else trainer.evaluate()
+    trainer.save_model()
+    trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        from eomt.training.progress import describe
+
+        print(describe(results) or "not evaluated")
+        print(f"model, processor, README.md, curves.png and results.json: {folder}")
+    return 0
+
+
+def list_recipes() -> int:
+    from eomt.configuration.recipes import RECIPES
+
+    width = max(map(len, RECIPES))
+    for recipe in RECIPES.values():
+        reported = recipe.reported
+        result = f"{reported.value} {reported.metric}"
+        print(f"{recipe.name:<{width}}  {result:<10} {recipe.total_steps:>8,} steps  {recipe.backbone}")
+    return 0

@@ -1,0 +1,98 @@
+"""What `eomt train` asks for besides `EoMTTrainingArguments`: the data and the model."""
+
+from dataclasses import dataclass, field
+
+
+def _help(text: str, default=None, **metadata):
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass
+class DataOptions:
+    """The data set and how training looks at it; None: the recipe's, or what the task's recipes share."""
+
+    data: str = field(
+        metadata={"help": "Folder of the data set, or of its official zips; `eomt.training.data` lists the formats."}
+    )
+    dataset: str = _help("auto, coco, ade20k, cityscapes, yolo or folder; auto looks at the files.", "auto")
+    class_names: str | None = _help("Names of the label png's values 0, 1, …, separated by commas.")
+    ignore_ids: str | None = _help(
+        "Values of the label png that mean unlabelled, separated by commas; 255 always does."
+    )
+    image_size: str | None = _help(
+        "Training crop: a side in pixels, or HEIGHTxWIDTH; default: the recipe's, else 640 (semantic: 512)."
+    )
+    scale_range: str | None = _help(
+        "Scale jitter LOW,HIGH relative to the crop; default: the recipe's, else 0.1,2.0 (semantic: 0.5,2.0)."
+    )
+    color_jitter: bool | None = _help(
+        "Jitter brightness, contrast, saturation and hue; default: the recipe's, else false."
+    )
+    augment: bool = _help(
+        "Flip, scale and crop at random; false fits each image into the crop, for overfitting tests.", True
+    )
+    keep_empty: bool | None = _help(
+        "Train and evaluate on images without segments too; default: not with a recipe, else true."
+    )
+    check: bool = _help("Check the data, print counts and draw samples as training sees them; do not train.", False)
+
+
+@dataclass
+class ModelOptions:
+    """The model to start from; None: the recipe's, or the backbone's."""
+
+    backbone: str | None = _help(
+        "Pre-trained ViT by timm's or the hub's name; default: the recipe's, else vit_base_patch14_reg4_dinov2."
+    )
+    backbone_weights: str | None = _help(
+        "File or folder with the backbone's weights, or scratch; default: download by the backbone's name."
+    )
+    checkpoint: str | None = _help(
+        "EoMT to start from: a folder or hub name (save_pretrained) or an authors' .bin/.ckpt; "
+        "class_head=new leaves its class head out. Default: none, or what the recipe starts from."
+    )
+    num_queries: int | None = _help("Default: 200; 100 for semantic segmentation.")
+    num_blocks: int | None = _help("How many last blocks see the queries; default: 3 (S, B), 4 (L), 5 (g).")
+    patch_size: int | None = _help("Pixels; default 16.")
+    hidden_size: int | None = _help(
+        "Width, for a scaled model of the backbone's family; needs backbone_weights=scratch."
+    )
+    num_hidden_layers: int | None = _help("Depth, likewise.")
+    num_attention_heads: int | None = _help("Heads, likewise.")
+    layerscale_value: float | None = _help(
+        "Initial layer scale; the backbone's 1e-5 is slow from scratch, where the default is 0.1."
+    )
+
+    def overrides(self) -> dict:
+        """What was given of the configuration's fields."""
+        names = (
+            "num_queries",
+            "num_blocks",
+            "patch_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "layerscale_value",
+        )
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def pair(text: str, kind=int, separator: str = "x") -> tuple | None:
+    """ "640" or "512x1024" → one or two numbers."""
+    try:
+        values = tuple(kind(part) for part in text.lower().split(separator))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 2):
+        raise ValueError(f"{text!r} is neither a number nor two separated by {separator!r}")
+    return values
+
+
+def listed(text: str | None, kind=str) -> list:
+    """ "a, b" → ["a", "b"]."""
+    if not text:
+        return []
+    try:
+        return [kind(part.strip()) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of numbers separated by commas") from None
