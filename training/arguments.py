@@ -7,6 +7,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from ..configuration import TASKS
@@ -87,7 +88,9 @@ class EoMTTrainingArguments(TrainingArguments):
         "fp32, bf16 or fp16 autocast; default: the recipe's fp16 on a GPU, else fp32. Sets bf16 and fp16.",
         choices=["fp32", "bf16", "fp16"],
     )
-    evaluate_blocks: bool = _help("Also evaluate the intermediate prediction before each masked block.", False)
+    evaluate_blocks: bool = _help(
+        "Also evaluate the prediction before each block that is still masked; costs a second pass.", False
+    )
     seed: int = _help("Of initial weights, order of the images, augmentation, mask dropping and sampled points.", 0)
     remove_unused_columns: bool = _help("Must stay false: the data sets' columns are not the model's arguments.", False)
     label_names: list[str] | None = field(default=None, metadata={"help": "Default: mask_labels and class_labels."})
@@ -116,6 +119,7 @@ class EoMTTrainingArguments(TrainingArguments):
             self.metric_for_best_model = METRIC[self.task]
         self._fit_batches(recipe)
         self._choose_precision(recipe)
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
         if self.n_gpu > 1:
             raise ValueError(
@@ -189,8 +193,6 @@ class EoMTTrainingArguments(TrainingArguments):
         self.total_batch_size = total
 
     def _choose_precision(self, recipe: Recipe | None) -> None:
-        import torch
-
         if self.precision is None and not self.fp16 and not self.bf16 and recipe:
             self.precision = recipe.precision if torch.cuda.is_available() and not self.use_cpu else "fp32"
         if self.precision is not None:

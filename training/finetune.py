@@ -34,7 +34,12 @@ def build_trainer(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgu
     args.task = args.task or "panoptic"
     start = _checkpoint_config(model, args)
     wanted = LabelSpace.from_config(start) if start is not None and args.class_head == "keep" else None
-    train, space = load_split(data, args, "train", wanted)
+    try:
+        train, space = load_split(data, args, "train", wanted)
+    except ValueError as error:
+        if wanted is None:
+            raise
+        raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
     validation = load_split(data, args, "val", space)[0] if args.eval_strategy != "no" else None
     network = build_model(data, model, args, space, start)
     processor = EoMTImageProcessor(

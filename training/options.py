@@ -34,7 +34,6 @@ class DataOptions:
     keep_empty: bool | None = _help(
         "Train and evaluate on images without segments too; default: not with a recipe, else true."
     )
-    check: bool = _help("Check the data, print counts and draw samples as training sees them; do not train.", False)
 
 
 @dataclass
@@ -59,6 +58,9 @@ class ModelOptions:
     )
     num_hidden_layers: int | None = _help("Depth, likewise.")
     num_attention_heads: int | None = _help("Heads, likewise.")
+    train_num_points: int | None = _help(
+        "Points of each mask the loss samples; default 12544, fewer suffice for small crops."
+    )
     layerscale_value: float | None = _help(
         "Initial layer scale; the backbone's 1e-5 is slow from scratch, where the default is 0.1."
     )
@@ -69,6 +71,7 @@ class ModelOptions:
             "num_queries",
             "num_blocks",
             "patch_size",
+            "train_num_points",
             "hidden_size",
             "num_hidden_layers",
             "num_attention_heads",

@@ -22,6 +22,7 @@ from .arguments import EoMTTrainingArguments
 from .checkpoints import WholeCheckpoints, last_complete_checkpoint
 from .collator import EoMTDataCollator
 from .curves import CurvesCallback
+from .evaluation import evaluate_model
 from .interruption import InterruptionCallback
 from .optimizer import HEADS, layerwise_lr_groups
 from .repeatable import RepeatableDataset
@@ -221,41 +222,50 @@ class EoMTTrainer(WholeCheckpoints, Trainer):
             return results
         if dataset is None or not len(dataset):
             raise ValueError("there is no evaluation data; give eval_dataset with at least one image")
-        with self._inference_masking():
-            if "reference" not in dataset[0]:
+        if "reference" not in dataset[0]:
+            with self._inference_masking():
                 return super().evaluate(dataset, ignore_keys, metric_key_prefix)
-            return self._evaluate_metric(dataset, metric_key_prefix)
+        if self.processing_class is None:
+            raise ValueError("evaluation needs the image processor; give EoMTTrainer a processing_class")
+        return self._evaluate_metric(dataset, metric_key_prefix)
 
     def _evaluate_metric(self, dataset, prefix: str) -> dict[str, float]:
-        from .evaluation import evaluate_model
-
-        if self.processing_class is None:
-            raise ValueError(
-                "evaluation needs the image processor; give EoMTTrainer processing_class=EoMTImageProcessor(…)"
-            )
-        args, model = self.args, self.accelerator.unwrap_model(self.model)
-        started, was_training = time.time(), model.training
-        model.eval()
-        try:
-            results = evaluate_model(
-                model,
-                self.processing_class,
-                dataset,
-                task=model.config.task,
-                label_space=LabelSpace.from_config(model.config),
-                batch_size=args.per_device_eval_batch_size,
-                num_workers=args.dataloader_num_workers,
-                intermediate=args.evaluate_blocks,
-            )
-        finally:
-            model.train(was_training)
-        metrics = {f"{prefix}_{name}": value for name, value in results.items() if isinstance(value, (int, float))}
+        args, started = self.args, time.time()
+        with self._inference_masking():
+            self.evaluation_details = self._stream(dataset, intermediate=False)
+        if args.evaluate_blocks and self.accelerator.unwrap_model(self.model).attn_mask_probs.any():
+            masked = self._stream(dataset, intermediate=True)  # as it trains at this moment
+            self.evaluation_details |= {name: value for name, value in masked.items() if "_block_" in name}
+        metrics = {
+            f"{prefix}_{name}": value
+            for name, value in self.evaluation_details.items()
+            if isinstance(value, (int, float))
+        }
         steps = math.ceil(len(dataset) / (args.per_device_eval_batch_size * args.world_size))
         metrics |= speed_metrics(prefix, started, num_samples=len(dataset), num_steps=steps)
-        self.evaluation_details = results
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
+
+    def _stream(self, dataset, intermediate: bool) -> dict:
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        try:
+            with self.accelerator.autocast():
+                return evaluate_model(
+                    model,
+                    self.processing_class,
+                    dataset,
+                    task=model.config.task,
+                    label_space=LabelSpace.from_config(model.config),
+                    batch_size=args.per_device_eval_batch_size,
+                    num_workers=args.dataloader_num_workers,
+                    intermediate=intermediate,
+                    progress=not args.disable_tqdm,
+                )
+        finally:
+            model.train(was_training)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs.pop("file_name", None)

@@ -8,7 +8,6 @@ from pathlib import Path
 EPILOG = """examples:
   a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
   own data                eomt train --data DATA --task semantic --backbone vit_small_patch14_reg4_dinov2
-  look at the data        eomt train --data DATA --task instance --check
   go on after a stop      the same command with --resume
   four GPUs               torchrun --nproc_per_node 4 --no-python eomt train …    (a step stays 16 images)
 More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --help-all adds the options of transformers'
@@ -21,11 +20,12 @@ STOCK_SHOWN = ("output_dir", "max_steps", "logging_steps", "eval_strategy", "eva
 def main(argv: list[str]) -> int:
     if "--list-recipes" in argv:
         return list_recipes()
+    from transformers.utils.logging import disable_progress_bar
+
     from eomt.training.finetune import build_trainer, summary
 
+    disable_progress_bar()  # one bar, the run's, not one for each file that is saved
     data, model, args, resume = parse(argv)
-    if data.check:
-        from eomt.training.data.check import check_data  # noqa: F401 - placeholder
     has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
     if has_checkpoints and not resume:
         raise ValueError(

@@ -1,0 +1,152 @@
+"""`eomt train` as a user with own data calls it: three tasks, options, what it leaves behind, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+from eomt.cli import main
+from eomt.training.data.shapes import make_shapes
+
+TINY = (
+    "--backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 "
+    "--num-attention-heads 2 --num-blocks 2 --num-queries 8 --patch-size 8 --train-num-points 128 --image-size 64 "
+    "--total-batch-size 2 --max-steps 4 --use-cpu --logging-steps 1 --dataloader-num-workers 0 --learning-rate 1e-3"
+)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train=4, val=2)
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """Label pngs: 0 sky over 1 road, a strip of 7 unlabelled."""
+    folder = tmp_path_factory.mktemp("streets")
+    for split, count in (("train", 3), ("val", 2)):
+        for kind in ("images", "labels"):
+            (folder / split / kind).mkdir(parents=True)
+        for index in range(count):
+            labels = np.zeros((48, 80 + 8 * index), np.uint8)
+            labels[20 + index :] = 1
+            labels[:, :3] = 7
+            image = np.where(labels[..., None] == 0, (90, 140, 220), (80, 80, 80)).astype(np.uint8)
+            Image.fromarray(image).save(folder / split / "images" / f"{index}.png")
+            Image.fromarray(labels).save(folder / split / "labels" / f"{index}.png")
+    return folder
+
+
+def train(data, output, *options):
+    return main(["train", "--data", str(data), "--output-dir", str(output), *TINY.split(), *options])
+
+
+def test_panoptic_run_is_loaded_by_the_auto_classes(shapes, tmp_path, capsys):
+    assert train(shapes, tmp_path / "run", "--task", "panoptic") == 0
+    printed = capsys.readouterr().out
+    assert "4 images to train on, 2 to evaluate on" in printed
+    assert "9 classes, 4 of them stuff" in printed
+    folder = tmp_path / "run"
+    for name in ("README.md", "curves.png", "results.json", "model.safetensors", "preprocessor_config.json"):
+        assert (folder / name).is_file(), name
+    results = json.loads((folder / "results.json").read_text())
+    assert 0 <= results["eval_pq"] <= 100
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
+    assert model.config.stuff_label_ids == [5, 6, 7, 8]
+    assert model.config.id2label[0] == "circle"
+    assert not model.attn_mask_probs.any()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    inputs = processor(Image.new("RGB", (50, 30)), return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64)
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    (result,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=[(30, 50)])
+    assert result["segmentation"].shape == (30, 50)
+
+
+def test_semantic_run_with_names_ignored_ids_and_recipe_values_overridden(streets, tmp_path):
+    options = "--task semantic --class-names sky,road --ignore-ids 7 --image-size 48x64 --masking always --llrd 0.9"
+    assert train(streets, tmp_path / "run", *options.split(), "--evaluate-blocks") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"eval_mean_iou", "eval_mean_iou_block_0", "eval_mean_iou_block_1"} <= set(results)
+    model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run")
+    assert model.config.id2label == {0: "sky", 1: "road"}
+    assert list(model.config.image_size) == [48, 64]
+    assert model.attn_mask_probs.tolist() == [1, 1]
+
+
+def test_instance_run_from_a_checkpoint_with_other_classes(shapes, tmp_path, capsys):
+    assert train(shapes, tmp_path / "first", "--task", "panoptic", "--eval-strategy", "no") == 0
+    data = json.loads((shapes / "annotations" / "panoptic_train.json").read_text())
+    annotations = [
+        {
+            "id": 10 * image["image_id"] + k,
+            "image_id": image["image_id"],
+            "category_id": 3,
+            "bbox": [4, 4, 20, 20],
+            "area": 400,
+            "iscrowd": 0,
+            "segmentation": [[4, 4, 24, 4, 24, 24, 4, 24]],
+        }
+        for image in data["annotations"]
+        for k in range(2)
+    ]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "images").symlink_to(shapes / "train")
+    own = {"images": data["images"], "annotations": annotations, "categories": [{"id": 3, "name": "box"}]}
+    (tmp_path / "own" / "boxes.json").write_text(json.dumps(own))
+    run = f"train --data {tmp_path / 'own'} --output-dir {tmp_path / 'run'} --checkpoint {tmp_path / 'first'} "
+    run += "--task instance --max-steps 2 --total-batch-size 2 --use-cpu --image-size 96 --dataloader-num-workers 0"
+    assert main(run.split()) == 2
+    assert "give class_head new" in capsys.readouterr().err
+    assert main([*run.split(), "--class-head", "new"]) == 0
+    model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run")
+    assert model.config.id2label == {0: "box"}
+    assert (model.config.task, model.config.hidden_size, model.config.image_size) == ("instance", 32, 96)
+
+
+def test_refuses_to_mix_runs_and_resumes(shapes, tmp_path, capsys):
+    options = ["--task", "panoptic", "--eval-strategy", "no", "--save-steps", "2"]
+    assert train(shapes, tmp_path, *options) == 0
+    assert train(shapes, tmp_path, *options) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert train(shapes, tmp_path, *options, "--resume", "--max-steps", "6") == 0
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--recipe coco_panoptic", "no recipe 'coco_panoptic'"),
+        ("--task panoptic --image-size 65", "image_size"),
+        ("--task panoptic --backbone resnet50", "unknown backbone 'resnet50'"),
+        ("--task depth", "task is 'depth'"),
+        ("--task panoptic --image-size big", "'big' is neither"),
+        ("--task panoptic --total-batch-size 3 --per-device-train-batch-size 2", "total_batch_size 3"),
+    ],
+)
+def test_bad_input_is_one_line(shapes, tmp_path, capsys, options, message):
+    assert train(shapes, tmp_path, *options.split()) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("eomt train: ")
+    assert message in error
+
+
+def test_help_shows_ours_and_all_on_request(capsys):
+    for flag, stock in (("--help", False), ("--help-all", True)):
+        with pytest.raises(SystemExit):
+            main(["train", flag])
+        printed = capsys.readouterr().out
+        assert "--llrd" in printed
+        assert ("--neftune_noise_alpha" in printed) == stock
+
+
+def test_list_of_recipes(capsys):
+    assert main(["train", "--list-recipes"]) == 0
+    printed = capsys.readouterr().out
+    assert "coco_panoptic_eomt_large_640 " in printed
+    assert "56.0 PQ" in printed
