@@ -13,6 +13,7 @@ from ..configuration.recipes import RECIPES
 from ..image_processing import EoMTImageProcessor
 from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
 from .arguments import EoMTTrainingArguments
+from .data.check import check_data, describe
 from .data.load import load_data
 from .data.transforms import EvaluationTransform, TrainTransform
 from .options import DataOptions, ModelOptions, listed, pair
@@ -60,6 +61,26 @@ def build_trainer(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgu
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ReadableProgress())
     return trainer
+
+
+def check(data: DataOptions, args: EoMTTrainingArguments) -> tuple[str, bool]:
+    """Read every image of both splits → (a report for people, whether all is readable); pictures go to output_dir."""
+    args.task = args.task or "panoptic"
+    splits = ("train", "val") if args.eval_strategy != "no" else ("train",)
+    texts, good, space = [], True, None
+    for split in splits:
+        dataset, space = load_split(data, args, split, space)
+        report = check_data(
+            dataset,
+            space,
+            train_transform(data, args, space),
+            Path(args.output_dir, f"check-{split}"),
+            num_workers=args.dataloader_num_workers,
+            seed=args.seed,
+        )
+        good = good and not report["unreadable"]
+        texts.append(f"--- {split} ---\n{describe(report)}")
+    return "\n".join(texts), good
 
 
 def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wanted: LabelSpace | None = None):

@@ -34,6 +34,7 @@ class DataOptions:
     keep_empty: bool | None = _help(
         "Train and evaluate on images without segments too; default: not with a recipe, else true."
     )
+    check: bool = _help("Read every image, print counts, draw samples as training sees them; do not train.", False)
 
 
 @dataclass

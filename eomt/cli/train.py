@@ -8,6 +8,7 @@ from pathlib import Path
 EPILOG = """examples:
   a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
   own data                eomt train --data DATA --task semantic --backbone vit_small_patch14_reg4_dinov2
+  look at the data        eomt train --data DATA --task instance --check
   go on after a stop      the same command with --resume
   four GPUs               torchrun --nproc_per_node 4 --no-python eomt train …    (a step stays 16 images)
 More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --help-all adds the options of transformers'
@@ -22,10 +23,14 @@ def main(argv: list[str]) -> int:
         return list_recipes()
     from transformers.utils.logging import disable_progress_bar
 
-    from eomt.training.finetune import build_trainer, summary
+    from eomt.training.finetune import build_trainer, check, summary
 
     disable_progress_bar()  # one bar, the run's, not one for each file that is saved
     data, model, args, resume = parse(argv)
+    if data.check:
+        report, good = check(data, args)
+        print(report)
+        return 0 if good else 1
     has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
     if has_checkpoints and not resume:
         raise ValueError(

@@ -108,6 +108,16 @@ def test_instance_run_from_a_checkpoint_with_other_classes(shapes, tmp_path, cap
     assert (model.config.task, model.config.hidden_size, model.config.image_size) == ("instance", 32, 96)
 
 
+def test_check_reports_and_does_not_train(streets, tmp_path, capsys):
+    options = "--task semantic --class-names sky,road --ignore-ids 7 --check"
+    assert train(streets, tmp_path, *options.split()) == 0
+    printed = capsys.readouterr().out
+    assert "3 images, 0 unreadable" in printed
+    assert "2 images, 0 unreadable" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"check-train", "check-val"}
+    assert (tmp_path / "check-train" / "check.png").is_file()
+
+
 def test_refuses_to_mix_runs_and_resumes(shapes, tmp_path, capsys):
     options = ["--task", "panoptic", "--eval-strategy", "no", "--save-steps", "2"]
     assert train(shapes, tmp_path, *options) == 0

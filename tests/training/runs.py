@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from eomt.training import EoMTTrainer
+from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
 KILLS = ("in a step", "before a save", "half an optimiser", "before the rename", "while the old one goes")
@@ -114,5 +114,36 @@ def ddp(folder: Path) -> None:
         (folder / "logs.json").write_text(json.dumps(trainer.state.log_history))
 
 
+def fsdp(folder: Path) -> None:
+    """One sharded step: the Trainer ignores FSDP on a CPU, so what the model and the optimiser need is called here."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.rand = fixed_points
+    dist.init_process_group("gloo")
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+    model = tiny_model().train()
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(layerwise_lr_groups(model, 1e-3), weight_decay=0.05)
+    model.set_attn_mask_probs([1.0, 1.0])
+    loss = one_step(model, optimizer, samples=range(2 * rank, 2 * rank + 2))
+    dist.all_reduce(loss, op=dist.ReduceOp.SUM)
+    weights = {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
+    if rank == 0:
+        torch.save({"loss": loss / 2, "weights": weights}, folder / "step.pt")
+    dist.destroy_process_group()
+
+
+def one_step(model, optimizer, samples) -> torch.Tensor:
+    batch = EoMTDataCollator()([Samples(noise=0)[index] for index in samples])
+    loss = model(**batch).loss
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 if __name__ == "__main__":
-    {"kill": kill, "ddp": ddp}[sys.argv[1]](Path(sys.argv[2]))
+    {"kill": kill, "ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))
