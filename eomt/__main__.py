@@ -1,0 +1,7 @@
+"""`python -m eomt …` is `eomt …`; launchers such as torchrun want a module."""
+
+import sys
+
+from eomt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,195 @@
+"""`eomt predict`: photos in, segments out; pictures for people, COCO files and label pngs for machines."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16", "float16")
+PICTURE_THRESHOLD = {"panoptic": 0.8, "instance": 0.5, "semantic": None}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="eomt predict",
+        description="Segment images. Writes overlays and machine-readable results, goes on over unreadable files, and "
+        "goes on where an interrupted run stopped. Several processes share the work: torchrun --nproc_per_node 4 -m "
+        "eomt predict … or accelerate launch -m eomt predict …",
+    )
+    p.add_argument("images", nargs="+", help="image files, folders (searched to the bottom), globs")
+    p.add_argument("--model", required=True, help="local directory or name on the hub")
+    p.add_argument("--output", required=True, type=Path, help="folder for the results; run again to go on")
+    p.add_argument("--task", choices=sorted(PICTURE_THRESHOLD), help="the model's own by default")
+    p.add_argument("--batch-size", type=int, default=1, metavar="N", help="images a step (default 1)")
+    p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
+    p.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model's arithmetic (default float32)")
+    p.add_argument("--compile", action="store_true", help="torch.compile the model: slow start, faster after")
+    p.add_argument(
+        "--threshold",
+        type=float,
+        help="panoptic: class probability a query needs (default 0.8). instance: score from which an instance is drawn "
+        "(default 0.5); the results always hold the best 100",
+    )
+    p.add_argument("--confidence", action="store_true", help="semantic: also a map and a picture of the confidence")
+    p.add_argument("--label-space", help="write this data set's category ids (coco_panoptic, cityscapes_semantic, …)")
+    p.add_argument("--no-overlays", action="store_true", help="machine-readable results only")
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read and resize (default 1)")
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """0: all images done; 1: some could not be read, listed at the end. Bad arguments raise `ValueError`."""
+    args = parser().parse_args(argv)
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size}: give at least 1")
+    if args.workers < 0:
+        raise ValueError(f"--workers {args.workers}: give 0 or more")
+
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from eomt.image_processing.files import find_images
+
+    images = find_images(args.images, exclude=args.output)
+    state = PartialState(cpu=args.device == "cpu")
+    job = _Job(args, state)
+    mine = list(images.items())[state.process_index :: state.num_processes]
+    started = time.perf_counter()
+    made, failures = job.run([(name, path) for name, path in mine if not job.results.is_done(name)])
+    state.wait_for_everyone()
+    if state.num_processes > 1:
+        made, failures = sum(gather_object([made])), gather_object(failures)
+    if state.is_main_process:
+        job.results.finish(images)
+        seconds = time.perf_counter() - started
+        skipped = len(images) - made - len(failures)
+        before = f" ({skipped} were there already)" if skipped else ""
+        print(f"{made} images{before} in {seconds:.1f} s, {made / seconds:.2f} images/s: {args.output}")
+        for path, reason in sorted(failures):
+            print(f"eomt predict: {path}: {reason}", file=sys.stderr)
+        if failures:
+            print(f"eomt predict: {len(failures)} of {len(images)} images could not be segmented", file=sys.stderr)
+    return 1 if failures else 0
+
+
+class _Job:
+    """One process's part: model, processor, results."""
+
+    def __init__(self, args, state):
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+        import eomt  # noqa: F401  registers the classes
+        from eomt.configuration.labels import LabelSpace, label_space
+        from eomt.image_processing.results import Results
+
+        self.args, self.is_main = args, state.is_main_process
+        self.device = torch.device(args.device) if args.device else state.device
+        self.dtype = getattr(torch, args.dtype)
+        model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=self.dtype)
+        self.model = model.eval().to(self.device)
+        task = args.task or getattr(model.config, "task", None)
+        self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": task} if task else {}))
+        self.task = self.processor.task
+        if args.confidence and self.task != "semantic":
+            raise ValueError(f"--confidence is for semantic segmentation, this model's task is {self.task}")
+        self.threshold = PICTURE_THRESHOLD[self.task] if args.threshold is None else args.threshold
+        self.id2label = dict(model.config.id2label)
+        own = LabelSpace.from_config(model.config, name=str(args.model))
+        space = label_space(args.label_space) if args.label_space else own
+        if space.num_labels != own.num_labels:
+            raise ValueError(
+                f"--label-space {args.label_space} has {space.num_labels} classes, the model has {own.num_labels}"
+            )
+        if self.processor.stuff_label_ids is None and own.stuff_label_ids:
+            self.processor.stuff_label_ids = list(own.stuff_label_ids)
+        run = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
+        run |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
+        if state.is_main_process:  # the folder's marker is written once
+            self.results = Results(args.output, self.task, space, run)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            self.results = Results(args.output, self.task, space, run)
+        if args.compile:
+            self.model = torch.compile(self.model)
+
+    def run(self, items: list[tuple[str, Path]]) -> tuple[int, list[tuple[str, str]]]:
+        """(name, file) pairs → number of images done, [(file, reason)] of those that could not be."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        import torch
+        from torch.utils.data import DataLoader
+        from tqdm.auto import tqdm
+
+        from eomt.image_processing.reading import ImageInputs, collate
+
+        loader = DataLoader(
+            ImageInputs(items, self.processor),
+            batch_size=self.args.batch_size,
+            num_workers=min(self.args.workers, len(items)),
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+        )
+        failures, writing = [], []
+        bar = tqdm(total=len(items), desc="predict", unit="image", disable=not self.is_main)
+        with ThreadPoolExecutor(max_workers=2) as pool, torch.inference_mode(), bar:
+            for batch in loader:
+                failures += batch["failures"]
+                if batch["images"]:
+                    pixels = batch["pixel_values"].to(self.device, self.dtype, non_blocking=True)  # [V, 3, S_h, S_w]
+                    outputs = self.model(pixel_values=pixels, patch_offsets=batch["patch_offsets"] or None)
+                    for item, prediction in zip(batch["images"], self._segments(outputs, batch)):
+                        writing.append(pool.submit(self._write, item, prediction))
+                    while len(writing) > 2 * self.args.batch_size + 2:  # pictures wait in memory: not too many
+                        writing.pop(0).result()
+                bar.update(len(batch["images"]) + len(batch["failures"]))
+            for future in writing:
+                future.result()
+        return len(items) - len(failures), failures
+
+    def _segments(self, outputs, batch) -> list:
+        """Outputs → one prediction an image on the host, at its own size."""
+        sizes = [(item["picture"].height, item["picture"].width) for item in batch["images"]]
+        if self.task == "panoptic":
+            found = self.processor.post_process_panoptic_segmentation(outputs, sizes, threshold=self.threshold)
+        elif self.task == "instance":
+            found = self.processor.post_process_instance_segmentation(outputs, sizes, return_binary_maps=True)
+        elif self.args.confidence:
+            found = self.processor.post_process_semantic_confidence(outputs, sizes)
+        else:
+            maps = self.processor.post_process_semantic_segmentation(outputs, sizes)
+            found = [{"segmentation": labels} for labels in maps]
+        return [{key: v.cpu() if hasattr(v, "cpu") else v for key, v in result.items()} for result in found]
+
+    def _write(self, item: dict, prediction: dict) -> None:
+        """Pictures first: the results' record marks the image as done."""
+        from eomt.image_processing.pictures import draw_confidence, draw_segments, side_by_side
+        from eomt.image_processing.results import write_whole
+
+        name, picture, overlay = item["name"], item["picture"], None
+        if not self.args.no_overlays or self.args.confidence:
+            overlay = draw_segments(picture, *self._to_draw(prediction), self.id2label, legend=True)
+        if not self.args.no_overlays:
+            write_whole(self.results.path("overlays", name, ".jpg"), lambda part: overlay.save(part, quality=92))
+        if self.args.confidence:
+            import numpy as np
+            from PIL import Image
+
+            confidence = prediction["confidence"].numpy()
+            stored = Image.fromarray(np.floor(confidence * 65535).astype(np.uint16))  # as BRAVO wants it
+            write_whole(self.results.path("confidence", name, ".png"), stored.save)
+            plain = draw_segments(picture, *self._to_draw(prediction), self.id2label)
+            sheet = side_by_side(
+                [("image", picture), ("prediction", plain), ("confidence", draw_confidence(confidence))]
+            )
+            write_whole(
+                self.results.path("confidence_pictures", name, ".jpg"), lambda part: sheet.save(part, quality=92)
+            )
+        self.results.write(name, item["file"].name, prediction)
+
+    def _to_draw(self, prediction: dict) -> tuple:
+        segments = prediction.get("segments_info")
+        if self.task != "instance":
+            return prediction["segmentation"], segments
+        shown = [i for i, segment in enumerate(segments) if segment["score"] >= self.threshold]
+        return prediction["segmentation"][shown], [segments[i] for i in shown]

@@ -1,0 +1,71 @@
+"""Image files: which ones a user means, and what each is called in the results."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
+)
+"""What is taken from a folder; a file named outright may be called anything."""
+
+
+def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> dict[str, Path]:
+    """Files, folders (searched to the bottom) and globs → {name: file}, in a fixed order.
+
+    A name is the path below the folder (or below the glob's fixed part) without its suffix. Files that would share
+    one get the path from their common root, and then their suffix: "a/1", "b/1"; "1_jpg", "1_png".
+
+    Args:
+        exclude: a folder to leave out: the results of an earlier run.
+
+    Raises `ValueError` for a source without images, `FileNotFoundError` for one that is not there.
+    """
+    named: dict[Path, str] = {}
+    for source in sources:
+        found = 0
+        for base, path in _expand(str(source)):
+            path = path.absolute()
+            if exclude is not None and exclude.absolute() in path.parents:
+                continue
+            found += 1
+            named.setdefault(path, path.relative_to(base.absolute()).with_suffix("").as_posix())
+        if not found:
+            raise ValueError(f"no images in {str(source)!r}; give image files, a folder that holds some, or a glob")
+    names = list(named.values())
+    if len(set(names)) < len(names):
+        root = Path(os.path.commonpath([path.parent for path in named]))
+        named = {path: path.relative_to(root).with_suffix("").as_posix() for path in named}
+    names = list(named.values())
+    unique = {}
+    for path, name in named.items():
+        unique[f"{name}_{path.suffix[1:]}" if names.count(name) > 1 else name] = path
+    return unique
+
+
+def _expand(source: str) -> Iterator[tuple[Path, Path]]:
+    """One source → (base, file) pairs."""
+    path = Path(source)
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith("."):
+                yield path, file
+    elif path.exists():
+        yield path.parent, path
+    elif glob.has_magic(source):
+        fixed = Path(*_before_magic(path.parts)) if _before_magic(path.parts) else Path(".")
+        for match in sorted(glob.glob(source, recursive=True)):
+            if Path(match).is_file():
+                yield fixed, Path(match)
+    else:
+        raise FileNotFoundError(f"there is no file or folder {source!r}")
+
+
+def _before_magic(parts: tuple[str, ...]) -> list[str]:
+    fixed = []
+    for part in parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return fixed

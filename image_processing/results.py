@@ -1,0 +1,190 @@
+"""Predictions on disk, in the formats of the reference tools: COCO panoptic (png + json), COCO instance results (RLE),
+label png. Written image by image, whole or not at all, by any number of processes; what is there is not made again.
+
+    OUTPUT/panoptic/NAME.png  panoptic.json    ids R + 256 G + 65536 B from 1, 0 is void
+    OUTPUT/instances.json                      [{"image_id", "category_id", "segmentation", "bbox", "score"}, …]
+    OUTPUT/labels/NAME.png                     the class's id in each pixel, 8 or 16 bit
+    OUTPUT/images.json                         {"images", "categories"}: names and ids of both
+    OUTPUT/records/NAME.json                   one image's part of the json files: its last file, so it marks it as done
+
+Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the model's labels where it has none.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+from ..configuration.labels import LabelSpace
+
+VOID_LABEL = 255
+"""Pixels of no class in a label png (65535 where a class has an id of 255 or more)."""
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """`write(temporary path)`, then rename: a reader, or the next run, never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value) -> None:
+    write_whole(path, lambda part: part.write_text(json.dumps(value), encoding="utf-8"))
+
+
+def image_id_of(name: str) -> int | str:
+    """COCO's ids are the numbers in its file names: "000000142238" → 142238; any other name is its own id."""
+    return int(name) if name.isdecimal() else name
+
+
+def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):
+    """(H, W) ids, segments → (H, W, 3) uint8 of COCO's coding, its `segments_info`. Ids start at 1: 0 is void."""
+    ids = np.asarray(segmentation).astype(np.int64)
+    coded, segments = np.zeros(ids.shape, np.int64), []
+    for number, segment in enumerate(segments_info, start=1):
+        inside = ids == segment["id"]
+        coded[inside] = number
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1] if len(rows) else [0] * 4
+        entry = {"id": number, "category_id": int(category_ids[segment["label_id"]]), "iscrowd": 0}
+        entry |= {"area": int(inside.sum()), "bbox": [int(v) for v in box]}
+        segments.append(entry | ({"score": float(segment["score"])} if "score" in segment else {}))
+    return np.stack([coded % 256, coded // 256 % 256, coded // 65536], -1).astype(np.uint8), segments
+
+
+def instance_results(image_id, masks, labels, scores, category_ids: Sequence[int]) -> list[dict]:
+    """(n, H, W) masks, their labels and scores → COCO results; empty masks are left out."""
+    results = []
+    for mask, label, score in zip(masks, labels, scores):
+        encoded = rle.encode(np.asfortranarray(np.asarray(mask, np.uint8)))
+        if not rle.area(encoded):
+            continue
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": int(category_ids[int(label)]),
+                "segmentation": {
+                    "size": [int(v) for v in encoded["size"]],
+                    "counts": encoded["counts"].decode("ascii"),
+                },
+                "bbox": [float(v) for v in rle.toBbox(encoded)],
+                "score": float(score),
+            }
+        )
+    return results
+
+
+def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
+    """(H, W) labels → picture with the category id of each pixel; void is 255, or 65535 where ids need 16 bits."""
+    labels = np.asarray(segmentation).astype(np.int64)
+    wide = max(category_ids) >= VOID_LABEL
+    table = np.array([*category_ids, 65535 if wide else VOID_LABEL])
+    known = (labels >= 0) & (labels < len(category_ids))
+    return Image.fromarray(table[np.where(known, labels, -1)].astype(np.uint16 if wide else np.uint8))
+
+
+class Results:
+    """Writes one run's predictions under a folder.
+
+    Args:
+        output: the folder; made if it is not there.
+        task: "panoptic", "instance" or "semantic".
+        label_space: names and category ids of the labels.
+        run: what made the predictions (model, thresholds, …): results of another run are not mixed in.
+
+    Raises `ValueError` if the folder holds results of a run with other settings.
+    """
+
+    def __init__(self, output: str | Path, task: str, label_space: LabelSpace, run: Mapping | None = None):
+        self.output, self.task, self.label_space = Path(output), task, label_space
+        run = {"task": task, **(run or {})}
+        marker = self.output / "run.json"
+        if marker.is_file():
+            before = json.loads(marker.read_text(encoding="utf-8"))
+            for key in {**before, **run}:
+                if before.get(key) != run.get(key):
+                    raise ValueError(
+                        f"{self.output} holds results of a run with {key} {before.get(key)!r}, this one has "
+                        f"{run.get(key)!r}; choose another output folder or delete that one"
+                    )
+        else:
+            write_json(marker, run)
+
+    def path(self, folder: str, name: str, suffix: str) -> Path:
+        return self.output / folder / f"{name}{suffix}"
+
+    def is_done(self, name: str) -> bool:
+        return self.path("records", name, ".json").is_file()
+
+    def write(self, name: str, file_name: str, prediction, image_id: int | str | None = None) -> None:
+        """One image's prediction. `name` may have folders in it; `file_name` is the image's, for the json.
+
+        prediction: panoptic {"segmentation", "segments_info"}; instance the same with binary maps, or {"masks",
+        "labels", "scores"}; semantic an (H, W) map or {"segmentation"}.
+        """
+        image_id = image_id_of(name) if image_id is None else image_id
+        ids = self.label_space.dataset_ids
+        if self.task == "panoptic":
+            coded, segments = panoptic_png(prediction["segmentation"], prediction["segments_info"], ids)
+            size, png = coded.shape[:2], self.path("panoptic", name, ".png")
+            write_whole(png, Image.fromarray(coded).save)
+            annotations = [{"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments}]
+        elif self.task == "instance":
+            if "masks" in prediction:
+                masks, labels, scores = (prediction[key] for key in ("masks", "labels", "scores"))
+            else:
+                masks, info = prediction["segmentation"], prediction["segments_info"]
+                labels, scores = [s["label_id"] for s in info], [s["score"] for s in info]
+            size = tuple(masks.shape[-2:])
+            annotations = instance_results(image_id, masks, labels, scores, ids)
+        else:
+            labels = prediction["segmentation"] if isinstance(prediction, Mapping) else prediction
+            size, annotations = tuple(labels.shape), []
+            write_whole(self.path("labels", name, ".png"), label_png(labels, ids).save)
+        image = {"id": image_id, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
+        write_json(self.path("records", name, ".json"), {"image": image, "annotations": annotations})
+
+    def finish(self, names: Iterable[str]) -> None:
+        """Join the records of these images to the json files; one process calls it, after all have written."""
+        names = [name for name in names if self.is_done(name)]
+        categories = [
+            {"id": int(i), "name": name, "isthing": int(label not in self.label_space.stuff_label_ids)}
+            for label, (name, i) in enumerate(zip(self.label_space.names, self.label_space.dataset_ids))
+        ]
+        images = [self._record(name)["image"] for name in names]
+        write_json(self.output / "images.json", {"images": images, "categories": categories})
+        annotations = (entry for name in names for entry in self._record(name)["annotations"])
+        if self.task == "panoptic":
+            head = json.dumps({"images": images, "categories": categories})[:-1] + ', "annotations": '
+            write_whole(self.output / "panoptic.json", lambda part: _stream(part, head, annotations, "}"))
+        elif self.task == "instance":
+            write_whole(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
+
+    def _record(self, name: str) -> dict:
+        return json.loads(self.path("records", name, ".json").read_text(encoding="utf-8"))
+
+
+def _stream(path: Path, head: str, entries: Iterable[dict], tail: str) -> None:
+    """A json list written entry by entry: a data set's masks do not have to fit in memory."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(head + "[")
+        for i, entry in enumerate(entries):
+            file.write((",\n" if i else "\n") + json.dumps(entry))
+        file.write("\n]" + tail)

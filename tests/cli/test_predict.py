@@ -1,0 +1,255 @@
+"""`eomt predict` as a user calls it: files in, files out; bad files, interruption, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from eomt import EoMTImageProcessor
+from eomt.cli import main
+from eomt.image_processing import read_image
+from eomt.image_processing.files import find_images
+from eomt.image_processing.results import VOID_LABEL, label_png, write_whole
+from eomt.image_processing.targets import rgb_to_id
+from tests.models import tiny_model
+
+SIZES = {"000000000139": (40, 60), "000000000285": (64, 64), "000000000632": (90, 30)}
+STUFF = [3, 4]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    directories = {}
+    for task in ("panoptic", "instance", "semantic"):
+        queries = 3 if task == "panoptic" else 12  # few do not cover each other
+        model = tiny_model(num_queries=queries, seed=1, task=task, stuff_label_ids=STUFF if task == "panoptic" else [])
+        with torch.no_grad():  # sure of its classes
+            model.class_predictor.weight.mul_(40)
+            model.mask_head[-1].weight.mul_(6)
+        model.set_attn_mask_probs([0.0] * 2)
+        model.save_pretrained(directories.setdefault(task, tmp_path_factory.mktemp(task)))
+        EoMTImageProcessor(task=task, size=64, stuff_label_ids=STUFF).save_pretrained(directories[task])
+    return directories
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed, (name, (height, width)) in enumerate(SIZES.items()):
+        noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    return folder
+
+
+def predict(photos, model, output, *options):
+    return main(["predict", str(photos), "--model", str(model), "--output", str(output), "--workers", "0", *options])
+
+
+def expected(model_directory, photo):
+    """The same by the Python interface."""
+    from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+    model = AutoModelForUniversalSegmentation.from_pretrained(model_directory).eval()
+    processor = AutoImageProcessor.from_pretrained(model_directory)
+    picture = read_image(photo)
+    with torch.inference_mode():
+        outputs = model(**processor(picture, return_tensors="pt"))
+    return processor, outputs, [(picture.height, picture.width)]
+
+
+def test_panoptic_is_coco_format(models, photos, tmp_path, capsys):
+    assert predict(photos, models["panoptic"], tmp_path / "out", "--batch-size", "2", "--threshold", "0.3") == 0
+    assert "3 images in" in capsys.readouterr().out
+    data = json.loads((tmp_path / "out/panoptic.json").read_text())
+    assert [image["id"] for image in data["images"]] == [139, 285, 632]
+    assert [c["isthing"] for c in data["categories"]] == [1, 1, 1, 0, 0]
+    for image, annotation in zip(data["images"], data["annotations"]):
+        png = np.asarray(Image.open(tmp_path / "out/panoptic" / annotation["file_name"]))
+        ids = rgb_to_id(png)
+        processor, outputs, size = expected(models["panoptic"], photos / image["file_name"])
+        result = processor.post_process_panoptic_segmentation(outputs, size, threshold=0.3)[0]
+        assert (ids - 1 != result["segmentation"].numpy()).mean() < 2e-3
+        assert [s["category_id"] for s in annotation["segments_info"]] == [
+            s["label_id"] for s in result["segments_info"]
+        ]
+        assert set(np.unique(ids)) - {0} == {s["id"] for s in annotation["segments_info"]}
+        for segment in annotation["segments_info"]:
+            assert segment["area"] == (ids == segment["id"]).sum()
+        assert png.shape == (image["height"], image["width"], 3)
+        assert Image.open(tmp_path / f"out/overlays/{Path(image['file_name']).stem}.jpg").width >= image["width"]
+    assert sum(len(a["segments_info"]) for a in data["annotations"]) > 1
+
+
+def test_instances_are_coco_results(models, photos, tmp_path):
+    assert predict(photos, models["instance"], tmp_path / "out", "--no-overlays") == 0
+    results = json.loads((tmp_path / "out/instances.json").read_text())
+    coco = COCO()
+    coco.dataset = {**json.loads((tmp_path / "out/images.json").read_text()), "annotations": []}
+    coco.createIndex()
+    loaded = coco.loadRes(results)  # pycocotools takes them as they are
+    assert len(loaded.anns) == len(results) > 10
+    processor, outputs, size = expected(models["instance"], photos / "000000000139.png")
+    whole = processor.post_process_instance_segmentation(outputs, size, return_binary_maps=True)[0]
+    ours = [r for r in results if r["image_id"] == 139]
+    kept = [i for i, mask in enumerate(whole["segmentation"]) if mask.any()]
+    np.testing.assert_allclose(
+        [r["score"] for r in ours], [whole["segments_info"][i]["score"] for i in kept], atol=1e-5
+    )
+    for result, i in list(zip(ours, kept))[:5]:
+        assert (rle.decode(result["segmentation"]).astype(bool) != whole["segmentation"][i].numpy()).mean() < 2e-3
+    assert not (tmp_path / "out/overlays").exists()
+
+
+def test_semantic_with_confidence(models, photos, tmp_path):
+    assert predict(photos, models["semantic"], tmp_path / "out", "--confidence", "--batch-size", "3") == 0
+    for name, (height, width) in SIZES.items():
+        labels = np.asarray(Image.open(tmp_path / f"out/labels/{name}.png"))
+        processor, outputs, size = expected(models["semantic"], photos / f"{name}.png")
+        result = processor.post_process_semantic_confidence(outputs, size)[0]
+        assert labels.shape == (height, width)
+        assert (labels != result["segmentation"].numpy()).mean() < 2e-3
+        stored = np.asarray(Image.open(tmp_path / f"out/confidence/{name}.png"))
+        assert stored.dtype == np.uint16
+        assert np.abs(stored / 65535 - result["confidence"].numpy()).max() < 1e-3
+        assert (tmp_path / f"out/confidence_pictures/{name}.jpg").is_file()
+        assert (tmp_path / f"out/overlays/{name}.jpg").is_file()
+
+
+def test_unreadable_files_are_listed_at_the_end(models, photos, tmp_path, capsys):
+    (photos / "broken.png").write_bytes((photos / "000000000139.png").read_bytes()[:120])
+    (photos / "text.jpg").write_text("no image")
+    assert predict(photos, models["panoptic"], tmp_path / "out", "--batch-size", "2") == 1
+    printed = capsys.readouterr()
+    assert "3 images in" in printed.out
+    for name in ("broken.png", "text.jpg"):
+        assert f"{photos / name}: cannot read image" in printed.err
+    assert "2 of 5 images could not be segmented" in printed.err
+    assert len(json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]) == 3
+
+
+def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monkeypatch):
+    from eomt.image_processing.results import Results
+
+    write, calls = Results.write, []
+
+    def interrupted(self, name, *args, **kwargs):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(name)
+        write(self, name, *args, **kwargs)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(Results, "write", interrupted)
+    assert predict(photos, models["panoptic"], out) == 130
+    monkeypatch.setattr(Results, "write", write)
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("panoptic/*.png")}
+    assert len(done) == 2
+    capsys.readouterr()
+    assert predict(photos, models["panoptic"], out) == 0
+    assert "1 images (2 were there already)" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+    assert len(json.loads((out / "panoptic.json").read_text())["annotations"]) == 3
+    assert predict(photos, models["panoptic"], tmp_path / "at_once") == 0
+    assert (out / "panoptic.json").read_text() == (tmp_path / "at_once/panoptic.json").read_text()
+    assert not list(out.rglob(".*"))  # no half-written files
+    assert predict(photos, models["instance"], out) == 2  # another run's results are not mixed in
+    assert "holds results of a run with" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_work(models, photos, tmp_path):
+    task = "semantic"  # windows are the harder case
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    (photos / "text.jpg").write_text("no image")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
+    command += ["-m", "eomt", "predict", str(photos), "--model", str(models[task]), "--output", str(tmp_path / "two")]
+    ran = subprocess.run(
+        [*command, "--device", "cpu", "--workers", "0"], env=environment, capture_output=True, text=True
+    )
+    assert "3 images in" in ran.stdout, ran.stderr
+    assert "text.jpg: cannot read image" in ran.stderr
+    assert ran.returncode != 0
+    assert predict(photos, models[task], tmp_path / "one") == 1
+    assert (tmp_path / "two/images.json").read_text() == (tmp_path / "one/images.json").read_text()
+    for name in SIZES:
+        one, two = (np.asarray(Image.open(tmp_path / run / "labels" / f"{name}.png")) for run in ("one", "two"))
+        assert (one != two).mean() < 2e-3
+
+
+@pytest.mark.parametrize(
+    "options", [["--dtype", "bfloat16", "--workers", "1"], pytest.param(["--compile"], marks=pytest.mark.slow)]
+)
+def test_ways_to_run(models, photos, tmp_path, options):
+    assert predict(photos, models["panoptic"], tmp_path / "way", *options) == 0
+    assert predict(photos, models["panoptic"], tmp_path / "plain") == 0
+    for name in SIZES:
+        assert (tmp_path / f"way/overlays/{name}.jpg").is_file()
+        way, plain = (
+            rgb_to_id(np.asarray(Image.open(tmp_path / f"{run}/panoptic/{name}.png"))) for run in ("way", "plain")
+        )
+        assert (way != plain).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--confidence"], "--confidence is for semantic"),
+        (["--label-space", "coco_panoptic"], "133 classes, the model has 5"),
+        (["--label-space", "none"], "no label space 'none'"),
+    ],
+)
+def test_bad_options_are_one_line(models, photos, tmp_path, capsys, options, message):
+    assert predict(photos, models["panoptic"], tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("eomt predict: ")
+    assert message in error
+
+
+def test_missing_and_empty_sources(models, tmp_path, capsys):
+    assert predict(tmp_path / "nowhere", models["panoptic"], tmp_path / "out") == 2
+    (tmp_path / "empty").mkdir()
+    assert predict(tmp_path / "empty", models["panoptic"], tmp_path / "out") == 2
+    assert predict(tmp_path / "*.jpg", models["panoptic"], tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "no file or folder" in error
+    assert error.count("no images in") == 2
+
+
+def test_names_of_found_images(tmp_path):
+    for name in ("a/1.png", "a/2.JPG", "b/1.png", "b/1.jpg", "b/c/3.webp", "b/note.txt", "b/.hidden.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(find_images([tmp_path / "a"])) == ["1", "2"]
+    assert list(find_images([tmp_path / "b"])) == ["1_jpg", "1_png", "c/3"]
+    assert list(find_images([tmp_path / "a/1.png", tmp_path / "b/1.png"])) == ["a/1", "b/1"]
+    assert list(find_images([tmp_path / "a", tmp_path / "a/1.png"])) == ["1", "2"]  # once each
+    assert list(find_images([f"{tmp_path}/**/*.png"])) == ["a/1", "b/1"]
+    assert list(find_images([tmp_path], exclude=tmp_path / "b")) == ["a/1", "a/2"]
+    assert find_images([tmp_path / "b/note.txt"])["note"].name == "note.txt"  # named outright
+
+
+def test_label_png_has_the_data_sets_ids(tmp_path):
+    labels = np.array([[0, 1, -1, 255]])
+    assert np.asarray(label_png(labels, [7, 33])).tolist() == [[7, 33, VOID_LABEL, VOID_LABEL]]
+    wide = np.asarray(label_png(labels, [7, 300]))
+    assert wide.dtype == np.uint16
+    assert wide.tolist() == [[7, 300, 65535, 65535]]
+
+
+def test_write_whole_leaves_nothing_behind(tmp_path):
+    def fails(part):
+        part.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "a" / "b.json", fails)
+    assert list((tmp_path / "a").iterdir()) == []
