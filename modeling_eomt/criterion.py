@@ -1,9 +1,8 @@
 """The training loss: matched masks and classes, for every prediction (paper, Section 3.1; Mask2Former's losses).
 
-B images · Q queries · C labels · M matched pairs of the batch · R points · H, W mask logits
+P predictions · B images · Q queries · C labels · M matched pairs of the batch, as many in every prediction
+R points · H, W mask logits
 """
-
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration import EoMTConfig
-from .matcher import Matches, assign, matching_cost
+from .matcher import Matches, match
 from .points import sample_logits, sample_masks, uncertain_points
 
 
@@ -35,92 +34,91 @@ class Criterion(nn.Module):
             mask_labels: list of (n, H', W') bool or float masks, or one (B, n, H', W') tensor.
             class_labels: list of (n,) labels, or one (B, n) tensor.
         """
-        mask_labels, class_labels = check_targets(mask_labels, class_labels, self.config, class_queries_logits)
-        (matches,) = self.match([(masks_queries_logits, class_queries_logits)], mask_labels, class_labels)
-
-        def matched_logits(queries: list[Tensor]) -> Tensor:
-            return torch.cat([logits[index] for logits, index in zip(masks_queries_logits, queries)])
-
-        return self.losses(class_queries_logits, matched_logits, matches, mask_labels, class_labels)
-
-    def match(
-        self, predictions: list[tuple[Tensor, Tensor]], mask_labels: list[Tensor], class_labels: list[Tensor]
-    ) -> list[Matches]:
-        """(mask logits, class logits) of every prediction → its matches; one device → host transfer in all."""
-        costs = [
-            [
-                matching_cost(masks, classes, targets, labels, self.config)
-                for masks, classes, targets, labels in zip(mask_logits, class_logits, mask_labels, class_labels)
-            ]
-            for mask_logits, class_logits in predictions
-        ]
-        return assign(costs)
+        masks, labels = check_targets(mask_labels, class_labels, self.config, class_queries_logits)
+        (matches,) = match([(masks_queries_logits, class_queries_logits)], masks, labels, self.config)
+        matched = torch.cat([logits[queries] for logits, (queries, _) in zip(masks_queries_logits, matches)])
+        return self.losses([matched], [class_queries_logits], [matches], masks, labels)[0]
 
     def losses(
         self,
-        class_logits: Tensor,
-        matched_mask_logits: Callable[[list[Tensor]], Tensor],
-        matches: Matches,
+        matched_mask_logits: list[Tensor],
+        class_logits: list[Tensor],
+        matches: list[Matches],
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """Class logits (B, Q, C + 1), and queries of each image → their mask logits (M, H, W), to the three losses."""
-        device = class_logits.device
-        pairs = [
-            (queries.to(device, non_blocking=True), targets.to(device, non_blocking=True))
-            for queries, targets in matches
-        ]
-        classes = torch.full(class_logits.shape[:2], self.config.num_labels, device=device)  # [B, Q]
-        for row, labels, (queries, targets) in zip(classes, class_labels, pairs):
-            row[queries] = labels[targets]
-        mask_logits = matched_mask_logits([queries for queries, _ in pairs])  # [M, H, W]
-
+    ) -> list[dict[str, Tensor]]:
+        """Of each prediction the matched mask logits (M, H, W), class logits (B, Q, C + 1), matches → its losses."""
+        device = class_logits[0].device
         with torch.autocast(device.type, enabled=False):
+            logits = torch.stack(class_logits).float()  # [P, B, Q, C + 1]
+            classes = self._classes(matches, class_labels, logits.shape[:3])
+            weights = self.empty_weight.float()
             cross_entropy = F.cross_entropy(
-                class_logits.float().transpose(1, 2), classes, self.empty_weight.float(), reduction="sum"
-            )
-            class_weight = self.empty_weight.float()[classes].sum()
-            num_masks, class_weight = across_ranks(float(len(mask_logits)), class_weight)
-            mask_loss, dice_loss = self._mask_losses(mask_logits.float(), pairs, mask_labels)
-        return {
-            "loss_mask": mask_loss / num_masks.clamp(min=1),
-            "loss_dice": dice_loss / num_masks.clamp(min=1),
-            "loss_cross_entropy": cross_entropy / class_weight,
-        }
+                logits.flatten(0, 2), classes.flatten(), weights, reduction="none"
+            ).unflatten(0, classes.shape)  # [P, B, Q]
+            mask_logits = torch.stack(matched_mask_logits).float()  # [P, M, H, W]
+            mask_loss, dice_loss = self._mask_losses(mask_logits, matches, mask_labels)  # [P], [P]
+            num_masks, class_weights = across_ranks(mask_logits.shape[1], weights[classes].sum((1, 2)))
+        losses = torch.stack(
+            [
+                mask_loss / num_masks.clamp(min=1),
+                dice_loss / num_masks.clamp(min=1),
+                cross_entropy.sum((1, 2)) / class_weights,
+            ],
+            dim=1,
+        )
+        return [dict(zip(("loss_mask", "loss_dice", "loss_cross_entropy"), of_one)) for of_one in losses]
 
-    def _mask_losses(self, logits: Tensor, pairs, mask_labels: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Matched logits (M, H, W) → binary cross-entropy and dice, summed over the pairs."""
-        if not len(logits):
-            return logits.sum(), logits.sum()  # zeros that keep the graph, so that every rank has every gradient
-        config = self.config
+    def _classes(self, matches: list[Matches], class_labels: list[Tensor], shape: torch.Size) -> Tensor:
+        """(P, B, Q) the class every query is to predict; "no object" unless matched."""
+        classes = torch.full(shape, self.config.num_labels, device=class_labels[0].device)
+        for of_prediction, rows in zip(matches, classes):
+            for row, labels, (queries, targets) in zip(rows, class_labels, of_prediction):
+                row[queries] = labels[targets]
+        return classes
+
+    def _mask_losses(self, logits: Tensor, matches: list[Matches], mask_labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Matched logits (P, M, H, W) → binary cross-entropy and dice, (P,) each, summed over the pairs."""
+        if not logits.shape[1]:
+            nothing = logits.sum((1, 2, 3))  # zeros that keep the graph, so that every rank has every gradient
+            return nothing, nothing
+        config, shape = self.config, logits.shape[:2]
+        logits = logits.flatten(0, 1)  # [P·M, H, W]
         points = uncertain_points(
             logits, config.train_num_points, config.oversample_ratio, config.importance_sample_ratio
         )
-        sizes = [len(queries) for queries, _ in pairs]
-        with torch.no_grad():
-            targets = torch.cat([
-                sample_masks(masks[target], of_image)
-                for masks, (_, target), of_image in zip(mask_labels, pairs, points.split(sizes))
-            ])  # fmt: skip
-        logits = sample_logits(logits, points)  # [M, R]
-        mask_loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
+        targets = self._targets_at(points.unflatten(0, shape), matches, mask_labels)  # [P·M, R]
+        logits = sample_logits(logits[:, None], points)[:, 0]  # [P·M, R]
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
         inside = logits.sigmoid()
         overlap = (inside * targets).sum(1)
-        dice_loss = (1 - (2 * overlap + 1) / (inside.sum(1) + targets.sum(1) + 1)).sum()
-        return mask_loss, dice_loss
+        dice = 1 - (2 * overlap + 1) / (inside.sum(1) + targets.sum(1) + 1)
+        return cross_entropy.unflatten(0, shape).sum(1), dice.unflatten(0, shape).sum(1)
+
+    @staticmethod
+    @torch.no_grad()
+    def _targets_at(points: Tensor, matches: list[Matches], mask_labels: list[Tensor]) -> Tensor:
+        """The target of every pair at the pair's own points (P, M, R, 2) → (P·M, R), sampled image by image."""
+        sampled, first = [], 0
+        for image, masks in enumerate(mask_labels):
+            rows = torch.stack([of_prediction[image][1] for of_prediction in matches])  # [P, m]
+            of_image = points[:, first : first + rows.shape[1]]  # [P, m, R, 2]
+            sampled.append(sample_masks(masks, of_image.flatten(0, 1), rows.flatten()).unflatten(0, rows.shape))
+            first += rows.shape[1]
+        return torch.cat(sampled, dim=1).flatten(0, 1)
 
 
-def across_ranks(num_masks: float, class_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Matched masks and summed class weights of this rank → their means over the ranks.
+def across_ranks(num_masks: int, class_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Matched masks, and summed class weights of each prediction (P,), of this rank → their means over the ranks.
 
     Gradients are averaged over ranks, so dividing by the mean makes N processes equal one that has the whole batch.
     (The authors reduce only the number of masks; with one process nothing differs.)
     """
-    totals = torch.stack([class_weight.new_tensor(num_masks), class_weight.detach()])
+    totals = F.pad(class_weights.detach(), (1, 0), value=float(num_masks))
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(totals)
         totals = totals / dist.get_world_size()
-    return totals[0], totals[1]
+    return totals[0], totals[1:]
 
 
 def check_targets(

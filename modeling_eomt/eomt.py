@@ -14,6 +14,7 @@ from .embeddings import Embeddings
 from .heads import MaskPrediction, Upscaler, mask_head
 from .layers import EoMTLayer
 from .masking import query_attention_mask
+from .matcher import match
 from .outputs import EoMTForUniversalSegmentationOutput, group_by_image, is_grouped
 from .pretrained import EoMTPreTrainedModel
 from .rope import rotary_table
@@ -167,15 +168,15 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             "loss_cross_entropy": config.class_weight,
         }
         masks, labels = check_targets(mask_labels, class_labels, config, predictions[-1].class_logits)
-        all_matches = self.criterion.match([(p.mask_logits, p.class_logits) for p in predictions], masks, labels)
-        losses = {}
-        for index, (prediction, matches) in enumerate(zip(predictions, all_matches)):
-            suffix = "" if prediction is predictions[-1] else f"_{index}"
-            parts = self.criterion.losses(
-                prediction.class_logits, prediction.matched_mask_logits, matches, masks, labels
-            )
-            losses |= {f"{name}{suffix}": weights[name] * value for name, value in parts.items()}
-        return losses
+        matches = match([(p.mask_logits, p.class_logits) for p in predictions], masks, labels, config)
+        matched_logits = [p.matched_mask_logits(of_one) for p, of_one in zip(predictions, matches)]
+        parts = self.criterion.losses(matched_logits, [p.class_logits for p in predictions], matches, masks, labels)
+        suffixes = [*(f"_{block}" for block in range(len(predictions) - 1)), ""]
+        return {
+            f"{name}{suffix}": weights[name] * value
+            for suffix, losses in zip(suffixes, parts)
+            for name, value in losses.items()
+        }
 
     def _patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ..configuration import EoMTConfig
+from .matcher import Matches
 
 
 @dataclass
@@ -28,11 +29,11 @@ class MaskPrediction:
         logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
         self.mask_logits = logits.unflatten(-1, self.mask_features.shape[1:3])
 
-    def matched_mask_logits(self, matched: list[Tensor]) -> Tensor:
-        """Query indices of each image, B × (n_i,) → (Σ n_i, H, W), so that only matched queries cost a backward."""
+    def matched_mask_logits(self, matches: Matches) -> Tensor:
+        """Mask logits of the matched queries of all images, (M, H, W); so only those cost a backward pass."""
         logits = [
             F.linear(embeddings[queries], features.flatten(0, 1)).unflatten(-1, features.shape[:2])
-            for embeddings, features, queries in zip(self.mask_embeddings, self.mask_features, matched)
+            for embeddings, features, (queries, _) in zip(self.mask_embeddings, self.mask_features, matches)
         ]
         return torch.cat(logits)
 

@@ -1,48 +1,74 @@
 """Assignment of queries to targets by minimal cost, as in Mask2Former.
 
-B images · Q queries · n targets of an image · C labels · R points
+P predictions · B images · Q queries · n targets of an image · C labels · R points · H, W mask logits
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..configuration import EoMTConfig
 from .points import sample_logits, sample_masks
 
 Matches = list[tuple[Tensor, Tensor]]
-"""For each image the matched queries and their targets, both (min(Q, n),) on the host."""
+"""For each image the matched queries and their targets, both (min(Q, n),)."""
 
 
 @torch.no_grad()
-def matching_cost(
-    mask_logits: Tensor, class_logits: Tensor, masks: Tensor, labels: Tensor, config: EoMTConfig
-) -> Tensor:
-    """One image's (Q, H, W) logits, (Q, C + 1) logits, (n, H', W') masks, (n,) labels → (Q, n) cost, fp32.
+def match(
+    predictions: list[tuple[Tensor, Tensor]], mask_labels: list[Tensor], class_labels: list[Tensor], config: EoMTConfig
+) -> list[Matches]:
+    """(mask logits (B, Q, H, W), class logits (B, Q, C + 1)) of every prediction → its matches.
 
-    5 · cross-entropy + 5 · dice over R shared random points, − 2 · probability of the target's class.
+    Every prediction and image has its own random points, which all queries and targets of that image share. All costs
+    travel to the host in one transfer.
     """
-    points = torch.rand(1, config.train_num_points, 2, device=mask_logits.device)
-    with torch.autocast(mask_logits.device.type, enabled=False):
-        logits = sample_logits(mask_logits, points)  # [Q, R]
-        targets = sample_masks(masks, points).T  # [R, n]
-        # softplus(−x)·t + softplus(x)·(1 − t) = softplus(x) − x·t
-        cross_entropy = (F.softplus(logits).sum(1, keepdim=True) - logits @ targets) / logits.shape[1]
-        inside = logits.sigmoid()
-        overlap = inside @ targets
-        dice = 1 - (2 * overlap + 1) / (inside.sum(1, keepdim=True) + targets.sum(0) + 1)
-        probability = class_logits.float().softmax(-1)[:, labels]  # [Q, n]
-        cost = config.mask_weight * cross_entropy + config.dice_weight * dice - config.class_weight * probability
+    device = class_labels[0].device
+    points = torch.rand(len(mask_labels), len(predictions), config.train_num_points, 2, device=device)  # [B, P, R, 2]
+    targets = pad_sequence(
+        [
+            sample_masks(masks, of_image.flatten(0, 1)).unflatten(1, of_image.shape[:2])  # [n, P, R]
+            for masks, of_image in zip(mask_labels, points)
+        ],
+        batch_first=True,
+    ).permute(2, 0, 3, 1)  # [P, B, R, max n]
+    labels = pad_sequence(class_labels, batch_first=True)  # [B, max n]
+    costs = []
+    with torch.autocast(device.type, enabled=False):
+        for index, (mask_logits, class_logits) in enumerate(predictions):
+            logits = sample_logits(mask_logits, points[:, index])  # [B, Q, R]
+            costs.append(matching_cost(logits, class_logits, targets[index], labels, config))
+    return _assign(torch.stack(costs), [len(of_image) for of_image in class_labels])
+
+
+def matching_cost(logits: Tensor, class_logits: Tensor, targets: Tensor, labels: Tensor, config: EoMTConfig) -> Tensor:
+    """Mask logits (B, Q, R) and targets (B, R, n) at the points, class logits (B, Q, C + 1), labels (B, n) → (B, Q, n).
+
+    mask_weight · cross-entropy + dice_weight · dice − class_weight · probability of the target's class, in fp32.
+    """
+    # softplus(−x)·t + softplus(x)·(1 − t) = softplus(x) − x·t
+    cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ targets) / logits.shape[-1]
+    inside = logits.sigmoid()
+    area = inside.sum(-1, keepdim=True) + targets.sum(1, keepdim=True)
+    dice = 1 - (2 * (inside @ targets) + 1) / (area + 1)
+    probabilities = class_logits.float().softmax(-1)
+    probability = probabilities.gather(2, labels[:, None].expand(-1, probabilities.shape[1], -1))
+    cost = config.mask_weight * cross_entropy + config.dice_weight * dice - config.class_weight * probability
     # A query gone wrong is matched last; scipy would raise.
     return cost.nan_to_num(nan=1e10, posinf=1e10, neginf=-1e10).clamp(-1e10, 1e10)
 
 
-def assign(costs: list[list[Tensor]]) -> list[Matches]:
-    """costs[prediction][image] (Q, n) → matches[prediction][image], after one transfer to the host for all of them."""
-    flat = [cost for of_prediction in costs for cost in of_prediction]
-    on_host = torch.cat([cost.flatten() for cost in flat]).cpu() if flat else torch.empty(0)
-    pieces = on_host.split([cost.numel() for cost in flat])
-    pairs = [linear_sum_assignment(piece.view(cost.shape).numpy()) for piece, cost in zip(pieces, flat)]
-    matches = iter([(torch.from_numpy(queries), torch.from_numpy(targets)) for queries, targets in pairs])
-    return [[next(matches) for _ in of_prediction] for of_prediction in costs]
+def _assign(costs: Tensor, counts: list[int]) -> list[Matches]:
+    """Costs (P, B, Q, max n) and the number of targets of each image → matches; one transfer there and one back."""
+    on_host = costs.cpu().numpy()
+    pairs = [
+        torch.from_numpy(np.stack(linear_sum_assignment(cost[:, :count])))  # [2, min(Q, n)]
+        for of_prediction in on_host
+        for cost, count in zip(of_prediction, counts)
+    ]
+    sizes = [pair.shape[1] for pair in pairs]
+    pairs = iter(torch.cat(pairs, dim=1).to(costs.device).split(sizes, dim=1))
+    return [[tuple(next(pairs)) for _ in of_prediction] for of_prediction in on_host]

@@ -1,0 +1,146 @@
+"""Matching and loss: the authors' numbers, brute force, and the properties they must have."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import EomtConfig
+from transformers.models.eomt.modeling_eomt import EomtLoss
+
+from eomt.configuration import EoMTConfig
+from eomt.modeling_eomt.criterion import Criterion
+from eomt.modeling_eomt.matcher import match
+from eomt.modeling_eomt.points import sample_masks, uncertain_points
+from tests.models import GOLDEN, targets
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_golden_matching_losses_and_gradient(dtype):
+    """64 points, as the golden run drew; masks are constant, but zeros mix in within half a pixel of the border, so
+    mask and dice loss depend a little on chance: σ is 0.006 and 0.009 a draw, and the golden run is one draw."""
+    golden = json.loads((GOLDEN / "loss.json").read_text())
+    height, width = golden["mask_logits_size"]
+    config = EoMTConfig(num_labels=golden["num_classes"], train_num_points=64)
+    masks = [
+        torch.tensor(image["mask_is_one"])[:, None, None].expand(-1, *golden["target_size"]).to(dtype)
+        for image in golden["targets"]
+    ]
+    labels = [torch.tensor(image["labels"]) for image in golden["targets"]]
+    mask_logits = torch.tensor(golden["mask_logit_constant"])[..., None, None].expand(-1, -1, height, width)
+    class_logits = torch.tensor(golden["class_logits"], requires_grad=True)
+    torch.manual_seed(0)
+    (matches,) = match([(mask_logits, class_logits)], masks, labels, config)
+    assert [[queries.tolist(), found.tolist()] for queries, found in matches] == golden["matching"]
+    draws = [Criterion(config)(mask_logits, class_logits, masks, labels) for _ in range(30)]
+    losses = draws[0]
+    for name, expected in golden["losses"].items():
+        mean = torch.stack([draw[name] for draw in draws]).mean().item()
+        tolerance = 1e-5 if name == "loss_cross_entropy" else 0.02
+        assert abs(mean - expected) < tolerance, (name, mean, expected)
+    (config.class_weight * losses["loss_cross_entropy"]).backward()
+    torch.testing.assert_close(class_logits.grad, torch.tensor(golden["grad_class_logits"]), rtol=0, atol=1e-5)
+
+
+def test_the_built_ins_loss_with_the_same_random_points():
+    """Same random numbers, one image: the same matching and the same losses."""
+    torch.manual_seed(0)
+    config = EoMTConfig(num_labels=5, train_num_points=512)
+    masks, labels = targets((4,), (48, 64))
+    mask_logits = F.interpolate(torch.randn(1, 9, 4, 6), (12, 16), mode="bilinear") * 4
+    class_logits = torch.randn(1, 9, 6)
+    theirs = EomtLoss(EomtConfig(num_labels=5, train_num_points=512), {})
+    for _ in range(3):
+        seed = torch.seed() % 2**31
+        torch.manual_seed(seed)
+        expected = theirs(mask_logits, class_logits, [masks[0].float()], labels)
+        torch.manual_seed(seed)
+        losses = Criterion(config)(mask_logits, class_logits, masks, labels)
+        for name, value in losses.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def brute_force_cost(config, logits, classes, masks, labels, points):
+    logits = F.grid_sample(logits[None], 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+    truth = F.grid_sample(masks[None].float(), 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+    cost = torch.zeros(len(logits), len(truth))
+    for i, x in enumerate(logits):
+        for j, t in enumerate(truth):
+            dice = 1 - (2 * (x.sigmoid() * t).sum() + 1) / (x.sigmoid().sum() + t.sum() + 1)
+            cost[i, j] = 5 * F.binary_cross_entropy_with_logits(x, t) + 5 * dice - 2 * classes[i].softmax(-1)[labels[j]]
+    return cost
+
+
+def test_matching_cost_by_brute_force():
+    from eomt.modeling_eomt.matcher import matching_cost
+    from eomt.modeling_eomt.points import sample_logits
+
+    config = EoMTConfig(num_labels=5)
+    masks, labels = targets((3,), (40, 56))
+    logits, classes, points = torch.randn(1, 6, 10, 14), torch.randn(1, 6, 6), torch.rand(1, 100, 2)
+    sampled = sample_masks(masks[0], points[0]).T[None]
+    cost = matching_cost(sample_logits(logits, points), classes, sampled, labels[0][None], config)
+    expected = brute_force_cost(config, logits[0], classes[0], masks[0], labels[0], points[0])
+    torch.testing.assert_close(cost[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_mask_sampling_is_grid_sample(dtype):
+    masks = (torch.rand(3, 17, 23) > 0.5).to(dtype)
+    points = torch.rand(3, 500, 2)
+    points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
+    expected = F.grid_sample(masks[:, None].float(), 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
+    rows = torch.arange(3)
+    torch.testing.assert_close(sample_masks(masks, points, rows), expected, rtol=0, atol=1e-5)
+    shared = sample_masks(masks, points[0])
+    torch.testing.assert_close(shared[0], expected[0], rtol=0, atol=1e-5)
+
+
+def test_uncertain_points_sit_where_the_mask_changes():
+    logits = torch.linspace(-10, 10, 32).expand(1, 32, 32)
+    points = uncertain_points(logits, 400, 3.0, 0.75)
+    assert points.shape == (1, 400, 2)
+    near = (points[0, :, 0] - 0.5).abs() < 0.15
+    assert near[:300].float().mean() > 0.8  # the quarter of the candidates with the smallest |logit|
+    assert near[300:].float().mean() < 0.5  # the rest is uniform
+
+
+def test_more_targets_than_queries():
+    config = EoMTConfig(num_labels=5, train_num_points=64)
+    masks, labels = targets((9,))
+    logits, classes = torch.randn(1, 4, 16, 16, requires_grad=True), torch.randn(1, 4, 6)
+    (matches,) = match([(logits, classes)], masks, labels, config)
+    assert sorted(matches[0][0].tolist()) == [0, 1, 2, 3]
+    losses = Criterion(config)(logits, classes, masks, labels)
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_matching_follows_a_permutation_of_the_targets():
+    config = EoMTConfig(num_labels=5, train_num_points=2048)
+    masks, labels = targets((4,))
+    logits = torch.where(F.interpolate(masks[0][None].float(), (16, 16)) > 0.5, 5.0, -5.0)
+    classes = torch.zeros(1, 4, 6)
+    order = torch.tensor([2, 0, 3, 1])
+    (plain,) = match([(logits, classes)], masks, labels, config)
+    (permuted,) = match([(logits, classes)], [masks[0][order]], [labels[0][order]], config)
+    assert plain[0][1].tolist() == order[permuted[0][1]].tolist()
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_all_zero_and_all_one_masks_are_finite(fill):
+    config = EoMTConfig(num_labels=5, train_num_points=64)
+    masks, labels = [torch.full((2, 32, 32), fill)], [torch.tensor([0, 1])]
+    logits = (torch.randn(1, 5, 8, 8) * 100).requires_grad_()
+    losses = Criterion(config)(logits, torch.randn(1, 5, 6), masks, labels)
+    sum(losses.values()).backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert logits.grad.isfinite().all()
+
+
+def test_a_broken_query_is_matched_last():
+    config = EoMTConfig(num_labels=5, train_num_points=64)
+    masks, labels = targets((2,))
+    logits = torch.randn(1, 4, 8, 8)
+    logits[0, :2] = float("nan")
+    (matches,) = match([(logits, torch.randn(1, 4, 6))], masks, labels, config)
+    assert sorted(matches[0][0].tolist()) == [2, 3]
