@@ -5,25 +5,23 @@ Not from how many were drawn before, so neither the number of workers and proces
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+
+from .interruption import Undisturbed
 
 
-class RepeatableDataset(Dataset):
+class RepeatableDataset(Undisturbed):
     """Any map-style data set, its transform's torch random numbers seeded by (seed, epoch, index) for each sample."""
 
     def __init__(self, dataset, seed: int):
-        self.dataset = dataset
+        super().__init__(dataset)
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see the next
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, index: int):
         words = np.random.SeedSequence([self.seed, int(self._epoch), int(index)]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(int(words[0]))
-            return self.dataset[index]
+            return super().__getitem__(index)

@@ -23,7 +23,7 @@ from .checkpoints import WholeCheckpoints, last_complete_checkpoint
 from .collator import EoMTDataCollator
 from .curves import CurvesCallback
 from .evaluation import evaluate_model
-from .interruption import InterruptionCallback
+from .interruption import InterruptionCallback, Undisturbed
 from .optimizer import HEADS, layerwise_lr_groups
 from .repeatable import RepeatableDataset
 from .schedule import two_stage_warmup_poly_schedule
@@ -256,7 +256,7 @@ class EoMTTrainer(WholeCheckpoints, Trainer):
                 return evaluate_model(
                     model,
                     self.processing_class,
-                    dataset,
+                    Undisturbed(dataset),
                     task=model.config.task,
                     label_space=LabelSpace.from_config(model.config),
                     batch_size=args.per_device_eval_batch_size,

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -23,9 +24,9 @@ def fixed_points(*size, device=None, **kwargs):
     return (steps * 0.6180339887).frac().reshape(last).expand(size).clone()
 
 
-def resumable(folder, **overrides) -> EoMTTrainer:
+def resumable(folder, images=7, **overrides) -> EoMTTrainer:
     options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
-    return EoMTTrainer(tiny_model(), tiny_arguments(folder, **(options | overrides)), train_dataset=Samples(7))
+    return EoMTTrainer(tiny_model(), tiny_arguments(folder, **(options | overrides)), train_dataset=Samples(images))
 
 
 def die(*args, **kwargs):
@@ -145,5 +146,19 @@ def one_step(model, optimizer, samples) -> torch.Tensor:
     return loss.detach()
 
 
+def group(folder: Path) -> None:
+    """A run with workers whose whole process group is signalled in its third step, as by Ctrl-C in a terminal."""
+    trainer = resumable(folder, images=60, save_strategy="no", dataloader_num_workers=2)  # not all read ahead
+    trainer.add_callback(
+        type("Signal", (TrainerCallback,), {"on_pre_optimizer_step": staticmethod(at_step(2, act=signal_group))})()
+    )
+    trainer.train()
+
+
+def signal_group() -> None:
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+    time.sleep(1)  # what the signal does to workers shows in this step
+
+
 if __name__ == "__main__":
-    {"kill": kill, "ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))
+    {"group": group, "kill": kill, "ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))

@@ -41,6 +41,18 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(killed, uninterrupted, when)
     assert not (folder / ".saving").exists()
 
 
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process(tmp_path):
+    command = [sys.executable, "-m", "tests.training.runs", "group", str(tmp_path / "cut")]
+    stopped = subprocess.run(command, start_new_session=True, timeout=120, stderr=subprocess.PIPE, text=True)
+    assert stopped.stderr.rstrip().endswith("KeyboardInterrupt"), stopped.stderr
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-3"]
+    resumed = resumable(tmp_path / "cut", images=60, save_strategy="no")
+    resumed.train(resume_from_checkpoint=True)
+    whole = resumable(tmp_path / "whole", images=60, save_strategy="no")
+    whole.train()
+    assert losses(resumed) == losses(whole)
+
+
 def test_workers_do_not_change_a_run(tmp_path, uninterrupted):
     trainer = resumable(tmp_path, save_strategy="no", dataloader_num_workers=2, max_steps=10)
     trainer.train()
