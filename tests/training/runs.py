@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -156,7 +157,10 @@ def group(folder: Path) -> None:
 
 
 def signal_group() -> None:
-    os.killpg(os.getpgrp(), signal.SIGTERM)
+    """From another process, since workers spare their parent's signals. Only ever the group this test made."""
+    assert os.getpgrp() == os.getpid(), "run with start_new_session=True"
+    sender = f"import os, signal; os.killpg({os.getpgrp()}, signal.SIGTERM)"
+    subprocess.run([sys.executable, "-c", sender], start_new_session=True, check=True)
     time.sleep(1)  # what the signal does to workers shows in this step
 
 
