@@ -42,6 +42,8 @@ class LabelSpace:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.names:
             raise ValueError(f"label space {self.name!r} has no classes; it needs at least one name")
+        if 0 <= self.ignore_index < len(self.names):
+            object.__setattr__(self, "ignore_index", 2**16 - 1)  # more classes than a byte holds
         if not self.dataset_ids:
             object.__setattr__(self, "dataset_ids", tuple(range(len(self.names))))
         if len(self.dataset_ids) != len(self.names):

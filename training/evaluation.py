@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..configuration.labels import LabelSpace
 from .metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
 from .metrics.streaming import StreamingMetric
+from .processes import gather, rank, world_size
 
 TOP_K = 100  # predictions of an image that count for AP
 
@@ -73,7 +73,8 @@ def evaluate_model(
             metrics[suffix].add(prediction=prediction, reference=reference)
         if on_image is not None:
             on_image(sample, predictions[""])
-    suffixes = _of_all_processes(list(metrics))  # a process without an image has seen no intermediate prediction
+    # a process without an image of its own has seen no intermediate prediction: all take part in all sums
+    suffixes = sorted({suffix for of_process in gather(list(metrics)) for suffix in of_process})
     result: dict = {}
     for suffix in suffixes:
         metric = metrics[suffix] if suffix in metrics else metric_for(task, label_space)
@@ -98,16 +99,15 @@ def predict(
     All processes run the model equally often, so that sharded models (FSDP, DeepSpeed) do not wait for each other;
     what is run twice to that end is not given.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _in_group() else (0, 1)
     parameter = next(model.parameters())
     loader = DataLoader(
-        _Share(dataset, rank, world),
+        _Share(dataset, rank(), world_size()),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_Inputs(processor),
         pin_memory=parameter.device.type == "cuda",
     )
-    for batch in tqdm(loader, desc="evaluation", leave=False, disable=not progress or rank != 0):
+    for batch in tqdm(loader, desc="evaluation", leave=False, disable=not progress or rank() != 0):
         pixels = batch["pixel_values"].to(parameter.device, parameter.dtype, non_blocking=True)  # [V, 3, S_h, S_w]
         outputs = model(pixel_values=pixels, patch_offsets=batch.get("patch_offsets"))
         sizes = [tuple(sample["image"].shape[1:]) for sample in batch["samples"]]
@@ -177,16 +177,3 @@ class _Inputs:
         samples, counts = zip(*pairs)
         inputs = self.processor(images=[sample["image"] for sample in samples], return_tensors="pt")
         return {"samples": samples, "counts": counts, **inputs}
-
-
-def _of_all_processes(suffixes: list[str]) -> list[str]:
-    """Every process's list, joined, in one order."""
-    lists = [suffixes]
-    if _in_group():
-        lists = [None] * dist.get_world_size()
-        dist.all_gather_object(lists, suffixes)
-    return sorted({suffix for each in lists for suffix in each})
-
-
-def _in_group() -> bool:
-    return dist.is_available() and dist.is_initialized()

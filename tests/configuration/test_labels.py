@@ -68,6 +68,11 @@ def test_what_cannot_be_is_refused(arguments, message):
         LabelSpace("mine", **arguments)
 
 
+def test_the_ignored_label_is_never_a_class():
+    assert LabelSpace("mine", [str(i) for i in range(255)]).ignore_index == 255
+    assert LabelSpace("mine", [str(i) for i in range(300)]).ignore_index == 65535
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="coco_panoptic, coco_instance, ade20k_panoptic"):
         label_space("voc")

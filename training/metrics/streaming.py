@@ -11,7 +11,8 @@ import datasets
 import evaluate
 import numpy as np
 import torch
-import torch.distributed as dist
+
+from ..processes import gather, in_group
 
 
 class StreamingMetric(evaluate.Metric):
@@ -27,7 +28,7 @@ class StreamingMetric(evaluate.Metric):
             raise ValueError(f"num_labels {num_labels!r} must be a positive integer, the number of classes")
         self.num_labels = num_labels
         super().__init__(**kwargs)
-        if self.num_process > 1 and not _in_group():
+        if self.num_process > 1 and not in_group():
             raise ValueError(
                 f"num_process={self.num_process} needs an initialised torch.distributed group (torchrun, accelerate)"
             )
@@ -54,10 +55,7 @@ class StreamingMetric(evaluate.Metric):
         """The result over everything added in all processes, and a fresh start."""
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions or [], references=references or [])
-        states = [self.state]
-        if _in_group():
-            states = [None] * dist.get_world_size()
-            dist.all_gather_object(states, self.state)
+        states = gather(self.state)
         self.state = self._empty()
         return self._result(states)
 
@@ -78,10 +76,6 @@ class StreamingMetric(evaluate.Metric):
 
     def _result(self, states: list) -> dict:
         raise NotImplementedError
-
-
-def _in_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def integer_map(value, what: str) -> np.ndarray:

@@ -1,0 +1,209 @@
+"""`eomt evaluate`: the score of a model, or of a folder of any tool's predictions: PQ, AP or mIoU."""
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+
+EPILOG = """examples:
+  a model on COCO           eomt evaluate runs/mine --data COCO --batch-size 4
+  its pictures and files    eomt evaluate runs/mine --data DATA --output report --worst 20 --save-predictions files
+  another tool's results    eomt evaluate --predictions results/ --data COCO --task panoptic
+  four GPUs                 torchrun --nproc_per_node 4 --no-python eomt evaluate runs/mine --data COCO
+Formats of data: eomt train --help. Formats of predictions: COCO panoptic png + json, COCO results json with RLE, label
+png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on the terminal, fractions in files."""
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    if (args.model is None) == (args.predictions is None):
+        raise ValueError("give either a model, or --predictions with a folder of them")
+    if args.predictions and not args.task:
+        raise ValueError("--predictions needs --task: panoptic, instance or semantic")
+    if args.predictions and args.save_predictions:
+        raise ValueError("--save-predictions is for a model; with --predictions they exist already")
+    if args.worst and not args.output:
+        raise ValueError("--worst needs --output, the folder for the pictures")
+
+    from eomt.training.processes import rank
+    from eomt.training.report import ImageReport, table, write_classes
+
+    _start_group(args)
+    model, processor = _load(args) if args.model else (None, None)
+    task = args.task or model.config.task
+    dataset, space = _data(args, task, model)
+    images = ImageReport(task, space, args.worst)
+    result = _score_model(args, model, processor, dataset, space, task, images) if model else None
+    if result is None:
+        result = _score_files(args, dataset, space, task, images)
+    images.gathered()
+    if rank() != 0:
+        return 0
+    summary = _summary(args, result, task, space, dataset)
+    if args.output:
+        folder = Path(args.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_classes(result, task, space, folder / "per_class.csv")
+        images.draw_confusion(folder / "confusion.png")
+        if args.worst:
+            summary["worst"] = images.draw_worst(folder / "worst")
+        (folder / "metrics.json").write_text(json.dumps(_finite(summary), indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        print(json.dumps(_finite(summary)))
+    else:
+        print(table(result, task, [(r["where"], r["percent"]) for r in summary["reported"]]))
+        if args.output:
+            print(f"metrics.json, per_class.csv, confusion.png{', worst/' if args.worst else ''}: {args.output}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        "eomt evaluate", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("model", nargs="?", help="folder or hub name of a model")
+    p.add_argument("--predictions", metavar="PATH", help="score these files instead of a model")
+    p.add_argument("--data", required=True, metavar="PATH", help="folder or zip of the data set")
+    p.add_argument("--dataset", default="auto", help="coco, ade20k, cityscapes, yolo, folder; default: by its files")
+    p.add_argument("--task", choices=["panoptic", "instance", "semantic"], help="default: the model's")
+    p.add_argument("--split", default="val", choices=["train", "val"])
+    p.add_argument(
+        "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="label png values that mean void"
+    )
+    p.add_argument("--batch-size", type=int, default=1, help="images at once; the result is the same (default 1)")
+    p.add_argument("--num-workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that read images")
+    p.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    p.add_argument("--masked", action="store_true", help="with masked attention, and the score before each block")
+    p.add_argument("--output", metavar="FOLDER", help="write metrics.json, per_class.csv, confusion.png there")
+    p.add_argument("--worst", type=int, default=0, metavar="N", help="also the N worst images beside their truth")
+    p.add_argument("--save-predictions", metavar="FOLDER", help="write predictions as the official servers take them")
+    p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return p
+
+
+def _start_group(args) -> None:
+    """Under torchrun: join the processes; on CPUs by gloo."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=args.device == "cpu")
+        args.device = args.device or str(state.device)
+
+
+def _load(args):
+    """The model, on its device and without masked attention unless asked for, and its processor."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+    import eomt.auto
+
+    eomt.auto.register()
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    if not hasattr(model, "set_attn_mask_probs"):
+        raise ValueError(f"{args.model}: a {type(model).__name__} is no EoMT model")
+    model.set_attn_mask_probs([float(args.masked)] * model.config.num_blocks)
+    return model.eval().to(args.device or best), AutoImageProcessor.from_pretrained(args.model)
+
+
+def _data(args, task: str, model):
+    """The split, ready for evaluation, with the model's classes where there is a model."""
+    from eomt.configuration.labels import LabelSpace
+    from eomt.training.data import EvaluationTransform, load_data
+
+    wanted = LabelSpace.from_config(model.config, args.model) if model else None
+    options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids}
+    try:
+        dataset, space = load_data(args.data, args.dataset, label_space=wanted, **options)
+    except ValueError as error:
+        if "is not among the" not in str(error):
+            raise
+        dataset, space = load_data(args.data, args.dataset, **options)
+        if space.num_labels != wanted.num_labels:
+            raise
+        print(f"note: the model's class names are not the data's; its {space.num_labels} classes are taken in order")
+    return dataset.with_transform(EvaluationTransform(space, task=task)), space
+
+
+def _score_model(args, model, processor, dataset, space, task: str, images) -> dict:
+    from eomt.training.data.predictions import PredictionWriter
+    from eomt.training.evaluation import evaluate_model
+
+    writer = PredictionWriter(args.save_predictions, task, space) if args.save_predictions else None
+
+    def on_image(sample, prediction):
+        if writer:
+            writer.add(sample, prediction)
+        if args.output:
+            images(sample, prediction)
+
+    options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "intermediate": args.masked}
+    result = evaluate_model(model, processor, dataset, task=task, label_space=space, on_image=on_image, **options)
+    if writer:
+        writer.close()
+    return result
+
+
+def _score_files(args, dataset, space, task: str, images) -> dict:
+    from tqdm.auto import tqdm
+
+    from eomt.training.data.predictions import read_predictions
+    from eomt.training.evaluation import as_reference, metric_for
+
+    metric = metric_for(task, space)
+    pairs = read_predictions(args.predictions, task, space, dataset)
+    for sample, prediction in tqdm(pairs, total=len(dataset), desc="scoring", leave=False):
+        metric.add(prediction=prediction, reference=as_reference(sample))
+        if args.output:
+            images(sample, prediction)
+    return metric.compute()
+
+
+def _summary(args, result: dict, task: str, space, dataset) -> dict:
+    return {
+        "task": task,
+        "data": str(args.data),
+        "split": args.split,
+        "images": len(dataset),
+        "of": args.model or args.predictions,
+        "classes": space.name,
+        "metrics": result,
+        "reported": _reported(args, task, space),
+    }
+
+
+def _reported(args, task: str, space) -> list[dict]:
+    """What the paper or its model zoo reports for the recipes this model may be of: same data, task, architecture."""
+    if not args.model:
+        return []
+    from transformers import AutoConfig
+
+    from eomt.configuration import EoMTConfig
+    from eomt.configuration.labels import label_space
+    from eomt.configuration.recipes import RECIPES
+
+    fields = ("model_type", "hidden_size", "num_hidden_layers", "num_blocks", "num_queries", "patch_size", "image_size")
+    config, found = AutoConfig.from_pretrained(args.model), []
+    for recipe in RECIPES.values():
+        if recipe.task != task or label_space(f"{recipe.dataset}_{task}").names != space.names:
+            continue
+        theirs = EoMTConfig.for_backbone(
+            recipe.backbone, image_size=recipe.image_size, num_blocks=recipe.num_blocks, num_queries=recipe.num_queries
+        )
+        if all(getattr(theirs, name) == getattr(config, name) for name in fields):
+            where = f"{recipe.reported.metric}, {recipe.reported.table}: {recipe.name}"
+            found.append({"recipe": recipe.name, "where": where, "percent": recipe.reported.value})
+    return found
+
+
+def _finite(value):
+    """NaN, which JSON has not, becomes null; numpy's numbers become Python's."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,173 @@
+"""Predictions as files: written and read back the same, other tools' habits, and every fault told by file and id."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eomt.training.data import EvaluationTransform, load_data
+from eomt.training.data.predictions import PredictionWriter, read_predictions
+
+from .made import CATEGORIES, SIZE, annotation, panoptic_ids, panoptic_png, write
+from .test_cityscapes import written as cityscapes
+from .test_coco import extracted
+
+
+def opened(root, task):
+    dataset, space = load_data(root, task=task, split="val")
+    return dataset.with_transform(EvaluationTransform(space, task=task)), space
+
+
+def prediction(task: str, seed: int):
+    rng = np.random.default_rng(seed)
+    ids = torch.from_numpy(rng.integers(-1, 3, (3, 4)).repeat(4, 0).repeat(4, 1))
+    if task == "panoptic":
+        info = [{"id": int(i), "label_id": int(i), "score": 0.9} for i in ids.unique() if i >= 0]
+        return {"segmentation": ids.int(), "segments_info": info}
+    if task == "instance":
+        masks = torch.stack([ids == i for i in range(3)])
+        return {"masks": masks, "labels": torch.tensor([1, 0, 1]), "scores": torch.tensor([0.9, 0.5, 1 / 3])}
+    return (ids.int() + 1) % 19
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_written_and_read_back(tmp_path, task):
+    root = cityscapes(tmp_path / "data", as_zip=False) if task == "semantic" else extracted(tmp_path / "data")
+    dataset, space = opened(root, task)
+    writer = PredictionWriter(tmp_path / "files", task, space)
+    given = {}
+    for i in range(len(dataset)):
+        given[dataset[i]["image_id"]] = prediction(task, i)
+        writer.add(dataset[i], given[dataset[i]["image_id"]])
+    writer.close()
+    found = {s["image_id"]: p for s, p in read_predictions(tmp_path / "files", task, space, dataset)}
+    assert set(found) == set(given)
+    for key, p in found.items():
+        if task == "semantic":
+            assert torch.equal(p, given[key])
+        elif task == "panoptic":
+            assert np.array_equal(p["segmentation"], given[key]["segmentation"] + 1)
+            assert [(s["id"] - 1, s["label_id"]) for s in p["segments_info"]] == [
+                (s["id"], s["label_id"]) for s in given[key]["segments_info"]
+            ]
+        else:
+            assert p["labels"].tolist() == given[key]["labels"].tolist()
+            torch.testing.assert_close(p["scores"], given[key]["scores"].double())
+            assert [rle["size"] for rle in p["masks"]] == [list(SIZE)] * 3
+
+
+def test_semantic_files_hold_the_data_sets_ids_under_the_images_names(tmp_path):
+    dataset, space = opened(cityscapes(tmp_path / "data", as_zip=False), "semantic")
+    PredictionWriter(tmp_path / "files", "semantic", space).add(dataset[0], torch.full(SIZE, 18))
+    values = np.asarray(Image.open(tmp_path / "files/munster_000000_000019.png"))
+    assert values.dtype == np.uint8
+    assert (values == 33).all()  # bicycle
+
+
+def test_json_holds_coco_categories(tmp_path):
+    dataset, space = opened(extracted(tmp_path / "data"), "instance")
+    writer = PredictionWriter(tmp_path / "files", "instance", space)
+    writer.add(dataset[1], prediction("instance", 0))
+    writer.close()
+    results = json.loads((tmp_path / "files/instances.json").read_text())
+    assert [r["category_id"] for r in results] == [18, 1, 18]
+    assert {r["image_id"] for r in results} == {10}
+
+
+def test_names_that_other_tools_give_label_pngs(tmp_path):
+    dataset, space = opened(cityscapes(tmp_path / "data", as_zip=False), "semantic")
+    label = np.full(SIZE, 7, np.uint8)
+    for name in ("munster_000000_000019_leftImg8bit.png", "val/munster/munster_000000_000019_gtFine_labelIds.png"):
+        folder = write(tmp_path / name.replace("/", "-"), {name: b""})
+        Image.fromarray(label).save(folder / name)
+        ((_, p),) = read_predictions(folder, "semantic", space, dataset)
+        assert (p == 0).all()
+
+
+def panoptic_files(root, change=lambda data: None):
+    segments = [{"id": 300, "category_id": 119}, {"id": 70000, "category_id": 18}, {"id": 5, "category_id": 1}]
+    data = {
+        "annotations": [
+            {"image_id": 10, "file_name": "a.png", "segments_info": segments},
+            {"image_id": 9, "file_name": "b.png", "segments_info": []},
+        ],
+        "categories": CATEGORIES,
+    }
+    change(data)
+    pngs = {"p/a.png": panoptic_png(panoptic_ids()), "p/b.png": panoptic_png(np.zeros(SIZE, int))}
+    return write(root, {"p.json": data} | pngs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][0].update(image_id=77), "p.json: the data set has no image with id 77 .a.png"),
+        (lambda d: d["annotations"].pop(), "there is no prediction for image 9"),
+        (lambda d: d["annotations"].append(d["annotations"][1]), "image id 9 has two annotations"),
+        (lambda d: d["annotations"][0].update(file_name="c.png"), "image 10: its png 'c.png' is not below"),
+        (lambda d: d["annotations"][0].update(file_name="../a.png"), "'../a.png' is empty or leaves"),
+        (
+            lambda d: d["annotations"][0]["segments_info"][0].update(category_id=4),
+            r"category 4 .segment 300. is not among",
+        ),
+    ],
+)
+def test_faults_of_panoptic_files(tmp_path, change, message):
+    dataset, space = opened(extracted(tmp_path / "data"), "panoptic")
+    folder = panoptic_files(tmp_path / "files", change)
+    with pytest.raises(ValueError, match=message):
+        list(read_predictions(folder, "panoptic", space, dataset))
+
+
+def test_the_json_itself_may_be_named(tmp_path):
+    dataset, space = opened(extracted(tmp_path / "data"), "panoptic")
+    folder = panoptic_files(tmp_path / "files")
+    write(folder, {"other.json": {"annotations": []}})
+    assert len(list(read_predictions(folder / "p.json", "panoptic", space, dataset))) == 2
+    with pytest.raises(ValueError, match="2 json files with annotations; one is needed"):
+        list(read_predictions(folder, "panoptic", space, dataset))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 4}, "result 0: the data set has no image with id 4"),
+        ({"category_id": 4}, "result 0: category 4"),
+        ({"score": None}, "result 0: its score is None, not a number"),
+        ({"segmentation": [[1, 2]]}, "result 0: a polygon needs an even number"),
+    ],
+)
+def test_faults_of_instance_files(tmp_path, change, message):
+    dataset, space = opened(extracted(tmp_path / "data"), "instance")
+    good = annotation(1, 18, [[2, 2, 8, 2, 8, 6, 2, 6]], score=0.5)
+    found = [p for _, p in read_predictions(write(tmp_path / "a", {"r.json": [good]}), "instance", space, dataset)]
+    assert [len(p["masks"]) for p in found] == [0, 1]  # nothing found in an image is no fault
+    with pytest.raises(ValueError, match=message):
+        list(read_predictions(write(tmp_path / "b", {"r.json": [good | change]}), "instance", space, dataset))
+
+
+def test_faults_of_label_pngs(tmp_path):
+    dataset, space = opened(cityscapes(tmp_path / "data", as_zip=False), "semantic")
+    with pytest.raises(ValueError, match="there is no prediction for image 'munster_000000_000019'"):
+        list(read_predictions(write(tmp_path / "a", {"readme.txt": ""}), "semantic", space, dataset))
+    with pytest.raises(ValueError, match=r"other.png: the data set has no image 'other'"):
+        list(read_predictions(write(tmp_path / "b", {"other.png": b""}), "semantic", space, dataset))
+    name = "munster_000000_000019"
+    twice = write(tmp_path / "c", {f"{name}.png": b"", f"x/{name}_pred.png": b""})
+    with pytest.raises(ValueError, match=f"two label images for image '{name}'"):
+        list(read_predictions(twice, "semantic", space, dataset))
+    wrong = write(tmp_path / "d", {f"{name}.png": b""})
+    Image.fromarray(np.full(SIZE, 99, np.uint8)).save(wrong / f"{name}.png")
+    with pytest.raises(ValueError, match=rf"{name}.png: its label image has the value 99"):
+        list(read_predictions(wrong, "semantic", space, dataset))
+
+
+def test_classes_the_data_set_does_not_have_cannot_be_written(tmp_path):
+    from eomt.configuration.labels import LabelSpace
+
+    wanted = LabelSpace("model", ("cat", "dog", "person"))
+    _, space = load_data(extracted(tmp_path), task="instance", split="val", label_space=wanted)
+    with pytest.raises(ValueError, match="class 'cat' has no id in this data set"):
+        PredictionWriter(tmp_path / "files", "instance", space)

@@ -1,0 +1,203 @@
+"""Predictions as files, written and read in the formats of the official servers.
+
+    panoptic   `panoptic.json` {"annotations": [{"image_id", "file_name", "segments_info": [{"id", "category_id"}]}]}
+               and `panoptic/*.png`, id = R + 256 G + 65536 B, 0 void; COCO, ADE20K panoptic
+    instance   `instances.json` [{"image_id", "category_id", "segmentation": RLE, "score"}]; COCO
+    semantic   `*.png`, one channel; Cityscapes label ids, ADE20K 1 … 150
+
+Ids are the data set's own everywhere (`LabelSpace.dataset_ids`): any tool's files can be read, and ours by any server.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...configuration.labels import LabelSpace
+from ..metrics.average_precision import encode
+from ..processes import gather, rank
+from .decode import to_labels
+from .files import Tree, read_map, safe_name
+from .polygons import check_shape, to_rle
+
+
+class PredictionWriter:
+    """Writes predictions, in the metric's format, one by one; `close()` writes the json over all processes."""
+
+    def __init__(self, folder: str | Path, task: str, label_space: LabelSpace):
+        missing = [n for n, i in zip(label_space.names, label_space.dataset_ids) if i < 0]
+        if missing:
+            raise ValueError(f"class {missing[0]!r} has no id in this data set, so its predictions cannot be written")
+        self.folder, self.task, self.space = Path(folder), task, label_space
+        self.entries: list[dict] = []
+        (self.folder / "panoptic" if task == "panoptic" else self.folder).mkdir(parents=True, exist_ok=True)
+
+    def add(self, sample: dict, prediction) -> None:
+        getattr(self, f"_add_{self.task}")(sample, prediction)
+
+    def _add_panoptic(self, sample: dict, prediction: dict) -> None:
+        ids = np.asarray(prediction["segmentation"]).astype(np.int64) + 1  # −1 void becomes 0
+        rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+        name = f"{PurePosixPath(sample['file_name']).stem}.png"
+        Image.fromarray(rgb).save(self.folder / "panoptic" / name)
+        info = [
+            {"id": s["id"] + 1, "category_id": self.space.dataset_ids[s["label_id"]]}
+            for s in prediction["segments_info"]
+        ]
+        self.entries.append({"image_id": sample["image_id"], "file_name": name, "segments_info": info})
+
+    def _add_instance(self, sample: dict, prediction: dict) -> None:
+        columns = (prediction["labels"].tolist(), prediction["scores"].tolist())
+        for rle, label, score in zip(encode(np.asarray(prediction["masks"])), *columns):
+            entry = {"image_id": sample["image_id"], "category_id": self.space.dataset_ids[label], "score": score}
+            rle = {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+            self.entries.append(entry | {"segmentation": rle})
+
+    def _add_semantic(self, sample: dict, prediction) -> None:
+        values = np.array(self.space.dataset_ids)[np.asarray(prediction)]
+        values = values.astype(np.uint8 if max(self.space.dataset_ids) < 256 else np.uint16)
+        Image.fromarray(values).save(self.folder / f"{sample['image_id']}.png")
+
+    def close(self) -> None:
+        if self.task == "semantic":
+            return
+        entries = [entry for part in gather(self.entries) for entry in part]
+        if rank() == 0:
+            entries.sort(key=lambda e: str(e["image_id"]))
+            panoptic = self.task == "panoptic"
+            name = "panoptic.json" if panoptic else "instances.json"
+            (self.folder / name).write_text(json.dumps({"annotations": entries} if panoptic else entries))
+
+
+def read_predictions(path: str | Path, task: str, label_space: LabelSpace, dataset) -> Iterator[tuple[dict, object]]:
+    """(sample, prediction) of every image of a data set with `EvaluationTransform`.
+
+    path: a folder with files as above, or the json. `ValueError` naming file and id: an image without a prediction (but
+    for instances, where nothing may be found), a prediction without its image, a category that is none, a repeated id.
+    """
+    tree = Tree(Path(path) if Path(path).is_dir() else Path(path).parent)
+    name = None if Path(path).is_dir() else Path(path).name
+    images = dataset.with_format(None)["image_id"][:]
+    reader = {"panoptic": _panoptic, "instance": _instance, "semantic": _semantic}[task]
+    prediction_of = reader(tree, name, label_space, images)
+    for index, image_id in enumerate(images):
+        sample = dataset[index]
+        yield sample, prediction_of(image_id, tuple(sample["image"].shape[1:]))
+
+
+def _panoptic(tree: Tree, name: str | None, space: LabelSpace, images: list):
+    name, data = _json(tree, name, "annotations", lambda d: isinstance(d, dict) and "annotations" in d)
+    source = f"{tree}/{name}"
+    stem = PurePosixPath(name).stem
+    folder = tree.below(stem) if any(n.startswith(f"{stem}/") for n in tree.names) else tree
+    entries = _by_image(data["annotations"], images, source)
+
+    def prediction_of(image_id, size):
+        entry = entries[image_id]
+        png = safe_name(entry["file_name"], source)
+        if png not in folder.names:
+            raise ValueError(f"{source}: image {image_id}: its png {png!r} is not below {folder}")
+        info = [
+            {"id": s["id"], "label_id": _label(s, space, f"{source}: image {image_id}")} for s in entry["segments_info"]
+        ]
+        return {"segmentation": read_map(folder.locate(png), png), "segments_info": info, "file_name": png}
+
+    return prediction_of
+
+
+def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list):
+    name, data = _json(tree, name, "a list of results", lambda d: isinstance(d, list))
+    source = f"{tree}/{name}"
+    found: dict = {image_id: [] for image_id in images}
+    for number, entry in enumerate(data):
+        where = f"{source}: result {number}"
+        if entry.get("image_id") not in found:
+            raise ValueError(f"{where}: the data set has no image with id {entry.get('image_id')!r}")
+        if fault := check_shape(entry.get("segmentation"), (None, None)):
+            raise ValueError(f"{where}: {fault}")
+        if not isinstance(entry.get("score"), int | float):
+            raise ValueError(f"{where}: its score is {entry.get('score')!r}, not a number")
+        found[entry["image_id"]].append((_label(entry, space, where), float(entry["score"]), entry["segmentation"]))
+
+    def prediction_of(image_id, size):
+        labels, scores, shapes = zip(*found[image_id]) if found[image_id] else ((), (), ())
+        return {
+            "masks": [to_rle(shape, *size) for shape in shapes],
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "scores": torch.tensor(scores, dtype=torch.float64),
+            "file_name": name,
+        }
+
+    return prediction_of
+
+
+def _semantic(tree: Tree, name: str | None, space: LabelSpace, images: list):
+    known, pngs = set(images), {}
+    for png in (n for n in tree.names if n.lower().endswith(".png")):
+        stem = PurePosixPath(png).stem
+        key = next((k for k in _prefixes(stem) if k in known), None)
+        if key is None:
+            raise ValueError(f"{tree}/{png}: the data set has no image {stem!r}")
+        if key in pngs:
+            raise ValueError(f"{tree}: two label images for image {key!r}: {pngs[key]} and {png}")
+        pngs[key] = png
+    _complete(pngs, images, str(tree))
+
+    def prediction_of(image_id, size):
+        png = pngs[image_id]
+        labels = to_labels(read_map(tree.locate(png), png), space, png)
+        return torch.from_numpy(np.where(labels < 0, space.ignore_index, labels))
+
+    return prediction_of
+
+
+def _prefixes(stem: str) -> Iterator[str]:
+    """The stem, then with its last "_…" parts left out: tools add such as "_leftImg8bit"."""
+    while stem:
+        yield stem
+        stem = stem.rpartition("_")[0]
+
+
+def _json(tree: Tree, name: str | None, what: str, fits) -> tuple[str, object]:
+    """The one json of this kind in a folder, or the one named."""
+    found = []
+    for candidate in [name] if name else [n for n in tree.names if n.endswith(".json")]:
+        try:
+            data = json.loads(tree.read(candidate))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{tree}/{candidate}: not a readable json file ({error})") from None
+        if fits(data):
+            found.append((candidate, data))
+    if len(found) != 1:
+        raise ValueError(f"{tree}: {len(found)} json files with {what}; one is needed")
+    return found[0]
+
+
+def _by_image(entries: list[dict], images: list, source: str) -> dict:
+    known, by_image = set(images), {}
+    for entry in entries:
+        key = entry.get("image_id")
+        if key not in known:
+            raise ValueError(f"{source}: the data set has no image with id {key!r} ({entry.get('file_name')})")
+        if key in by_image:
+            raise ValueError(f"{source}: image id {key} has two annotations")
+        by_image[key] = entry
+    _complete(by_image, images, source)
+    return by_image
+
+
+def _complete(found: dict, images: list, source: str) -> None:
+    missing = [image_id for image_id in images if image_id not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"{source}: there is no prediction for image {missing[0]!r}{more}")
+
+
+def _label(entry: dict, space: LabelSpace, where: str) -> int:
+    category = entry.get("category_id")
+    if category not in space.dataset_id_to_label:
+        raise ValueError(f"{where}: category {category!r} (segment {entry.get('id')}) is not among the data set's")
+    return space.dataset_id_to_label[category]

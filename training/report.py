@@ -1,0 +1,205 @@
+"""What an evaluation leaves for people: the worst images as pictures, a confusion matrix, a table, a csv of classes.
+
+C classes;  H, W image;  n instances
+"""
+
+import csv
+import heapq
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ..configuration.labels import LabelSpace
+from ..image_processing.colours import class_colours
+from ..image_processing.pictures import draw_segments, side_by_side
+from .evaluation import as_reference, metric_for
+from .metrics.average_precision import encode
+from .metrics.mean_iou import confusion
+from .processes import gather
+
+MAIN = {"panoptic": "pq", "instance": "ap", "semantic": "mean_iou"}
+GROUPS = [("", ""), ("_things", " th"), ("_stuff", " st")]
+_PQ = [("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ")]
+ROWS = {  # the table: the metric's keys and what papers call them
+    "panoptic": [(key + group, name + short) for group, short in GROUPS for key, name in _PQ],
+    "instance": [("ap", "AP"), ("ap_50", "AP50"), ("ap_75", "AP75")]
+    + [(f"ap_{size}", f"AP {size[0].upper()}") for size in ("small", "medium", "large")],
+    "semantic": [("mean_iou", "mIoU"), ("mean_accuracy", "mAcc"), ("overall_accuracy", "aAcc")],
+}
+SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5  # instances below these are neither drawn nor counted in the confusion
+MOST_CLASSES = 40  # of a confusion picture
+
+
+class ImageReport:
+    """Give it every (sample, prediction): it keeps the `worst` images by the metric of each alone, and a confusion."""
+
+    def __init__(self, task: str, label_space: LabelSpace, worst: int = 0):
+        self.task, self.space, self.worst = task, label_space, worst
+        self.metric = metric_for(task, label_space)
+        self.kept: list[tuple] = []  # a heap of (−score, file name, what to draw), at most `worst`
+        self.confusion = np.zeros((label_space.num_labels, label_space.num_labels + 1), np.int64)
+
+    def __call__(self, sample: dict, prediction) -> None:
+        reference = as_reference(sample)
+        self.confusion += _confusion_of(self.task, prediction, reference, self.space)
+        if not self.worst:
+            return
+        score = self.metric.of_image(prediction, reference)[MAIN[self.task]]
+        if math.isnan(score) or score < 0:  # nothing there to be found
+            return
+        entry = (-score, sample["file_name"], (sample["image"].numpy(), _drawable(prediction), _drawable(reference)))
+        if len(self.kept) < self.worst:
+            heapq.heappush(self.kept, entry)
+        elif entry[:2] > self.kept[0][:2]:
+            heapq.heapreplace(self.kept, entry)
+
+    def gathered(self) -> None:
+        """Join what all processes have; all of them must call this."""
+        self.confusion = np.sum(gather(self.confusion), 0)
+        kept = [entry for part in gather(self.kept) for entry in part]
+        self.kept = sorted(kept, key=lambda entry: (-entry[0], entry[1]))[: self.worst]
+
+    def draw_worst(self, folder: Path) -> list[dict]:
+        """Write photo, truth and prediction side by side, the worst first; returns their names and scores."""
+        folder.mkdir(parents=True, exist_ok=True)
+        listed = []
+        for number, (score, name, (pixels, prediction, reference)) in enumerate(self.kept, 1):
+            image = Image.fromarray(pixels.transpose(1, 2, 0))
+            entries = {"truth": reference, "prediction": prediction}
+            colours = class_colours(sorted(set(_labels(reference)) | set(_labels(prediction))))
+            panels = [
+                (title, draw_segments(image, *_segments(entry), self.space.id2label, colours=colours))
+                for title, entry in entries.items()
+            ]
+            path = folder / f"{number:02d}_{Path(name).stem}.jpg"
+            side_by_side([(Path(name).name, image), *panels]).save(path, quality=90)
+            listed.append({"file_name": name, MAIN[self.task]: -score, "picture": str(path)})
+        return listed
+
+    def draw_confusion(self, path: Path) -> None:
+        """A heat map of the confusion, each true class's row summing to 1; the classes with most pixels where many."""
+        from matplotlib import pyplot as plt
+
+        true, predicted = self.confusion.sum(1), self.confusion.sum(0)[:-1]  # [C]
+        order = np.argsort(-(true + predicted), kind="stable")[:MOST_CLASSES]
+        columns = np.sort(order[(true + predicted)[order] > 0])
+        rows = columns[true[columns] > 0]
+        matrix = self.confusion[rows].astype(float)
+        rest = matrix.sum(1) - matrix[:, columns].sum(1) - matrix[:, -1]
+        matrix = np.column_stack([matrix[:, columns], rest, matrix[:, -1]]) / matrix.sum(1, keepdims=True)
+        size = (4.5 + 0.28 * len(columns), 3 + 0.28 * len(rows))  # inches
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        picture = axes.imshow(matrix, vmin=0, vmax=1, cmap="magma")
+        names = self.space.names
+        axes.set_xticks(
+            range(len(columns) + 2), [*(names[i] for i in columns), "other classes", "nothing"], rotation=90
+        )
+        axes.set_yticks(range(len(rows)), [names[i] for i in rows])
+        axes.set_xlabel("predicted")
+        what = "instances" if self.task == "instance" else "pixels"
+        axes.set_ylabel(f"true (rows: share of the class's {what})")
+        figure.colorbar(picture, shrink=0.7)
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+
+
+def table(result: dict, task: str, reported: list[tuple[str, float]] = ()) -> str:
+    """The metric's main numbers in percent, and beside them what the paper reports: [(where, percent), …]."""
+    suffixes = sorted({key.removeprefix(MAIN[task]) for key in result if key.startswith(f"{MAIN[task]}_block_")})
+    lines = []
+    for suffix in ("", *suffixes):
+        cells = [(name, result[key + suffix]) for key, name in ROWS[task] if key + suffix in result]
+        title = f"before block {suffix.rpartition('_')[2]}" if suffix else ""
+        if not lines:
+            lines.append("".join(f"{name:>9}" for name, _ in cells))
+        lines.append("".join(f"{100 * v:9.2f}" if v == v and v >= 0 else f"{'–':>9}" for _, v in cells) + f"  {title}")
+    lines += [f"{value:9.2f}  {where}" for where, value in reported]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def write_classes(result: dict, task: str, label_space: LabelSpace, path: Path) -> None:
+    """`per_class.csv`: a line a class, fractions 0 … 1, blank where a class has neither truth nor prediction."""
+    rows: list[dict] = []
+    for label, name in enumerate(label_space.names):
+        if task == "semantic":
+            values = {"iou": result["per_category_iou"][label], "accuracy": result["per_category_accuracy"][label]}
+        else:
+            values = dict(result["per_class"][label])
+            if task == "panoptic" and not values["tp"] + values["fp"] + values["fn"]:
+                values |= dict.fromkeys(("pq", "sq", "rq"), math.nan)
+        blank = {k: "" if isinstance(v, float) and (v != v or v < 0) else v for k, v in values.items()}
+        rows.append({"label": label, "name": name, "dataset_id": label_space.dataset_ids[label]} | blank)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _confusion_of(task: str, prediction, reference: dict, space: LabelSpace) -> np.ndarray:
+    """One image's (C, C + 1), true × predicted, the last column nothing: pixels, or instances matched at IoU 0.5."""
+    if task == "semantic":
+        return confusion(prediction, reference, space.num_labels, space.ignore_index)
+    if task == "panoptic":
+        void = space.num_labels  # no label: void in the truth is skipped, in the prediction it is "nothing"
+        maps = [_class_map(entry, void, entry is reference) for entry in (prediction, reference)]
+        return confusion(*maps, space.num_labels, void)
+    matrix = np.zeros((space.num_labels, space.num_labels + 1), np.int64)
+    keep = [i for i, s in enumerate(prediction["scores"].tolist()) if s >= SHOWN_SCORE]
+    found, truth = _rles(prediction["masks"]), _rles(reference["masks"])
+    crowd = np.asarray(reference["iscrowd"]).astype(bool)
+    labels = prediction["labels"].tolist()
+    overlap = coco_mask.iou([found[i] for i in keep], truth, [0] * len(truth)) if keep and truth else None  # [k, n]
+    for k, label in enumerate(np.asarray(reference["labels"]).tolist()):
+        if not crowd[k]:
+            best = int(np.argmax(overlap[:, k])) if overlap is not None else -1
+            hit = best >= 0 and overlap[best, k] >= SHOWN_IOU
+            matrix[label, labels[keep[best]] if hit else -1] += 1
+    return matrix
+
+
+def _class_map(entry: dict, void: int, skip_crowds: bool) -> np.ndarray:
+    """Segments → class of every pixel, `void` where there is none."""
+    ids = np.asarray(entry["segmentation"])
+    classes = np.full(ids.shape, void, np.int64)
+    for s in entry["segments_info"]:
+        if not (skip_crowds and s.get("iscrowd")):
+            classes[ids == s["id"]] = s["label_id"]
+    return classes
+
+
+def _rles(masks) -> list[dict]:
+    return list(masks) if isinstance(masks, list) else encode(np.asarray(masks))
+
+
+def _drawable(entry):
+    """What a kept image needs: instances shrink to RLE, of predictions the likely ones only."""
+    if not isinstance(entry, dict) or "masks" not in entry:
+        return entry
+    keep = range(len(entry["labels"]))
+    if "scores" in entry:
+        keep = [i for i, s in enumerate(entry["scores"].tolist()) if s >= SHOWN_SCORE]
+    rles = _rles(entry["masks"])
+    return {"masks": [rles[i] for i in keep], "labels": [int(entry["labels"][i]) for i in keep]}
+
+
+def _segments(entry) -> tuple[np.ndarray, list[dict] | None]:
+    """What `draw_segments` takes: a map with its segments, masks with theirs, or a label map."""
+    if not isinstance(entry, dict):
+        return np.asarray(entry), None
+    if "masks" in entry:
+        info = [{"id": k, "label_id": label} for k, label in enumerate(entry["labels"])]
+        empty = np.zeros((0, 1, 1), np.uint8)
+        return (coco_mask.decode(entry["masks"]).transpose(2, 0, 1) if info else empty), info
+    return np.asarray(entry["segmentation"]), entry.get("segments_info")
+
+
+def _labels(entry) -> list[int]:
+    if isinstance(entry, dict) and "segments_info" in entry:
+        return [s["label_id"] for s in entry["segments_info"]]
+    if isinstance(entry, dict) and "labels" in entry:
+        return list(entry["labels"])
+    labels = np.unique(np.asarray(entry["segmentation"] if isinstance(entry, dict) else entry))
+    return [int(i) for i in labels if i >= 0]
