@@ -21,7 +21,8 @@ from .geometry import Placement
 def bilinear_matrix(source: int, target: int) -> Tensor:
     """Weights of `F.interpolate(mode="bilinear", align_corners=False)` along one axis: (target, source), float64.
 
-    Positions are computed in fp32 exactly as torch does, so that the result differs from it by rounding only.
+    Positions are computed in fp32 as torch does, so that the result differs from it by rounding only. (When shrinking,
+    its kernels differ by a unit in the last place of the position: 3e-5 of a pixel at 400 pixels.)
     """
     scale = torch.tensor(source, dtype=torch.float32) / target
     position = ((torch.arange(target, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)  # [target]

@@ -109,12 +109,14 @@ def test_without_resizing_what_does_not_fit_is_said():
         placement(100, 80, 64, windowed=True, resize=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(source=sides, target=sides)
 def test_bilinear_matrix_is_torchs(source, target):
     x = torch.randn(1, 1, source, 3, generator=torch.Generator().manual_seed(source))
     expected = F.interpolate(x, size=(target, 3), mode="bilinear", align_corners=False)[0, 0]
-    torch.testing.assert_close(bilinear_matrix(source, target).float() @ x[0, 0], expected, atol=2e-5, rtol=0)
+    # rounding, and when shrinking an ulp of the position (3e-5) times the slope (up to 6)
+    tolerance = 5e-5 if target >= source else 2e-4
+    torch.testing.assert_close(bilinear_matrix(source, target).float() @ x[0, 0], expected, atol=tolerance, rtol=0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -131,7 +133,7 @@ def test_tiles_equal_the_authors_two_resizes(h, w, s_h, s_w, grid, side):
     result = torch.full_like(expected, torch.nan)
     for tile in resampler.tiles(side):
         result[:, tile.rows, tile.columns] = tile.upsample(tile.block(logits))
-    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
 
 
 @settings(max_examples=60, deadline=None)

@@ -123,11 +123,11 @@ def test_semantic_is_the_plain_rule(h, w, seed, windowed):
     out = made(seed=seed, batch=len(place.windows), certain=2.0)
     expected = reference.semantic_scores(out.masks_queries_logits, out.class_queries_logits, place)
     scores = semantic_scores(out.masks_queries_logits, out.class_queries_logits, place)
-    torch.testing.assert_close(scores, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(scores, expected, atol=2e-4, rtol=0)
     labels, confidence = semantic_segmentation(out.masks_queries_logits, out.class_queries_logits, place)
-    torch.testing.assert_close(confidence, expected.amax(0).clamp(max=1), atol=2e-5, rtol=0)
+    torch.testing.assert_close(confidence, expected.amax(0).clamp(max=1), atol=2e-4, rtol=0)
     top = expected.topk(2, dim=0).values
-    clear = top[0] - top[1] > 1e-4
+    clear = top[0] - top[1] > 1e-3
     assert torch.equal(labels[clear], expected.argmax(0).int()[clear])
 
 
