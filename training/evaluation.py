@@ -33,7 +33,6 @@ def metric_for(task: str, label_space: LabelSpace) -> StreamingMetric:
     raise ValueError(f"there is no task {task!r}; choose panoptic, instance or semantic")
 
 
-@torch.inference_mode()
 def evaluate_model(
     model,
     processor,
@@ -109,13 +108,16 @@ def predict(
     )
     for batch in tqdm(loader, desc="evaluation", leave=False, disable=not progress or rank() != 0):
         pixels = batch["pixel_values"].to(parameter.device, parameter.dtype, non_blocking=True)  # [V, 3, S_h, S_w]
-        outputs = model(pixel_values=pixels, patch_offsets=batch.get("patch_offsets"))
         sizes = [tuple(sample["image"].shape[1:]) for sample in batch["samples"]]
-        stages = {"": outputs}
-        if intermediate:
-            for block, logits in enumerate(outputs.auxiliary_logits or ()):
-                stages[f"_block_{block}"] = SimpleNamespace(**logits, patch_offsets=outputs.patch_offsets)
-        results = {suffix: post_process(processor, stage, sizes, task, label_space) for suffix, stage in stages.items()}
+        with torch.inference_mode():
+            outputs = model(pixel_values=pixels, patch_offsets=batch.get("patch_offsets"))
+            stages = {"": outputs}
+            if intermediate:
+                for block, logits in enumerate(outputs.auxiliary_logits or ()):
+                    stages[f"_block_{block}"] = SimpleNamespace(**logits, patch_offsets=outputs.patch_offsets)
+            results = {
+                suffix: post_process(processor, stage, sizes, task, label_space) for suffix, stage in stages.items()
+            }
         for i, (sample, counts) in enumerate(zip(batch["samples"], batch["counts"])):
             if counts:
                 yield sample, {suffix: predictions[i] for suffix, predictions in results.items()}

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 EPILOG = """examples:
@@ -123,26 +124,38 @@ def _data(args, task: str, model):
         dataset, space = load_data(args.data, args.dataset, **options)
         if space.num_labels != wanted.num_labels:
             raise
-        print(f"note: the model's class names are not the data's; its {space.num_labels} classes are taken in order")
+        note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
+        print(f"note: {note}", file=sys.stderr)
     return dataset.with_transform(EvaluationTransform(space, task=task)), space
 
 
 def _score_model(args, model, processor, dataset, space, task: str, images) -> dict:
-    from eomt.training.data.predictions import PredictionWriter
+    from eomt.image_processing.results import Results
     from eomt.training.evaluation import evaluate_model
+    from eomt.training.processes import gather, rank
 
-    writer = PredictionWriter(args.save_predictions, task, space) if args.save_predictions else None
+    files, written = None, []
+    if args.save_predictions:
+        missing = [name for name, i in zip(space.names, space.dataset_ids) if i < 0]
+        if missing:
+            raise ValueError(f"class {missing[0]!r} has no id in {args.data}, so predictions of it cannot be written")
+        run = {"model": args.model, "data": str(args.data), "split": args.split}
+        files = Results(args.save_predictions, task, space, run)
 
     def on_image(sample, prediction):
-        if writer:
-            writer.add(sample, prediction)
+        if files:
+            image_id = sample["image_id"]
+            written.append(image_id if isinstance(image_id, str) else str(Path(sample["file_name"]).with_suffix("")))
+            files.write(written[-1], sample["file_name"], prediction, image_id)
         if args.output:
             images(sample, prediction)
 
     options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "intermediate": args.masked}
     result = evaluate_model(model, processor, dataset, task=task, label_space=space, on_image=on_image, **options)
-    if writer:
-        writer.close()
+    if files:
+        names = [name for of_process in gather(written) for name in of_process]
+        if rank() == 0:
+            files.finish(sorted(names))
     return result
 
 

@@ -15,6 +15,7 @@ Three steps, each usable alone:
        image        path, or "zip://member::archive.zip"       annotation   the same, for a png ("" where there is none)
        things       the same, ADE20K's instance png ("" elsewhere)
        segments     list of {"id", "label_id", "iscrowd", "area", "shape"}; shape: JSON of polygons or RLE, "" for png
+       size         [H, W] as the annotation file says, or []
        layout       which reader decodes the row: "semantic", "panoptic", "ade20k_panoptic", "instance"
 2. `TrainTransform(label_space, *, task, size, scale_range=(0.1, 2.0), color_jitter=False, augment=True)`:
    rows → dict of lists (what `with_transform` wants), one entry an image:

@@ -217,7 +217,7 @@ def _panoptic(data, images, space, rows, finder, pngs: Tree, source: str, keep_e
             rows.problem(where, str(error).removeprefix(f"{source}: "))
             continue
         if keep_empty or segments:
-            rows.add(key, name, image, png, segments=sorted(segments, key=lambda s: s["id"]))
+            rows.add(key, name, image, png, segments=sorted(segments, key=lambda s: s["id"]), size=_size(images[key]))
 
 
 def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) -> None:
@@ -229,7 +229,7 @@ def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) 
         if key not in images:
             rows.problem(where, f"there is no image with id {key!r}")
             continue
-        size = (images[key].get("height"), images[key].get("width"))
+        size = _size(images[key]) or (None, None)
         if number in seen or not isinstance(number, int):
             rows.problem(where, "an annotation needs an integer id of its own")
         elif annotation.get("category_id") not in space.dataset_id_to_label:
@@ -248,7 +248,13 @@ def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) 
             rows.problem(source, str(error).removeprefix(f"{source}: "))
             continue
         if keep_empty or segments[key]:
-            rows.add(key, images[key]["file_name"], image, segments=segments[key])
+            rows.add(key, images[key]["file_name"], image, segments=segments[key], size=_size(images[key]))
+
+
+def _size(image: dict) -> tuple[int, ...]:
+    """(H, W) as the json says, or () where it does not."""
+    size = (image.get("height"), image.get("width"))
+    return size if all(isinstance(side, int) for side in size) else ()
 
 
 def _order(images: dict[int, dict]) -> list[int]:

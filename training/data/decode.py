@@ -31,8 +31,12 @@ class Sample:
 def decode(row: dict, space: LabelSpace) -> Sample:
     """Read a row's files. `ValueError` naming the file: unreadable, of another size, or with ids it must not hold."""
     name = row["file_name"]
-    image = read_image(row["image"], name)
+    ids = read_map(row["annotation"], name) if row["annotation"] else None
+    said = tuple(row["size"]) or (None if ids is None else ids.shape)
+    image = read_image(row["image"], name, said)
     size = tuple(image.shape[1:])
+    if row["size"] and said != size:
+        raise ValueError(f"{name}: its annotation is for {_size(said)} pixels, the image has {_size(size)}")
     segments = [dict(s) for s in row["segments"]]
     if row["layout"] == "instance":
         rles = [to_rle(json.loads(s.pop("shape")), *size) for s in segments]
@@ -43,12 +47,13 @@ def decode(row: dict, space: LabelSpace) -> Sample:
                 )
         return Sample(image, segments, rles=rles)
     if row["layout"] == "ade20k_panoptic":
-        semantic = _sized(read_map(row["annotation"], name), size, name)
-        ids, segments = panoptic_map(semantic, _sized(read_map(row["things"], name), size, name), space, name)
+        ids, segments = panoptic_map(
+            _sized(ids, size, name), _sized(read_map(row["things"], name), size, name), space, name
+        )
         return Sample(image, segments, ids=ids)
-    if not row["annotation"]:
+    if ids is None:
         return Sample(image, [], ids=np.full(size, VOID, np.int32))
-    ids = _sized(read_map(row["annotation"], name), size, name)
+    ids = _sized(ids, size, name)
     if row["layout"] == "semantic":
         ids = to_labels(ids, space, name)
         return Sample(image, [{"id": i, "label_id": i, "iscrowd": 0} for i in _values(ids) if i != VOID], ids=ids)

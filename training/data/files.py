@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ...image_processing.images import upright_rgb
+
+_ORIENTATION = 0x0112  # EXIF
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
 
@@ -114,10 +117,16 @@ def open_image(location: str, name: str) -> Image.Image:
     return image
 
 
-def read_image(location: str, name: str) -> torch.Tensor:
-    """An RGB image: uint8 (3, H, W)."""
-    array = np.array(open_image(location, name).convert("RGB"))  # [H, W, 3]
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+def read_image(location: str, name: str, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """An RGB image: uint8 (3, H, W), turned as its EXIF orientation says.
+
+    size: (H, W) of its annotation. Where only the unturned image has it, the annotation was made on that.
+    """
+    image = open_image(location, name)
+    upright = upright_rgb(image)
+    if size is not None and upright.size != image.size == (size[1], size[0]):
+        upright = image.convert("RGB")
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()  # from [H, W, 3]
 
 
 def read_map(location: str, name: str) -> np.ndarray:
@@ -133,10 +142,11 @@ def read_map(location: str, name: str) -> np.ndarray:
 
 
 def image_size(location: str, name: str) -> tuple[int, int]:
-    """(H, W) out of the image's header, without decoding it."""
+    """(H, W) of the upright image out of its header, without decoding it."""
     try:
         source = io.BytesIO(read_bytes(location)) if location.startswith("zip://") else location
         with Image.open(source) as image:
-            return image.height, image.width
+            turned = image.getexif().get(_ORIENTATION, 1) > 4  # a quarter to the left or right
+            return (image.width, image.height) if turned else (image.height, image.width)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{name}: unreadable image ({error}); mend or remove it") from None

@@ -57,11 +57,12 @@ def read_semantic(path: Path, split: str, ignore_ids: tuple[int, ...], names: di
     tree = Tree(path)
     rows = Rows(str(path), "semantic")
     found = pairs(tree, split, ".png")
+    image_id = _ids([image for image, _ in found])
     for image, label in found:
         if label is None:
             rows.problem(image, "there is no label png of the same name")
         else:
-            rows.add(PurePosixPath(image).stem, image, tree.locate(image), tree.locate(label))
+            rows.add(image_id[image], image, tree.locate(image), tree.locate(label))
     names = names or _classes_file(tree)
     if names is None:  # the values of the training split name the classes, for validation too
         source = pairs(tree, "train", ".png") or found
@@ -75,6 +76,13 @@ def read_semantic(path: Path, split: str, ignore_ids: tuple[int, ...], names: di
         raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
     space = LabelSpace(str(path), tuple(names[i] for i in ids) or ("none",), (), tuple(ids) or (0,), tuple(ignore_ids))
     return rows, space
+
+
+def _ids(images: list[str]) -> dict[str, str]:
+    """What an image is called: its stem, or its whole path where two folders have the same stem."""
+    stems = {image: PurePosixPath(image).stem for image in images}
+    unique = len(set(stems.values())) == len(stems)
+    return stems if unique else {image: str(PurePosixPath(image).with_suffix("")) for image in images}
 
 
 def _classes_file(tree: Tree) -> dict[int, str] | None:
@@ -93,7 +101,9 @@ def read_yolo(path: Path, split: str, space_of, keep_empty: bool) -> tuple[Rows,
     tree = Tree(path)
     rows = Rows(str(path), "instance")
     space = space_of(_yolo_space(tree))
-    for image, label in pairs(tree, split, ".txt"):
+    found = pairs(tree, split, ".txt")
+    image_id = _ids([image for image, _ in found])
+    for image, label in found:
         segments = []
         lines = tree.read(label).decode().splitlines() if label else []
         try:
@@ -108,7 +118,7 @@ def read_yolo(path: Path, split: str, space_of, keep_empty: bool) -> tuple[Rows,
                 except ValueError as error:
                     rows.problem(f"{label}, line {number}", str(error))
         if keep_empty or segments:
-            rows.add(PurePosixPath(image).stem, image, tree.locate(image), segments=segments)
+            rows.add(image_id[image], image, tree.locate(image), segments=segments)
     return rows, space
 
 

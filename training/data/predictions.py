@@ -1,11 +1,12 @@
-"""Predictions as files, written and read in the formats of the official servers.
+"""Predictions of any tool, read from files in the formats of the official servers.
 
     panoptic   `panoptic.json` {"annotations": [{"image_id", "file_name", "segments_info": [{"id", "category_id"}]}]}
                and `panoptic/*.png`, id = R + 256 G + 65536 B, 0 void; COCO, ADE20K panoptic
     instance   `instances.json` [{"image_id", "category_id", "segmentation": RLE, "score"}]; COCO
     semantic   `*.png`, one channel; Cityscapes label ids, ADE20K 1 … 150
 
-Ids are the data set's own everywhere (`LabelSpace.dataset_ids`): any tool's files can be read, and ours by any server.
+Ids are the data set's own everywhere (`LabelSpace.dataset_ids`): what `image_processing.results` writes can be read,
+and what any other tool writes for these servers.
 """
 
 import json
@@ -14,62 +15,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ...configuration.labels import LabelSpace
-from ..metrics.average_precision import encode
-from ..processes import gather, rank
 from .decode import to_labels
 from .files import Tree, read_map, safe_name
 from .polygons import check_shape, to_rle
-
-
-class PredictionWriter:
-    """Writes predictions, in the metric's format, one by one; `close()` writes the json over all processes."""
-
-    def __init__(self, folder: str | Path, task: str, label_space: LabelSpace):
-        missing = [n for n, i in zip(label_space.names, label_space.dataset_ids) if i < 0]
-        if missing:
-            raise ValueError(f"class {missing[0]!r} has no id in this data set, so its predictions cannot be written")
-        self.folder, self.task, self.space = Path(folder), task, label_space
-        self.entries: list[dict] = []
-        (self.folder / "panoptic" if task == "panoptic" else self.folder).mkdir(parents=True, exist_ok=True)
-
-    def add(self, sample: dict, prediction) -> None:
-        getattr(self, f"_add_{self.task}")(sample, prediction)
-
-    def _add_panoptic(self, sample: dict, prediction: dict) -> None:
-        ids = np.asarray(prediction["segmentation"]).astype(np.int64) + 1  # −1 void becomes 0
-        rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
-        name = f"{PurePosixPath(sample['file_name']).stem}.png"
-        Image.fromarray(rgb).save(self.folder / "panoptic" / name)
-        info = [
-            {"id": s["id"] + 1, "category_id": self.space.dataset_ids[s["label_id"]]}
-            for s in prediction["segments_info"]
-        ]
-        self.entries.append({"image_id": sample["image_id"], "file_name": name, "segments_info": info})
-
-    def _add_instance(self, sample: dict, prediction: dict) -> None:
-        columns = (prediction["labels"].tolist(), prediction["scores"].tolist())
-        for rle, label, score in zip(encode(np.asarray(prediction["masks"])), *columns):
-            entry = {"image_id": sample["image_id"], "category_id": self.space.dataset_ids[label], "score": score}
-            rle = {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
-            self.entries.append(entry | {"segmentation": rle})
-
-    def _add_semantic(self, sample: dict, prediction) -> None:
-        values = np.array(self.space.dataset_ids)[np.asarray(prediction)]
-        values = values.astype(np.uint8 if max(self.space.dataset_ids) < 256 else np.uint16)
-        Image.fromarray(values).save(self.folder / f"{sample['image_id']}.png")
-
-    def close(self) -> None:
-        if self.task == "semantic":
-            return
-        entries = [entry for part in gather(self.entries) for entry in part]
-        if rank() == 0:
-            entries.sort(key=lambda e: str(e["image_id"]))
-            panoptic = self.task == "panoptic"
-            name = "panoptic.json" if panoptic else "instances.json"
-            (self.folder / name).write_text(json.dumps({"annotations": entries} if panoptic else entries))
 
 
 def read_predictions(path: str | Path, task: str, label_space: LabelSpace, dataset) -> Iterator[tuple[dict, object]]:
@@ -137,10 +87,11 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list):
 def _semantic(tree: Tree, name: str | None, space: LabelSpace, images: list):
     known, pngs = set(images), {}
     for png in (n for n in tree.names if n.lower().endswith(".png")):
-        stem = PurePosixPath(png).stem
-        key = next((k for k in _prefixes(stem) if k in known), None)
+        path = PurePosixPath(png).with_suffix("")
+        whole = "/".join(path.parts[path.parts[0] == "labels" :])  # images of one name in several folders
+        key = next((k for k in (whole, *_prefixes(path.name)) if k in known), None)
         if key is None:
-            raise ValueError(f"{tree}/{png}: the data set has no image {stem!r}")
+            raise ValueError(f"{tree}/{png}: the data set has no image {path.name!r}")
         if key in pngs:
             raise ValueError(f"{tree}: two label images for image {key!r}: {pngs[key]} and {png}")
         pngs[key] = png
@@ -164,7 +115,8 @@ def _prefixes(stem: str) -> Iterator[str]:
 def _json(tree: Tree, name: str | None, what: str, fits) -> tuple[str, object]:
     """The one json of this kind in a folder, or the one named."""
     found = []
-    for candidate in [name] if name else [n for n in tree.names if n.endswith(".json")]:
+    candidates = [n for n in tree.names if n.endswith(".json") and not n.startswith("records/")]
+    for candidate in [name] if name else candidates:
         try:
             data = json.loads(tree.read(candidate))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -29,9 +29,10 @@ class Rows:
     rows: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, image_id, file_name, image, annotation="", things="", segments=()) -> None:
+    def add(self, image_id, file_name, image, annotation="", things="", segments=(), size=()) -> None:
         row = {"image_id": image_id, "file_name": file_name, "image": image, "annotation": annotation}
-        self.rows.append(row | {"things": things, "segments": list(segments), "layout": self.layout})
+        row |= {"things": things, "segments": list(segments), "size": list(size), "layout": self.layout}
+        self.rows.append(row)
 
     def problem(self, where: str, what: str) -> None:
         self.problems.append(f"{where}: {what}")
@@ -45,7 +46,8 @@ class Rows:
             raise ValueError(f"{self.source}: the data set is empty; no image was found")
         kind = "int64" if isinstance(self.rows[0]["image_id"], int) else "string"
         texts = dict.fromkeys(("file_name", "image", "annotation", "things", "layout"), Value("string"))
-        features = Features({"image_id": Value(kind), **texts, "segments": List(SEGMENT)})
+        features = {"image_id": Value(kind), **texts, "segments": List(SEGMENT), "size": List(Value("int32"))}
+        features = Features(features)
         columns = {name: [row[name] for row in self.rows] for name in features}
         return Dataset.from_dict(columns, features=features)
 

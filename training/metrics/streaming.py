@@ -34,6 +34,9 @@ class StreamingMetric(evaluate.Metric):
             )
         self.state = self._empty()
 
+    def _build_data_dir(self) -> str:
+        return self._data_dir_root  # `evaluate` would make a folder here; nothing is ever put in one
+
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
         return evaluate.MetricInfo(description=self.description, citation="", features=features, inputs_description="")

@@ -1,7 +1,10 @@
 """What reading pixels can find: each is one error that names the file."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
@@ -43,7 +46,7 @@ def test_a_mask_of_another_size(tmp_path):
 
 def test_an_instance_of_another_size_than_its_image(tmp_path):
     root = write(extracted(tmp_path), {"val2017/000000000010.jpg": picture(size=(20, 30))})
-    with pytest.raises(ValueError, match=r"000000000010.jpg: the mask of annotation 2 is 12×16, the image 20×30"):
+    with pytest.raises(ValueError, match=r"000000000010.jpg: its annotation is for 12×16 pixels, the image has 20×30"):
         sample_of(root, task="instance")
 
 
@@ -89,3 +92,19 @@ def test_wrong_arguments(tmp_path, options, message):
 def test_a_scale_range_that_cannot_be():
     with pytest.raises(ValueError, match=r"scale_range"):
         TrainTransform(None, task="semantic", size=16, scale_range=(2.0, 0.5))
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_photo_with_an_exif_orientation_is_turned_as_its_annotation_is(tmp_path, upright):
+    """A camera's file of 12 × 16 to be turned a quarter: annotated upright (16 × 12) by most tools, or as it lies."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rng = np.random.default_rng(0)
+    image, buffer = Image.fromarray(rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8)), io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    size = SIZE[::-1] if upright else SIZE
+    write(tmp_path, {"images/a.png": buffer.getvalue(), "labels/a.png": png(np.zeros(size))})
+    sample = sample_of(tmp_path)
+    expected = np.rot90(np.asarray(image), -1) if upright else np.asarray(image)
+    assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), expected)
+    assert sample["reference"].shape == size

@@ -76,6 +76,12 @@ def test_a_folder_without_splits_and_one_in_a_zip(tmp_path):
         assert dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["image"].shape == (3, *SIZE)
 
 
+def test_images_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
+    files = {f"images/{c}/a.jpg": picture() for c in "xy"} | {f"labels/{c}/a.png": png(labels()) for c in "xy"}
+    dataset, _ = load_data(write(tmp_path, files), task="semantic")
+    assert dataset["image_id"][:] == ["images/x/a", "images/y/a"]
+
+
 def test_a_missing_label_and_an_empty_folder(tmp_path):
     root = write(tmp_path / "a", semantic_files("{split}/{role}"))
     (root / "train/labels/b.png").unlink()

@@ -1,14 +1,14 @@
-"""Predictions as files: written and read back the same, other tools' habits, and every fault told by file and id."""
+"""Predictions as files: ours are read back the same, other tools' habits, and every fault told by file and id."""
 
-import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from eomt.image_processing.results import Results
 from eomt.training.data import EvaluationTransform, load_data
-from eomt.training.data.predictions import PredictionWriter, read_predictions
+from eomt.training.data.predictions import read_predictions
 
 from .made import CATEGORIES, SIZE, annotation, panoptic_ids, panoptic_png, write
 from .test_cityscapes import written as cityscapes
@@ -36,44 +36,24 @@ def prediction(task: str, seed: int):
 def test_written_and_read_back(tmp_path, task):
     root = cityscapes(tmp_path / "data", as_zip=False) if task == "semantic" else extracted(tmp_path / "data")
     dataset, space = opened(root, task)
-    writer = PredictionWriter(tmp_path / "files", task, space)
-    given = {}
+    results, given = Results(tmp_path / "files", task, space), {}
     for i in range(len(dataset)):
-        given[dataset[i]["image_id"]] = prediction(task, i)
-        writer.add(dataset[i], given[dataset[i]["image_id"]])
-    writer.close()
+        image_id, name = dataset[i]["image_id"], dataset[i]["file_name"]
+        given[image_id] = prediction(task, i)
+        results.write(str(image_id), name, given[image_id], image_id)
+    results.finish(map(str, given))
     found = {s["image_id"]: p for s, p in read_predictions(tmp_path / "files", task, space, dataset)}
     assert set(found) == set(given)
     for key, p in found.items():
         if task == "semantic":
             assert torch.equal(p, given[key])
         elif task == "panoptic":
-            assert np.array_equal(p["segmentation"], given[key]["segmentation"] + 1)
-            assert [(s["id"] - 1, s["label_id"]) for s in p["segments_info"]] == [
-                (s["id"], s["label_id"]) for s in given[key]["segments_info"]
-            ]
+            labels = {s["id"]: s["label_id"] for s in p["segments_info"]} | {0: -1}
+            assert np.array_equal(np.vectorize(labels.get)(p["segmentation"]), given[key]["segmentation"])
         else:
             assert p["labels"].tolist() == given[key]["labels"].tolist()
             torch.testing.assert_close(p["scores"], given[key]["scores"].double())
             assert [rle["size"] for rle in p["masks"]] == [list(SIZE)] * 3
-
-
-def test_semantic_files_hold_the_data_sets_ids_under_the_images_names(tmp_path):
-    dataset, space = opened(cityscapes(tmp_path / "data", as_zip=False), "semantic")
-    PredictionWriter(tmp_path / "files", "semantic", space).add(dataset[0], torch.full(SIZE, 18))
-    values = np.asarray(Image.open(tmp_path / "files/munster_000000_000019.png"))
-    assert values.dtype == np.uint8
-    assert (values == 33).all()  # bicycle
-
-
-def test_json_holds_coco_categories(tmp_path):
-    dataset, space = opened(extracted(tmp_path / "data"), "instance")
-    writer = PredictionWriter(tmp_path / "files", "instance", space)
-    writer.add(dataset[1], prediction("instance", 0))
-    writer.close()
-    results = json.loads((tmp_path / "files/instances.json").read_text())
-    assert [r["category_id"] for r in results] == [18, 1, 18]
-    assert {r["image_id"] for r in results} == {10}
 
 
 def test_names_that_other_tools_give_label_pngs(tmp_path):
@@ -162,12 +142,3 @@ def test_faults_of_label_pngs(tmp_path):
     Image.fromarray(np.full(SIZE, 99, np.uint8)).save(wrong / f"{name}.png")
     with pytest.raises(ValueError, match=rf"{name}.png: its label image has the value 99"):
         list(read_predictions(wrong, "semantic", space, dataset))
-
-
-def test_classes_the_data_set_does_not_have_cannot_be_written(tmp_path):
-    from eomt.configuration.labels import LabelSpace
-
-    wanted = LabelSpace("model", ("cat", "dog", "person"))
-    _, space = load_data(extracted(tmp_path), task="instance", split="val", label_space=wanted)
-    with pytest.raises(ValueError, match="class 'cat' has no id in this data set"):
-        PredictionWriter(tmp_path / "files", "instance", space)
