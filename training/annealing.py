@@ -85,7 +85,17 @@ class MaskAnnealingCallback(TrainerCallback):
             state.log_history[-1].update(values)
 
 
-class PlannedAnnealing(MaskAnnealingCallback):
+class _TrainerMasking(MaskAnnealingCallback):
+    """What `EoMTTrainer` adds: the trained model is left as it is evaluated, whichever checkpoint it is."""
+
+    at_inference = 0.0
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+        model.set_attn_mask_probs([self.at_inference] * model.config.num_blocks)
+
+
+class PlannedAnnealing(_TrainerMasking):
     """Annealing whose steps come from `plan(total_steps, num_blocks)`; where that gives None, from the common rule."""
 
     def __init__(self, plan: Callable[[int, int], tuple], power: float = 0.9):
@@ -97,18 +107,12 @@ class PlannedAnnealing(MaskAnnealingCallback):
         return super().steps(max_steps, num_blocks)
 
 
-class ConstantMasking(MaskAnnealingCallback):
-    """One probability for the whole of training; unless `at_inference`, the trained model is left without masks."""
+class ConstantMasking(_TrainerMasking):
+    """One probability for the whole of training, another for what comes after."""
 
-    def __init__(self, probability: float, at_inference: bool):
+    def __init__(self, probability: float, at_inference: float):
         super().__init__()
         self.probability, self.at_inference = probability, at_inference
 
     def probabilities_at(self, state, num_blocks: int) -> list[float]:
         return [self.probability] * num_blocks
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        if not self.at_inference:
-            extract_model_from_parallel(model, keep_torch_compile=False).set_attn_mask_probs(
-                [0.0] * len(self.probabilities)
-            )

@@ -6,34 +6,30 @@ trainer.train(); trainer.evaluate(); trainer.save_model()
 """
 
 import math
-import time
 from collections import defaultdict
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import speed_metrics
 
-from ..configuration.labels import LabelSpace
 from .accumulation import normaliser_shares
 from .annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
 from .checkpoints import WholeCheckpoints, last_complete_checkpoint
 from .collator import EoMTDataCollator
 from .curves import CurvesCallback
-from .evaluation import evaluate_model
-from .interruption import InterruptionCallback, Undisturbed
+from .interruption import InterruptionCallback
 from .optimizer import HEADS, layerwise_lr_groups
 from .repeatable import RepeatableDataset
 from .schedule import two_stage_warmup_poly_schedule
+from .streamed import StreamedEvaluation
 
 
 class NonFiniteLoss(ValueError):
     """The loss is NaN or infinite; the message has the step and the batch's files."""
 
 
-class EoMTTrainer(WholeCheckpoints, Trainer):
+class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
     """Trains and evaluates EoMT; nothing has to be set by hand.
 
     On top of the stock Trainer: layer-wise learning rates, two-stage warm-up and polynomial decay; mask annealing;
@@ -92,7 +88,7 @@ class EoMTTrainer(WholeCheckpoints, Trainer):
         args = self.args
         if args.masking == "annealed":
             return PlannedAnnealing(args.annealing, args.annealing_power)
-        return ConstantMasking(1.0 if args.masking != "never" else 0.0, at_inference=args.masking == "always")
+        return ConstantMasking(float(args.masking != "never"), at_inference=float(args.masking == "always"))
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -206,82 +202,6 @@ class EoMTTrainer(WholeCheckpoints, Trainer):
         super().log(logs, start_time)
 
     _logged_step = 0
-
-    # --- evaluation ------------------------------------------------------------------------------------------------
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Task's metric over the images at their own sizes, streamed: `eval_pq`, `eval_mean_iou` or `eval_ap` and
-        their parts; masked attention off unless `masking` is "always". Samples made for training give `eval_loss`."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
-        if isinstance(dataset, dict):
-            results = {}
-            for name, part in dataset.items():
-                results |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return results
-        if dataset is None or not len(dataset):
-            raise ValueError("there is no evaluation data; give eval_dataset with at least one image")
-        if "reference" not in dataset[0]:
-            with self._inference_masking():
-                return super().evaluate(dataset, ignore_keys, metric_key_prefix)
-        if self.processing_class is None:
-            raise ValueError("evaluation needs the image processor; give EoMTTrainer a processing_class")
-        return self._evaluate_metric(dataset, metric_key_prefix)
-
-    def _evaluate_metric(self, dataset, prefix: str) -> dict[str, float]:
-        args, started = self.args, time.time()
-        with self._inference_masking():
-            self.evaluation_details = self._stream(dataset, intermediate=False)
-        if args.evaluate_blocks and self.accelerator.unwrap_model(self.model).attn_mask_probs.any():
-            masked = self._stream(dataset, intermediate=True)  # as it trains at this moment
-            self.evaluation_details |= {name: value for name, value in masked.items() if "_block_" in name}
-        metrics = {
-            f"{prefix}_{name}": value
-            for name, value in self.evaluation_details.items()
-            if isinstance(value, (int, float))
-        }
-        steps = math.ceil(len(dataset) / (args.per_device_eval_batch_size * args.world_size))
-        metrics |= speed_metrics(prefix, started, num_samples=len(dataset), num_steps=steps)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
-        return metrics
-
-    def _stream(self, dataset, intermediate: bool) -> dict:
-        args, model = self.args, self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        try:
-            with self.accelerator.autocast():
-                return evaluate_model(
-                    model,
-                    self.processing_class,
-                    Undisturbed(dataset),
-                    task=model.config.task,
-                    label_space=LabelSpace.from_config(model.config),
-                    batch_size=args.per_device_eval_batch_size,
-                    num_workers=args.dataloader_num_workers,
-                    intermediate=intermediate,
-                    progress=not args.disable_tqdm,
-                )
-        finally:
-            model.train(was_training)
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs.pop("file_name", None)
-        return super().prediction_step(model, inputs, True, ignore_keys)  # masks of a data set fit no memory
-
-    @contextmanager
-    def _inference_masking(self):
-        """The model as it is at inference: without masks, unless they are to stay."""
-        model = self.accelerator.unwrap_model(self.model)
-        before = model.attn_mask_probs.tolist()
-        if self.args.masking != "always":
-            model.set_attn_mask_probs([0.0] * len(before))
-        try:
-            yield
-        finally:
-            model.set_attn_mask_probs(before)
 
     # --- what is left of a run -------------------------------------------------------------------------------------
 

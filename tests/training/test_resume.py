@@ -1,14 +1,17 @@
 """Kill -9 in a step, during each stage of a save and while an old checkpoint goes: the rest of the run is the same."""
 
-import json
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
+from eomt.modeling_eomt import EoMTForUniversalSegmentation
+from eomt.training import EoMTTrainer
 from eomt.training.checkpoints import is_complete, last_complete_checkpoint
 from tests.training.runs import KILLS, resumable
+from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
 
 def losses(trainer):
@@ -83,26 +86,29 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
     assert last_complete_checkpoint(tmp_path / "run") == str(good)
 
 
-def test_best_checkpoint_is_named_by_where_it_is(tmp_path):
-    from eomt.training import EoMTTrainer
-    from tests.training.tiny import Samples, tiny_arguments, tiny_model
+def test_best_checkpoint_is_named_by_where_it_is_and_left_unmasked(tmp_path):
+    class WorseAndWorse(EoMTTrainer):
+        def evaluate(self, *args, **kwargs):
+            return {"eval_loss": float(self.state.global_step)}
 
+    every_two = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     args = tiny_arguments(
         tmp_path,
-        max_steps=4,
-        save_strategy="steps",
-        save_steps=2,
-        eval_strategy="steps",
-        eval_steps=2,
+        max_steps=12,
         load_best_model_at_end=True,
         metric_for_best_model="loss",
+        save_total_limit=1,
+        **every_two,
     )
-    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(2, noise=0))
+    trainer = WorseAndWorse(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(2))
     trainer.train()
-    best = trainer.state.best_model_checkpoint
-    assert best in {str(tmp_path / "checkpoint-2"), str(tmp_path / "checkpoint-4")}
-    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == best
+    best = str(tmp_path / "checkpoint-2")
+    assert trainer.state.best_model_checkpoint == best
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    loaded = EoMTForUniversalSegmentation.from_pretrained(best)
+    assert loaded.attn_mask_probs.tolist() == [1, 1]  # it was saved before annealing began …
+    assert trainer.model.attn_mask_probs.tolist() == [0, 0]  # … but was evaluated, and is left, without masks
+    assert torch.equal(trainer.model.query.weight, loaded.query.weight)
 
 
 def test_resuming_without_a_checkpoint_starts_at_the_beginning(tmp_path, uninterrupted):
