@@ -1,0 +1,86 @@
+"""The house: imports point one way, the wheel holds `eomt/` only, and no generic name leaks."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("configuration", "image_processing", "modeling_eomt", "training", "eomt")
+MAY_IMPORT = {
+    "configuration": set(),
+    "image_processing": {"configuration"},
+    "modeling_eomt": {"configuration"},
+    "training": {"configuration", "image_processing", "modeling_eomt"},
+    "eomt": {"configuration", "image_processing", "modeling_eomt", "training"},
+}
+NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
+
+
+def modules(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path, top_level_only: bool = False):
+    """Absolute dotted names that a file imports; relative ones resolved against `eomt.<folder>`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = ["eomt", *path.relative_to(ROOT).parent.parts] if path.parts[len(ROOT.parts)] != "eomt" else list(
+        path.relative_to(ROOT).parent.parts
+    )  # fmt: skip
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_point_upwards_only(folder):
+    for path in modules(folder):
+        for name in imports(path):
+            parts = name.split(".")
+            assert parts[0] not in FOLDERS[:4], f"{path}: {name} would need a generic name in site-packages"
+            if parts[0] == "eomt" and len(parts) > 1 and parts[1] in FOLDERS[:4] and parts[1] != folder:
+                assert parts[1] in MAY_IMPORT[folder], f"{path} imports {name}"
+
+
+def test_configuration_needs_no_torch():
+    for path in modules("configuration"):
+        for name in imports(path):
+            assert name.split(".")[0] not in NOT_IN_CONFIGURATION, f"{path} imports {name}"
+
+
+def test_importing_eomt_leaves_training_and_generic_names_alone():
+    script = (
+        "import sys, eomt; loaded = set(sys.modules); "
+        "assert not any(name.startswith('eomt.training') for name in loaded); "
+        f"assert not loaded & {set(FOLDERS[:4])!r}, loaded & {set(FOLDERS[:4])!r}; "
+        "assert not loaded & {'datasets', 'pycocotools', 'matplotlib.pyplot', 'timm'}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_wheel_holds_what_git_has(tmp_path):
+    """Built from a copy of what git tracks, so that nothing untracked hides a missing file."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "source" / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(tmp_path / "source")], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        name if name.startswith("eomt/") else f"eomt/{name}"
+        for name in tracked
+        if name.startswith(tuple(f"{folder}/" for folder in FOLDERS))
+    }
+    assert files == expected
