@@ -68,7 +68,8 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
         self.interruption = InterruptionCallback(self.accelerator)
         self.annealing = self._annealing_callback()
         for callback in (_EpochCallback(self), self.annealing, self.interruption, CurvesCallback()):
-            self.add_callback(callback)
+            if callback not in self.callback_handler.callbacks:
+                self.add_callback(callback)
 
     # --- set-up ----------------------------------------------------------------------------------------------------
 
@@ -86,6 +87,9 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
 
     def _annealing_callback(self) -> MaskAnnealingCallback:
         args = self.args
+        own = [cb for cb in self.callback_handler.callbacks if isinstance(cb, MaskAnnealingCallback)]
+        if own:
+            return own[0]  # the user's takes the place of ours
         if args.masking == "annealed":
             return PlannedAnnealing(args.annealing, args.annealing_power)
         return ConstantMasking(float(args.masking != "never"), at_inference=float(args.masking == "always"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
-from eomt.training import EoMTTrainer, annealing_steps, mask_annealing_probability
+from eomt.training import EoMTTrainer, MaskAnnealingCallback, annealing_steps, mask_annealing_probability
 from tests.training.runs import fixed_points
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
 
@@ -88,6 +88,14 @@ def test_masking_modes(tmp_path, masking, training, left, predictions):
     assert seen == [training] * 3
     assert trainer.model.attn_mask_probs.tolist() == left
     assert sum(key.startswith("loss_mask") for key in logs_of(trainer)[0]) == predictions
+
+
+def test_own_annealing_callback_takes_the_place_of_ours(tmp_path):
+    own = MaskAnnealingCallback([0, 1], [2, 3], power=1.0)
+    trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, max_steps=3), train_dataset=Samples(), callbacks=[own])
+    trainer.train()
+    logged = [[row["attn_mask_prob_0"], row["attn_mask_prob_1"]] for row in logs_of(trainer)]
+    assert logged == [[0.5, 1.0], [0.0, 0.5], [0.0, 0.0]]
 
 
 def test_accumulated_batches_equal_the_whole_batch(tmp_path, monkeypatch):
