@@ -144,11 +144,9 @@ class Finder:
         self.by_name: dict[str, list[tuple[Tree, str]]] = {}
         for tree in trees:
             for name in tree.names:
-                path = PurePosixPath(name)
-                if (
-                    path.suffix.lower() in IMAGE_SUFFIXES and avoid not in path.parts[:-1]
-                ):  # panoptic pngs are no images
-                    self.by_name.setdefault(path.name, []).append((tree, name))
+                folder, _, file = name.rpartition("/")
+                if file.lower().endswith(IMAGE_SUFFIXES) and avoid not in folder.split("/"):  # panoptic pngs are none
+                    self.by_name.setdefault(file, []).append((tree, name))
 
     def __call__(self, file_name: str, source: str) -> str:
         name = safe_name(file_name, source)

@@ -72,12 +72,11 @@ class Tree:
                 found = [n for n in open_archive(self.root).namelist() if n.startswith(self.prefix) and n[-1] != "/"]
                 found = [safe_name(n.removeprefix(self.prefix), str(self.root)) for n in found]
             else:
-                base = self.root / self.prefix
-                found = [
-                    (Path(folder) / file).relative_to(base).as_posix()
-                    for folder, _, files in os.walk(base, followlinks=True)
-                    for file in files
-                ]
+                found = []
+                base = str(self.root / self.prefix)
+                for folder, _, files in os.walk(base, followlinks=True):
+                    below = "" if folder == base else Path(folder).relative_to(base).as_posix() + "/"
+                    found += [below + file for file in files]
             self._names = sorted(n for n in found if not n.startswith("__MACOSX/") and "/." not in f"/{n}")
         return self._names
 

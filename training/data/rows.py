@@ -20,6 +20,9 @@ SEGMENT = {
 }
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
 @dataclass
 class Rows:
     """Collects rows and problems of one data set; `table()` gives the `datasets.Dataset` or raises."""
@@ -54,7 +57,7 @@ class Rows:
 
 def segment(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape="") -> dict:
     """One entry of a row's `segments`; `area` −1: count the pixels."""
-    text = shape if isinstance(shape, str) else json.dumps(shape, separators=(",", ":"))
+    text = shape if isinstance(shape, str) else _encode(shape)
     return {"id": id, "label_id": label_id, "iscrowd": iscrowd, "area": float(area), "shape": text}
 
 
