@@ -67,7 +67,27 @@ def test_panoptic_run_is_loaded_by_the_auto_classes(shapes, tmp_path, capsys):
     assert result["segmentation"].shape == (30, 50)
 
 
-def test_semantic_run_with_names_ignored_ids_and_recipe_values_overridden(streets, tmp_path):
+def test_recipe_with_some_values_overridden(shapes, tmp_path, capsys):
+    overrides = (
+        "--backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2 "
+        "--num-queries 8 --patch-size 8 --train-num-points 128 --image-size 64 --total-batch-size 4 --max-steps 12 "
+        "--use-cpu --logging-steps 1 --dataloader-num-workers 0 --eval-strategy no"
+    )
+    recipe = "coco_panoptic_eomt_large_640_dinov3"
+    command = f"train --recipe {recipe} --data {shapes} --output-dir {tmp_path} {overrides}"
+    assert main(command.split()) == 0
+    assert "the authors report 56.8 PQ" in capsys.readouterr().out
+    logs = [r for r in json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] if "loss" in r]
+    model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path)
+    assert model.config.model_type == "eomt_dinov3"
+    # the recipe's warm-up (2000, 3000) and annealing, as long as this run is short: T = 12 of 88,692 steps
+    assert [row["learning_rate"] for row in logs[:4]] == pytest.approx([0, 1e-4, 2e-4, 2e-4 * 0.9**0.9])
+    assert [row["attn_mask_prob_0"] for row in logs] == [0] * 12
+    assert [row["attn_mask_prob_1"] for row in logs[:8]] == [1] * 8
+    assert recipe in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_semantic_run_with_names_and_ignored_ids(streets, tmp_path):
     options = "--task semantic --class-names sky,road --ignore-ids 7 --image-size 48x64 --masking always --llrd 0.9"
     assert train(streets, tmp_path / "run", *options.split(), "--evaluate-blocks") == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
