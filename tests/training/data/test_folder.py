@@ -142,9 +142,10 @@ def test_a_zip_is_read_by_spawned_workers_and_augmentation_differs_between_them(
     write(tmp_path, {"data.zip": zipped(files)})
     dataset, space = load_data(tmp_path / "data.zip", task="semantic")
     dataset[0]  # the archive may be open in this process already
-    train = dataset.with_transform(TrainTransform(space, task="semantic", size=16, scale_range=(0.5, 2.0)))
+    train = dataset.with_transform(TrainTransform(space, task="semantic", size=64, scale_range=(1.0, 2.0)))
     collator = EoMTDataCollator(keep_file_names=True)
     for workers, method in ((1, "spawn"), (2, "fork")):
+        torch.manual_seed(0)
         options = {"num_workers": workers, "multiprocessing_context": method}
         batches = list(DataLoader(train, batch_size=1, collate_fn=collator, **options))
         assert [batch["file_name"][0] for batch in batches] == [f"images/{i}.jpg" for i in range(4)]
