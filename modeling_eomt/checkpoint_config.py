@@ -1,0 +1,164 @@
+"""What an authors' checkpoint is, read off the shapes of its tensors.
+
+Q queries · C labels · D width · N patches
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from ..configuration import BACKBONES, Backbone, EoMTConfig, as_pair
+from ..configuration.labels import LabelSpace, label_space
+from .state_dicts import StateDict
+
+HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape tells it
+DINOV3_IMAGE_SIZE = 640  # rotary positions leave no trace of the size
+ENCODER = "network.encoder.backbone."
+# Number of labels → label space. 150 labels are ADE20K's for both tasks, so the query count decides.
+SPACES = {
+    133: "coco_panoptic",
+    80: "coco_instance",
+    150: "ade20k_panoptic",
+    19: "cityscapes_semantic",
+}
+SEMANTIC_QUERIES = 100  # 200 for the other tasks (paper, Section 4.1)
+
+
+def config_of_checkpoint(
+    state: StateDict,
+    *,
+    heads: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    task: str | None = None,
+    labels: LabelSpace | None = None,
+) -> EoMTConfig:
+    """Authors' state dict (keys `network.*`) → the configuration that fits it.
+
+    Args:
+        heads: attention heads; D / 64 by default.
+        image_size: side or (height, width) in pixels. By default that of the square grid of learned positions, and
+            640 for DINOv3, which has none.
+        task: "panoptic", "instance" or "semantic"; by default guessed from the numbers of labels and queries.
+        labels: by default the data set's that has C classes (COCO, ADE20K, Cityscapes), else LABEL_0, LABEL_1, …
+
+    Raises:
+        ValueError: when a key that tells a shape is missing, or shape and argument contradict each other.
+    """
+    queries, width = _shape(state, "network.q.weight")
+    num_labels = _shape(state, "network.class_head.weight")[0] - 1
+    num_blocks = _shape(state, "network.attn_mask_probs")[0]
+    upscale = {match[1] for key in state if (match := re.match(r"network\.upscale\.(\d+)\.", key))}
+    family, depth, swiglu = _encoder(state)
+    row = backbone_row(family, width, depth, swiglu)
+    if heads is None:
+        if width % HEAD_WIDTH:
+            raise ValueError(f"the width {width} is no multiple of {HEAD_WIDTH}, the width of a head; give --heads")
+        heads = width // HEAD_WIDTH
+    if labels is not None and labels.num_labels != num_labels:
+        raise ValueError(f"{labels.num_labels} labels were given, the checkpoint has {num_labels} classes")
+    space = labels or default_labels(num_labels, queries, task)
+    task = task or guess_task(space, queries)
+    names = {}
+    if space is not None:
+        stuff = list(space.stuff_label_ids) if task == "panoptic" else []
+        names = {"id2label": space.id2label, "label2id": space.label2id, "stuff_label_ids": stuff}
+    patch = tuple(_kernel(state).shape[-2:])
+    return EoMTConfig.for_backbone(
+        row.name,
+        image_size=image_size or _image_size(state, family, patch),
+        task=task,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_blocks=num_blocks,
+        num_queries=queries,
+        num_upscale_blocks=len(upscale),
+        patch_size=patch[0] if patch[0] == patch[1] else patch,
+        **(names or {"num_labels": num_labels}),
+    )
+
+
+def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpace | None:
+    """The paper's data set with that many classes, or None."""
+    name = SPACES.get(num_labels)
+    if num_labels == 150 and (task == "semantic" or (task is None and queries == SEMANTIC_QUERIES)):
+        name = "ade20k_semantic"
+    return label_space(name) if name else None
+
+
+def guess_task(labels: LabelSpace | None, queries: int) -> str:
+    """Label space's name, or the query count → what the model was trained for."""
+    ending = labels.name.rpartition("_")[2] if labels is not None else ""
+    if ending in ("panoptic", "instance", "semantic"):
+        return ending
+    return "semantic" if queries == SEMANTIC_QUERIES else "panoptic"
+
+
+def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
+    """The backbone of that shape; where there is none, a row of the same family and MLP, to be scaled."""
+    kin = [row for row in BACKBONES if row.family == family and row.swiglu == swiglu]
+    return next((row for row in kin if (row.width, row.depth) == (width, depth)), kin[0])
+
+
+def backbone_of(config: EoMTConfig) -> tuple[Backbone, bool]:
+    """Configuration → (its row, whether it is that row's size and not a scaled one)."""
+    family = {"eomt": "dinov2" if config.num_register_tokens else "deit3"}.get(config.model_type)
+    family = family or config.model_type.removeprefix("eomt_")
+    swiglu = config.gated_mlp and family != "dinov3"
+    row = backbone_row(family, config.hidden_size, config.num_hidden_layers, swiglu)
+    return row, (row.width, row.depth) == (config.hidden_size, config.num_hidden_layers)
+
+
+def _encoder(state: StateDict) -> tuple[str, int, bool]:
+    """Encoder's keys → (family, depth, whether its MLP is a SwiGLU)."""
+    keys = {key.removeprefix(ENCODER) for key in state if key.startswith(ENCODER)}
+    depth = len({match[1] for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))})
+    if not depth:
+        raise ValueError(f"the checkpoint has no {ENCODER}blocks.*: it is none of the authors' EoMT code")
+    if "patch_embed.cls_token" in keys:
+        return "dinov3", depth, False
+    if "blocks.0.mlp.fc1_g.weight" in keys:
+        return "eva02", depth, True
+    first, second = (_shape(state, f"{ENCODER}blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    return "dinov2" if "reg_token" in keys else "deit3", depth, first[0] == 2 * second[1]
+
+
+def _kernel(state: StateDict):
+    for name in ("patch_embed.proj.weight", "patch_embed.patch_embeddings.weight"):
+        if ENCODER + name in state:
+            return state[ENCODER + name]
+    raise ValueError(f"the checkpoint has no {ENCODER}patch_embed.proj.weight")
+
+
+def _image_size(state: StateDict, family: str, patch: tuple[int, int]) -> int | tuple[int, int]:
+    if family == "dinov3":
+        return DINOV3_IMAGE_SIZE
+    count = _shape(state, f"{ENCODER}pos_embed")[-2] - (family == "eva02")  # N; EVA-02's class token has one too
+    side = math.isqrt(count)
+    if side**2 != count:
+        raise ValueError(f"the checkpoint's {count} positions are no square grid; give --image-size HEIGHT WIDTH")
+    height, width = side * patch[0], side * patch[1]
+    return height if height == width else (height, width)
+
+
+def _shape(state: Mapping, key: str) -> tuple[int, ...]:
+    if key not in state:
+        raise ValueError(f"the checkpoint has no {key}; its keys begin with {', '.join(sorted(state)[:3])}")
+    return tuple(state[key].shape)
+
+
+def describe_config(config: EoMTConfig) -> str:
+    """What a model is, one line a property."""
+    row, exact = backbone_of(config)
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    size, patch = (as_pair(value) for value in (config.image_size, config.patch_size))
+    facts = {
+        "backbone": f"{row.name}{'' if exact else ', scaled'}: width {config.hidden_size}, depth "
+        f"{config.num_hidden_layers}, {config.num_attention_heads} heads",
+        "classes": f"{config.num_labels} ({names[0]} … {names[-1]}), {len(config.stuff_label_ids)} of them stuff",
+        "queries": f"{config.num_queries}",
+        "blocks": f"{config.num_blocks} of {config.num_hidden_layers} process the queries",
+        "size": f"{size[0]} × {size[1]} pixels, patches of {patch[0]} × {patch[1]}",
+        "task": config.task,
+    }
+    return "\n".join(f"{name:<9} {value}" for name, value in facts.items())
