@@ -4,7 +4,6 @@ C classes;  H, W image;  n instances
 """
 
 import csv
-import heapq
 import math
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class ImageReport:
     def __init__(self, task: str, label_space: LabelSpace, worst: int = 0):
         self.task, self.space, self.worst = task, label_space, worst
         self.metric = metric_for(task, label_space)
-        self.kept: list[tuple] = []  # a heap of (−score, file name, what to draw), at most `worst`
+        self.kept: list[tuple] = []  # (score, file name, what to draw), the worst first, at most `worst`
         self.confusion = np.zeros((label_space.num_labels, label_space.num_labels + 1), np.int64)
 
     def __call__(self, sample: dict, prediction) -> None:
@@ -50,17 +49,19 @@ class ImageReport:
         score = self.metric.of_image(prediction, reference)[MAIN[self.task]]
         if math.isnan(score) or score < 0:  # nothing there to be found
             return
-        entry = (-score, sample["file_name"], (sample["image"].numpy(), _drawable(prediction), _drawable(reference)))
-        if len(self.kept) < self.worst:
-            heapq.heappush(self.kept, entry)
-        elif entry[:2] > self.kept[0][:2]:
-            heapq.heapreplace(self.kept, entry)
+        if len(self.kept) == self.worst and (score, sample["file_name"]) >= self.kept[-1][:2]:
+            return
+        drawn = sample["image"].numpy(), _drawable(prediction), _drawable(reference)
+        self._keep([(score, sample["file_name"], drawn)])
 
     def gathered(self) -> None:
         """Join what all processes have; all of them must call this."""
         self.confusion = np.sum(gather(self.confusion), 0)
-        kept = [entry for part in gather(self.kept) for entry in part]
-        self.kept = sorted(kept, key=lambda entry: (-entry[0], entry[1]))[: self.worst]
+        parts, self.kept = gather(self.kept), []
+        self._keep([entry for part in parts for entry in part])
+
+    def _keep(self, entries: list[tuple]) -> None:
+        self.kept = sorted([*self.kept, *entries], key=lambda entry: entry[:2])[: self.worst]
 
     def draw_worst(self, folder: Path) -> list[dict]:
         """Write photo, truth and prediction side by side, the worst first; returns their names and scores."""
@@ -76,7 +77,7 @@ class ImageReport:
             ]
             path = folder / f"{number:02d}_{Path(name).stem}.jpg"
             side_by_side([(Path(name).name, image), *panels]).save(path, quality=90)
-            listed.append({"file_name": name, MAIN[self.task]: -score, "picture": str(path)})
+            listed.append({"file_name": name, MAIN[self.task]: score, "picture": str(path)})
         return listed
 
     def draw_confusion(self, path: Path) -> None:

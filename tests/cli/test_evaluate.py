@@ -1,6 +1,9 @@
 """`eomt evaluate` from end to end: a model, its saved predictions scored the same, and one line for what is wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training.data import load_data, make_shapes
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden"
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +149,46 @@ def test_classes_that_are_not_the_models(shapes, model, tmp_path, capsys):
         (tmp_path / split).symlink_to(shapes / split)
     assert run(model, "--data", tmp_path) == 0  # as many classes: taken in order, and said so
     assert "its 9 classes are taken in order" in capsys.readouterr().err
+
+
+def test_two_processes_write_and_print_what_one_does(shapes, model, tmp_path):
+    """torchrun: metrics, pictures and files are one process's, whoever evaluated which image."""
+    results = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        files = out / "files"
+        arguments = [str(model), "--data", str(shapes), "--output", str(out), "--worst", "2", "--device", "cpu"]
+        arguments += ["--save-predictions", str(files), "--num-workers", "0"]
+        if processes == 1:
+            assert main(["evaluate", *arguments]) == 0
+        else:
+            program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            subprocess.run([*program, "evaluate", *arguments], check=True, env=environment, timeout=180)
+        metrics = json.loads((out / "metrics.json").read_text())
+        worst = [(Path(entry["picture"]).name, entry["pq"]) for entry in metrics["worst"]]
+        results.append((metrics["metrics"], worst, (files / "panoptic.json").read_text()))
+    assert results[0] == results[1]
+
+
+def test_the_papers_number_stands_beside_a_result_of_its_recipe(tmp_path):
+    """Told by data, task and architecture; for a ViT-S on COCO panoptic at 640² the model zoo has one."""
+    from argparse import Namespace
+
+    from eomt.cli.evaluate import _reported
+    from eomt.configuration.labels import label_space
+    from eomt.configuration.recipes import get_recipe
+
+    recipe, space = get_recipe("coco_panoptic_eomt_small_640_2x"), label_space("coco_panoptic")
+    config = EoMTConfig.for_backbone(recipe.backbone, image_size=640, id2label=space.id2label, label2id=space.label2id)
+    config.save_pretrained(tmp_path)
+    found = {
+        entry["recipe"]: entry["percent"] for entry in _reported(Namespace(model=str(tmp_path)), "panoptic", space)
+    }
+    assert found[recipe.name] == 46.7
+    assert all("small" in name for name in found)
+    assert not _reported(Namespace(model=str(tmp_path)), "instance", label_space("coco_instance"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from ...image_processing.images import upright_rgb
 
 _ORIENTATION = 0x0112  # EXIF
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test")}  # best first
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
 

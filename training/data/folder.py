@@ -15,9 +15,8 @@ import yaml
 from tqdm.auto import tqdm
 
 from ...configuration.labels import IGNORE_INDEX, LabelSpace
-from .coco import SPLIT_NAMES
 from .decode import _values
-from .files import IMAGE_SUFFIXES, Tree, image_size, read_map
+from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, image_size, read_map
 from .rows import Rows, segment
 
 LABEL_FOLDERS = ("labels", "annotations", "masks")

@@ -1,6 +1,5 @@
 """Predictions as files: ours are read back the same, other tools' habits, and every fault told by file and id."""
 
-
 import numpy as np
 import pytest
 import torch
