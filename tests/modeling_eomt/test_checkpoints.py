@@ -1,0 +1,193 @@
+"""Authors' checkpoints: every container, deltas, class heads, and files that do not fit."""
+
+import logging
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+from eomt import EoMTForUniversalSegmentation
+from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
+from tests.models import GOLDEN, golden_config, tiny_config, tiny_model
+
+ENCODER = "network.encoder.backbone."
+
+
+def golden_state(kind="dinov2"):
+    return load_file(GOLDEN / f"{kind}.checkpoint.safetensors")
+
+
+def assert_same_weights(a, b):
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("container", ["bin", "ckpt", "safetensors", "directory", "dict", "compiled", "lightning"])
+def test_every_container_gives_the_same_model(container, tmp_path):
+    state, config = golden_state(), golden_config("dinov2")
+    expected = load_authors_checkpoint(state, config)
+    if container == "safetensors":
+        save_file(state, source := tmp_path / "model.safetensors")
+    elif container == "directory":
+        torch.save(state, tmp_path / "pytorch_model.bin")
+        source = tmp_path
+    elif container == "dict":
+        source = state
+    else:
+        if container == "compiled":  # torch.compile wraps the network, or the network's parts
+            state = {key.replace("network.", "network._orig_mod.", 1): tensor for key, tensor in state.items()}
+        if container == "lightning":  # what its loggers and optimisers leave beside the weights
+            state = {"state_dict": state | {"criterion.empty_weight": torch.ones(12)}, "epoch": 11, "global_step": 5}
+        if container == "ckpt":
+            state = {"state_dict": state}
+        torch.save(state, source := tmp_path / ("model.bin" if container == "bin" else "model.ckpt"))
+    model = load_authors_checkpoint(source, config)
+    assert_same_weights(model, expected)
+    assert not model.training
+
+
+def test_other_classes_keep_a_fresh_head(caplog):
+    state, config = golden_state(), golden_config("dinov2")
+    config = type(config).from_dict(config.to_dict() | {"id2label": dict(enumerate("abc")), "label2id": None})
+    with pytest.raises(ValueError, match=r"mis-shaped \(2\): network.class_head.weight \(12, 24\)"):
+        load_authors_checkpoint(state, config)
+    logger = logging.getLogger("transformers")
+    logger.propagate = True
+    try:
+        torch.manual_seed(3)
+        model = load_authors_checkpoint(state, config, load_class_head=False)
+    finally:
+        logger.propagate = False
+    assert "the class head was not loaded: it is initialised for 3 labels" in caplog.text
+    assert model.class_predictor.weight.shape == (4, 24)
+    torch.manual_seed(3)
+    assert torch.equal(model.class_predictor.weight, EoMTForUniversalSegmentation(config).class_predictor.weight)
+    assert torch.equal(model.query.weight, state["network.q.weight"])  # all else is the checkpoint's
+
+
+def test_the_class_head_may_be_absent_from_the_file():
+    state = {key: tensor for key, tensor in golden_state().items() if "class_head" not in key}
+    with pytest.raises(ValueError, match=r"missing \(2\): network.class_head.bias, network.class_head.weight"):
+        load_authors_checkpoint(state, golden_config("dinov2"))
+    model = load_authors_checkpoint(state, golden_config("dinov2"), load_class_head=False)
+    assert torch.equal(model.mask_head.fc1.weight, state["network.mask_head.0.weight"])
+
+
+def test_one_error_groups_all_that_does_not_fit():
+    state = golden_state()
+    del state["network.q.weight"], state["network.mask_head.0.bias"]
+    state["network.upscale.7.norm.bias"] = torch.zeros(24)
+    state[f"{ENCODER}blocks.0.norm1.weight"] = torch.zeros(25)
+    with pytest.raises(ValueError, match="does not fit the configuration; nothing was loaded") as caught:
+        load_authors_checkpoint(state, golden_config("dinov2"))
+    assert str(caught.value).splitlines()[1:] == [
+        "missing (2): network.mask_head.0.bias, network.q.weight",
+        "unexpected (1): network.upscale.7.norm.bias",
+        f"mis-shaped (1): {ENCODER}blocks.0.norm1.weight (25,), the configuration gives (24,)",
+    ]
+
+
+def test_another_family_is_listed_not_loaded():
+    with pytest.raises(ValueError, match=r"(?s)missing \(\d+\).*… and \d+ more.*unexpected"):
+        load_authors_checkpoint(golden_state("eva02"), golden_config("dinov3"))
+
+
+def test_square_positions_are_resampled_to_the_configurations_size():
+    model = tiny_model()
+    larger = load_authors_checkpoint(convert_to_authors(model), tiny_config(image_size=(96, 64)))
+    expected = EoMTForUniversalSegmentation(tiny_config())
+    expected.load_state_dict(model.state_dict())
+    expected.resize((96, 64))
+    assert_same_weights(larger, expected)
+
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ("attacked",)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_pickle_that_runs_code_is_refused(wrapped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = golden_state() | {"evil": Attack()}
+    torch.save({"state_dict": state} if wrapped else state, "evil.ckpt")
+    with pytest.raises(ValueError, match="holds more than tensors, which is not safe to open"):
+        load_authors_checkpoint("evil.ckpt", golden_config("dinov2"))
+    assert not os.path.exists("attacked")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("cut", "truncated"), ("list", "a state dict is needed"), ("empty", "no tensor")]
+)
+def test_unreadable_files_are_clear_errors(content, message, tmp_path):
+    file = tmp_path / "model.bin"
+    torch.save({"cut": golden_state(), "list": [1], "empty": {}}[content], file)
+    if content == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=message):
+        load_authors_checkpoint(file, golden_config("dinov2"))
+    with pytest.raises(FileNotFoundError, match="there is no weights file"):
+        load_authors_checkpoint(tmp_path / "nothing.bin", golden_config("dinov2"))
+
+
+# --- DINOv3 deltas -----------------------------------------------------------------------------------------------
+
+
+def reference_of(model) -> dict:
+    """The encoder of an EoMT as transformers' DINOv3ViTModel names it."""
+    state = {key.removeprefix(ENCODER): t for key, t in convert_to_authors(model).items() if key.startswith(ENCODER)}
+    return {
+        key.replace("patch_embed.", "embeddings.").replace("blocks.", "layer."): tensor for key, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize("buffers", ["deltas", "absolute", "absent"])
+def test_deltas_are_added_to_the_reference_and_buffers_overwritten(buffers):
+    trained, pretrained = tiny_model("dinov3", seed=1), tiny_model("dinov3", seed=2)
+    trained.set_attn_mask_probs([0.0, 0.5])
+    state = convert_to_authors(trained, delta_from=reference_of(pretrained))
+    absolute = convert_to_authors(trained)
+    for key, tensor in state.items():  # by hand, from the authors' description
+        if key.startswith(ENCODER):
+            expected = absolute[key] - convert_to_authors(pretrained)[key]
+        elif "pixel_" in key:
+            expected = torch.zeros(1, 3, 1, 1)
+        elif key == "network.attn_mask_probs":
+            expected = torch.tensor([-1.0, -0.5])
+        else:
+            expected = absolute[key]
+        assert torch.equal(tensor, expected), key
+    pixel = ("network.encoder.pixel_mean", "network.encoder.pixel_std")
+    if buffers != "deltas":
+        state["network.attn_mask_probs"] = absolute["network.attn_mask_probs"]
+        for key in pixel:
+            state[key] = absolute[key]
+    if buffers == "absent":
+        state = {key: tensor for key, tensor in state.items() if key not in pixel}
+    model = load_authors_checkpoint(state, trained.config, reference_backbone=reference_of(pretrained))
+    for name, tensor in trained.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=1e-6)
+    assert model.attn_mask_probs.tolist() == [0.0, 0.5]
+
+
+def test_the_reference_may_be_a_file_or_a_model(tmp_path):
+    config = DINOv3ViTConfig(
+        hidden_size=48, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4, num_register_tokens=4
+    )
+    backbone, trained = DINOv3ViTModel(config), tiny_model("dinov3")
+    backbone.save_pretrained(tmp_path)
+    states = [convert_to_authors(trained, delta_from=source) for source in (backbone, tmp_path, backbone.state_dict())]
+    for state in states[1:]:
+        assert all(torch.equal(state[key], states[0][key]) for key in states[0])
+    again = load_authors_checkpoint(states[0], trained.config, reference_backbone=tmp_path)
+    torch.testing.assert_close(again.layers[0].mlp.up_proj.weight, trained.layers[0].mlp.up_proj.weight)
+
+
+def test_a_reference_of_another_depth_is_an_error():
+    trained, other = tiny_model("dinov3"), tiny_model("dinov3", num_hidden_layers=3)
+    state = convert_to_authors(trained)
+    with pytest.raises(ValueError, match="depth 3; the configuration wants dinov3, width 48, depth 4"):
+        load_authors_checkpoint(state, trained.config, reference_backbone=reference_of(other))
