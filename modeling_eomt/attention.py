@@ -69,8 +69,9 @@ class Attention(nn.Module):
             output, weights = self._attend(query, key, value, None, **kwargs)  # [B, T, A, E]
         else:
             rows = query_mask.shape[2]
-            masked, masked_weights = self._attend(query[:, :, :rows], key, value, query_mask, **kwargs)
-            free, free_weights = self._attend(query[:, :, rows:], key, value, None, **kwargs)
+            masked_rows, free_rows = query.split([rows, query.shape[2] - rows], dim=2)
+            masked, masked_weights = self._attend(masked_rows, key, value, query_mask, **kwargs)
+            free, free_weights = self._attend(free_rows, key, value, None, **kwargs)
             output = torch.cat([masked, free], dim=1)
             weights = None if free_weights is None else torch.cat([masked_weights, free_weights], dim=2)
 

@@ -143,9 +143,9 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
 
     def predict(self, normalised: Tensor, grid: tuple[int, int]) -> MaskPrediction:
         """Normalised tokens (B, T, D) → classes and masks (paper, Section 3.1)."""
-        count, prefix = self.config.num_queries, self.config.num_prefix_tokens
-        queries = normalised[:, :count]  # [B, Q, D]
-        patches = normalised[:, count + prefix :].unflatten(1, grid)  # [B, h, w, D]
+        sizes = [self.config.num_queries, self.config.num_prefix_tokens, grid[0] * grid[1]]
+        queries, _, patches = normalised.split(sizes, dim=1)  # [B, Q, D], [B, P, D], [B, N, D]
+        patches = patches.unflatten(1, grid)  # [B, h, w, D]
         return MaskPrediction(self.class_predictor(queries), self.mask_head(queries), self.upscale_block(patches))
 
     def _predicts_before(self, block: int) -> bool:

@@ -1,7 +1,7 @@
 """A made data set in COCO panoptic format: things (five shapes) over stuff (four textures), truth as pngs and json.
 
-What makes it a fair miniature: objects overlap and are cut by the border, colours say nothing about the class, sizes
-and aspect ratios vary, every pixel has noise. Image i of a seed is always the same, whatever the number of images.
+What makes it a fair miniature: objects overlap and are cut by the border, a thing's colour says nothing about its
+class, stuff has a usual hue and a texture, sizes and aspect ratios vary, every pixel has noise. Image i of a seed is always the same, whatever the number of images.
 
     python -m eomt.training.data.shapes FOLDER --train 1000 --val 100
 """
@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
-THINGS = ("circle", "square", "triangle", "star", "cross")
+THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckle", "gradient")
+USUAL_HUE = {"stripes": 0.11, "checks": 0.0, "speckle": 0.33, "gradient": 0.58}  # sand, brick, grass, sky
 CATEGORIES = [
     {"id": i, "name": name, "supercategory": "thing" if name in THINGS else "stuff", "isthing": int(name in THINGS)}
     for i, name in enumerate((*THINGS, *STUFF), 1)
@@ -64,9 +65,9 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
         image[regions == i] = _texture(rng, STUFF[stuff], height, width)[regions == i]
         ids[regions == i] = category_id = len(THINGS) + int(stuff) + 1
         category[category_id] = category_id
-    for number in range(rng.integers(1, 6)):
+    for number in range(rng.integers(1, 5)):
         thing = int(rng.integers(len(THINGS)))
-        radius = rng.uniform(0.13, 0.32) * min(height, width)
+        radius = rng.uniform(0.16, 0.34) * min(height, width)
         centre = rng.uniform(0.08, 0.92, 2) * (width, height)
         mask = _mask(THINGS[thing], centre, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0), height, width)
         colour = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.75, 1), rng.uniform(0.75, 1)))
@@ -108,9 +109,9 @@ def _texture(rng, name: str, height: int, width: int) -> np.ndarray:
         mix = (rng.uniform(size=(height, width)) < 0.35).astype(np.float32)
     else:
         mix = (u - u.min()) / (u.max() - u.min())
-    hue, value = rng.uniform(), rng.uniform(0.3, 0.6)
-    dark = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.4), value))
-    light = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.05, 0.3), value + rng.uniform(0.25, 0.4)))
+    hue, value = (USUAL_HUE[name] + rng.normal(0, 0.04)) % 1, rng.uniform(0.3, 0.6)
+    dark = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.2, 0.5), value))
+    light = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.4), value + rng.uniform(0.25, 0.4)))
     return dark + mix[..., None] * (light - dark)
 
 
@@ -122,24 +123,14 @@ def _mask(name: str, centre, radius: float, angle: float, squeeze: float, height
         turn, reach = np.arange(4) * np.pi / 2, np.full(4, 1.1)
     elif name == "triangle":
         turn, reach = np.arange(3) * 2 * np.pi / 3, np.full(3, 1.25)
-    elif name == "star":
+    else:
         turn, reach = np.arange(10) * np.pi / 5, np.tile([1.3, 0.5], 5)
-    else:  # a cross: arms a third as wide as long
-        arm = np.array([[1, 0.33], [0.33, 0.33], [0.33, 1]]) * 1.15
-        quarter = np.concatenate([_turned(arm, k) for k in range(4)])  # [12, (x, y)], in outline order
-        turn, reach = np.arctan2(quarter[:, 1], quarter[:, 0]), np.hypot(quarter[:, 0], quarter[:, 1])
     points = np.stack([np.cos(turn) * reach, np.sin(turn) * reach * squeeze], -1)  # [points, (x, y)]
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     outline = (points @ rotation) * radius + centre
     canvas = Image.new("1", (int(width), int(height)))
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in outline.tolist()], fill=1)
     return np.array(canvas, bool)
-
-
-def _turned(points: np.ndarray, quarters: int) -> np.ndarray:
-    for _ in range(quarters):
-        points = np.stack([-points[:, 1], points[:, 0]], -1)
-    return points
 
 
 def main() -> None:
