@@ -28,7 +28,7 @@ def test_written_and_read_back(tmp_path):
     dataset, space = load_data(tmp_path, task="panoptic", split="val")
     assert len(dataset) == 2
     assert space.names[:2] == ("circle", "square")
-    assert space.stuff_label_ids == (5, 6, 7, 8)
+    assert space.stuff_label_ids == (4, 5, 6, 7)
     truth = json.loads((tmp_path / "annotations/panoptic_val.json").read_text())
     sample = dataset.with_transform(EvaluationTransform(space, task="panoptic"))[1]
     pixels, ids, segments = draw(np.random.default_rng((0, 1_000_001)), (40, 60))
