@@ -197,6 +197,13 @@ and of the data they were trained on.
 """
 
 
+def readable(name: str, value: float) -> str:
+    """A figure as papers print it: metrics, which are fractions, in percent; losses and counts as they are."""
+    if "loss" in name or isinstance(value, int):
+        return f"{value:.4g}"
+    return f"{100 * value:.1f}" if value >= 0 else "–"  # AP of sizes that do not occur is -1
+
+
 def run_card(config, args, state, name: str, license_name: str | None = None) -> str:
     """A run's model configuration, `EoMTTrainingArguments` and `TrainerState` → its card, with its own figures."""
     evaluations = [row for row in state.log_history if any(key.startswith("eval_") for key in row)]
@@ -227,7 +234,7 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
         ("masking; annealing steps", f"{args.masking}; {anneal}"),
         ("precision; seed", f"{args.mixed_precision if args.mixed_precision != 'no' else 'fp32'}; {args.seed}"),
     ]
-    measured = table(("figure", "value"), [(key, f"{value:.4g}") for key, value in results.items()])
+    measured = table(("figure (metrics in percent)", "value"), [(key, readable(key, value)) for key, value in results.items()])
     reference = (
         f"\nThe run follows the recipe `{recipe.name}`, for which the authors report "
         f"{recipe.reported.value} {recipe.metric} ({recipe.reported.table}).\n"

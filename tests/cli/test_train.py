@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt.cli import main
-from eomt.training.data.shapes import make_shapes
+from eomt.training.data.shapes import CATEGORIES, STUFF, make_shapes
 
 TINY = (
     "--backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 "
@@ -48,15 +48,16 @@ def test_panoptic_run_is_loaded_by_the_auto_classes(shapes, tmp_path, capsys):
     assert train(shapes, tmp_path / "run", "--task", "panoptic") == 0
     printed = capsys.readouterr().out
     assert "4 images to train on, 2 to evaluate on" in printed
-    assert "9 classes, 4 of them stuff" in printed
+    assert f"{len(CATEGORIES)} classes, {len(STUFF)} of them stuff" in printed
     folder = tmp_path / "run"
     for name in ("README.md", "curves.png", "results.json", "model.safetensors", "preprocessor_config.json"):
         assert (folder / name).is_file(), name
     results = json.loads((folder / "results.json").read_text())
-    assert 0 <= results["eval_pq"] <= 100
+    assert 0 <= results["eval_pq"] <= 1
+    assert f"| pq | {100 * results['eval_pq']:.1f} |" in (folder / "README.md").read_text(encoding="utf-8")
     model = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
-    assert model.config.stuff_label_ids == [5, 6, 7, 8]
-    assert model.config.id2label[0] == "circle"
+    assert list(model.config.id2label.values()) == [c["name"] for c in CATEGORIES]
+    assert model.config.stuff_label_ids == [i for i, c in enumerate(CATEGORIES) if c["name"] in STUFF]
     assert not model.attn_mask_probs.any()
     processor = AutoImageProcessor.from_pretrained(folder)
     inputs = processor(Image.new("RGB", (50, 30)), return_tensors="pt")
