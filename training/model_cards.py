@@ -234,7 +234,8 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
         ("masking; annealing steps", f"{args.masking}; {anneal}"),
         ("precision; seed", f"{args.mixed_precision if args.mixed_precision != 'no' else 'fp32'}; {args.seed}"),
     ]
-    measured = table(("figure (metrics in percent)", "value"), [(key, readable(key, value)) for key, value in results.items()])
+    figures = [(key, readable(key, value)) for key, value in results.items()]
+    measured = table(("figure (metrics in percent)", "value"), figures)
     reference = (
         f"\nThe run follows the recipe `{recipe.name}`, for which the authors report "
         f"{recipe.reported.value} {recipe.metric} ({recipe.reported.table}).\n"
