@@ -1,7 +1,9 @@
 """What a model and a run are: no torch, no I/O."""
 
 from .backbones import BACKBONES, Backbone, find_backbone
-from .eomt import TASKS, EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config, as_pair
+from .eomt import EoMTConfig
+from .families import EoMTDINOv3Config, EoMTEVA02Config
+from .validation import TASKS, as_pair
 
 __all__ = [
     "BACKBONES",

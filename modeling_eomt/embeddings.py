@@ -63,7 +63,7 @@ class Embeddings(nn.Module):
         """Resample positions and patch kernels to another image and patch size and note both in the configuration."""
         old = self.config.grid_size
         self.config.image_size, self.config.patch_size = image_size, patch_size
-        self.config._validate()
+        self.config.check_fields()
         if as_pair(patch_size) != self.projection.kernel_size:
             self.projection.weight = nn.Parameter(resample_patch_kernel(self.projection.weight, as_pair(patch_size)))
             self.projection.kernel_size = self.projection.stride = as_pair(patch_size)

@@ -1,0 +1,82 @@
+"""EoMTConfig: construction for every backbone, validation, and the round trip through a file."""
+
+import pytest
+
+from eomt.configuration import BACKBONES, EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config, find_backbone
+
+LABELS = {"id2label": {0: "cat", 1: "sky", 2: "road"}, "label2id": {"cat": 0, "sky": 1, "road": 2}}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda row: row.name)
+def test_every_backbone_by_every_name(backbone):
+    config = EoMTConfig.for_backbone(backbone.name)
+    assert config.num_blocks == {12: 3, 24: 4, 40: 5}[backbone.depth]
+    assert config.num_queries == 200
+    assert config.patch_size == 16
+    assert config.num_upscale_blocks == 2
+    assert config.hidden_size // config.num_attention_heads == 64
+    names = [f"{backbone.name}.{tag}" for tag in backbone.tags] + [backbone.hub_name] * bool(backbone.hub_name)
+    for name in names:
+        assert EoMTConfig.for_backbone(name).to_dict() == config.to_dict()
+    assert find_backbone(f"timm/{backbone.name}.{backbone.tags[0]}") is backbone
+
+
+@pytest.mark.parametrize(("name", "kind", "width"), [
+    ("vit_giant_patch14_reg4_dinov2", EoMTConfig, 4096),
+    ("vit_large_patch16_dinov3", EoMTDINOv3Config, 4096),
+    ("eva02_large_patch14_224", EoMTEVA02Config, 2730),
+    ("deit3_large_patch16_384.fb_in1k", EoMTConfig, 4096),
+])  # fmt: skip
+def test_families(name, kind, width):
+    config = EoMTConfig.for_backbone(name)
+    assert type(config) is kind
+    assert config.mlp_width == width
+
+
+def test_scaled_models_follow_the_familys_rules():
+    small = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 5}
+    assert EoMTConfig.for_backbone("vit_giant_patch14_reg4_dinov2", **small).mlp_width == 64
+    assert EoMTConfig.for_backbone("vit_small_patch16_dinov3", **small).mlp_width == 96
+    assert EoMTConfig.for_backbone("eva02_large_patch14_224", **small).mlp_width == 64
+    assert EoMTConfig.for_backbone("vit_large_patch14_reg4_dinov2", num_hidden_layers=2).num_blocks == 2
+
+
+def test_tasks():
+    semantic = EoMTConfig.for_backbone("vit_base_patch14_reg4_dinov2", 512, "semantic", **LABELS)
+    assert (semantic.num_queries, semantic.task, semantic.image_size) == (100, "semantic", 512)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"num_blocks": 30}, "num_blocks is 30, more than the 24 of num_hidden_layers"),
+    ({"num_attention_heads": 7}, "hidden_size 1024 is not divisible by num_attention_heads 7"),
+    ({"stuff_label_ids": [1, 5]}, r"stuff_label_ids \[5\] lie outside the 2 labels"),
+    ({"task": "depth"}, "task is 'depth'; choose from panoptic, instance, semantic"),
+    ({"image_size": 630}, "image_size 630 is no multiple of patch_size 16; try 624"),
+    ({"image_size": (640, 630)}, "is no multiple of patch_size"),
+    ({"image_size": "large"}, "image_size is 'large'; it must be a side in pixels"),
+    ({"num_queries": 0}, "num_queries is 0; it must be a positive whole number"),
+    ({"no_object_weight": -1}, "no_object_weight is -1"),
+    ({"importance_sample_ratio": 1.5}, "importance_sample_ratio is 1.5"),
+])  # fmt: skip
+def test_wrong_fields_are_clear_errors(fields, message):
+    with pytest.raises(ValueError, match=message):
+        EoMTConfig(**fields)
+
+
+def test_unknown_backbone_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown backbone 'resnet50'; choose from vit_small_patch14_reg4_dinov2"):
+        EoMTConfig.for_backbone("resnet50")
+    with pytest.raises(ValueError, match="unknown backbone"):
+        EoMTConfig.for_backbone("deit3_large_patch16_384.imagenet")
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_large_patch14_224"]
+)
+def test_round_trip_through_a_file(name, tmp_path):
+    config = EoMTConfig.for_backbone(name, (640, 320), **LABELS, stuff_label_ids=[1, 2], masked_attention=False)
+    config.save_pretrained(tmp_path)
+    again = type(config).from_pretrained(tmp_path)
+    assert again.to_diff_dict() == config.to_diff_dict()
+    assert again.stuff_label_ids == [1, 2]
+    assert again.id2label == LABELS["id2label"]
