@@ -1,7 +1,7 @@
 """A made data set in COCO panoptic format: things (five shapes) over stuff (four textures), truth as pngs and json.
 
-What makes it a fair miniature: objects overlap and are cut by the border, a thing's colour says nothing about its
-class, stuff has a usual hue and a texture, sizes and aspect ratios vary, every pixel has noise. Image i of a seed is always the same, whatever the number of images.
+What makes it a fair miniature: objects overlap and are cut by the border, a class has a usual hue but hues overlap, so
+that shape or texture decides, sizes and aspect ratios vary, every pixel has noise. Image i of a seed is always the same, whatever the number of images.
 
     python -m eomt.training.data.shapes FOLDER --train 1000 --val 100
 """
@@ -17,7 +17,10 @@ from tqdm.auto import tqdm
 
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckle", "gradient")
-USUAL_HUE = {"stripes": 0.11, "checks": 0.0, "speckle": 0.33, "gradient": 0.58}  # sand, brick, grass, sky
+USUAL_HUE = {  # in parts of the colour circle: a few percent of the things look more like another class by it
+    **{"circle": 0.0, "square": 0.25, "triangle": 0.5, "star": 0.75},
+    **{"stripes": 0.11, "checks": 0.0, "speckle": 0.33, "gradient": 0.58},  # sand, brick, grass, sky; paler
+}
 CATEGORIES = [
     {"id": i, "name": name, "supercategory": "thing" if name in THINGS else "stuff", "isthing": int(name in THINGS)}
     for i, name in enumerate((*THINGS, *STUFF), 1)
@@ -69,8 +72,9 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
         thing = int(rng.integers(len(THINGS)))
         radius = rng.uniform(0.16, 0.34) * min(height, width)
         centre = rng.uniform(0.08, 0.92, 2) * (width, height)
-        mask = _mask(THINGS[thing], centre, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0), height, width)
-        colour = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.75, 1), rng.uniform(0.75, 1)))
+        mask = _mask(THINGS[thing], centre, radius, rng.uniform(-0.5, 0.5), rng.uniform(0.75, 1.0), height, width)
+        hue = (USUAL_HUE[THINGS[thing]] + rng.normal(0, 0.07)) % 1
+        colour = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1), rng.uniform(0.75, 1)))
         image[mask] = colour * rng.uniform(0.85, 1.0)
         ids[mask] = 100 + number
         category[100 + number] = thing + 1
