@@ -1,0 +1,145 @@
+"""The models that `eomt benchmark` compares: from a directory, the hub, or a backbone's name with random weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForUniversalSegmentation
+
+from eomt.configuration import EoMTConfig, as_pair, find_backbone
+from eomt.configuration.paper import SIZES, Reported, reported_for
+from eomt.flops import count_flops
+from eomt.modeling_eomt import EoMTForUniversalSegmentation
+from eomt.modeling_eomt.checkpoint_config import backbone_of
+
+LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
+DEFAULT_SIZE = 640  # pixels, where a configuration tells none
+ONEFORMER_TASK_TOKENS = 77
+
+
+@dataclass
+class Contender:
+    """One model at one image size; weights come when `load` is called."""
+
+    name: str
+    config: object
+    image_size: tuple[int, int]
+    pretrained: bool
+    masked: bool | None = None
+
+    @classmethod
+    def find(cls, name: str, image_size=None, task: str = "panoptic", masked: bool | None = None, **overrides):
+        """A row of `BACKBONES` → EoMT with random weights; a directory or the hub's name → that model.
+
+        Args:
+            image_size: side or (height, width) in pixels; the model's own by default.
+            masked: masked attention at inference on or off. By default off for random weights, as the paper infers,
+                and as it was saved for others.
+            **overrides: fields of the configuration, of backbones only.
+
+        Raises:
+            ValueError: when there is no such model, or it is none of universal segmentation.
+        """
+        backbone = None
+        if not Path(name).exists():
+            try:
+                backbone = find_backbone(name)
+            except ValueError as unknown:
+                if "/" not in name:
+                    raise ValueError(f"{name!r} is no directory; {unknown}") from None
+        if backbone is not None:
+            overrides.setdefault("num_labels", LABELS[task])
+            config = EoMTConfig.for_backbone(name, image_size=image_size or DEFAULT_SIZE, task=task, **overrides)
+            return cls(name, config, as_pair(config.image_size), False, bool(masked))
+        if overrides:
+            raise ValueError(f"{', '.join(overrides)} can be set for backbones only; {name} has its own")
+        config = AutoConfig.from_pretrained(name)
+        if type(config) not in AutoModelForUniversalSegmentation._model_mapping:
+            raise ValueError(f"{name} is a {config.model_type!r}, not a model of AutoModelForUniversalSegmentation")
+        if isinstance(config, EoMTConfig) and image_size is not None:
+            config.image_size = image_size
+        size = image_size or (config.image_size if isinstance(config, EoMTConfig) else DEFAULT_SIZE)
+        return cls(name, config, as_pair(size), True, masked)
+
+    @property
+    def is_eomt(self) -> bool:
+        return isinstance(self.config, EoMTConfig)
+
+    @property
+    def label(self) -> str:
+        """Name for tables and pictures."""
+        name = Path(self.name).name if self.pretrained else self.name
+        return f"{name} {'×'.join(map(str, self.image_size))}{' masked' if self.masked else ''}"
+
+    @property
+    def short(self) -> str:
+        """Name of the point in the picture, where the legend tells the family: ViT-L."""
+        if not self.is_eomt or not backbone_of(self.config)[1]:
+            return Path(self.name).name
+        letters = {size: letter for letter, size in SIZES.items()}
+        return f"ViT-{letters[self._named_size()]}"
+
+    def _named_size(self) -> str:
+        row, _ = backbone_of(self.config)
+        return next(name for name in SIZES.values() if f"_{name}_" in row.name)
+
+    @property
+    def family(self) -> str:
+        """Points of one family are joined in the picture."""
+        if not self.is_eomt:
+            return type(self.config).__name__.removesuffix("Config")
+        family = {"dinov2": "DINOv2", "dinov3": "DINOv3", "eva02": "EVA-02", "deit3": "DeiT-III"}
+        masked = ", masked" if self.masked else ""
+        size = "×".join(map(str, self.image_size))
+        return f"EoMT, {family[backbone_of(self.config)[0].family]}, {size}{masked}"
+
+    def reported(self) -> Reported | None:
+        """What the paper, or the authors' model zoo, reports for this model, where it does."""
+        if not self.is_eomt or self.masked:
+            return None
+        if self.pretrained:
+            return reported_for(Path(self.name).name)
+        row, exact = backbone_of(self.config)
+        if not exact or self.image_size[0] != self.image_size[1]:
+            return None
+        dataset = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}[self.config.task]
+        suffix = {"dinov2": "", "dinov3": "_dinov3", "eva02": "_eva02", "deit3": "_deit3_in21k"}[row.family]
+        recipe = f"{dataset}_{self.config.task}_eomt_{self._named_size()}_{self.image_size[0]}"
+        return reported_for(recipe + suffix) or reported_for(f"{recipe}_2x{suffix}")
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The model, ready for inference."""
+        if self.pretrained:
+            sizes = {"image_size": self.config.image_size} if self.is_eomt else {}
+            model = AutoModelForUniversalSegmentation.from_pretrained(self.name, dtype=dtype, **sizes)
+        else:
+            model = AutoModelForUniversalSegmentation.from_config(self.config, dtype=dtype)
+        if self.is_eomt and self.masked is not None:
+            model.set_attn_mask_probs([float(self.masked)] * self.config.num_blocks)
+        return model.eval().to(device)
+
+    def inputs(self, batch: int, device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Made images (batch, 3, H, W), and what else the model wants."""
+        inputs = {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device, dtype=dtype)}
+        if self.config.model_type == "oneformer":
+            inputs["task_inputs"] = torch.zeros(batch, ONEFORMER_TASK_TOKENS, dtype=torch.long, device=device)
+        return inputs
+
+    def count(self, model: nn.Module | None = None) -> tuple[int, int]:
+        """(parameters, multiply-adds of one input). EoMT is counted on the meta device, without weights; others, whose
+        code needs values, by a forward pass of `model` or of one with random weights."""
+        if self.is_eomt:
+            with torch.device("meta"):
+                counted = EoMTForUniversalSegmentation(self.config)
+            probabilities = [float(self.masked)] * self.config.num_blocks if self.masked is not None else None
+            if probabilities is None:
+                probabilities = model.attn_mask_probs.tolist() if model is not None else [0.0] * self.config.num_blocks
+            counted._mask_probs = tuple(probabilities)
+            device, dtype = "meta", torch.float32
+        else:
+            counted = model or AutoModelForUniversalSegmentation.from_config(self.config)
+            first = next(counted.parameters())
+            device, dtype = first.device, first.dtype
+        parameters = sum(parameter.numel() for parameter in counted.parameters())
+        return parameters, count_flops(counted, **self.inputs(1, device, dtype))

@@ -1,0 +1,86 @@
+"""FLOPs as the paper counts them: one multiply-add is one, by the rules of fvcore.
+
+Matrix products, convolutions and both products of the attention: their multiply-adds. LayerNorm and GroupNorm: 5 per
+element, BatchNorm in evaluation: 2. Bilinear resampling and point sampling: 4 per output element. Activations, softmax,
+sums, biases and `baddbmm` (the masked products inside torch's MultiheadAttention): not counted.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+aten = torch.ops.aten
+
+
+def count_flops(model: nn.Module, *inputs: Tensor, **named: Tensor) -> int:
+    """Forward pass of `model` on these inputs → its multiply-adds. On the meta device nothing is computed."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _Counter() as counter:
+            model(*inputs, **named)
+    finally:
+        model.train(was_training)
+    return counter.flops // 2  # torch's own formulas count both operations of a multiply-add
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the rules of every operation that reaches the device. (torch's FlopCounterMode also attributes counts to
+    modules, by hooks that fail where a model turns gradients on for itself, as OneFormer does.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        rule = _RULES.get(func._overloadpacket)
+        if rule is None and func is not torch.ops.prim.device.default:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if rule is not None:
+            self.flops += rule(*args, **kwargs, out_val=result)
+        return result
+
+
+def _per_input(count: int):
+    def rule(shape, *args, out_shape=None, **kwargs) -> int:
+        return 2 * count * math.prod(shape)
+
+    return rule
+
+
+def _per_output(count: int):
+    def rule(shape, *args, out_shape=None, **kwargs) -> int:
+        return 2 * count * math.prod(out_shape)
+
+    return rule
+
+
+def _nothing(*args, out_shape=None, **kwargs) -> int:
+    return 0
+
+
+_RULES = {
+    **flop_registry,
+    **{
+        operation: shape_wrapper(rule)
+        for operation, rule in {
+            aten.native_layer_norm: _per_input(5),
+            aten.native_group_norm: _per_input(5),
+            aten.native_batch_norm: _per_input(2),
+            aten._native_batch_norm_legit_no_training: _per_input(2),
+            aten.cudnn_batch_norm: _per_input(2),
+            aten.upsample_bilinear2d: _per_output(4),
+            aten._upsample_bilinear2d_aa: _per_output(4),
+            aten.grid_sampler_2d: _per_output(4),
+            aten.baddbmm: _nothing,
+        }.items()
+    },
+}

@@ -1,0 +1,58 @@
+"""Time and memory of a forward pass (paper, Section 4.1: batch 1, warmed up, synchronised)."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given; a no-op on the CPU."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
+
+
+def seconds_of(run: Callable, device: torch.device, warm_up: int, repeats: int) -> dict[str, float]:
+    """`repeats` timed runs after `warm_up` others (which compile, choose kernels, fill caches) → median and spread.
+
+    Returns seconds: "median", "p10", "p90".
+    """
+    for _ in range(warm_up):
+        run()
+    times = []
+    for _ in range(repeats):
+        synchronise(device)
+        start = time.perf_counter()
+        run()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    times.sort()
+    last = len(times) - 1
+    return {
+        "median": statistics.median(times),
+        "p10": times[round(0.1 * last)],
+        "p90": times[round(0.9 * last)],
+    }
+
+
+def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | None:
+    """Bytes of tensors alive at once at most during `run`, weights included; None where the device does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        synchronise(device)
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    alive = peak = 0
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    weights = [*model.parameters(), *model.buffers()]
+    return peak + sum(tensor.numel() * tensor.element_size() for tensor in weights)
