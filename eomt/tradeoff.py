@@ -26,16 +26,16 @@ def draw_tradeoff(points: Sequence[dict], path: Path, metric: str, device: str) 
             speeds, qualities, areas, color=line.get_color(), marker=markers[index % 8], edgecolor="white", zorder=2,
             label=family,
         )  # fmt: skip
-        for point in of_family:
+        for point, area in zip(of_family, areas):
             axes.annotate(
                 f"{point['point']}, {point['parameters'] / 1e6:.0f}M", (point["images_per_second"], point["quality"]),
-                xytext=(0, 12), textcoords="offset points", fontsize=8, ha="center",
+                xytext=(0, 4 + area**0.5 / 2), textcoords="offset points", fontsize=8, ha="center",
             )  # fmt: skip
     axes.set_xscale("log")
     axes.margins(x=0.22, y=0.18)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.tick_params(axis="x", which="both", labelsize=8)
     axes.set_xlabel(f"images per second, batch 1 ({device})")
     axes.set_ylabel(metric)
     axes.grid(alpha=0.25, which="both")

@@ -31,6 +31,7 @@ def config_of_checkpoint(
     image_size: int | Sequence[int] | None = None,
     task: str | None = None,
     labels: LabelSpace | None = None,
+    stuff_label_ids: Sequence[int] | None = None,
 ) -> EoMTConfig:
     """Authors' state dict (keys `network.*`) → the configuration that fits it.
 
@@ -39,6 +40,7 @@ def config_of_checkpoint(
         image_size: side or (height, width) in pixels. By default that of the square grid of learned positions, and
             640 for DINOv3, which has none.
         task: "panoptic", "instance" or "semantic"; by default guessed from the numbers of labels and queries.
+        stuff_label_ids: by default the data set's where the task is panoptic.
         labels: by default the data set's that has C classes (COCO, ADE20K, Cityscapes), else LABEL_0, LABEL_1, …
 
     Raises:
@@ -58,10 +60,9 @@ def config_of_checkpoint(
         raise ValueError(f"{labels.num_labels} labels were given, the checkpoint has {num_labels} classes")
     space = labels or default_labels(num_labels, queries, task)
     task = task or guess_task(space, queries)
-    names = {}
-    if space is not None:
-        stuff = list(space.stuff_label_ids) if task == "panoptic" else []
-        names = {"id2label": space.id2label, "label2id": space.label2id, "stuff_label_ids": stuff}
+    names = {"id2label": space.id2label, "label2id": space.label2id} if space else {"num_labels": num_labels}
+    if stuff_label_ids is None:
+        stuff_label_ids = space.stuff_label_ids if space and task == "panoptic" else ()
     patch = tuple(_kernel(state).shape[-2:])
     return EoMTConfig.for_backbone(
         row.name,
@@ -74,7 +75,8 @@ def config_of_checkpoint(
         num_queries=queries,
         num_upscale_blocks=len(upscale),
         patch_size=patch[0] if patch[0] == patch[1] else patch,
-        **(names or {"num_labels": num_labels}),
+        stuff_label_ids=list(stuff_label_ids),
+        **names,
     )
 
 

@@ -79,11 +79,9 @@ def _to_hub(args) -> None:
         heads=args.heads,
         image_size=_pair(args.image_size),
         task=args.task,
-        labels=_labels(args.labels, args.stuff),
+        labels=_labels(args.labels),
+        stuff_label_ids=args.stuff,
     )
-    if args.stuff is not None and args.labels is None:
-        config.stuff_label_ids = args.stuff
-        config._validate()
     print(describe_config(config))
     model = load_authors_checkpoint(state, config, reference_backbone=args.reference_backbone)
     print(f"masking   {_masking(model)}")
@@ -166,24 +164,23 @@ def _pair(size: list[int] | None):
     return tuple(size)
 
 
-def _labels(given: str | None, stuff: list[int] | None):
+def _labels(given: str | None):
     """--labels → `LabelSpace`, or None."""
     from eomt.configuration.labels import PACKAGED, LabelSpace, label_space
 
     if given is None:
         return None
     if given in PACKAGED:
-        space = label_space(given)
-        return space if stuff is None else LabelSpace(given, space.names, stuff)
+        return label_space(given)
     path = Path(given)
     if not path.is_file():
         raise ValueError(f"--labels {given} is neither a file nor one of {', '.join(PACKAGED)}")
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".json":
-        return LabelSpace(path.stem, [line.strip() for line in text.splitlines() if line.strip()], stuff or ())
+        return LabelSpace(path.stem, [line.strip() for line in text.splitlines() if line.strip()])
     names = json.loads(text)
     if isinstance(names, dict):
         if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
             raise ValueError(f"--labels {given}: its keys must be the labels 0 to {len(names) - 1}")
         names = [names[str(label)] for label in range(len(names))]
-    return LabelSpace(path.stem, names, stuff or ())
+    return LabelSpace(path.stem, names)
