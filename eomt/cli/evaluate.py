@@ -97,10 +97,12 @@ def _load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
     import torch
     from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+    from transformers.utils.logging import disable_progress_bar
 
     import eomt.auto
 
     eomt.auto.register()
+    disable_progress_bar()  # of loading weights; the evaluation has its own
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     if not hasattr(model, "set_attn_mask_probs"):
@@ -123,7 +125,8 @@ def _data(args, task: str, model):
             raise
         dataset, space = load_data(args.data, args.dataset, **options)
         if space.num_labels != wanted.num_labels:
-            raise
+            hint = "; --ignore-ids leaves values of the label images out" if task == "semantic" else ""
+            raise ValueError(f"{error}; the data has {space.num_labels} classes{hint}") from None
         note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
         print(f"note: {note}", file=sys.stderr)
     return dataset.with_transform(EvaluationTransform(space, task=task)), space

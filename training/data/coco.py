@@ -6,28 +6,27 @@ anywhere below the folder, its images anywhere below it too; Roboflow's `{train,
 Labels are the json's categories in ascending id order, which for COCO gives FACTS.md §5's 0-79 things, 80-132 stuff.
 """
 
-import json
 from pathlib import Path, PurePosixPath
 
 from ...configuration.labels import LabelSpace, label_space
 from .coco_layout import Finder, annotation_file, png_tree, search_trees
 from .files import SPLIT_NAMES, Tree, safe_name
 from .polygons import check_shape
-from .rows import Rows, segment
+from .rows import Rows, is_id, segment
 
 
 def read_coco(path: Path, task: str, split: str, space_of, keep_empty: bool) -> tuple[Rows, LabelSpace]:
     """Rows and label space of one split. `space_of(space)` turns the json's label space into the wanted one."""
     trees = search_trees(path, task, split)
     tree, name = annotation_file(trees, task, split, path)
-    try:
-        data = json.loads(tree.read(name))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{tree}/{name}: not a readable json file ({error})") from None
-    source = f"{tree}/{name}"
+    data, source = tree.json(name), f"{tree}/{name}"
     for key in ("images", "annotations", "categories"):
-        if not isinstance(data.get(key), list):
+        entries = data.get(key) if isinstance(data, dict) else None
+        if not isinstance(entries, list):
             raise ValueError(f"{source}: it has no list {key!r}; the COCO format needs images, annotations, categories")
+        wrong = next((i for i, entry in enumerate(entries) if not isinstance(entry, dict)), None)
+        if wrong is not None:
+            raise ValueError(f"{source}: entry {wrong} of {key!r} is no object")
     space = space_of(_json_space(data, task, source))
     rows = Rows(source, "panoptic" if task == "panoptic" else "instance")
     images = _images(data["images"], rows, source)
@@ -45,13 +44,13 @@ def _json_space(data: dict, task: str, source: str) -> LabelSpace:
     """The label space of the json's categories, ascending by id; the packaged one where it is the same."""
     categories = {}
     for category in data["categories"]:
-        if not isinstance(category.get("id"), int) or "name" not in category:
+        if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
             raise ValueError(f"{source}: category {category!r} needs an integer id and a name")
         if category["id"] in categories:
             raise ValueError(f"{source}: category id {category['id']} is there twice")
         categories[category["id"]] = category
-    supers = {c.get("supercategory") for c in categories.values()}
-    used = {a.get("category_id") for a in data["annotations"]}
+    supers = [c.get("supercategory") for c in categories.values()]
+    used = {a["category_id"] for a in data["annotations"] if is_id(a.get("category_id"))}
     for i in [
         i for i, c in categories.items() if i == 0 and c["name"] in supers and i not in used and task != "panoptic"
     ]:
@@ -70,7 +69,7 @@ def _json_space(data: dict, task: str, source: str) -> LabelSpace:
 def _images(entries: list, rows: Rows, source: str) -> dict[int, dict]:
     images: dict[int, dict] = {}
     for entry in entries:
-        if not isinstance(entry.get("id"), int) or not entry.get("file_name"):
+        if not is_id(entry.get("id")) or not entry.get("file_name") or not isinstance(entry["file_name"], str):
             rows.problem(source, f"image {entry.get('id')!r} needs an integer id and a file_name")
         elif entry["id"] in images:
             rows.problem(source, f"image id {entry['id']} is there twice")
@@ -84,7 +83,7 @@ def _panoptic(data, images, space, rows, finder, pngs: Tree, source: str, keep_e
     annotations: dict[int, dict] = {}
     for annotation in data["annotations"]:
         key = annotation.get("image_id")
-        if key not in images:
+        if not is_id(key) or key not in images:
             rows.problem(source, f"annotation of {annotation.get('file_name')!r}: there is no image with id {key!r}")
         elif key in annotations:
             rows.problem(source, f"image id {key} has two annotations")
@@ -95,23 +94,29 @@ def _panoptic(data, images, space, rows, finder, pngs: Tree, source: str, keep_e
         annotation = annotations.get(key, {"segments_info": []})
         where = f"{source}: image {key} ({name})"
         segments, seen = [], set()
-        for info in annotation.get("segments_info", ()):
-            if not isinstance(info.get("id"), int) or not 0 < info["id"] < 2**24:
+        infos = annotation.get("segments_info")
+        if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
+            rows.problem(where, "its annotation has no list 'segments_info'")
+            continue
+        for info in infos:
+            if not is_id(info.get("id")) or not 0 < info["id"] < 2**24:
                 rows.problem(where, f"segment id {info.get('id')!r} is not an integer in 1 … 16777215")
             elif info["id"] in seen:
                 rows.problem(where, f"segment id {info['id']} is there twice")
-            elif info.get("category_id") not in space.dataset_id_to_label:
+            elif not is_id(info.get("category_id")) or info["category_id"] not in space.dataset_id_to_label:
                 rows.problem(
                     where, f"segment {info['id']}: category {info.get('category_id')!r} is not in the categories"
                 )
+            elif fault := _check_flags(info):
+                rows.problem(where, f"segment {info['id']}: {fault}")
             else:
                 label = space.dataset_id_to_label[info["category_id"]]
-                segments.append(segment(info["id"], label, int(info.get("iscrowd", 0)), info.get("area", -1)))
-            seen.add(info.get("id"))
+                segments.append(segment(info["id"], label, info.get("iscrowd", 0), info.get("area", -1)))
+                seen.add(info["id"])
         png = ""
         try:
             image = finder(name, source)
-            if "file_name" in annotation:
+            if annotation.get("file_name"):
                 png_name = safe_name(annotation["file_name"], source)
                 if png_name not in known:
                     raise ValueError(f"its png {png_name!r} is not below {pngs}")
@@ -131,21 +136,21 @@ def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) 
     for annotation in data["annotations"]:
         key, number = annotation.get("image_id"), annotation.get("id")
         where = f"{source}: annotation {number!r}"
-        if key not in images:
+        if not is_id(key) or key not in images:
             rows.problem(where, f"there is no image with id {key!r}")
             continue
         size = _size(images[key]) or (None, None)
-        if number in seen or not isinstance(number, int):
+        if not is_id(number) or number in seen:
             rows.problem(where, "an annotation needs an integer id of its own")
-        elif annotation.get("category_id") not in space.dataset_id_to_label:
+        elif not is_id(annotation.get("category_id")) or annotation["category_id"] not in space.dataset_id_to_label:
             rows.problem(where, f"category {annotation.get('category_id')!r} is not in the categories")
-        elif fault := check_shape(annotation.get("segmentation"), size):
+        elif fault := check_shape(annotation.get("segmentation"), size) or _check_flags(annotation):
             rows.problem(where, fault)
         else:
             label = space.dataset_id_to_label[annotation["category_id"]]
-            crowd, area = int(annotation.get("iscrowd", 0)), annotation.get("area", -1)
+            crowd, area = annotation.get("iscrowd", 0), annotation.get("area", -1)
             segments[key].append(segment(number, label, crowd, area, annotation["segmentation"]))
-        seen.add(number)
+            seen.add(number)
     for key in _order(images):
         try:
             image = finder(images[key]["file_name"], source)
@@ -156,10 +161,19 @@ def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) 
             rows.add(key, images[key]["file_name"], image, segments=segments[key], size=_size(images[key]))
 
 
+def _check_flags(entry: dict) -> str | None:
+    """What is wrong with a segment's `iscrowd` and `area`, or None."""
+    if entry.get("iscrowd", 0) not in (0, 1):
+        return f"its iscrowd is {entry['iscrowd']!r}, not 0 or 1"
+    if not isinstance(entry.get("area", 0), (int, float)):
+        return f"its area is {entry['area']!r}, not a number"
+    return None
+
+
 def _size(image: dict) -> tuple[int, ...]:
     """(H, W) as the json says, or () where it does not."""
     size = (image.get("height"), image.get("width"))
-    return size if all(isinstance(side, int) for side in size) else ()
+    return size if all(is_id(side) for side in size) else ()
 
 
 def _order(images: dict[int, dict]) -> list[int]:

@@ -5,6 +5,7 @@ Archives are opened on first use, once a process. Names out of an annotation fil
 """
 
 import io
+import json
 import os
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -93,6 +94,18 @@ class Tree:
 
     def read(self, name: str) -> bytes:
         return read_bytes(self.locate(name))
+
+    def text(self, name: str) -> str:
+        try:
+            return self.read(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self}/{name}: not a text file in UTF-8 ({error})") from None
+
+    def json(self, name: str):
+        try:
+            return json.loads(self.text(name))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{self}/{name}: not a readable json file ({error})") from None
 
     def __str__(self) -> str:
         return f"{self.root}{'!' if self.is_archive else '/'}{self.prefix}".rstrip("/!")

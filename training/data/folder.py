@@ -8,7 +8,6 @@ Label folders may also be called `annotations` or `masks`. Semantic classes: `cl
 `names` (ultralytics' and Roboflow's), lines "class x1 y1 x2 y2 …" in fractions of width and height.
 """
 
-import json
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -86,13 +85,21 @@ def _ids(images: list[str]) -> dict[str, str]:
 
 def _classes_file(tree: Tree) -> dict[int, str] | None:
     if "classes.json" in tree.names:
-        data = json.loads(tree.read("classes.json"))
-        items = data.items() if isinstance(data, dict) else enumerate(data)
-        return {int(i): str(name) for i, name in items}
+        return _numbered(tree.json("classes.json"), f"{tree}/classes.json")
     if "classes.txt" in tree.names:
-        lines = tree.read("classes.txt").decode().splitlines()
+        lines = tree.text("classes.txt").splitlines()
         return {i: line.strip() for i, line in enumerate(lines) if line.strip()}
     return None
+
+
+def _numbered(names, source: str) -> dict[int, str]:
+    """A list of names, or {number: name} → {number: name}."""
+    if not isinstance(names, (list, dict)):
+        raise ValueError(f"{source}: class names must be a list or numbered, not {names!r}")
+    try:
+        return {int(i): str(name) for i, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+    except (TypeError, ValueError):
+        raise ValueError(f"{source}: classes are numbered by integers, not as in {list(names)[:3]}") from None
 
 
 def read_yolo(path: Path, split: str, space_of, keep_empty: bool) -> tuple[Rows, LabelSpace]:
@@ -104,7 +111,7 @@ def read_yolo(path: Path, split: str, space_of, keep_empty: bool) -> tuple[Rows,
     image_id = _ids([image for image, _ in found])
     for image, label in found:
         segments = []
-        lines = tree.read(label).decode().splitlines() if label else []
+        lines = tree.text(label).splitlines() if label else []
         try:
             height, width = image_size(tree.locate(image), image) if lines else (1, 1)
         except ValueError as error:
@@ -143,9 +150,11 @@ def _yolo_space(tree: Tree) -> LabelSpace:
     file = next((n for n in tree.names if PurePosixPath(n).name in ("data.yaml", "dataset.yaml", "data.yml")), None)
     if file is None:
         raise ValueError(f"{tree}: YOLO labels need a data.yaml with 'names'")
-    names = (yaml.safe_load(tree.read(file)) or {}).get("names")
-    if not names:
+    try:
+        data = yaml.safe_load(tree.text(file))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{tree}/{file}: not a readable yaml file ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict) or not data.get("names"):
         raise ValueError(f"{tree}/{file}: it has no 'names'")
-    items = names.items() if isinstance(names, dict) else enumerate(names)
-    classes = {int(i): str(name) for i, name in items}
+    classes = _numbered(data["names"], f"{tree}/{file}")
     return LabelSpace(f"{tree}/{file}", tuple(classes[i] for i in sorted(classes)), (), tuple(sorted(classes)))

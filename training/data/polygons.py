@@ -8,13 +8,7 @@ from pycocotools import mask as coco_mask
 def check_shape(shape, size: tuple[int | None, int | None]) -> str | None:
     """What is wrong with a COCO `segmentation` for an image of (H, W), or None."""
     if isinstance(shape, dict):
-        if not isinstance(shape.get("counts"), (list, str)) or "size" not in shape:
-            return "its RLE needs 'counts' (a list or a string) and 'size'"
-        if None not in size and list(shape["size"]) != list(size):
-            return f"its RLE has size {list(shape['size'])}, its image {list(size)} (height, width)"
-        if isinstance(shape["counts"], list) and sum(shape["counts"]) != shape["size"][0] * shape["size"][1]:
-            return f"its RLE counts add up to {sum(shape['counts'])} pixels, not {shape['size'][0]}×{shape['size'][1]}"
-        return None
+        return _check_rle(shape, size)
     if not isinstance(shape, list) or not shape:
         return "it has no segmentation (polygons or an RLE)"
     for polygon in shape:
@@ -29,6 +23,46 @@ def check_shape(shape, size: tuple[int | None, int | None]) -> str | None:
         if not finite:
             return "a polygon has a coordinate that is not a number"
     return None
+
+
+def _check_rle(shape: dict, size: tuple[int | None, int | None]) -> str | None:
+    """pycocotools trusts an RLE and would write past its mask, so its runs must add up."""
+    counts, own = shape.get("counts"), shape.get("size")
+    if not isinstance(counts, (list, str)) or not isinstance(own, list):
+        return "its RLE needs 'counts' (a list or a string) and 'size'"
+    if len(own) != 2 or not all(isinstance(side, int) and side > 0 for side in own):
+        return f"its RLE has size {own}; it needs [height, width]"
+    if None not in size and own != list(size):
+        return f"its RLE has size {own}, its image {list(size)} (height, width)"
+    runs = counts if isinstance(counts, list) else _runs(counts)
+    if runs is None or not all(isinstance(run, int) and run >= 0 for run in runs):
+        return "its RLE counts are damaged"
+    if sum(runs) != own[0] * own[1]:
+        return f"its RLE counts add up to {sum(runs)} pixels, not {own[0]}×{own[1]}"
+    return None
+
+
+def _runs(text: str) -> list[int] | None:
+    """COCO's compressed counts → run lengths; None where the text is cut or has foreign characters.
+
+    Six bits a character from "0" on: five of the number, lowest first, and one that says it goes on; the last's highest
+    is the sign. From the fourth on, a number is the difference to the run before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return None if shift else runs
 
 
 def to_rle(shape, height: int, width: int) -> dict:

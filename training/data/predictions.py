@@ -9,7 +9,6 @@ Ids are the data set's own everywhere (`LabelSpace.dataset_ids`): what `image_pr
 and what any other tool writes for these servers.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +19,7 @@ from ...configuration.labels import LabelSpace
 from .decode import to_labels
 from .files import Tree, read_map, safe_name
 from .polygons import check_shape, to_rle
+from .rows import is_id
 
 
 def read_predictions(path: str | Path, task: str, label_space: LabelSpace, dataset) -> Iterator[tuple[dict, object]]:
@@ -46,13 +46,15 @@ def _panoptic(tree: Tree, name: str | None, space: LabelSpace, images: list):
     entries = _by_image(data["annotations"], images, source)
 
     def prediction_of(image_id, size):
-        entry = entries[image_id]
-        png = safe_name(entry["file_name"], source)
+        entry, where = entries[image_id], f"{source}: image {image_id}"
+        png = safe_name(entry.get("file_name") or "", where)
         if png not in folder.names:
-            raise ValueError(f"{source}: image {image_id}: its png {png!r} is not below {folder}")
-        info = [
-            {"id": s["id"], "label_id": _label(s, space, f"{source}: image {image_id}")} for s in entry["segments_info"]
-        ]
+            raise ValueError(f"{where}: its png {png!r} is not below {folder}")
+        segments = _objects(entry.get("segments_info"), f"{where}: segments_info")
+        wrong = [s.get("id") for s in segments if not is_id(s.get("id"))]
+        if wrong:
+            raise ValueError(f"{where}: segment id {wrong[0]!r} is not an integer")
+        info = [{"id": s["id"], "label_id": _label(s, space, where)} for s in segments]
         return {"segmentation": read_map(folder.locate(png), png), "segments_info": info, "file_name": png}
 
     return prediction_of
@@ -62,9 +64,9 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list):
     name, data = _json(tree, name, "a list of results", lambda d: isinstance(d, list))
     source = f"{tree}/{name}"
     found: dict = {image_id: [] for image_id in images}
-    for number, entry in enumerate(data):
+    for number, entry in enumerate(_objects(data, source)):
         where = f"{source}: result {number}"
-        if entry.get("image_id") not in found:
+        if not isinstance(entry.get("image_id"), int | str) or entry["image_id"] not in found:
             raise ValueError(f"{where}: the data set has no image with id {entry.get('image_id')!r}")
         if fault := check_shape(entry.get("segmentation"), (None, None)):
             raise ValueError(f"{where}: {fault}")
@@ -117,10 +119,7 @@ def _json(tree: Tree, name: str | None, what: str, fits) -> tuple[str, object]:
     found = []
     candidates = [n for n in tree.names if n.endswith(".json") and not n.startswith("records/")]
     for candidate in [name] if name else candidates:
-        try:
-            data = json.loads(tree.read(candidate))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{tree}/{candidate}: not a readable json file ({error})") from None
+        data = tree.json(candidate)
         if fits(data):
             found.append((candidate, data))
     if len(found) != 1:
@@ -130,9 +129,9 @@ def _json(tree: Tree, name: str | None, what: str, fits) -> tuple[str, object]:
 
 def _by_image(entries: list[dict], images: list, source: str) -> dict:
     known, by_image = set(images), {}
-    for entry in entries:
+    for entry in _objects(entries, f"{source}: annotations"):
         key = entry.get("image_id")
-        if key not in known:
+        if not isinstance(key, int | str) or key not in known:
             raise ValueError(f"{source}: the data set has no image with id {key!r} ({entry.get('file_name')})")
         if key in by_image:
             raise ValueError(f"{source}: image id {key} has two annotations")
@@ -150,6 +149,12 @@ def _complete(found: dict, images: list, source: str) -> None:
 
 def _label(entry: dict, space: LabelSpace, where: str) -> int:
     category = entry.get("category_id")
-    if category not in space.dataset_id_to_label:
+    if not is_id(category) or category not in space.dataset_id_to_label:
         raise ValueError(f"{where}: category {category!r} (segment {entry.get('id')}) is not among the data set's")
     return space.dataset_id_to_label[category]
+
+
+def _objects(entries, what: str) -> list[dict]:
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{what} is no list of objects")
+    return entries

@@ -58,7 +58,12 @@ class Rows:
 def segment(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape="") -> dict:
     """One entry of a row's `segments`; `area` −1: count the pixels."""
     text = shape if isinstance(shape, str) else _encode(shape)
-    return {"id": id, "label_id": label_id, "iscrowd": iscrowd, "area": float(area), "shape": text}
+    return {"id": id, "label_id": label_id, "iscrowd": int(iscrowd), "area": float(area), "shape": text}
+
+
+def is_id(value) -> bool:
+    """Whether a value of a json is an integer; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_names(space: LabelSpace, given: LabelSpace, source: str) -> LabelSpace:

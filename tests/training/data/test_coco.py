@@ -1,5 +1,7 @@
 """COCO panoptic and instance: official zips, extracted folders, Roboflow's layout; pixels and labels as written."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
-from .made import SIZE, instance_json, panoptic_ids, panoptic_json, panoptic_png, picture, write, zipped
+from .made import SIZE, damaged, instance_json, panoptic_ids, panoptic_json, panoptic_png, picture, write, zipped
 
 PNGS = {
     "panoptic_val2017/000000000010.png": panoptic_png(panoptic_ids()),
@@ -239,3 +241,21 @@ def test_missing_json_and_missing_split(tmp_path):
         ValueError, match=r"for split 'train' \(annotation files of that kind: annotations/panoptic_val2017"
     ):
         load_data(root, task="panoptic", split="train")
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_any_damage_to_a_json_is_a_value_error_or_harmless(tmp_path, task):
+    """Each value in turn replaced by what does not belong there: never another exception, never two lines."""
+    root = extracted(tmp_path)
+    file = root / f"annotations/{'panoptic' if task == 'panoptic' else 'instances'}_val2017.json"
+    refused = []
+    for data in damaged(json.loads(file.read_text())):
+        file.write_text(json.dumps(data))
+        try:
+            dataset, space = load_data(root, task=task, split="val")
+            samples = dataset.with_transform(EvaluationTransform(space, task=task))
+            assert all(len(samples[i]) == 4 for i in range(len(dataset)))
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert not [message for message in refused if "\n" in message]

@@ -1,5 +1,7 @@
 """Predictions as files: ours are read back the same, other tools' habits, and every fault told by file and id."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from PIL import Image
 from eomt.image_processing.results import Results
 from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
+from eomt.training.evaluation import as_reference, metric_for
 
-from .made import CATEGORIES, SIZE, annotation, panoptic_ids, panoptic_png, write
+from .made import CATEGORIES, SIZE, annotation, damaged, panoptic_ids, panoptic_png, write
 from .test_cityscapes import written as cityscapes
 from .test_coco import extracted
 
@@ -141,3 +144,22 @@ def test_faults_of_label_pngs(tmp_path):
     Image.fromarray(np.full(SIZE, 99, np.uint8)).save(wrong / f"{name}.png")
     with pytest.raises(ValueError, match=rf"{name}.png: its label image has the value 99"):
         list(read_predictions(wrong, "semantic", space, dataset))
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_any_damage_to_a_file_is_a_value_error_or_harmless(tmp_path, task):
+    dataset, space = opened(extracted(tmp_path / "data"), task)
+    metric = metric_for(task, space)
+    folder = panoptic_files(tmp_path / "files")
+    good = [annotation(1, 18, [[2, 2, 8, 2, 8, 6, 2, 6]], score=0.5)]
+    file = folder / "p.json"
+    refused = []
+    for data in damaged(json.loads(file.read_text()) if task == "panoptic" else good):
+        file.write_text(json.dumps(data))
+        try:
+            for sample, prediction in read_predictions(folder, task, space, dataset):
+                metric.of_image(prediction, as_reference(sample))
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 30
+    assert not [message for message in refused if "\n" in message]
