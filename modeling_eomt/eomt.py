@@ -110,7 +110,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         for layer in self.layers[:first_joint]:
             hidden_states = layer(hidden_states, None, rotary, **kwargs)
 
-        queries = self.query.weight.to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+        queries = self.query.weight.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         hidden_states = torch.cat([queries, hidden_states], dim=1)  # [B, T, D]
         rotary = rotary and rotary.with_prefix(self.config.num_queries)
         predictions = []
