@@ -9,7 +9,7 @@ KINDS = ("onnx", "pt2")
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt export",
-        description="Write a model for use without this package: model.onnx (onnxruntime, TensorRT) and model.pt2 "
+        description="Write a model for use without this package: model.onnx (onnxruntime) and model.pt2 "
         "(torch.export), config.json (labels) and preprocessor_config.json beside them. Any batch size, one image "
         "size, masked attention off. Each file is run on an image and compared with the model.",
     )
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
         "--image-size", type=int, nargs="+", metavar="PIXELS",
         help="side, or height and width, of the inputs (default: the image processor's)",
     )  # fmt: skip
-    p.add_argument("--int8", action="store_true", help="encoder weights in int8 (torchao): files a quarter as large")
+    p.add_argument("--int8", action="store_true", help="encoder weights in int8 (torchao), for smaller files")
     p.add_argument("--force", action="store_true", help="replace the output folder")
     return p
 

@@ -104,7 +104,7 @@ def test_the_documents_runner(exported, tmp_path):
         )
     }  # fmt: skip
     assert imported == ALLOWED
-    body = code.split("\n\n")[1]
+    body = code.split("\n\n")[2]  # after the imports, before the output
     assert len(body.strip().splitlines()) == 10  # as the text says
     (tmp_path / "run.py").write_text(code, encoding="utf-8")
     command = [sys.executable, "-I", "run.py", str(exported / "out"), str(exported / "photo.png"), "segments.png"]
