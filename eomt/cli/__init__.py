@@ -1,6 +1,7 @@
 """The `eomt` command: each sub-command is a module of this folder with `main(argv) -> int`, imported when called."""
 
 import importlib
+import re
 import sys
 
 COMMANDS = {
@@ -20,6 +21,14 @@ def usage() -> str:
     return "\n".join(["usage: eomt COMMAND [OPTIONS]   (eomt COMMAND --help tells the options)", "", *lines])
 
 
+def one_line(error: Exception) -> str:
+    """The message in one line; of an error in a data-loading process what it said there, without the traceback."""
+    text = str(error)
+    if "in DataLoader worker process" in text:
+        text = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)[-1]
+    return " ".join(text.split())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `eomt COMMAND …`; returns the exit code: 0 done, 1 done in part, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -32,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return importlib.import_module(f"eomt.cli.{argv[0]}").main(argv[1:]) or 0
     except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
-        print(f"eomt {argv[0]}: {error}", file=sys.stderr)
+        print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"eomt {argv[0]}: interrupted", file=sys.stderr)

@@ -77,6 +77,7 @@ def main(argv: list[str]) -> int:
     from transformers.utils import logging
 
     import eomt  # noqa: F401  registers the classes
+    from eomt.cli.checks import usable_device
     from eomt.writing import require_free
 
     for file in filter(None, (args.json, args.plot)):
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--quality has {len(args.quality)} values for {len(contenders)} models and sizes")
     if args.plot and not args.quality and not any(contender.reported() for contender in contenders):
         raise ValueError("--plot: the paper reports none of these models; give --quality")
-    device = torch.device(args.device) if args.device else PartialState().device
+    device = usable_device(args.device) if args.device else PartialState().device
     rows = []
     for i, contender in enumerate(tqdm(contenders, desc="benchmark", unit="model", disable=len(contenders) == 1)):
         reported = contender.reported()

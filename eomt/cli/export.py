@@ -84,7 +84,9 @@ def _load(args):
     from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
     import eomt  # noqa: F401  registers the classes
+    from eomt.cli.checks import require_model
 
+    require_model(args.model)
     processor = AutoImageProcessor.from_pretrained(args.model)
     changes = {}
     if args.image_size:

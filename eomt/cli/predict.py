@@ -44,12 +44,18 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--batch-size {args.batch_size}: give at least 1")
     if args.workers < 0:
         raise ValueError(f"--workers {args.workers}: give 0 or more")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold {args.threshold}: give a probability from 0 to 1")
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a file; give a folder")
 
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
+    from eomt.cli.checks import require_model
     from eomt.image_processing.files import find_images
 
+    require_model(args.model)
     images = find_images(args.images, exclude=args.output)
     state = PartialState(cpu=args.device == "cpu")
     job = _Job(args, state)
@@ -80,11 +86,12 @@ class _Job:
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
         import eomt  # noqa: F401  registers the classes
+        from eomt.cli.checks import usable_device
         from eomt.configuration.labels import LabelSpace, label_space
         from eomt.image_processing.results import Results
 
         self.args, self.is_main = args, state.is_main_process
-        self.device = torch.device(args.device) if args.device else state.device
+        self.device = usable_device(args.device) if args.device else state.device
         self.dtype = getattr(torch, args.dtype)
         model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=self.dtype)
         self.model = model.eval().to(self.device)

@@ -1,7 +1,7 @@
 """`load_data`: which reader a path needs, and its rows as a `datasets.Dataset`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -65,7 +65,8 @@ def detect(path: Path, task: str) -> str:
     if is_ade20k(path):
         return "ade20k"
     if task == "semantic":
-        return "folder"
+        names = (PurePosixPath(name).name for name in tree.names)
+        return "coco" if any(name.startswith("panoptic_") and name.endswith(".json") for name in names) else "folder"
     if task == "instance" and path.is_dir() and is_yolo(tree):
         return "yolo"
     return "coco"

@@ -1,0 +1,30 @@
+"""What several commands ask of their arguments before any work starts."""
+
+import re
+from pathlib import Path
+
+
+def usable_device(name: str, option: str = "--device"):
+    """ "cpu", "cuda:1", … → the `torch.device`.
+
+    Raises:
+        ValueError: when torch knows no such device, or this machine has none.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a build without the device asserts
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        raise ValueError(f"{option} {name} cannot be used here ({reason}); leave it out or give cpu") from None
+    return device
+
+
+def require_model(name: str) -> None:
+    """`ValueError` unless `name` is a directory that `save_pretrained` wrote, or may be a name on the hub."""
+    if Path(name).is_dir():
+        if not Path(name, "config.json").is_file():
+            raise ValueError(f"there is no config.json in {name!r}; give a directory that save_pretrained wrote")
+    elif Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
+        raise ValueError(f"there is no model in {name!r}; give a directory that save_pretrained wrote, or a hub name")
