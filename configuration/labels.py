@@ -1,8 +1,8 @@
 """Label spaces: the classes of a data set, which of them are stuff, and its own ids ↔ labels 0 … C−1.
 
 A *dataset id* is what an annotation file says (COCO's `category_id`, the value of an ADE20K or Cityscapes pixel);
-a *label* is an index into the model's class logits. The packaged spaces follow FACTS.md §5: dataset ids in ascending
-order become labels 0, 1, …; COCO panoptic so has things 0-79 and stuff 80-132.
+a *label* is an index into the model's class logits. The packaged spaces follow the authors' code: dataset ids in
+ascending order become labels 0, 1, …; COCO panoptic so has things 0-79 and stuff 80-132.
 """
 
 import json

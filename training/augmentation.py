@@ -1,4 +1,4 @@
-"""Augmentation of the paper's recipes (FACTS.md §5): colour jitter, flip, scale jitter, pad, random crop, drop empty.
+"""Augmentation as in the authors' code: colour jitter, flip, scale jitter, pad, random crop, drop empty.
 
     H, W image;  h, w after scale jitter;  S_h, S_w the crop;  n segments
 
@@ -66,7 +66,7 @@ class Geometry:
 
     @classmethod
     def fit(cls, source: tuple[int, int], size: tuple[int, int]) -> "Geometry":
-        """No chance: the largest size that fits, padded right and bottom (FACTS.md §6)."""
+        """No chance: the largest size that fits, padded right and bottom, as the authors evaluate."""
         factor = min(size[0] / source[0], size[1] / source[1])
         resized = tuple(min(max(1, round(side * factor)), window) for side, window in zip(source, size))
         return cls(source, resized, (0, 0), size, False)

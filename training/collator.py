@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # FACTS.md §1
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, hard-coded by the authors
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Streamed evaluation: images in, one metric out, nothing kept in between (FACTS.md §6).
+"""Streamed evaluation: images in, one metric out, nothing kept in between (as the authors' code evaluates).
 
     B images of a batch;  V model inputs, more than B where windows are cut;  Q queries;  H, W an image's own size
 

@@ -1,4 +1,4 @@
-"""Label spaces: the packaged ones as FACTS.md §5 lists them, and what a space refuses."""
+"""Label spaces: the packaged ones as the authors list them, and what a space refuses."""
 
 import pytest
 

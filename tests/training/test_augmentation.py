@@ -1,4 +1,4 @@
-"""Augmentation: distributions of FACTS.md §5, image and target moved alike, the target's gather = a nearest resize."""
+"""Augmentation: the authors' distributions, image and target moved alike, the target's gather = a nearest resize."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_flip_scale_and_crop_have_the_papers_distributions():
 def test_the_long_side_is_the_reference_whatever_the_shape():
     for _ in range(50):
         g = Geometry.draw((1024, 2048), (1024, 1024), (0.5, 2.0))
-        assert (256, 512) <= g.resized <= (1024, 2048)  # FACTS.md §5, Cityscapes
+        assert (256, 512) <= g.resized <= (1024, 2048)  # Cityscapes in the authors' code
     assert Geometry.draw((1, 3000), (64, 64), (0.1, 0.1)).resized == (1, 6)  # a sliver never vanishes
 
 

@@ -3,7 +3,7 @@
 Official: `{train,val}2017.zip`, `annotations_trainval2017.zip`, `panoptic_annotations_trainval2017.zip` (which
 holds `annotations/panoptic_{split}2017.json` and, as a zip inside the zip, the pngs), or the same extracted. Own: json
 anywhere below the folder, its images anywhere below it too; Roboflow's `{train,valid,test}/_annotations.coco.json`.
-Labels are the json's categories in ascending id order, which for COCO gives FACTS.md §5's 0-79 things, 80-132 stuff.
+Labels are the json's categories in ascending id order, which for COCO gives the authors' 0-79 things, 80-132 stuff.
 """
 
 from pathlib import Path, PurePosixPath

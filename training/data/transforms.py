@@ -25,7 +25,7 @@ class _Transform:
 class TrainTransform(_Transform):
     """Rows → {"pixel_values" uint8 (3, S_h, S_w), "mask_labels" bool (n, S_h, S_w), "class_labels" (n,), "file_name"}.
 
-    size: S or (S_h, S_w). scale_range: FACTS.md §5, (0.1, 2.0) COCO and ADE20K panoptic, (0.5, 2.0) semantic.
+    size: S or (S_h, S_w). scale_range: (0.1, 2.0) COCO and ADE20K panoptic, (0.5, 2.0) semantic.
     color_jitter: ADE20K and Cityscapes only. augment=False: resize to fit and pad.
     A crop without any segment is drawn again, at most 10 times; then, and where there is nothing, n = 0.
     """
@@ -110,7 +110,7 @@ class EvaluationTransform(_Transform):
 
 
 def drop_crowds(sample: Sample) -> Sample:
-    """Training's sample: crowd regions are no segments. Their pixels stay ordinary background (FACTS.md §5)."""
+    """Training's sample: crowd regions are no segments. Their pixels stay background, as the authors have it."""
     keep = [i for i, s in enumerate(sample.segments) if not s["iscrowd"]]
     sample.segments = [sample.segments[i] for i in keep]
     if sample.rles is not None:

@@ -1,4 +1,4 @@
-"""Mean IoU from one confusion matrix over the whole data set (FACTS.md §6).
+"""Mean IoU from one confusion matrix over the whole data set.
 
 H, W image;  C classes
 """

@@ -1,4 +1,4 @@
-"""Out-of-distribution segmentation in the manner of BRAVO (FACTS.md §10; the paper's Tab. 8 and E).
+"""Out-of-distribution segmentation in the manner of BRAVO (the paper's Tab. 8 and E).
 
     H, W image;  L = 65536 confidence levels
 
@@ -63,7 +63,7 @@ class OutOfDistribution(StreamingMetric):
 
 
 def confidence_levels(confidence) -> np.ndarray:
-    """float (H, W), or uint16 as it is → int64 (H, W) of 0 … 65535. Scores above 1 are clipped (FACTS.md §10)."""
+    """float (H, W), or uint16 as it is → int64 (H, W) of 0 … 65535. Scores above 1 are clipped."""
     confidence = _array(confidence)
     if confidence.dtype.kind in "iu":
         return confidence.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Panoptic quality, equal to panopticapi's (Kirillov et al., CVPR 2019; FACTS.md §6).
+"""Panoptic quality, equal to panopticapi's (Kirillov et al., CVPR 2019).
 
     H, W image;  P predicted segments, T true ones;  index 0 of a count table is void
 

@@ -1,4 +1,4 @@
-"""ADE20K, semantic and panoptic, zipped and extracted: labels and instances as FACTS.md §5 has them."""
+"""ADE20K, semantic and panoptic, zipped and extracted: labels and instances as the authors have them."""
 
 import numpy as np
 import pytest
