@@ -101,13 +101,18 @@ class _EoMTProcessing(PostProcessing):
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
         """Also reads what transformers' own processor saved, which knows no task: windows mean semantic, and neither
-        padding nor windows (its default, which no model can use) leaves the choice to the task."""
+        padding nor windows (its default, which no model can use) leaves the choice to the task. A semantic model's
+        processor asked for segments, task="panoptic" or "instance", pads: windows cannot be joined to segments."""
         saved = dict(image_processor_dict)
         if "task" not in saved and "task" not in kwargs:
             saved["task"] = "semantic" if saved.get("do_split_image") else "panoptic"
         if "task" not in image_processor_dict and not saved.get("do_split_image") and not saved.get("do_pad"):
             saved.pop("do_split_image", None)
             saved.pop("do_pad", None)
+        if kwargs.get("task") in ("panoptic", "instance") and not kwargs.get("do_split_image"):
+            if saved.get("do_split_image"):
+                saved.pop("do_pad", None)
+            saved["do_split_image"] = False
         return super().from_dict(saved, **kwargs)
 
     def to_dict(self) -> dict:

@@ -250,3 +250,14 @@ def test_bad_input_is_named(make, message):
 
 def test_is_an_image_processor_of_transformers():
     assert isinstance(EoMTImageProcessor(), transformers.BaseImageProcessor)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_semantic_processor_asked_for_segments_pads(task, tmp_path):
+    EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
+    processor = EoMTImageProcessor.from_pretrained(tmp_path, task=task)
+    assert (processor.do_split_image, processor.do_pad) == (False, True)
+    inputs = processor(np.zeros((40, 100, 3), np.uint8), return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64)
+    assert EoMTImageProcessor.from_pretrained(tmp_path).do_split_image
+    assert EoMTImageProcessor.from_pretrained(tmp_path, task=task, do_split_image=True).do_split_image

@@ -75,7 +75,10 @@ def to_labels(values: np.ndarray, space: LabelSpace, name: str) -> np.ndarray:
             table[i] = label
     if values.max(initial=0) >= top or values.min(initial=0) < 0:
         wrong = next(v for v in _values(values) if not 0 <= v < top)
-        raise ValueError(f"{name}: its label image has the value {wrong}, which is neither a class nor ignored")
+        raise ValueError(
+            f"{name}: its label image has the value {wrong}, which is neither a class nor ignored; correct it, or "
+            "add it to the class names or the ignored ids"
+        )
     labels = table[values]
     if (labels == -2).any():
         wrong = next(v for v in _values(values) if table[v] == -2)
