@@ -112,7 +112,8 @@ def _load(args):
     if not hasattr(model, "set_attn_mask_probs"):
         raise ValueError(f"{args.model}: a {type(model).__name__} is no EoMT model")
     model.set_attn_mask_probs([float(args.masked)] * model.config.num_blocks)
-    return model.eval().to(args.device or best), AutoImageProcessor.from_pretrained(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
+    return model.eval().to(args.device or best), processor
 
 
 def _data(args, task: str, model):

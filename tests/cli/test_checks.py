@@ -4,9 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eomt.cli import main, one_line
+from eomt import EoMTImageProcessor
+from eomt.cli import evaluate, main, one_line
 from eomt.cli.checks import require_model, usable_device
 from eomt.training.data import load_data
+from tests.models import tiny_model
 
 
 class _Broken(torch.utils.data.Dataset):
@@ -72,3 +74,11 @@ def test_panoptic_data_has_no_semantic_truth(tmp_path):
     (tmp_path / "annotations/panoptic_train.json").write_text("{}")
     with pytest.raises(ValueError, match="coco data has truth for panoptic and instance, not for 'semantic'"):
         load_data(tmp_path, task="semantic")
+
+
+def test_evaluation_of_another_task_than_the_models(tmp_path):
+    tiny_model(task="semantic").save_pretrained(tmp_path)
+    EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
+    for task, expected in (("panoptic", "panoptic"), (None, "semantic")):
+        args = evaluate.parser().parse_args([str(tmp_path), "--data", "x", *(["--task", task] if task else [])])
+        assert evaluate._load(args)[1].task == expected

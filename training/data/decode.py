@@ -73,17 +73,15 @@ def to_labels(values: np.ndarray, space: LabelSpace, name: str) -> np.ndarray:
     for label, i in enumerate(space.dataset_ids):
         if i >= 0:  # negative: a class this data set does not have
             table[i] = label
-    if values.max(initial=0) >= top or values.min(initial=0) < 0:
-        wrong = next(v for v in _values(values) if not 0 <= v < top)
-        raise ValueError(
-            f"{name}: its label image has the value {wrong}, which is neither a class nor ignored; correct it, or "
-            "add it to the class names or the ignored ids"
-        )
-    labels = table[values]
-    if (labels == -2).any():
-        wrong = next(v for v in _values(values) if table[v] == -2)
-        raise ValueError(f"{name}: its label image has the value {wrong}, which is neither a class nor ignored")
-    return labels
+    if values.min(initial=0) >= 0 and values.max(initial=0) < top:
+        labels = table[values]
+        if not (labels == -2).any():
+            return labels
+    wrong = next(v for v in _values(values) if not 0 <= v < top or table[v] == -2)
+    raise ValueError(
+        f"{name}: its label image has the value {wrong}, which is neither a class nor ignored; correct it, or add it "
+        "to the class names or the ignored ids"
+    )
 
 
 def _values(ids: np.ndarray) -> list[int]:
