@@ -6,7 +6,9 @@ first sixth of training.
 
 import torch
 
-from .measure import paired, peak_bytes
+from eomt.measure import extra_cpu_bytes
+
+from .measure import paired
 from .models import pair
 
 
@@ -40,7 +42,7 @@ def main(repeats: int = 5, size: int = 640) -> None:
         losses = step(ours, list(masks)), step(theirs, floats)
         assert abs(losses[0] - losses[1]) < 0.02 * losses[1], losses  # points differ by chance
         fast, slow, ratio = paired(lambda: step(ours, list(masks)), lambda: step(theirs, floats), repeats)
-        memory = [peak_bytes(lambda: step(ours, list(masks))), peak_bytes(lambda: step(theirs, floats))]
+        memory = [extra_cpu_bytes(lambda: step(ours, list(masks))), extra_cpu_bytes(lambda: step(theirs, floats))]
         print(
             f"training step, {name:<13}  ours {fast:.2f} s  built-in {slow:.2f} s  {ratio:.2f} ×   "
             f"memory {memory[0] / 2**30:.2f} / {memory[1] / 2**30:.2f} GiB = {memory[0] / memory[1]:.2f}",

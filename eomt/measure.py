@@ -47,6 +47,12 @@ def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | N
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":
         return None
+    weights = [*model.parameters(), *model.buffers()]
+    return extra_cpu_bytes(run) + sum(tensor.numel() * tensor.element_size() for tensor in weights)
+
+
+def extra_cpu_bytes(run: Callable) -> int:
+    """Bytes of CPU tensors that a call holds at once at most, beyond those alive before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     alive = peak = 0
@@ -54,5 +60,4 @@ def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | N
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive += event.nbytes()
         peak = max(peak, alive)
-    weights = [*model.parameters(), *model.buffers()]
-    return peak + sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    return peak
