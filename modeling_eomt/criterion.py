@@ -4,6 +4,8 @@ P predictions · B images · Q queries · C labels · M matched pairs of the bat
 R points · H, W mask logits
 """
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -35,7 +37,8 @@ class Criterion(nn.Module):
             class_labels: list of (n,) labels, or one (B, n) tensor.
         """
         masks, labels = check_targets(mask_labels, class_labels, self.config, class_queries_logits)
-        (matches,) = match([(masks_queries_logits, class_queries_logits)], masks, labels, self.config)
+        logits_at = partial(sample_logits, masks_queries_logits)
+        (matches,) = match([(logits_at, class_queries_logits)], masks, labels, self.config)
         matched = torch.cat([logits[queries] for logits, (queries, _) in zip(masks_queries_logits, matches)])
         return self.losses([matched], [class_queries_logits], [matches], masks, labels)[0]
 

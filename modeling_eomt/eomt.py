@@ -87,6 +87,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         mask_labels: list[Tensor] | Tensor | None = None,
         class_labels: list[Tensor] | Tensor | None = None,
         patch_offsets: list | None = None,
+        output_auxiliary_logits: bool = True,
         **kwargs,
     ) -> EoMTForUniversalSegmentationOutput:
         """Images → class and mask logits of every query, and the loss where there are labels.
@@ -96,6 +97,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             mask_labels: list of (n, H, W) bool or float masks, or one (B, n, H, W) tensor.
             class_labels: list of (n,) labels, or one (B, n) tensor.
             patch_offsets: returned as they are, for the stitching of windows.
+            output_auxiliary_logits: False leaves the masked blocks' logits out; the losses do not need them.
 
         Raises:
             ValueError: when an input has a wrong shape or a label is outside the configuration.
@@ -127,14 +129,15 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         if mask_labels is not None and class_labels is not None:
             losses = self._losses(predictions, mask_labels, class_labels)
         auxiliary_logits = [
-            {"masks_queries_logits": prediction.mask_logits, "class_queries_logits": prediction.class_logits}
+            {"masks_queries_logits": prediction.mask_logits(), "class_queries_logits": prediction.class_logits}
             for prediction in predictions[:-1]
+            if output_auxiliary_logits
         ]
         output = EoMTForUniversalSegmentationOutput(
             loss=sum(losses.values()) if losses else None,
             loss_dict=losses,
             class_queries_logits=predictions[-1].class_logits,
-            masks_queries_logits=predictions[-1].mask_logits,
+            masks_queries_logits=predictions[-1].mask_logits(),
             auxiliary_logits=auxiliary_logits or None,
             last_hidden_state=hidden_states,
             patch_offsets=patch_offsets,
@@ -152,12 +155,13 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         """Intermediate predictions are supervised to the end of training; without training they serve masking only."""
         return self.config.masked_attention and (self.training or self._mask_probs[block] > 0)
 
+    @torch.no_grad()
     def _query_mask(self, block: int, prediction: MaskPrediction, grid: tuple[int, int]) -> Tensor | None:
         probability = self._mask_probs[block]
         if probability == 0:
             return None
         keep = self.attn_mask_probs[block] if probability < 1 else None
-        return query_attention_mask(prediction.mask_logits, grid, self.config.num_prefix_tokens, keep)
+        return query_attention_mask(prediction.patch_logits(grid), self.config.num_prefix_tokens, keep)
 
     def _losses(self, predictions: list[MaskPrediction], mask_labels, class_labels) -> dict[str, Tensor]:
         """Weighted losses of every prediction, each with its own matching (their sum is the loss, not their mean)."""
@@ -168,7 +172,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             "loss_cross_entropy": config.class_weight,
         }
         masks, labels = check_targets(mask_labels, class_labels, config, predictions[-1].class_logits)
-        matches = match([(p.mask_logits, p.class_logits) for p in predictions], masks, labels, config)
+        matches = match([(p.logits_at, p.class_logits) for p in predictions], masks, labels, config)
         matched_logits = [p.matched_mask_logits(of_one) for p, of_one in zip(predictions, matches)]
         parts = self.criterion.losses(matched_logits, [p.class_logits for p in predictions], matches, masks, labels)
         suffixes = [*(f"_{block}" for block in range(len(predictions) - 1)), ""]

@@ -1,41 +1,60 @@
 """The mask module: queries and patches → classes and masks (paper, Section 3.1).
 
-B images · Q queries · C labels · D width
+B images · Q queries · C labels · D width · M matched pairs of the batch · R points
 h, w patches down, across · H, W mask logits down, across (4 h, 4 w for patch size 16)
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.activations import ACT2FN
 
 from ..configuration import EoMTConfig
 from .matcher import Matches
+from .points import sample_features
 
 
 @dataclass
 class MaskPrediction:
-    """One prediction and its factors: mask logits are mask embeddings · mask features."""
+    """One prediction and its factors: mask logits are mask embeddings · mask features.
+
+    Sampling is linear, so logits at few places are mask embeddings · sampled features: training never forms the full
+    logits of all queries for its attention masks, matching costs and losses.
+    """
 
     class_logits: Tensor  # [B, Q, C + 1], the last is "no object"
     mask_embeddings: Tensor  # [B, Q, D]
     mask_features: Tensor  # [B, H, W, D]
-    mask_logits: Tensor = field(init=False)  # [B, Q, H, W]
 
-    def __post_init__(self):
+    def mask_logits(self) -> Tensor:
+        """Mask logits of every query, (B, Q, H, W)."""
         logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
-        self.mask_logits = logits.unflatten(-1, self.mask_features.shape[1:3])
+        return logits.unflatten(-1, self.mask_features.shape[1:3])
+
+    def patch_logits(self, grid: tuple[int, int]) -> Tensor:
+        """Mask logits of every query down-sampled to one per patch, (B, Q, h, w)."""
+        features = self.mask_features.permute(0, 3, 1, 2)
+        features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)  # [B, D, h, w]
+        return (self.mask_embeddings @ features.flatten(2)).unflatten(-1, grid)
+
+    def logits_at(self, points: Tensor) -> Tensor:
+        """Mask logits of every query at the image's own points (B, R, 2) → (B, Q, R) fp32."""
+        features = sample_features(self.mask_features, points)  # [B, R, D]
+        return (self.mask_embeddings.to(features.dtype) @ features.transpose(1, 2)).float()
 
     def matched_mask_logits(self, matches: Matches) -> Tensor:
-        """Mask logits of the matched queries of all images, (M, H, W); so only those cost a backward pass."""
-        logits = [
-            F.linear(embeddings[queries], features.flatten(0, 1)).unflatten(-1, features.shape[:2])
-            for embeddings, features, (queries, _) in zip(self.mask_embeddings, self.mask_features, matches)
-        ]
-        return torch.cat(logits)
+        """Mask logits of the matched queries of all images, (M, H, W)."""
+        counts = [len(queries) for queries, _ in matches]
+        embeddings = pad_sequence(
+            [of_image[queries] for of_image, (queries, _) in zip(self.mask_embeddings, matches)], batch_first=True
+        )
+        logits = self.mask_features.flatten(1, 2) @ embeddings.transpose(1, 2)  # [B, H·W, most of an image]
+        logits = [of_image[:count] for of_image, count in zip(logits.transpose(1, 2), counts)]
+        return torch.cat(logits).unflatten(-1, self.mask_features.shape[1:3])
 
 
 class ScaleLayer(nn.Module):

@@ -3,6 +3,8 @@
 P predictions · B images · Q queries · n targets of an image · C labels · R points · H, W mask logits
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,17 +13,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..configuration import EoMTConfig
-from .points import sample_logits, sample_masks
+from .points import sample_masks
 
 Matches = list[tuple[Tensor, Tensor]]
 """For each image the matched queries and their targets, both (min(Q, n),)."""
 
+LogitsAt = Callable[[Tensor], Tensor]
+"""Each image's own points (B, R, 2) → mask logits of every query there, (B, Q, R) fp32."""
+
 
 @torch.no_grad()
 def match(
-    predictions: list[tuple[Tensor, Tensor]], mask_labels: list[Tensor], class_labels: list[Tensor], config: EoMTConfig
+    predictions: list[tuple[LogitsAt, Tensor]],
+    mask_labels: list[Tensor],
+    class_labels: list[Tensor],
+    config: EoMTConfig,
 ) -> list[Matches]:
-    """(mask logits (B, Q, H, W), class logits (B, Q, C + 1)) of every prediction → its matches.
+    """(mask logits at points, class logits (B, Q, C + 1)) of every prediction → its matches.
 
     Every prediction and image has its own random points, which all queries and targets of that image share. All costs
     travel to the host in one transfer.
@@ -38,8 +46,8 @@ def match(
     labels = pad_sequence(class_labels, batch_first=True)  # [B, max n]
     costs = []
     with torch.autocast(device.type, enabled=False):
-        for index, (mask_logits, class_logits) in enumerate(predictions):
-            logits = sample_logits(mask_logits, points[:, index])  # [B, Q, R]
+        for index, (logits_at, class_logits) in enumerate(predictions):
+            logits = logits_at(points[:, index])  # [B, Q, R]
             costs.append(matching_cost(logits, class_logits, targets[index], labels, config))
     return _assign(torch.stack(costs), [len(of_image) for of_image in class_labels])
 

@@ -152,7 +152,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "file_name"}
-        outputs = model(**inputs)
+        outputs = model(**inputs, output_auxiliary_logits=return_outputs)
         loss = outputs["loss"]
         if loss is None:
             raise ValueError("the batch has no mask_labels and class_labels; the loss needs both")
