@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from ..configuration import EoMTConfig
 from .matcher import Matches
 from .points import sample_features
+from .recompute import recomputed
 
 
 @dataclass
@@ -76,8 +77,13 @@ class ScaleLayer(nn.Module):
         width = features.shape[-1]
         weight = self.conv1.weight.permute(2, 3, 1, 0).reshape(4 * width, width)  # [2·2·D, D]
         upscaled = F.linear(features, weight, self.conv1.bias.repeat(4)).unflatten(-1, (2, 2, width))
-        upscaled = self.activation(upscaled).transpose(2, 3).flatten(1, 2).flatten(2, 3)  # [B, 2h, 2w, D]
-        return self.layernorm2d(self.conv2(upscaled.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        upscaled = upscaled.transpose(2, 3).flatten(1, 2).flatten(2, 3)  # [B, 2h, 2w, D]
+        return recomputed(self._refine, upscaled)
+
+    def _refine(self, upscaled: Tensor) -> Tensor:
+        """GELU, depthwise convolution and norm: (B, 2h, 2w, D) → (B, 2h, 2w, D)."""
+        upscaled = self.activation(upscaled).permute(0, 3, 1, 2)
+        return self.layernorm2d(self.conv2(upscaled).permute(0, 2, 3, 1))
 
 
 class Upscaler(nn.Module):

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration import EoMTConfig
 from .attention import Attention
+from .recompute import recomputed
 from .rope import RotaryTable
 
 
@@ -39,8 +40,22 @@ class SwiGLU(nn.Module):
         self.activation = ACT2FN[config.gate_activation]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gated = self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)  # [B, T, M]
-        return self.down_proj(self.norm(gated))
+        return recomputed(self._project, self.gate_proj(hidden_states), self.up_proj(hidden_states))
+
+    def _project(self, gate: Tensor, up: Tensor) -> Tensor:
+        """(B, T, M) each → (B, T, D)."""
+        return self.down_proj(self.norm(self.activation(gate) * up))
+
+
+class MLP(nn.Sequential):
+    """Linear, activation, linear: (B, T, D) → (B, T, D).
+
+    What the activation gives is the most a block would keep for its backward pass; it is computed again there.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        first, activation, second = self
+        return recomputed(lambda expanded: second(activation(expanded)), first(hidden_states))
 
 
 def feed_forward(config: EoMTConfig) -> nn.Module:
@@ -53,7 +68,7 @@ def feed_forward(config: EoMTConfig) -> nn.Module:
         ("activation", ACT2FN[config.hidden_act]),
         (second, nn.Linear(config.mlp_width, config.hidden_size, bias=config.mlp_biased)),
     ]
-    return nn.Sequential(OrderedDict(layers))
+    return MLP(OrderedDict(layers))
 
 
 class DropPath(nn.Module):

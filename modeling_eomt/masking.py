@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def query_attention_mask(patch_logits: Tensor, num_prefix: int, keep_probability: Tensor | None) -> Tensor:
-    """Intermediate mask logits, one per patch, (B, Q, h, w) → where each query may look, (B, 1, Q, Q + P + N) bool, for all heads.
+    """Mask logits, one per patch (B, Q, h, w) → where each query may look, (B, 1, Q, Q + P + N) bool for all heads.
 
     A query sees the patches inside its predicted mask, and every query and prefix token, so no row is empty. With
     `keep_probability`, a scalar tensor, each query of each image keeps its mask with that probability; None keeps all.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
     """Logits (K, channels, H, W), each at its own points (K, R, 2) → (K, channels, R) fp32, differentiable."""
-    return F.grid_sample(logits.float(), 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
+    grid = (2 * points[:, None]).sub_(1)  # [K, 1, R, 2] in [-1, 1]
+    return F.grid_sample(logits.float(), grid, align_corners=False)[:, :, 0]
 
 
 def sample_features(features: Tensor, points: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from transformers.models.eomt.modeling_eomt import EomtLoss
 
 from eomt.configuration import EoMTConfig
 from eomt.modeling_eomt.criterion import Criterion
+from eomt.modeling_eomt.heads import MaskPrediction
 from eomt.modeling_eomt.matcher import match
 from eomt.modeling_eomt.points import sample_logits, sample_masks, uncertain_points
 from tests.models import GOLDEN, targets
@@ -82,6 +83,19 @@ def test_matching_cost_by_brute_force():
     cost = matching_cost(sample_logits(logits, points), classes, sampled, labels[0][None], config)
     expected = brute_force_cost(config, logits[0], classes[0], masks[0], labels[0], points[0])
     torch.testing.assert_close(cost[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_from_sampled_features_are_the_sampled_logits():
+    prediction = MaskPrediction(torch.zeros(2, 7, 6), torch.rand(2, 7, 16), torch.randn(2, 24, 32, 16) / 4)
+    logits, points = prediction.mask_logits(), torch.rand(2, 500, 2)
+    points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
+    torch.testing.assert_close(prediction.logits_at(points), sample_logits(logits, points), rtol=0, atol=1e-5)
+    expected = F.interpolate(logits, size=(6, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(prediction.patch_logits((6, 8)), expected, rtol=0, atol=1e-5)
+    matches = [(torch.tensor([4, 0]), torch.tensor([0, 1])), (torch.tensor([6]), torch.tensor([0]))]
+    expected = torch.stack([logits[0, 4], logits[0, 0], logits[1, 6]])
+    torch.testing.assert_close(prediction.matched_mask_logits(matches), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])

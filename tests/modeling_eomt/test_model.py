@@ -1,10 +1,14 @@
 """The model: sizes, masking, targets, errors, and what transformers offers around a model."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eomt import EoMTForUniversalSegmentation
+from eomt.measure import extra_cpu_bytes
+from eomt.modeling_eomt import heads, layers
 from tests.models import BACKBONE_OF_KIND, targets, tiny_config, tiny_model
 
 KINDS = list(BACKBONE_OF_KIND)
@@ -173,6 +177,38 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, checkpointed in zip(*gradients):
         torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_swiglu", "eva02"])
+def test_recomputing_changes_memory_only(kind, monkeypatch):
+    masks, labels = targets((2, 1))
+    pixels = torch.randn(2, 3, 64, 64)
+    gradients, held = [], []
+    for recompute in (True, False):
+        if not recompute:
+            for module in (heads, layers):
+                monkeypatch.setattr(module, "recomputed", lambda function, *inputs: function(*inputs))
+        model = tiny_model(kind).train()
+        torch.manual_seed(3)
+        loss = partial(model, pixels, mask_labels=masks, class_labels=labels)
+        held.append(extra_cpu_bytes(loss))
+        torch.manual_seed(3)
+        loss().loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(map(torch.equal, *gradients))
+    assert held[0] < 0.75 * held[1]
+
+
+def test_auxiliary_logits_can_be_left_out():
+    model = tiny_model().train()
+    masks, labels = targets((2, 1))
+    losses = []
+    for wanted in (True, False):
+        torch.manual_seed(3)
+        out = model(torch.ones(2, 3, 64, 64), mask_labels=masks, class_labels=labels, output_auxiliary_logits=wanted)
+        assert (out.auxiliary_logits is not None) == wanted
+        losses.append(out.loss_dict)
+    assert losses[0] == losses[1]
 
 
 # --- what transformers offers --------------------------------------------------------------------------------------
