@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 
-def _help(text: str, default=None, **metadata):
+def option(text: str, default=None, **metadata):
+    """A dataclass field with the text that `--help` shows for it."""
     return field(default=default, metadata={"help": text, **metadata})
 
 
@@ -14,55 +15,55 @@ class DataOptions:
     data: str = field(
         metadata={"help": "Folder of the data set, or of its official zips; `eomt.training.data` lists the formats."}
     )
-    dataset: str = _help("auto, coco, ade20k, cityscapes, yolo or folder; auto looks at the files.", "auto")
-    class_names: str | None = _help("Names of the label png's values 0, 1, …, separated by commas.")
-    ignore_ids: str | None = _help(
+    dataset: str = option("auto, coco, ade20k, cityscapes, yolo or folder; auto looks at the files.", "auto")
+    class_names: str | None = option("Names of the label png's values 0, 1, …, separated by commas.")
+    ignore_ids: str | None = option(
         "Values of the label png that mean unlabelled, separated by commas; 255 always does."
     )
-    image_size: str | None = _help(
+    image_size: str | None = option(
         "Training crop: a side in pixels, or HEIGHTxWIDTH; default: the recipe's, else 640 (semantic: 512)."
     )
-    scale_range: str | None = _help(
+    scale_range: str | None = option(
         "Scale jitter LOW,HIGH relative to the crop; default: the recipe's, else 0.1,2.0 (semantic: 0.5,2.0)."
     )
-    color_jitter: bool | None = _help(
+    color_jitter: bool | None = option(
         "Jitter brightness, contrast, saturation and hue; default: the recipe's, else false."
     )
-    augment: bool = _help(
+    augment: bool = option(
         "Flip, scale and crop at random; false fits each image into the crop, for overfitting tests.", True
     )
-    keep_empty: bool | None = _help(
+    keep_empty: bool | None = option(
         "Train and evaluate on images without segments too; default: not with a recipe, else true."
     )
-    check: bool = _help("Read every image, print counts, draw samples as training sees them; do not train.", False)
+    check: bool = option("Read every image, print counts, draw samples as training sees them; do not train.", False)
 
 
 @dataclass
 class ModelOptions:
     """The model to start from; None: the recipe's, or the backbone's."""
 
-    backbone: str | None = _help(
+    backbone: str | None = option(
         "Pre-trained ViT by timm's or the hub's name; default: the recipe's, else vit_base_patch14_reg4_dinov2."
     )
-    backbone_weights: str | None = _help(
+    backbone_weights: str | None = option(
         "File or folder with the backbone's weights, or scratch; default: download by the backbone's name."
     )
-    checkpoint: str | None = _help(
+    checkpoint: str | None = option(
         "EoMT to start from: a folder or hub name (save_pretrained) or an authors' .bin/.ckpt; "
         "class_head=new leaves its class head out. Default: none, or what the recipe starts from."
     )
-    num_queries: int | None = _help("Default: 200; 100 for semantic segmentation.")
-    num_blocks: int | None = _help("How many last blocks see the queries; default: 3 (S, B), 4 (L), 5 (g).")
-    patch_size: int | None = _help("Pixels; default 16.")
-    hidden_size: int | None = _help(
+    num_queries: int | None = option("Default: 200; 100 for semantic segmentation.")
+    num_blocks: int | None = option("How many last blocks see the queries; default: 3 (S, B), 4 (L), 5 (g).")
+    patch_size: int | None = option("Pixels; default 16.")
+    hidden_size: int | None = option(
         "Width, for a scaled model of the backbone's family; needs backbone_weights=scratch."
     )
-    num_hidden_layers: int | None = _help("Depth, likewise.")
-    num_attention_heads: int | None = _help("Heads, likewise.")
-    train_num_points: int | None = _help(
+    num_hidden_layers: int | None = option("Depth, likewise.")
+    num_attention_heads: int | None = option("Heads, likewise.")
+    train_num_points: int | None = option(
         "Points of each mask the loss samples; default 12544, fewer suffice for small crops."
     )
-    layerscale_value: float | None = _help(
+    layerscale_value: float | None = option(
         "Initial layer scale; the backbone's 1e-5 is slow from scratch, where the default is 0.1."
     )
 

@@ -76,7 +76,6 @@ def main(argv: list[str]) -> int:
     from tqdm.auto import tqdm
     from transformers.utils import logging
 
-    import eomt  # noqa: F401  registers the classes
     from eomt.cli.checks import usable_device
     from eomt.writing import require_free
 

@@ -83,7 +83,6 @@ def _load(args):
     """Model and image processor, both at the size asked for."""
     from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-    import eomt  # noqa: F401  registers the classes
     from eomt.cli.checks import require_model
 
     require_model(args.model)

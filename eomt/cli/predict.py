@@ -85,7 +85,6 @@ class _Job:
         import torch
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-        import eomt  # noqa: F401  registers the classes
         from eomt.cli.checks import usable_device
         from eomt.configuration.labels import LabelSpace, label_space
         from eomt.image_processing.results import Results

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import eomt  # noqa: F401
 from eomt.image_processing.geometry import input_size_of, placement, window_starts
 from eomt.image_processing.resampling import Resampler, bilinear_matrix, first_best
 
