@@ -11,9 +11,7 @@ Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the m
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,32 +19,10 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ..configuration.labels import LabelSpace
+from .writing import write_json, write_whole
 
 VOID_LABEL = 255
 """Pixels of no class in a label png (65535 where a class has an id of 255 or more)."""
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """`write(temporary path)`, then rename: a reader, or the next run, never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: Path, value) -> None:
-    write_whole(path, lambda part: part.write_text(json.dumps(value), encoding="utf-8"))
 
 
 def image_id_of(name: str) -> int | str:

@@ -115,11 +115,13 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         queries = self.query.weight.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         hidden_states = torch.cat([queries, hidden_states], dim=1)  # [B, T, D]
         rotary = rotary and rotary.with_prefix(self.config.num_queries)
-        predictions = []
+        predictions, auxiliary_logits = [], []
         for block, layer in enumerate(self.layers[first_joint:]):
             query_mask = None
             if self._predicts_before(block):
                 predictions.append(self.predict(self.layernorm(hidden_states), grid))
+                if output_auxiliary_logits:
+                    auxiliary_logits.append(predictions[-1].logits())
                 query_mask = self._query_mask(block, predictions[-1], grid)
             hidden_states = layer(hidden_states, query_mask, rotary, **kwargs)
         hidden_states = self.layernorm(hidden_states)
@@ -128,16 +130,10 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         losses = None
         if mask_labels is not None and class_labels is not None:
             losses = self._losses(predictions, mask_labels, class_labels)
-        auxiliary_logits = [
-            {"masks_queries_logits": prediction.mask_logits(), "class_queries_logits": prediction.class_logits}
-            for prediction in predictions[:-1]
-            if output_auxiliary_logits
-        ]
         output = EoMTForUniversalSegmentationOutput(
             loss=sum(losses.values()) if losses else None,
             loss_dict=losses,
-            class_queries_logits=predictions[-1].class_logits,
-            masks_queries_logits=predictions[-1].mask_logits(),
+            **predictions[-1].logits(),
             auxiliary_logits=auxiliary_logits or None,
             last_hidden_state=hidden_states,
             patch_offsets=patch_offsets,

@@ -5,7 +5,7 @@ h, w patches down, across · H, W mask logits down, across (4 h, 4 w for patch s
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +23,25 @@ from .recompute import recomputed
 class MaskPrediction:
     """One prediction and its factors: mask logits are mask embeddings · mask features.
 
-    Sampling is linear, so logits at few places are mask embeddings · sampled features: training never forms the full
-    logits of all queries for its attention masks, matching costs and losses.
+    Sampling is linear, so logits at few places are mask embeddings · sampled features: attention masks, matching costs
+    and losses need no full logits of all queries.
     """
 
     class_logits: Tensor  # [B, Q, C + 1], the last is "no object"
     mask_embeddings: Tensor  # [B, Q, D]
     mask_features: Tensor  # [B, H, W, D]
+    _mask_logits: Tensor | None = field(default=None, init=False)
 
-    def mask_logits(self) -> Tensor:
-        """Mask logits of every query, (B, Q, H, W)."""
-        logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
-        return logits.unflatten(-1, self.mask_features.shape[1:3])
+    def logits(self) -> dict[str, Tensor]:
+        """What the model gives: masks_queries_logits (B, Q, H, W) and class_queries_logits (B, Q, C + 1)."""
+        mask_logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
+        self._mask_logits = mask_logits.unflatten(-1, self.mask_features.shape[1:3])
+        return {"masks_queries_logits": self._mask_logits, "class_queries_logits": self.class_logits}
 
     def patch_logits(self, grid: tuple[int, int]) -> Tensor:
         """Mask logits of every query down-sampled to one per patch, (B, Q, h, w)."""
+        if self._mask_logits is not None:
+            return F.interpolate(self._mask_logits, size=grid, mode="bilinear", align_corners=False)
         features = self.mask_features.permute(0, 3, 1, 2)
         features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)  # [B, D, h, w]
         return (self.mask_embeddings @ features.flatten(2)).unflatten(-1, grid)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainerCallback
 
+from ..image_processing.writing import write_text
 from .accumulation import normaliser_shares
 from .annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
@@ -217,7 +218,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
             card = run_card(
                 self.model.config, self.args, self.state, model_name or Path(self.args.output_dir).name, license
             )
-            Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
+            write_text(Path(self.args.output_dir, "README.md"), card)
 
 
 class _EpochCallback(TrainerCallback):

@@ -6,7 +6,6 @@ and writes pictures.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -27,6 +26,9 @@ PICTURES = 4
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+
+    from eomt.image_processing.writing import write_json
+
     started = time.time()
     trainer, space, folder = train(args)
     metrics = trainer.evaluate()
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seconds": round(time.time() - started, 1),
     }
-    Path(args.output, "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(Path(args.output, "report.json"), report, indent=2)
     print(
         f"held-out PQ {report['pq']:.1f} (things {report['pq_things']:.1f}, stuff {report['pq_stuff']:.1f}) after "
         f"{report['steps']} steps, {report['seconds']:.0f} s; masking off, reloaded through the Auto classes"

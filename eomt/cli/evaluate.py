@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     if args.worst and not args.output:
         raise ValueError("--worst needs --output, the folder for the pictures")
 
+    from eomt.image_processing.writing import write_json
     from eomt.training.processes import rank
     from eomt.training.report import ImageReport, table, write_classes
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         images.draw_confusion(folder / "confusion.png")
         if args.worst:
             summary["worst"] = images.draw_worst(folder / "worst")
-        (folder / "metrics.json").write_text(json.dumps(_finite(summary), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "metrics.json", _finite(summary), indent=2)
     if args.json:
         print(json.dumps(_finite(summary)))
     else:

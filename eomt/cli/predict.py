@@ -170,7 +170,7 @@ class _Job:
     def _write(self, item: dict, prediction: dict) -> None:
         """Pictures first: the results' record marks the image as done."""
         from eomt.image_processing.pictures import draw_confidence, draw_segments, side_by_side
-        from eomt.image_processing.results import write_whole
+        from eomt.image_processing.writing import write_whole
 
         name, picture, overlay = item["name"], item["picture"], None
         if not self.args.no_overlays or self.args.confidence:

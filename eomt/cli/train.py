@@ -1,7 +1,6 @@
 """`eomt train`: a recipe of the paper, or fine-tuning on own data; saves a model ready for the Auto classes."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -114,9 +113,10 @@ def finish(trainer) -> int:
     trainer.create_model_card()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        from eomt.image_processing.writing import write_json
         from eomt.training.progress import describe
 
+        write_json(folder / "results.json", results, indent=2)
         print(describe(results) or "not evaluated")
         print(f"model, processor, README.md, curves.png and results.json: {folder}")
     return 0

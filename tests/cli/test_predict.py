@@ -17,8 +17,9 @@ from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.image_processing import read_image
 from eomt.image_processing.files import find_images
-from eomt.image_processing.results import VOID_LABEL, label_png, write_whole
+from eomt.image_processing.results import VOID_LABEL, label_png
 from eomt.image_processing.targets import rgb_to_id
+from eomt.image_processing.writing import write_whole
 from tests.models import tiny_model
 
 SIZES = {"000000000139": (40, 60), "000000000285": (64, 64), "000000000632": (90, 30)}

@@ -87,12 +87,12 @@ def test_matching_cost_by_brute_force():
 
 @torch.no_grad()
 def test_logits_from_sampled_features_are_the_sampled_logits():
-    prediction = MaskPrediction(torch.zeros(2, 7, 6), torch.rand(2, 7, 16), torch.randn(2, 24, 32, 16) / 4)
-    logits, points = prediction.mask_logits(), torch.rand(2, 500, 2)
+    factors = torch.zeros(2, 7, 6), torch.rand(2, 7, 16), torch.randn(2, 24, 32, 16) / 4
+    prediction, formed = MaskPrediction(*factors), MaskPrediction(*factors)
+    logits, points = formed.logits()["masks_queries_logits"], torch.rand(2, 500, 2)
     points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
     torch.testing.assert_close(prediction.logits_at(points), sample_logits(logits, points), rtol=0, atol=1e-5)
-    expected = F.interpolate(logits, size=(6, 8), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(prediction.patch_logits((6, 8)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(prediction.patch_logits((6, 8)), formed.patch_logits((6, 8)), rtol=0, atol=1e-5)
     matches = [(torch.tensor([4, 0]), torch.tensor([0, 1])), (torch.tensor([6]), torch.tensor([0]))]
     expected = torch.stack([logits[0, 4], logits[0, 0], logits[1, 6]])
     torch.testing.assert_close(prediction.matched_mask_logits(matches), expected, rtol=0, atol=1e-5)

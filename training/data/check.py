@@ -3,7 +3,6 @@
 `check_data(dataset, labels, transform, folder)` is what `eomt train --check` runs.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 from ...configuration.labels import LabelSpace
 from ...image_processing.colours import class_colours
 from ...image_processing.pictures import draw_segments
+from ...image_processing.writing import write_json
 from .decode import decode
 from .transforms import TrainTransform
 
@@ -56,7 +56,7 @@ def check_data(
             sheet = contact_sheet([drawn[i] for i in chosen], label_space)
         sheet.save(folder / "check.png")
         report["sheet"] = str(folder / "check.png")
-    (folder / "check.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    write_json(folder / "check.json", report, indent=2)
     return report
 
 
