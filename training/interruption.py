@@ -39,7 +39,8 @@ class InterruptionCallback(TrainerCallback):
                 raise KeyboardInterrupt
             self.signalled = True
 
-        previous = {number: signal.signal(number, note) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup, a script's `&`
+        previous = {number: signal.signal(number, note) for number in heeded}
         try:
             yield
         finally:

@@ -155,6 +155,7 @@ def test_interruption_saves_and_the_rest_follows_on(tmp_path, number):
                 signal.raise_signal(number)
             return super().__getitem__(index)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is started with it ignored
     whole = EoMTTrainer(tiny_model(), options("whole"), train_dataset=Samples())
     whole.train()
     first = EoMTTrainer(tiny_model(), options("cut"), train_dataset=Interrupting())
