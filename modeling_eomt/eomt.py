@@ -39,9 +39,9 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
         self.criterion = Criterion(config)
         self.register_buffer("attn_mask_probs", torch.ones(config.num_blocks))
-        self.register_load_state_dict_post_hook(lambda module, _: module._read_attn_mask_probs())
+        self.register_load_state_dict_post_hook(_read_after_loading)
         self.post_init()
-        self._mask_probs = (1.0,) * config.num_blocks
+        self._masked_blocks = (True,) * config.num_blocks
         self._mask_probs_version = self._version_of_attn_mask_probs()
 
     # --- masked attention ------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             raise ValueError(f"attn_mask_probs are {values}; give {self.config.num_blocks} numbers in [0, 1]")
         with torch.no_grad():
             self.attn_mask_probs.copy_(torch.tensor(values))
-        self._mask_probs = tuple(values)
+        self._masked_blocks = tuple(value > 0 for value in values)
         self._mask_probs_version = self._version_of_attn_mask_probs()
 
     def _version_of_attn_mask_probs(self) -> tuple[int, int]:
@@ -67,9 +67,13 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         return id(buffer), 0 if buffer.is_inference() else buffer._version
 
     def _read_attn_mask_probs(self) -> None:
-        """Refresh the host's mirror after the buffer was loaded or moved; the mirror spares forward a device sync."""
+        """Refresh the host's mirror after the buffer was loaded or moved.
+
+        The mirror, which blocks are masked at all, spares forward a device sync; as it holds no probability, a
+        compiled model is compiled anew only when a block's annealing ends.
+        """
         if not self.attn_mask_probs.is_meta:
-            self._mask_probs = tuple(self.attn_mask_probs.tolist())
+            self._masked_blocks = tuple(value > 0 for value in self.attn_mask_probs.tolist())
             self._mask_probs_version = self._version_of_attn_mask_probs()
 
     def _apply(self, fn, recurse=True):
@@ -149,15 +153,14 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
 
     def _predicts_before(self, block: int) -> bool:
         """Intermediate predictions are supervised to the end of training; without training they serve masking only."""
-        return self.config.masked_attention and (self.training or self._mask_probs[block] > 0)
+        return self.config.masked_attention and (self.training or self._masked_blocks[block])
 
     @torch.no_grad()
     def _query_mask(self, block: int, prediction: MaskPrediction, grid: tuple[int, int]) -> Tensor | None:
-        probability = self._mask_probs[block]
-        if probability == 0:
+        if not self._masked_blocks[block]:
             return None
-        keep = self.attn_mask_probs[block] if probability < 1 else None
-        return query_attention_mask(prediction.patch_logits(grid), self.config.num_prefix_tokens, keep)
+        keep_probability = self.attn_mask_probs[block]
+        return query_attention_mask(prediction.patch_logits(grid), self.config.num_prefix_tokens, keep_probability)
 
     def _losses(self, predictions: list[MaskPrediction], mask_labels, class_labels) -> dict[str, Tensor]:
         """Weighted losses of every prediction, each with its own matching (their sum is the loss, not their mean)."""
@@ -193,3 +196,8 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
+
+
+def _read_after_loading(model: EoMTForUniversalSegmentation, incompatible_keys) -> None:
+    """Hook of `load_state_dict`; a function of the module, because models are pickled with their hooks."""
+    model._read_attn_mask_probs()

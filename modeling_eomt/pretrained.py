@@ -38,8 +38,14 @@ class EoMTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's defaults for linear and convolution layers, N(0, 1) for the queries, as the authors have it."""
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        """PyTorch's defaults for linear and convolution layers, N(0, 1) for the queries, as the authors have it.
+
+        Each parameter is initialised by the module that holds it: transformers leaves out a module whose own
+        parameters and buffers were all in the checkpoint.
+        """
+        if module is getattr(self, "query", None):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
@@ -52,14 +58,13 @@ class EoMTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, Embeddings):
             init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
             init.trunc_normal_(module.register_tokens, std=self.config.initializer_range)
-            if module.position_embeddings is not None:
-                init.trunc_normal_(module.position_embeddings.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Embedding):  # of positions
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, Criterion):
             empty_weight = torch.ones(self.config.num_labels + 1)
             empty_weight[-1] = self.config.no_object_weight
             init.copy_(module.empty_weight, empty_weight)
         elif isinstance(module, EoMTPreTrainedModel):
-            init.normal_(module.query.weight)
             init.ones_(module.attn_mask_probs)
 
     @classmethod
@@ -75,7 +80,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
             config, kwargs = AutoConfig.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
             kwargs |= hub
         try:
-            stored = AutoConfig.from_pretrained(path, **hub)
+            stored = config if path is None else AutoConfig.from_pretrained(path, **hub)
         except (OSError, ValueError, TypeError):  # weights without a configuration beside them
             stored = config
         wanted, config = config, copy.deepcopy(config)

@@ -79,7 +79,7 @@ def test_closed_form(kind, masked):
     config = tiny_config(kind, image_size=16 * grid)
     with torch.device("meta"):
         model = EoMTForUniversalSegmentation(config)
-    model._mask_probs = (float(masked),) * blocks
+    model._masked_blocks = (masked,) * blocks
     before = grid**2 + config.num_prefix_tokens
     joint = before + queries
 
@@ -103,9 +103,9 @@ def test_every_kernel_and_device_counts_the_same(kind, attention):
     model.set_attn_implementation(attention)
     pixels = torch.randn(2, 3, 64, 32)
     on_cpu = count_flops(model, pixels)
-    probabilities = model._mask_probs
+    masked_blocks = model._masked_blocks
     on_meta = model.to("meta")
-    on_meta._mask_probs = probabilities
+    on_meta._masked_blocks = masked_blocks
     assert count_flops(on_meta, pixels.to("meta")) == on_cpu > 0
 
 

@@ -1,9 +1,11 @@
 """The model: sizes, masking, targets, errors, and what transformers offers around a model."""
 
+import pickle
 from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eomt import EoMTForUniversalSegmentation
@@ -95,16 +97,17 @@ def test_mask_probability_is_the_share_of_masked_queries():
 
 def test_mirror_follows_the_buffer():
     model = tiny_model()
-    assert model._mask_probs == (1.0, 1.0)
-    model.set_attn_mask_probs([0.5, 0.25])
-    assert model.attn_mask_probs.tolist() == [0.5, 0.25]
+    assert model._masked_blocks == (True, True)
+    model.set_attn_mask_probs([0.5, 0])
+    assert model.attn_mask_probs.tolist() == [0.5, 0]
+    assert model._masked_blocks == (True, False)
     other = tiny_model()
     other.load_state_dict(model.state_dict())
-    assert other._mask_probs == (0.5, 0.25)
+    assert other._masked_blocks == (True, False)
     with torch.no_grad():
         model.attn_mask_probs.zero_()  # as users of the built-in do
         assert model(torch.zeros(1, 3, 64, 64)).auxiliary_logits is None
-    assert model._mask_probs == (0.0, 0.0)
+    assert model._masked_blocks == (False, False)
     with pytest.raises(ValueError, match="give 2 numbers"):
         model.set_attn_mask_probs([1, 1, 1])
     with pytest.raises(ValueError, match="give 2 numbers"):
@@ -254,6 +257,29 @@ def test_full_graph_compile():
         torch.testing.assert_close(compiled(pixels).masks_queries_logits, expected, rtol=0, atol=1e-5)
 
 
+def test_annealing_compiles_once_for_each_block_that_ends():
+    model = tiny_model().train()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=count)
+    for step in range(24):
+        model.set_attn_mask_probs([max(0, 1 - step / 10), max(0, 1 - step / 20)])
+        compiled(torch.ones(1, 3, 64, 64))
+    assert len(graphs) == 3
+
+
+def test_pickling():
+    model = tiny_model()
+    again = pickle.loads(pickle.dumps(model))
+    pixels = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(pixels).masks_queries_logits, model(pixels).masks_queries_logits)
+
+
 class NoHostSync(TorchDispatchMode):
     """Fails where a tensor's value would travel to the host."""
 
@@ -292,3 +318,15 @@ def test_checkpoint_loads_at_another_size(tmp_path):
         8,
         8,
     )
+
+
+def test_weights_that_a_checkpoint_lacks_are_initialised(tmp_path):
+    tiny_model(hidden_size=96, num_queries=50).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    lacking = ("query.weight", "embeddings.position_embeddings.weight", "mask_head.fc1.weight")
+    save_file({name: tensor for name, tensor in load_file(file).items() if name not in lacking}, file, {"format": "pt"})
+    state = EoMTForUniversalSegmentation.from_pretrained(tmp_path).state_dict()
+    deviations = [state[name].std().item() for name in lacking]
+    assert deviations == pytest.approx([1, 0.02, (1 / 96 / 3) ** 0.5], rel=0.1)
+    more = EoMTForUniversalSegmentation.from_pretrained(tmp_path, num_queries=60, ignore_mismatched_sizes=True)
+    assert more.query.weight.std().item() == pytest.approx(1, rel=0.1)
