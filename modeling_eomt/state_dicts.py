@@ -6,6 +6,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -48,16 +49,16 @@ def _read_files(path: Path) -> Mapping:
         return {name: tensor for shard in shards for name, tensor in _read_files(shard).items()}
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors, which is not safe to open: {error}".splitlines()[0]
         ) from None
-    except (RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except (SafetensorError, RuntimeError, EOFError, LookupError) as error:  # what is no pickle may raise anything
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
         raise ValueError(f"{path} cannot be read, it may be truncated: {reason}") from None
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}; a state dict is needed")

@@ -22,9 +22,16 @@ def usable_device(name: str, option: str = "--device"):
 
 
 def require_model(name: str) -> None:
-    """`ValueError` unless `name` is a directory that `save_pretrained` wrote, or may be a name on the hub."""
+    """`ValueError` unless `name` is a directory that `save_pretrained` wrote, whole, or may be a name on the hub."""
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file():
             raise ValueError(f"there is no config.json in {name!r}; give a directory that save_pretrained wrote")
+        from safetensors import SafetensorError, safe_open
+
+        for file in Path(name).glob("*.safetensors"):
+            try:
+                safe_open(file, "pt")
+            except SafetensorError as error:
+                raise ValueError(f"{file} cannot be read, it may be truncated: {error}") from None
     elif Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
         raise ValueError(f"there is no model in {name!r}; give a directory that save_pretrained wrote, or a hub name")

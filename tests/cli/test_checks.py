@@ -44,6 +44,10 @@ def test_no_such_model(name):
 def test_directory_without_a_model(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
         require_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read, it may be truncated"):
+        require_model(str(tmp_path))
     require_model("tue-mps/coco_panoptic_eomt_large_640")  # whether the hub has it is for the hub to say
 
 

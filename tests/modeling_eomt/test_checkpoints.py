@@ -120,6 +120,15 @@ def test_a_pickle_that_runs_code_is_refused(wrapped, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "content"), [("a.safetensors", b""), ("a.safetensors", b"x" * 99), ("a.bin", b""), ("a.bin", b"hello")]
+)
+def test_junk_is_a_clear_error(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read, it may be truncated"):
+        load_authors_checkpoint(tmp_path / name, golden_config("dinov2"))
+
+
+@pytest.mark.parametrize(
     ("content", "message"), [("cut", "truncated"), ("list", "a state dict is needed"), ("empty", "no tensor")]
 )
 def test_unreadable_files_are_clear_errors(content, message, tmp_path):
