@@ -107,7 +107,10 @@ class Results:
         return self.output / folder / f"{name}{suffix}"
 
     def is_done(self, name: str) -> bool:
-        return self.path("records", name, ".json").is_file()
+        try:
+            return self.path("records", name, ".json").is_file()
+        except OSError:  # a name too long for the file system: writing it will say so
+            return False
 
     def write(self, name: str, file_name: str, prediction, image_id: int | str | None = None) -> None:
         """One image's prediction. `name` may have folders in it; `file_name` is the image's, for the json.

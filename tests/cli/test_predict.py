@@ -137,6 +137,38 @@ def test_unreadable_files_are_listed_at_the_end(models, photos, tmp_path, capsys
     assert len(json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]) == 3
 
 
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_images_that_cannot_be_segmented_or_written_are_listed_at_the_end(models, photos, tmp_path, capsys, task):
+    Image.new("RGB", (66_000, 4)).save(photos / "long.png")  # no JPEG can be so long; windows of 64: 16 000 of them
+    (photos / "000000000139.png").rename(photos / f"{'n' * 251}.png")
+    options = ["--confidence"] if task == "semantic" else []
+    assert predict(photos, models[task], tmp_path / "out", "--batch-size", "2", *options) == 1
+    printed = capsys.readouterr()
+    assert f"{'n' * 251}.png: [Errno 36] File name too long" in printed.err
+    found = [image["file_name"] for image in json.loads((tmp_path / "out/images.json").read_text())["images"]]
+    if task == "panoptic":
+        assert found == ["000000000285.png", "000000000632.png", "long.png"]
+        assert Image.open(tmp_path / "out/overlays/long.jpg").width == 65_500
+    else:
+        assert found == ["000000000285.png", "000000000632.png"]
+        assert "long.png: image of 4 × 66000 is too narrow for windows" in printed.err
+
+
+def test_a_failing_post_processing_costs_one_image(models, photos, tmp_path, capsys, monkeypatch):
+    semantic_segmentation = EoMTImageProcessor.post_process_semantic_segmentation
+
+    def out_of_memory(self, outputs, sizes):
+        if sizes == [SIZES["000000000285"]]:
+            raise MemoryError
+        return semantic_segmentation(self, outputs, sizes)
+
+    monkeypatch.setattr(EoMTImageProcessor, "post_process_semantic_segmentation", out_of_memory)
+    assert predict(photos, models["semantic"], tmp_path / "out", "--batch-size", "3") == 1
+    assert "000000000285.png: MemoryError" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert [image["id"] for image in found] == [139, 632]
+
+
 def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monkeypatch):
     from eomt.image_processing.results import Results
 
