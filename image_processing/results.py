@@ -11,6 +11,7 @@ Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the m
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,13 @@ VOID_LABEL = 255
 def image_id_of(name: str) -> int | str:
     """COCO's ids are the numbers in its file names: "000000142238" → 142238; any other name is its own id."""
     return int(name) if name.isdecimal() else name
+
+
+def image_ids_of(names: Iterable[str]) -> dict[str, int | str]:
+    """Names of one run → {name: id}; names that are the same number ("1" and "01") are their own ids, as strings."""
+    ids = {name: image_id_of(name) for name in names}
+    uses = Counter(ids.values())
+    return {name: i if uses[i] == 1 else name for name, i in ids.items()}
 
 
 def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):

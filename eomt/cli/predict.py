@@ -54,11 +54,12 @@ def main(argv: list[str]) -> int:
 
     from eomt.cli.checks import require_model
     from eomt.image_processing.files import find_images
+    from eomt.image_processing.results import image_ids_of
 
     require_model(args.model)
     images = find_images(args.images, exclude=args.output)
     state = PartialState(cpu=args.device == "cpu")
-    job = _Job(args, state)
+    job = _Job(args, state, image_ids_of(images))
     mine = list(images.items())[state.process_index :: state.num_processes]
     started = time.perf_counter()
     made, failures = job.run([(name, path) for name, path in mine if not job.results.is_done(name)])
@@ -79,9 +80,9 @@ def main(argv: list[str]) -> int:
 
 
 class _Job:
-    """One process's part: model, processor, results."""
+    """One process's part: model, processor, results; `image_ids` are the whole run's {name: id}."""
 
-    def __init__(self, args, state):
+    def __init__(self, args, state, image_ids: dict[str, int | str]):
         import torch
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
@@ -89,7 +90,7 @@ class _Job:
         from eomt.configuration.labels import LabelSpace, label_space
         from eomt.image_processing.results import Results
 
-        self.args, self.is_main = args, state.is_main_process
+        self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
         self.device = usable_device(args.device) if args.device else state.device
         self.dtype = getattr(torch, args.dtype)
         model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=self.dtype)
@@ -201,7 +202,7 @@ class _Job:
                 [("image", picture), ("prediction", plain), ("confidence", draw_confidence(confidence))]
             )
             write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
-        self.results.write(name, item["file"].name, prediction)
+        self.results.write(name, item["file"].name, prediction, self.image_ids[name])
 
     def _to_draw(self, prediction: dict) -> tuple:
         segments = prediction.get("segments_info")

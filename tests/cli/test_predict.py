@@ -270,6 +270,19 @@ def test_names_of_found_images(tmp_path):
     assert find_images([tmp_path / "b/note.txt"])["note"].name == "note.txt"  # named outright
 
 
+def test_names_and_ids_are_unique(models, photos, tmp_path):
+    for name in ("1.jpg", "1.png", "1_jpg.png", "01.png", "1_jpg_.png"):
+        Image.new("RGB", (9, 7)).save(photos / name)
+    names = [path.name for path in photos.iterdir()]
+    assert sorted(path.name for path in find_images([photos]).values()) == sorted(names)
+    assert find_images([photos])["1_jpg__"].name == "1.jpg"
+    (photos / "1.jpg").unlink()
+    assert predict(photos, models["panoptic"], tmp_path / "out") == 0
+    data = json.loads((tmp_path / "out/panoptic.json").read_text())
+    assert [image["id"] for image in data["images"]] == [139, 285, 632, "01", "1", "1_jpg", "1_jpg_"]
+    assert [a["image_id"] for a in data["annotations"]] == [image["id"] for image in data["images"]]
+
+
 def test_label_png_has_the_data_sets_ids(tmp_path):
     labels = np.array([[0, 1, -1, 255]])
     assert np.asarray(label_png(labels, [7, 33])).tolist() == [[7, 33, VOID_LABEL, VOID_LABEL]]
