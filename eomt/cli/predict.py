@@ -60,9 +60,9 @@ def main(argv: list[str]) -> int:
     images = find_images(args.images, exclude=args.output)
     state = PartialState(cpu=args.device == "cpu")
     job = _Job(args, state, image_ids_of(images))
-    mine = list(images.items())[state.process_index :: state.num_processes]
+    left = job.left(list(images.items())[state.process_index :: state.num_processes])
     started = time.perf_counter()
-    made, failures = job.run([(name, path) for name, path in mine if not job.results.is_done(name)])
+    made, failures = job.run(left)
     state.wait_for_everyone()
     if state.num_processes > 1:
         made, failures = sum(gather_object([made])), gather_object(failures)
@@ -88,7 +88,7 @@ class _Job:
 
         from eomt.cli.checks import usable_device
         from eomt.configuration.labels import LabelSpace, label_space
-        from eomt.image_processing.results import Results
+        from eomt.image_processing.results import Results, weights_of
 
         self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
         self.device = usable_device(args.device) if args.device else state.device
@@ -112,6 +112,7 @@ class _Job:
             self.processor.stuff_label_ids = list(own.stuff_label_ids)
         run = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
         run |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
+        run["weights"] = weights_of(args.model)
         if state.is_main_process:  # the folder's marker is written once
             self.results = Results(args.output, self.task, space, run)
         state.wait_for_everyone()
@@ -119,6 +120,15 @@ class _Job:
             self.results = Results(args.output, self.task, space, run)
         if args.compile:
             self.model = torch.compile(self.model)
+
+    def left(self, items: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        """Those of the (name, file) pairs that an earlier run did not do, from the very same file."""
+        from eomt.image_processing.results import state_of
+
+        self.sources = {name: state_of(file) for name, file in items}
+        for name, source in self.sources.items():
+            self.results.discard_outdated(name, self.image_ids[name], source)
+        return [(name, file) for name, file in items if not self.results.is_done(name)]
 
     def run(self, items: list[tuple[str, Path]]) -> tuple[int, list[tuple[str, str]]]:
         """(name, file) pairs → number of images done, [(file, reason)] of those that could not be."""
@@ -202,7 +212,7 @@ class _Job:
                 [("image", picture), ("prediction", plain), ("confidence", draw_confidence(confidence))]
             )
             write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
-        self.results.write(name, item["file"].name, prediction, self.image_ids[name])
+        self.results.write(name, item["file"].name, prediction, self.image_ids[name], self.sources[name])
 
     def _to_draw(self, prediction: dict) -> tuple:
         segments = prediction.get("segments_info")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,26 @@ def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monk
     assert not list(out.rglob(".*"))  # no half-written files
     assert predict(photos, models["instance"], out) == 2  # another run's results are not mixed in
     assert "holds results of a run with" in capsys.readouterr().err
+
+
+def test_results_of_another_photo_or_other_weights_do_not_count(models, photos, tmp_path, capsys):
+    model, out = shutil.copytree(models["panoptic"], tmp_path / "model"), tmp_path / "out"
+    assert predict(photos, model, out) == 0
+    Image.new("RGB", (30, 20), "red").save(photos / "000000000139.png")  # changed
+    shutil.copytree(photos, tmp_path / "other")
+    capsys.readouterr()
+    assert predict(photos, model, out) == 0
+    assert "1 images (2 were there already)" in capsys.readouterr().out
+    assert json.loads((out / "panoptic.json").read_text())["images"][0]["width"] == 30
+    assert predict(tmp_path / "other", model, out) == 0
+    assert "3 images in" in capsys.readouterr().out
+    (tmp_path / "other/000000000139.png").write_text("no image any more")
+    assert predict(tmp_path / "other", model, out) == 1  # and its earlier result is not shown as its own
+    found = json.loads((out / "panoptic.json").read_text())["images"]
+    assert [image["id"] for image in found] == [285, 632]
+    os.utime(model / "model.safetensors", (1, 1))  # trained on
+    assert predict(photos, model, out) == 2
+    assert "holds results of a run with weights" in capsys.readouterr().err
 
 
 def test_two_processes_share_the_work(models, photos, tmp_path):
