@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> d
     """Files, folders (searched to the bottom) and globs → {name: file}, in a fixed order.
 
     A name is the path below the folder (or below the glob's fixed part) without its suffix. Files that would share
-    one get the path from their common root, and then their suffix: "a/1", "b/1"; "1_jpg", "1_png".
+    one get the path from their common root, and then their suffix: "a/1", "b/1"; "1_jpg", "1_png". A "1_jpg.png" beside
+    these keeps its name, and "1.jpg" becomes "1_jpg_".
 
     Args:
         exclude: a folder to leave out: the results of an earlier run.
@@ -37,10 +39,16 @@ def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> d
     if len(set(names)) < len(names):
         root = Path(os.path.commonpath([path.parent for path in named]))
         named = {path: path.relative_to(root).with_suffix("").as_posix() for path in named}
-    names = list(named.values())
+    uses = Counter(named.values())
+    taken = {name for name, count in uses.items() if count == 1}
     unique = {}
     for path, name in named.items():
-        unique[f"{name}_{path.suffix[1:]}" if names.count(name) > 1 else name] = path
+        if uses[name] > 1:
+            name = f"{name}_{path.suffix[1:]}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        unique[name] = path
     return unique
 
 

@@ -5,15 +5,21 @@ fine.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from .colours import Colour, class_colours, shade
+from .writing import write_whole
 
 _SHORT_SIDE = 480
 """Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
+_WIDEST = 8000
+"""Panels side by side are at most so wide (pixels): one of 1 × 3000 is not enlarged to 480 × 1.4 million."""
+_JPEG_SIDE = 65500
+"""Longest side that a JPEG file can have (pixels)."""
 _INSIDE = 0.72
 """Share of a name's box that must lie in its segment; names that fit nowhere are left to the legend."""
 
@@ -73,8 +79,10 @@ def draw_segments(
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, gap: int = 12) -> Image.Image:
-    """(title, picture), … → one picture on white, all at one height (pixels), titles above."""
+    """(title, picture), … → one picture on white, all at one height (pixels; less if one is very wide), titles
+    above."""
     font = _font(max(14, height // 26))
+    height = max(1, min([height, *(_WIDEST * p.height // p.width for _, p in panels)]))
     scaled = [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for _, p in panels]
     head = font.size + 2 * gap
     sheet = Image.new("RGB", (sum(p.width for p in scaled) + gap * (len(scaled) + 1), height + head + gap), "white")
@@ -84,6 +92,14 @@ def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, g
         sheet.paste(picture, (left, head))
         left += picture.width + gap
     return sheet
+
+
+def write_jpeg(path: Path, picture: Image.Image) -> None:
+    """Picture → file, scaled down if it is longer than a JPEG can be."""
+    longest = max(picture.size)
+    if longest > _JPEG_SIDE:
+        picture = picture.resize([max(1, side * _JPEG_SIDE // longest) for side in picture.size])
+    write_whole(path, lambda part: picture.save(part, quality=92))
 
 
 def draw_confidence(confidence) -> Image.Image:

@@ -200,7 +200,8 @@ class PostProcessing:
         size = self.size if size is None else size
         windowed = offsets is not None or bool(self.do_split_image)
         if target_sizes is None:
-            place = placement(*input_size_of(size, windowed), size)
+            side = input_size_of(size, windowed)  # of one window, which is taken as it is
+            place = placement(*side, side)
             for i in range(len(masks)):
                 yield masks[i : i + 1], classes[i : i + 1], place
             return

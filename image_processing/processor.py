@@ -5,6 +5,7 @@ Two back ends, the same results: `EoMTImageProcessor` (torchvision; works on any
 off.
 """
 
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -142,8 +143,10 @@ class _EoMTProcessing(PostProcessing):
         """Paths and URLs → pictures; anything else as it is."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, str):
-            return load_image(images) if images.startswith(("http://", "https://")) else read_image(images)
+        if isinstance(images, str) and images.startswith(("http://", "https://")):
+            return load_image(images)
+        if isinstance(images, (str, os.PathLike)):
+            return read_image(images)
         return images
 
     def preprocess(
@@ -153,7 +156,8 @@ class _EoMTProcessing(PostProcessing):
 
         Args:
             images: one or a list of PIL images, paths, URLs, arrays or tensors ((H, W), (H, W, C) or (C, H, W)).
-            segmentation_maps: one map an image: labels (semantic), instance ids, or segment ids / COCO's RGB png.
+            segmentation_maps: one map or its path an image: labels (semantic), instance ids, or segment ids / COCO's
+                RGB png.
             segments_info: for each image a list of `{"id", "label_id" or "category_id", "iscrowd"}`; crowds are
                 dropped.
             instance_id_to_semantic_id: {instance id: class}, one for all images or one each.

@@ -1,15 +1,25 @@
-"""Image files → batches of model inputs, in worker processes; files that cannot be read are reported, not raised.
+"""Image files → batches of model inputs, in worker processes, and a batch's outputs → one image's; files that cannot
+be read are reported, not raised.
 
 Legend: `V` model inputs, more than images where windows are cut; `S_h`, `S_w` their size.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch.utils.data import Dataset
 
 from .images import read_image
+
+FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
+"""What one image may raise while the others go on: no picture, too large for memory, too long a name for its file, …"""
+
+
+def failure(file: Path, error: Exception) -> tuple[str, str]:
+    """→ (file, reason in one line)."""
+    return str(file), (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class ImageInputs(Dataset):
@@ -27,8 +37,8 @@ class ImageInputs(Dataset):
         try:
             picture = read_image(file)
             inputs = self.processor(picture, return_tensors="pt")
-        except (ValueError, OSError) as error:
-            return {"failure": (str(file), str(error))}
+        except FAILS_ALONE as error:
+            return {"failure": failure(file, error)}
         return {"name": name, "file": file, "picture": picture, **inputs}
 
 
@@ -45,3 +55,15 @@ def collate(samples: list[dict]) -> dict:
         "pixel_values": torch.cat(pixels) if pixels else None,
         "patch_offsets": offsets,
     }
+
+
+def outputs_of(i: int, outputs, batch: dict) -> SimpleNamespace:
+    """A batch's outputs → those of its image `i`: of one input, or of its windows."""
+    offsets = batch["patch_offsets"]
+    rows = [v for v, (image, *_) in enumerate(offsets) if image == i] if offsets else [i]
+    part = slice(rows[0], rows[-1] + 1)
+    return SimpleNamespace(
+        masks_queries_logits=outputs.masks_queries_logits[part],
+        class_queries_logits=outputs.class_queries_logits[part],
+        patch_offsets=[(0, start, end) for _, start, end in offsets[part]] or None,
+    )

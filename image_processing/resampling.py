@@ -18,18 +18,19 @@ from torch import Tensor
 from .geometry import Placement
 
 
-def bilinear_matrix(source: int, target: int) -> Tensor:
-    """Weights of `F.interpolate(mode="bilinear", align_corners=False)` along one axis: (target, source), float64.
+def bilinear_matrix(source: int, target: int, rows: slice = slice(None)) -> Tensor:
+    """Weights of `F.interpolate(mode="bilinear", align_corners=False)` along one axis: (target, source), float64; or
+    only these rows of them.
 
     Positions are computed in fp32 as torch does, so that the result differs from it by rounding only. (When shrinking,
     its kernels differ by a unit in the last place of the position: 3e-5 of a pixel at 400 pixels.)
     """
     scale = torch.tensor(source, dtype=torch.float32) / target
-    position = ((torch.arange(target, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)  # [target]
+    position = ((torch.arange(target, dtype=torch.float32)[rows] + 0.5) * scale - 0.5).clamp(min=0)  # [target]
     low = position.floor().long().clamp(max=source - 1)
     high = (low + 1).clamp(max=source - 1)
     fraction = (position - low).double()
-    weights = torch.zeros(target, source, dtype=torch.float64)
+    weights = torch.zeros(len(position), source, dtype=torch.float64)
     weights.scatter_add_(1, low[:, None], (1 - fraction)[:, None])
     weights.scatter_add_(1, high[:, None], fraction[:, None])
     return weights
@@ -39,6 +40,20 @@ def axis_weights(grid: int, input_side: int, valid: int, target: int) -> Tensor:
     """grid → input side → first `valid` pixels → target, along one axis: (target, grid), float64."""
     to_input = bilinear_matrix(grid, input_side)[:valid]  # [valid, grid]
     return bilinear_matrix(valid, target) @ to_input if valid != target else to_input
+
+
+@dataclass(frozen=True)
+class BilinearRows:
+    """`bilinear_matrix`, made where it is sliced: between two long sides the whole would take GBs."""
+
+    source: int
+    target: int
+
+    def __len__(self) -> int:
+        return self.target
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return bilinear_matrix(self.source, self.target, rows)
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Tile:
 class Resampler:
     """(K, g_h, g_w) → (K, H, W), one tile at a time."""
 
-    def __init__(self, rows: Tensor, columns: Tensor, device: torch.device | str = "cpu"):
+    def __init__(self, rows: Tensor | BilinearRows, columns: Tensor | BilinearRows, device: torch.device | str = "cpu"):
         self.rows, self.columns = rows, columns  # (H, g_h), (W, g_w), float64 on the host
         self.size = (len(rows), len(columns))
         self.device = device
@@ -82,7 +97,7 @@ class Resampler:
     @classmethod
     def plain(cls, source: tuple[int, int], target: tuple[int, int], device="cpu") -> "Resampler":
         """One bilinear resize."""
-        return cls(bilinear_matrix(source[0], target[0]), bilinear_matrix(source[1], target[1]), device)
+        return cls(BilinearRows(source[0], target[0]), BilinearRows(source[1], target[1]), device)
 
     def tiles(self, side: int) -> Iterator[Tile]:
         """Tiles of at most side × side pixels, row by row."""
@@ -92,7 +107,7 @@ class Resampler:
             for part, grid_columns, column_weights in columns:
                 yield Tile(rows, part, grid_rows, grid_columns, row_weights, column_weights.T)
 
-    def _part(self, weights: Tensor, start: int, side: int) -> tuple[slice, slice, Tensor]:
+    def _part(self, weights: Tensor | BilinearRows, start: int, side: int) -> tuple[slice, slice, Tensor]:
         part = weights[start : start + side]
         used = part.any(0).nonzero()[:, 0]
         cells = slice(int(used[0]), int(used[-1]) + 1)

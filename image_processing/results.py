@@ -5,12 +5,15 @@ label png. Written image by image, whole or not at all, by any number of process
     OUTPUT/instances.json                      [{"image_id", "category_id", "segmentation", "bbox", "score"}, …]
     OUTPUT/labels/NAME.png                     the class's id in each pixel, 8 or 16 bit
     OUTPUT/images.json                         {"images", "categories"}: names and ids of both
-    OUTPUT/records/NAME.json                   one image's part of the json files: its last file, so it marks it as done
+    OUTPUT/records/NAME.json                   one image's part of the json files: its last file: it marks it as done.
+                                               "source": the image's file; if that changes, it is made again
+    OUTPUT/run.json                            what made all of it: results of another model or task are not mixed in
 
 Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the model's labels where it has none.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +31,25 @@ VOID_LABEL = 255
 def image_id_of(name: str) -> int | str:
     """COCO's ids are the numbers in its file names: "000000142238" → 142238; any other name is its own id."""
     return int(name) if name.isdecimal() else name
+
+
+def image_ids_of(names: Iterable[str]) -> dict[str, int | str]:
+    """Names of one run → {name: id}; names that are the same number ("1" and "01") are their own ids, as strings."""
+    ids = {name: image_id_of(name) for name in names}
+    uses = Counter(ids.values())
+    return {name: i if uses[i] == 1 else name for name, i in ids.items()}
+
+
+def state_of(file: Path) -> dict:
+    """What tells a file from others and from what it was before it was changed."""
+    stat = file.stat()
+    return {"file": str(file.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def weights_of(model: str | Path) -> dict[str, list[int]]:
+    """A local model directory's weight files: {name: [size, mtime_ns]}; none of a model on the hub."""
+    files = [file for suffix in ("safetensors", "bin") for file in sorted(Path(model).glob(f"*.{suffix}"))]
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):
@@ -107,10 +129,28 @@ class Results:
         return self.output / folder / f"{name}{suffix}"
 
     def is_done(self, name: str) -> bool:
-        return self.path("records", name, ".json").is_file()
+        try:
+            return self.path("records", name, ".json").is_file()
+        except OSError:  # a name too long for the file system: writing it will say so
+            return False
 
-    def write(self, name: str, file_name: str, prediction, image_id: int | str | None = None) -> None:
-        """One image's prediction. `name` may have folders in it; `file_name` is the image's, for the json.
+    def discard_outdated(self, name: str, image_id: int | str, source: Mapping) -> None:
+        """Forget that an image is done if its record is of another source file (see `state_of`) or has another id."""
+        if self.is_done(name):
+            record = self._record(name)
+            if record.get("source") != source or record["image"]["id"] != image_id:
+                self.path("records", name, ".json").unlink()
+
+    def write(
+        self,
+        name: str,
+        file_name: str,
+        prediction,
+        image_id: int | str | None = None,
+        source: Mapping | None = None,
+    ) -> None:
+        """One image's prediction. `name` may have folders in it; `file_name` is the image's, for the json; `source`
+        the state of its file, for `discard_outdated`.
 
         prediction: panoptic {"segmentation", "segments_info"}; instance the same with binary maps, or {"masks",
         "labels", "scores"}; semantic an (H, W) map or {"segmentation"}.
@@ -135,7 +175,8 @@ class Results:
             size, annotations = tuple(labels.shape), []
             write_whole(self.path("labels", name, ".png"), label_png(labels, ids).save)
         image = {"id": image_id, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
-        write_json(self.path("records", name, ".json"), {"image": image, "annotations": annotations})
+        record = {"image": image, "annotations": annotations, "source": source}
+        write_json(self.path("records", name, ".json"), record)
 
     def finish(self, names: Iterable[str]) -> None:
         """Join the records of these images to the json files; one process calls it, after all have written."""

@@ -7,6 +7,7 @@ A map is a label map (semantic), a map of instance ids with `instance_id_to_sema
 padding and cutting, and become masks last. Padding and ignored pixels belong to no mask.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -156,7 +157,7 @@ def batch_targets(
         rules: the other arguments of `label_ids`.
     """
     count = len(placements)
-    single = isinstance(maps, (Image.Image, str))
+    single = isinstance(maps, (Image.Image, str, os.PathLike))
     single |= isinstance(maps, (np.ndarray, Tensor)) and (maps.ndim == 2 or (maps.ndim == 3 and count == 1))
     maps = [maps] if single else list(maps)
     if segments_info is None:
@@ -170,7 +171,7 @@ def batch_targets(
             raise ValueError(f"{len(given)} {name} for {count} images; give one an image")
     masks, labels = [], []
     for i, place in enumerate(placements):
-        ids = read_map(Image.open(maps[i]) if isinstance(maps[i], str) else maps[i])
+        ids = read_map(Image.open(maps[i]) if isinstance(maps[i], (str, os.PathLike)) else maps[i])
         check_size(ids, place.original, f"segmentation map {i}")
         ids, classes = label_ids(ids, segments_info=segments_info[i], instance_id_to_semantic_id=mappings[i], **rules)
         for part in place_map(ids, place):

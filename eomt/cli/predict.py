@@ -12,7 +12,7 @@ PICTURE_THRESHOLD = {"panoptic": 0.8, "instance": 0.5, "semantic": None}
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt predict",
-        description="Segment images. Writes overlays and machine-readable results, goes on over unreadable files, and "
+        description="Segment images. Writes overlays and machine-readable results, goes on over files that fail, and "
         "goes on where an interrupted run stopped. Several processes share the work: torchrun --nproc_per_node 4 -m "
         "eomt predict … or accelerate launch -m eomt predict …",
     )
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """0: all images done; 1: some could not be read, listed at the end. Bad arguments raise `ValueError`."""
+    """0: all images done; 1: some could not be, listed at the end with the reason. Bad arguments raise `ValueError`."""
     args = parser().parse_args(argv)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: give at least 1")
@@ -54,14 +54,15 @@ def main(argv: list[str]) -> int:
 
     from eomt.cli.checks import require_model
     from eomt.image_processing.files import find_images
+    from eomt.image_processing.results import image_ids_of
 
     require_model(args.model)
     images = find_images(args.images, exclude=args.output)
     state = PartialState(cpu=args.device == "cpu")
-    job = _Job(args, state)
-    mine = list(images.items())[state.process_index :: state.num_processes]
+    job = _Job(args, state, image_ids_of(images))
+    left = job.left(list(images.items())[state.process_index :: state.num_processes])
     started = time.perf_counter()
-    made, failures = job.run([(name, path) for name, path in mine if not job.results.is_done(name)])
+    made, failures = job.run(left)
     state.wait_for_everyone()
     if state.num_processes > 1:
         made, failures = sum(gather_object([made])), gather_object(failures)
@@ -79,17 +80,17 @@ def main(argv: list[str]) -> int:
 
 
 class _Job:
-    """One process's part: model, processor, results."""
+    """One process's part: model, processor, results; `image_ids` are the whole run's {name: id}."""
 
-    def __init__(self, args, state):
+    def __init__(self, args, state, image_ids: dict[str, int | str]):
         import torch
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
         from eomt.cli.checks import usable_device
         from eomt.configuration.labels import LabelSpace, label_space
-        from eomt.image_processing.results import Results
+        from eomt.image_processing.results import Results, weights_of
 
-        self.args, self.is_main = args, state.is_main_process
+        self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
         self.device = usable_device(args.device) if args.device else state.device
         self.dtype = getattr(torch, args.dtype)
         model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=self.dtype)
@@ -111,6 +112,7 @@ class _Job:
             self.processor.stuff_label_ids = list(own.stuff_label_ids)
         run = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
         run |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
+        run["weights"] = weights_of(args.model)
         if state.is_main_process:  # the folder's marker is written once
             self.results = Results(args.output, self.task, space, run)
         state.wait_for_everyone()
@@ -119,15 +121,24 @@ class _Job:
         if args.compile:
             self.model = torch.compile(self.model)
 
+    def left(self, items: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        """Those of the (name, file) pairs that an earlier run did not do, from the very same file."""
+        from eomt.image_processing.results import state_of
+
+        self.sources = {name: state_of(file) for name, file in items}
+        for name, source in self.sources.items():
+            self.results.discard_outdated(name, self.image_ids[name], source)
+        return [(name, file) for name, file in items if not self.results.is_done(name)]
+
     def run(self, items: list[tuple[str, Path]]) -> tuple[int, list[tuple[str, str]]]:
         """(name, file) pairs → number of images done, [(file, reason)] of those that could not be."""
-        from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import Future, ThreadPoolExecutor
 
         import torch
         from torch.utils.data import DataLoader
         from tqdm.auto import tqdm
 
-        from eomt.image_processing.reading import ImageInputs, collate
+        from eomt.image_processing.reading import FAILS_ALONE, ImageInputs, collate, failure, outputs_of
 
         loader = DataLoader(
             ImageInputs(items, self.processor),
@@ -137,6 +148,13 @@ class _Job:
             pin_memory=self.device.type == "cuda",
         )
         failures, writing = [], []
+
+        def written(file: Path, future: Future) -> None:
+            try:
+                future.result()
+            except FAILS_ALONE as error:
+                failures.append(failure(file, error))
+
         bar = tqdm(total=len(items), desc="predict", unit="image", disable=not self.is_main)
         with ThreadPoolExecutor(max_workers=2) as pool, torch.inference_mode(), bar:
             for batch in loader:
@@ -144,18 +162,23 @@ class _Job:
                 if batch["images"]:
                     pixels = batch["pixel_values"].to(self.device, self.dtype, non_blocking=True)  # [V, 3, S_h, S_w]
                     outputs = self.model(pixel_values=pixels, patch_offsets=batch["patch_offsets"] or None)
-                    for item, prediction in zip(batch["images"], self._segments(outputs, batch)):
-                        writing.append(pool.submit(self._write, item, prediction))
+                    for i, item in enumerate(batch["images"]):
+                        try:
+                            prediction = self._segments(outputs_of(i, outputs, batch), item["picture"])
+                        except FAILS_ALONE as error:
+                            failures.append(failure(item["file"], error))
+                        else:
+                            writing.append((item["file"], pool.submit(self._write, item, prediction)))
                     while len(writing) > 2 * self.args.batch_size + 2:  # pictures wait in memory: not too many
-                        writing.pop(0).result()
+                        written(*writing.pop(0))
                 bar.update(len(batch["images"]) + len(batch["failures"]))
-            for future in writing:
-                future.result()
+            for file, future in writing:
+                written(file, future)
         return len(items) - len(failures), failures
 
-    def _segments(self, outputs, batch) -> list:
-        """Outputs → one prediction an image on the host, at its own size."""
-        sizes = [(item["picture"].height, item["picture"].width) for item in batch["images"]]
+    def _segments(self, outputs, picture) -> dict:
+        """One image's outputs → its prediction on the host, at its own size."""
+        sizes = [(picture.height, picture.width)]
         if self.task == "panoptic":
             found = self.processor.post_process_panoptic_segmentation(outputs, sizes, threshold=self.threshold)
         elif self.task == "instance":
@@ -165,18 +188,18 @@ class _Job:
         else:
             maps = self.processor.post_process_semantic_segmentation(outputs, sizes)
             found = [{"segmentation": labels} for labels in maps]
-        return [{key: v.cpu() if hasattr(v, "cpu") else v for key, v in result.items()} for result in found]
+        return {key: v.cpu() if hasattr(v, "cpu") else v for key, v in found[0].items()}
 
     def _write(self, item: dict, prediction: dict) -> None:
         """Pictures first: the results' record marks the image as done."""
-        from eomt.image_processing.pictures import draw_confidence, draw_segments, side_by_side
+        from eomt.image_processing.pictures import draw_confidence, draw_segments, side_by_side, write_jpeg
         from eomt.image_processing.writing import write_whole
 
         name, picture, overlay = item["name"], item["picture"], None
         if not self.args.no_overlays or self.args.confidence:
             overlay = draw_segments(picture, *self._to_draw(prediction), self.id2label, legend=True)
         if not self.args.no_overlays:
-            write_whole(self.results.path("overlays", name, ".jpg"), lambda part: overlay.save(part, quality=92))
+            write_jpeg(self.results.path("overlays", name, ".jpg"), overlay)
         if self.args.confidence:
             import numpy as np
             from PIL import Image
@@ -188,10 +211,8 @@ class _Job:
             sheet = side_by_side(
                 [("image", picture), ("prediction", plain), ("confidence", draw_confidence(confidence))]
             )
-            write_whole(
-                self.results.path("confidence_pictures", name, ".jpg"), lambda part: sheet.save(part, quality=92)
-            )
-        self.results.write(name, item["file"].name, prediction)
+            write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
+        self.results.write(name, item["file"].name, prediction, self.image_ids[name], self.sources[name])
 
     def _to_draw(self, prediction: dict) -> tuple:
         segments = prediction.get("segments_info")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,38 @@ def test_unreadable_files_are_listed_at_the_end(models, photos, tmp_path, capsys
     assert len(json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]) == 3
 
 
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_images_that_cannot_be_segmented_or_written_are_listed_at_the_end(models, photos, tmp_path, capsys, task):
+    Image.new("RGB", (66_000, 4)).save(photos / "long.png")  # no JPEG can be so long; windows of 64: 16 000 of them
+    (photos / "000000000139.png").rename(photos / f"{'n' * 251}.png")
+    options = ["--confidence"] if task == "semantic" else []
+    assert predict(photos, models[task], tmp_path / "out", "--batch-size", "2", *options) == 1
+    printed = capsys.readouterr()
+    assert f"{'n' * 251}.png: [Errno 36] File name too long" in printed.err
+    found = [image["file_name"] for image in json.loads((tmp_path / "out/images.json").read_text())["images"]]
+    if task == "panoptic":
+        assert found == ["000000000285.png", "000000000632.png", "long.png"]
+        assert Image.open(tmp_path / "out/overlays/long.jpg").width == 65_500
+    else:
+        assert found == ["000000000285.png", "000000000632.png"]
+        assert "long.png: image of 4 × 66000 is too narrow for windows" in printed.err
+
+
+def test_a_failing_post_processing_costs_one_image(models, photos, tmp_path, capsys, monkeypatch):
+    semantic_segmentation = EoMTImageProcessor.post_process_semantic_segmentation
+
+    def out_of_memory(self, outputs, sizes):
+        if sizes == [SIZES["000000000285"]]:
+            raise MemoryError
+        return semantic_segmentation(self, outputs, sizes)
+
+    monkeypatch.setattr(EoMTImageProcessor, "post_process_semantic_segmentation", out_of_memory)
+    assert predict(photos, models["semantic"], tmp_path / "out", "--batch-size", "3") == 1
+    assert "000000000285.png: MemoryError" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert [image["id"] for image in found] == [139, 632]
+
+
 def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monkeypatch):
     from eomt.image_processing.results import Results
 
@@ -164,6 +197,26 @@ def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monk
     assert not list(out.rglob(".*"))  # no half-written files
     assert predict(photos, models["instance"], out) == 2  # another run's results are not mixed in
     assert "holds results of a run with" in capsys.readouterr().err
+
+
+def test_results_of_another_photo_or_other_weights_do_not_count(models, photos, tmp_path, capsys):
+    model, out = shutil.copytree(models["panoptic"], tmp_path / "model"), tmp_path / "out"
+    assert predict(photos, model, out) == 0
+    Image.new("RGB", (30, 20), "red").save(photos / "000000000139.png")  # changed
+    shutil.copytree(photos, tmp_path / "other")
+    capsys.readouterr()
+    assert predict(photos, model, out) == 0
+    assert "1 images (2 were there already)" in capsys.readouterr().out
+    assert json.loads((out / "panoptic.json").read_text())["images"][0]["width"] == 30
+    assert predict(tmp_path / "other", model, out) == 0
+    assert "3 images in" in capsys.readouterr().out
+    (tmp_path / "other/000000000139.png").write_text("no image any more")
+    assert predict(tmp_path / "other", model, out) == 1  # and its earlier result is not shown as its own
+    found = json.loads((out / "panoptic.json").read_text())["images"]
+    assert [image["id"] for image in found] == [285, 632]
+    os.utime(model / "model.safetensors", (1, 1))  # trained on
+    assert predict(photos, model, out) == 2
+    assert "holds results of a run with weights" in capsys.readouterr().err
 
 
 def test_two_processes_share_the_work(models, photos, tmp_path):
@@ -236,6 +289,19 @@ def test_names_of_found_images(tmp_path):
     assert list(find_images([f"{tmp_path}/**/*.png"])) == ["a/1", "b/1"]
     assert list(find_images([tmp_path], exclude=tmp_path / "b")) == ["a/1", "a/2"]
     assert find_images([tmp_path / "b/note.txt"])["note"].name == "note.txt"  # named outright
+
+
+def test_names_and_ids_are_unique(models, photos, tmp_path):
+    for name in ("1.jpg", "1.png", "1_jpg.png", "01.png", "1_jpg_.png"):
+        Image.new("RGB", (9, 7)).save(photos / name)
+    names = [path.name for path in photos.iterdir()]
+    assert sorted(path.name for path in find_images([photos]).values()) == sorted(names)
+    assert find_images([photos])["1_jpg__"].name == "1.jpg"
+    (photos / "1.jpg").unlink()
+    assert predict(photos, models["panoptic"], tmp_path / "out") == 0
+    data = json.loads((tmp_path / "out/panoptic.json").read_text())
+    assert [image["id"] for image in data["images"]] == [139, 285, 632, "01", "1", "1_jpg", "1_jpg_"]
+    assert [a["image_id"] for a in data["annotations"]] == [image["id"] for image in data["images"]]
 
 
 def test_label_png_has_the_data_sets_ids(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from eomt.image_processing import class_colours, draw_confidence, draw_segments, side_by_side
+from eomt.image_processing.pictures import write_jpeg
 
 GREY = Image.new("RGB", (640, 500), (128, 128, 128))
 
@@ -70,6 +71,17 @@ def test_side_by_side_and_confidence():
     ramp = np.asarray(draw_confidence(np.linspace(0, 1, 50)[None].repeat(4, 0)), int).sum(-1)[0]
     assert (np.diff(ramp) >= -8).all()
     assert ramp[0] < 30  # darker where less certain
+
+
+def test_very_long_pictures_stay_small_enough_for_a_file(tmp_path):
+    line = Image.new("RGB", (3000, 1), "red")
+    sheet = side_by_side([("image", line), ("prediction", line)])
+    assert max(sheet.size) < 20_000
+    assert sheet.getpixel((sheet.width // 4, sheet.height - 13)) == (255, 0, 0)
+    for size in ((66_000, 4), (1, 70_000)):
+        write_jpeg(tmp_path / "long.jpg", Image.new("RGB", size, "red"))
+        with Image.open(tmp_path / "long.jpg") as written:
+            assert max(written.size) == 65_500
 
 
 def test_colours_of_one_picture_differ():

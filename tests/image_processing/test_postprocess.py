@@ -236,6 +236,17 @@ def test_semantic_with_padding_removes_it():
     assert (result[17:] == 1).all()
 
 
+def test_semantic_without_target_sizes_is_the_whole_window():
+    masks = torch.full((1, 2, 16, 16), -9.0)
+    masks[0, 0, :, :8], masks[0, 1, :, 8:] = 9.0, 9.0  # class 0 on the left, class 1 on the right
+    out = outputs(masks, torch.tensor([[[9.0, -9, -9], [-9, 9.0, -9]]]))
+    processor = EoMTImageProcessor(task="semantic", size={"shortest_edge": 64, "longest_edge": 128})
+    result = processor.post_process_semantic_segmentation(out)[0]
+    assert (result[:, :31] == 0).all()
+    assert (result[:, 33:] == 1).all()
+    assert torch.equal(result, processor.post_process_semantic_segmentation(out, [(64, 64)])[0])
+
+
 def test_scores_on_request_and_confidence():
     processor = EoMTImageProcessor(task="semantic", size=32, do_pad=True)
     out = made(certain=2.0)

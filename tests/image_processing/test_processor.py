@@ -225,6 +225,13 @@ def test_paths_and_unreadable_files(tmp_path):
     processor = EoMTImageProcessor(size=64)
     by_path = processor(str(path), return_tensors="pt")["pixel_values"]
     assert torch.equal(by_path, processor(picture(), return_tensors="pt")["pixel_values"])
+    labels = np.arange(30 * 50, dtype=np.uint8).reshape(30, 50) // 200
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    expected = processor(picture(), segmentation_maps=labels, return_tensors="pt")
+    for image, file in ((path, tmp_path / "labels.png"), ([path], [tmp_path / "labels.png"])):
+        found = processor(image, segmentation_maps=file, return_tensors="pt")
+        assert torch.equal(found["pixel_values"], by_path)
+        assert torch.equal(found["mask_labels"][0], expected["mask_labels"][0])
     (tmp_path / "cut.png").write_bytes(path.read_bytes()[:200])
     (tmp_path / "text.jpg").write_text("no image")
     for name in ("cut.png", "text.jpg"):
