@@ -103,12 +103,12 @@ def _parsed(parser, argv: list[str]):
 
 def finish(trainer) -> int:
     """Evaluate, save model, processor, card, curves and figures."""
+    from eomt.training.model_cards import evaluation_of_weights
+
     folder = Path(trainer.args.output_dir)
     results = {}
     if trainer.eval_dataset is not None:
-        last = next((row for row in reversed(trainer.state.log_history) if "eval_runtime" in row), {})
-        current = last.get("step") == trainer.state.global_step
-        results = last if current else trainer.evaluate()
+        results = evaluation_of_weights(trainer.args, trainer.state) or trainer.evaluate()
     trainer.save_model()
     trainer.create_model_card()
     if trainer.is_world_process_zero():

@@ -129,6 +129,22 @@ def test_instance_run_from_a_checkpoint_with_other_classes(shapes, tmp_path, cap
     assert (model.config.task, model.config.hidden_size, model.config.image_size) == ("instance", 32, 96)
 
 
+def test_figures_are_those_of_the_best_weights_where_they_are_saved(shapes, tmp_path, capsys, monkeypatch):
+    from eomt.training import EoMTTrainer
+
+    def worse_and_worse(trainer, dataset, intermediate):
+        return {"pq": 1 / (1 + trainer.state.global_step)}
+
+    monkeypatch.setattr(EoMTTrainer, "_stream", worse_and_worse)
+    options = "--task panoptic --eval-steps 1 --save-steps 1 --load-best-model-at-end"
+    assert train(shapes, tmp_path, *options.split()) == 0
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert (state["best_global_step"], state["global_step"]) == (1, 4)
+    assert json.loads((tmp_path / "results.json").read_text())["eval_pq"] == 0.5
+    assert "| pq | 50.0 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "eval: pq 50.0" in capsys.readouterr().out
+
+
 def test_check_reports_and_does_not_train(streets, tmp_path, capsys):
     options = "--task semantic --class-names sky,road --ignore-ids 7 --check"
     assert train(streets, tmp_path, *options.split()) == 0
