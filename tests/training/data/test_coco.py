@@ -158,6 +158,7 @@ def test_one_json_without_a_split_serves_both(tmp_path):
 
 def test_a_models_classes_are_matched_by_name(tmp_path):
     from eomt.configuration.labels import LabelSpace, label_space
+    from eomt.training.data.rows import UnknownClass
 
     root = extracted(tmp_path)
     wanted = LabelSpace("model", ("cat", "dog", "person"))
@@ -166,7 +167,7 @@ def test_a_models_classes_are_matched_by_name(tmp_path):
     assert [s["label_id"] for s in dataset[1]["segments"]] == [1, 2, 2]
     dataset, _ = load_data(root, task="panoptic", split="val", label_space=label_space("coco_panoptic"))
     assert [s["label_id"] for s in dataset[1]["segments"]] == [0, 88, 16]  # person, flower, dog of the 133
-    with pytest.raises(ValueError, match="its class 'person' is not among the 1 of 'model'"):
+    with pytest.raises(UnknownClass, match="its class 'person' is not among the 1 of 'model'"):
         load_data(root, task="instance", split="val", label_space=LabelSpace("model", ("dog",)))
 
 
