@@ -67,7 +67,7 @@ def detect(path: Path, task: str) -> str:
     if task == "semantic":
         names = (PurePosixPath(name).name for name in tree.names)
         return "coco" if any(name.startswith("panoptic_") and name.endswith(".json") for name in names) else "folder"
-    if task == "instance" and path.is_dir() and is_yolo(tree):
+    if task == "instance" and is_yolo(tree):
         return "yolo"
     return "coco"
 
