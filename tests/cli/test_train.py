@@ -123,6 +123,9 @@ def test_instance_run_from_a_checkpoint_with_other_classes(shapes, tmp_path, cap
     run += "--task instance --max-steps 2 --total-batch-size 2 --use-cpu --image-size 96 --dataloader-num-workers 0"
     assert main(run.split()) == 2
     assert "give class_head new" in capsys.readouterr().err
+    for option in ("--backbone vit_small_patch14_reg4_dinov2", "--backbone-weights scratch", "--layerscale-value 0.1"):
+        assert main([*run.split(), *option.split()]) == 2
+        assert "but it comes from the checkpoint" in capsys.readouterr().err
     assert main([*run.split(), "--class-head", "new"]) == 0
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run")
     assert model.config.id2label == {0: "box"}
@@ -173,6 +176,8 @@ def test_refuses_to_mix_runs_and_resumes(shapes, tmp_path, capsys):
         ("--task panoptic --backbone resnet50", "unknown backbone 'resnet50'"),
         ("--task depth", "task is 'depth'"),
         ("--task panoptic --image-size big", "'big' is neither"),
+        ("--task panoptic --class-names disc,box", "coco data names its classes itself; class names"),
+        ("--task panoptic --ignore-ids 7", "coco data names its classes itself; class names and ignored ids"),
         ("--task panoptic --total-batch-size 3 --per-device-train-batch-size 2", "total_batch_size 3"),
     ],
 )
