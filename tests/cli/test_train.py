@@ -1,6 +1,7 @@
 """`eomt train` as a user with own data calls it: three tasks, options, what it leaves behind, what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -163,9 +164,25 @@ def test_refuses_to_mix_runs_and_resumes(shapes, tmp_path, capsys):
     assert train(shapes, tmp_path, *options) == 0
     assert train(shapes, tmp_path, *options) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert train(shapes, tmp_path, *options, "--resume", "--max-steps", "6") == 0
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert train(shapes, tmp_path, *options, "--resume", "--logging-steps", "2") == 0
     state = json.loads((tmp_path / "trainer_state.json").read_text())
-    assert state["global_step"] == 6
+    assert state["global_step"] == 4
+
+
+def test_refuses_to_resume_with_options_that_would_not_take_effect(shapes, tmp_path, capsys):
+    options = ["--task", "panoptic", "--eval-strategy", "no", "--save-steps", "2"]
+    assert train(shapes, tmp_path, *options) == 0
+    for changes, message in [
+        ("--learning-rate 1e-5 --weight-decay 0.9", "has learning_rate 0.001, not 1e-05; weight_decay 0.05, not 0.9;"),
+        ("--freeze-backbone", "has freeze_backbone False, not True;"),
+        ("--image-size 96", "has image_size 64, not 96;"),
+        ("--num-queries 9", "has num_queries 8, not 9;"),
+        ("--max-steps 6", "has max_steps 4, not 6;"),  # the schedule's end
+    ]:
+        capsys.readouterr()
+        assert train(shapes, tmp_path, *options, "--resume", *changes.split()) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
