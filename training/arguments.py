@@ -15,6 +15,13 @@ from ..configuration.recipes import Recipe, get_recipe
 from .options import option
 
 MASKING = ("annealed", "always", "switched-off", "never")
+REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave no room for → what to use
+    "lr_scheduler_type": "the schedule is warm-up and polynomial decay: poly_power, 1 for a linear one",
+    "lr_scheduler_kwargs": "the schedule is set by head_warmup_steps, backbone_warmup_steps and poly_power",
+    "warmup_steps": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
+    "warmup_ratio": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
+    "label_smoothing_factor": "EoMT's loss has no label smoothing",
+}
 METRIC = {"panoptic": "pq", "instance": "ap", "semantic": "mean_iou"}
 FULL_WARMUP_STEPS = 15_000  # runs at least this long warm up as the paper's do (its shortest: 19,902 steps)
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
@@ -153,6 +160,11 @@ class EoMTTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
+        for name, instead in REPLACED.items():
+            value, default = getattr(self, name, None), getattr(type(self), name, None)  # a dataclass keeps it there
+            value = getattr(value, "value", value)
+            if value and value != default:
+                raise ValueError(f"{name} is {value!r}, which would have no effect; {instead}")
         for name in ("head_warmup_steps", "backbone_warmup_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")

@@ -15,25 +15,51 @@ STAGING = ".saving"  # below the output folder; what is in it is not whole
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
     """Output folder → its latest `checkpoint-<step>` that can be resumed, or None."""
+    return next((str(path) for path in _latest_first(folder) if is_complete(path)), None)
+
+
+def checkpoint_to_resume(folder: str | os.PathLike) -> str | None:
+    """The same; `ValueError` where there are checkpoints and none is complete: a run from the start would delete them.
+
+    None: there is no checkpoint at all.
+    """
+    checkpoint, found = last_complete_checkpoint(folder), _latest_first(folder)
+    if checkpoint is None and found:
+        raise ValueError(
+            f"{found[0]} cannot be resumed, nor any other there: its {lacking(found[0])} is missing or damaged; move "
+            "the checkpoints away to start again, or choose another output_dir"
+        )
+    return checkpoint
+
+
+def _latest_first(folder: str | os.PathLike) -> list[Path]:
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := pattern.fullmatch(path.name))]
-    return next((str(path) for _, path in sorted(found, reverse=True) if is_complete(path)), None)
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
     """Whether state, weights, optimiser and schedule of a checkpoint folder are all there and not cut short."""
+    return lacking(checkpoint) is None
+
+
+def lacking(checkpoint: str | os.PathLike) -> str | None:
+    """The first file of a checkpoint folder that is missing or cut short, or None."""
     checkpoint = Path(checkpoint)
     sharded = any(checkpoint.glob("pytorch_model_fsdp*")) or any(checkpoint.glob("global_step*"))  # FSDP, DeepSpeed
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        if sharded:  # their own files; the rename says that they are whole
-            return True
+    except (OSError, ValueError):
+        return "trainer_state.json"
+    if sharded:  # their own files; the rename says that they are whole
+        return None
+    try:
         for file in _weights(checkpoint):
             with safe_open(file, framework="pt"):
                 pass
     except (OSError, ValueError, KeyError, SafetensorError):
-        return False
-    return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
+        return "model.safetensors"
+    return next((name for name in ("optimizer.pt", "scheduler.pt") if not zipfile.is_zipfile(checkpoint / name)), None)
 
 
 def _weights(checkpoint: Path) -> list[Path]:

@@ -163,7 +163,14 @@ def _checkpoint_config(options: ModelOptions, args: EoMTTrainingArguments) -> Eo
         args.class_head = "new"  # other classes
     if options.checkpoint is None:
         return None
-    if _is_authors_file(options.checkpoint):
+    authors = _is_authors_file(options.checkpoint)
+    for name in ("backbone", "backbone_weights", "layerscale_value"):
+        value = getattr(options, name)
+        if value is not None and not (authors and name == "backbone"):
+            raise ValueError(
+                f"{name} is {value!r}, but it comes from the checkpoint {options.checkpoint}; leave it out"
+            )
+    if authors:
         name = options.backbone or (recipe.backbone if recipe else None)
         if name is None:
             raise ValueError(f"{options.checkpoint}: an authors' file does not name its backbone; give backbone")

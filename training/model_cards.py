@@ -204,12 +204,22 @@ def readable(name: str, value: float) -> str:
     return f"{100 * value:.1f}" if value >= 0 else "–"  # AP of sizes that do not occur is -1
 
 
+def evaluation_of_weights(args, state) -> dict:
+    """The logged evaluation of the weights a finished run has: the best ones', where those were loaded, or the last's.
+
+    Empty where it is not logged.
+    """
+    evaluations = [row for row in state.log_history if any(key.startswith("eval_") for key in row)]
+    best = args.load_best_model_at_end and state.best_model_checkpoint is not None  # as the stock Trainer asks
+    step = state.best_global_step if best else state.global_step
+    return next((row for row in reversed(evaluations) if row.get("step") == step), {})
+
+
 def run_card(config, args, state, name: str, license_name: str | None = None) -> str:
     """A run's model configuration, `EoMTTrainingArguments` and `TrainerState` → its card, with its own figures."""
-    evaluations = [row for row in state.log_history if any(key.startswith("eval_") for key in row)]
     results = {
         key.removeprefix("eval_"): value
-        for key, value in (evaluations[-1] if evaluations else {}).items()
+        for key, value in evaluation_of_weights(args, state).items()
         if key.startswith("eval_") and "per_second" not in key and "runtime" not in key
     }
     losses = [row["loss"] for row in state.log_history if "loss" in row]

@@ -16,7 +16,7 @@ from ..image_processing.writing import write_text
 from .accumulation import normaliser_shares
 from .annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
-from .checkpoints import WholeCheckpoints, last_complete_checkpoint
+from .checkpoints import WholeCheckpoints, checkpoint_to_resume
 from .collator import EoMTDataCollator
 from .curves import CurvesCallback
 from .interruption import InterruptionCallback
@@ -130,14 +130,15 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
     # --- steps -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """As the stock Trainer's; True resumes the last complete checkpoint, or starts where there is none.
+        """As the stock Trainer's; True resumes the last complete checkpoint, or starts where there is no checkpoint.
 
         Raises:
+            ValueError: for True, where there are checkpoints and none is complete.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and a checkpoint saved.
             NonFiniteLoss: with the step and the batch's files.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir)
         with self.interruption.listening():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

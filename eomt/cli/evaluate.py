@@ -121,14 +121,13 @@ def _data(args, task: str, model):
     """The split, ready for evaluation, with the model's classes where there is a model."""
     from eomt.configuration.labels import LabelSpace
     from eomt.training.data import EvaluationTransform, load_data
+    from eomt.training.data.rows import UnknownClass
 
     wanted = LabelSpace.from_config(model.config, args.model) if model else None
     options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids}
     try:
         dataset, space = load_data(args.data, args.dataset, label_space=wanted, **options)
-    except ValueError as error:
-        if "is not among the" not in str(error):
-            raise
+    except UnknownClass as error:
         dataset, space = load_data(args.data, args.dataset, **options)
         if space.num_labels != wanted.num_labels:
             hint = "; --ignore-ids leaves values of the label images out" if task == "semantic" else ""

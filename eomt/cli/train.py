@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from eomt.training.finetune import build_trainer, check, summary
+    from eomt.training.resumption import check_options, write_options
 
     disable_progress_bar()  # one bar, the run's, not one for each file that is saved
     data, model, args, resume = parse(argv)
@@ -36,6 +37,10 @@ def main(argv: list[str]) -> int:
             f"{args.output_dir} has checkpoints of a run; add --resume to go on or choose another --output-dir"
         )
     trainer = build_trainer(data, model, args)
+    if has_checkpoints:
+        check_options(args, trainer.model.config)
+    elif trainer.is_world_process_zero():
+        write_options(args, trainer.model.config)
     if trainer.is_world_process_zero():
         print(summary(trainer), flush=True)
     trainer.train(resume_from_checkpoint=resume or None)
@@ -103,12 +108,12 @@ def _parsed(parser, argv: list[str]):
 
 def finish(trainer) -> int:
     """Evaluate, save model, processor, card, curves and figures."""
+    from eomt.training.model_cards import evaluation_of_weights
+
     folder = Path(trainer.args.output_dir)
     results = {}
     if trainer.eval_dataset is not None:
-        last = next((row for row in reversed(trainer.state.log_history) if "eval_runtime" in row), {})
-        current = last.get("step") == trainer.state.global_step
-        results = last if current else trainer.evaluate()
+        results = evaluation_of_weights(trainer.args, trainer.state) or trainer.evaluate()
     trainer.save_model()
     trainer.create_model_card()
     if trainer.is_world_process_zero():

@@ -1,6 +1,7 @@
 """`eomt train` as a user with own data calls it: three tasks, options, what it leaves behind, what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,10 +124,29 @@ def test_instance_run_from_a_checkpoint_with_other_classes(shapes, tmp_path, cap
     run += "--task instance --max-steps 2 --total-batch-size 2 --use-cpu --image-size 96 --dataloader-num-workers 0"
     assert main(run.split()) == 2
     assert "give class_head new" in capsys.readouterr().err
+    for option in ("--backbone vit_small_patch14_reg4_dinov2", "--backbone-weights scratch", "--layerscale-value 0.1"):
+        assert main([*run.split(), *option.split()]) == 2
+        assert "but it comes from the checkpoint" in capsys.readouterr().err
     assert main([*run.split(), "--class-head", "new"]) == 0
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run")
     assert model.config.id2label == {0: "box"}
     assert (model.config.task, model.config.hidden_size, model.config.image_size) == ("instance", 32, 96)
+
+
+def test_figures_are_those_of_the_best_weights_where_they_are_saved(shapes, tmp_path, capsys, monkeypatch):
+    from eomt.training import EoMTTrainer
+
+    def worse_and_worse(trainer, dataset, intermediate):
+        return {"pq": 1 / (1 + trainer.state.global_step)}
+
+    monkeypatch.setattr(EoMTTrainer, "_stream", worse_and_worse)
+    options = "--task panoptic --eval-steps 1 --save-steps 1 --load-best-model-at-end"
+    assert train(shapes, tmp_path, *options.split()) == 0
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert (state["best_global_step"], state["global_step"]) == (1, 4)
+    assert json.loads((tmp_path / "results.json").read_text())["eval_pq"] == 0.5
+    assert "| pq | 50.0 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "eval: pq 50.0" in capsys.readouterr().out
 
 
 def test_check_reports_and_does_not_train(streets, tmp_path, capsys):
@@ -144,9 +164,25 @@ def test_refuses_to_mix_runs_and_resumes(shapes, tmp_path, capsys):
     assert train(shapes, tmp_path, *options) == 0
     assert train(shapes, tmp_path, *options) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert train(shapes, tmp_path, *options, "--resume", "--max-steps", "6") == 0
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert train(shapes, tmp_path, *options, "--resume", "--logging-steps", "2") == 0
     state = json.loads((tmp_path / "trainer_state.json").read_text())
-    assert state["global_step"] == 6
+    assert state["global_step"] == 4
+
+
+def test_refuses_to_resume_with_options_that_would_not_take_effect(shapes, tmp_path, capsys):
+    options = ["--task", "panoptic", "--eval-strategy", "no", "--save-steps", "2"]
+    assert train(shapes, tmp_path, *options) == 0
+    for changes, message in [
+        ("--learning-rate 1e-5 --weight-decay 0.9", "has learning_rate 0.001, not 1e-05; weight_decay 0.05, not 0.9;"),
+        ("--freeze-backbone", "has freeze_backbone False, not True;"),
+        ("--image-size 96", "has image_size 64, not 96;"),
+        ("--num-queries 9", "has num_queries 8, not 9;"),
+        ("--max-steps 6", "has max_steps 4, not 6;"),  # the schedule's end
+    ]:
+        capsys.readouterr()
+        assert train(shapes, tmp_path, *options, "--resume", *changes.split()) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +193,8 @@ def test_refuses_to_mix_runs_and_resumes(shapes, tmp_path, capsys):
         ("--task panoptic --backbone resnet50", "unknown backbone 'resnet50'"),
         ("--task depth", "task is 'depth'"),
         ("--task panoptic --image-size big", "'big' is neither"),
+        ("--task panoptic --class-names disc,box", "coco data names its classes itself; class names"),
+        ("--task panoptic --ignore-ids 7", "coco data names its classes itself; class names and ignored ids"),
         ("--task panoptic --total-batch-size 3 --per-device-train-batch-size 2", "total_batch_size 3"),
     ],
 )

@@ -94,6 +94,9 @@ def test_batches_without_a_recipe(tmp_path):
         ({"learning_rate": -1.0}, r"learning_rate is -1\.0; it must be above 0"),
         ({"head_warmup_steps": -1}, "head_warmup_steps is -1"),
         ({"annealing_start_steps": [1]}, "together"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type is 'cosine', which would have no effect; .*poly_power"),
+        ({"warmup_steps": 100}, "warmup_steps is 100, .*head_warmup_steps and backbone_warmup_steps"),
+        ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0\.1, which would have no effect"),
         ({"annealing_start_steps": [1], "annealing_end_steps": [2], "masking": "never"}, "masking is 'never'"),
     ],
 )

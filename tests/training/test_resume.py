@@ -86,6 +86,14 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
     assert last_complete_checkpoint(tmp_path / "run") == str(good)
 
 
+def test_checkpoints_of_which_none_is_complete_are_not_trained_over(tmp_path):
+    resumable(tmp_path, max_steps=4, save_only_model=True, save_total_limit=None).train()
+    message = r"checkpoint-4 cannot be resumed, nor any other there: its optimizer.pt is missing or damaged; move"
+    with pytest.raises(ValueError, match=message):
+        resumable(tmp_path).train(resume_from_checkpoint=True)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+
+
 def test_best_checkpoint_is_named_by_where_it_is_and_left_unmasked(tmp_path):
     class WorseAndWorse(EoMTTrainer):
         def evaluate(self, *args, **kwargs):

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ...configuration.labels import LabelSpace
+from ...configuration.labels import LabelSpace, label_space
 from .files import Tree, first_tree
 from .rows import Rows
 
@@ -57,17 +57,20 @@ def panoptic_map(
 ) -> tuple[np.ndarray, list[dict]]:
     """Semantic png (H, W) and instance png as R + 256 G (H, W) → id map int32 (H, W), −1 void, and its segments.
 
-    A stuff segment's id is its label; an instance's is 1000 × (its number + 1) + its label.
+    What the pngs say is in the data set's own classes, whichever order `space` has them in: a stuff segment's id is its
+    label there, an instance's 1000 × (its number + 1) + its label there. Only the segments' `label_id` is of `space`.
     """
-    things = np.array([label for label in range(space.num_labels) if label not in space.stuff_label_ids])
+    own = label_space("ade20k_panoptic")
+    things = np.array([label for label in range(own.num_labels) if label not in own.stuff_label_ids])
     category, number = instance & 255, (instance >> 8) & 255  # [H, W] each; blue is unused
     if category.max(initial=0) > len(things):
         raise ValueError(f"{name}: its instance png has category {category.max()}; there are {len(things)} things")
-    if semantic.max(initial=0) > space.num_labels:
-        raise ValueError(f"{name}: its label png has the value {semantic.max()}; there are {space.num_labels} classes")
-    is_stuff = np.zeros(space.num_labels + 1, bool)
-    is_stuff[np.array(space.stuff_label_ids, int) + 1] = True
+    if semantic.max(initial=0) > own.num_labels:
+        raise ValueError(f"{name}: its label png has the value {semantic.max()}; there are {own.num_labels} classes")
+    is_stuff = np.zeros(own.num_labels + 1, bool)
+    is_stuff[np.array(own.stuff_label_ids, int) + 1] = True
     ids = np.where(is_stuff[semantic], semantic - 1, -1).astype(np.int32)  # [H, W]
     inside = (number > 0) & (category > 0)
     ids[inside] = things[category[inside] - 1] + 1000 * (number[inside] + 1)
-    return ids, [{"id": int(i), "label_id": int(i % 1000), "iscrowd": 0} for i in np.unique(ids) if i >= 0]
+    labels = [space.dataset_id_to_label[i] for i in own.dataset_ids]
+    return ids, [{"id": int(i), "label_id": labels[i % 1000], "iscrowd": 0} for i in np.unique(ids) if i >= 0]

@@ -39,7 +39,7 @@ def decode(row: dict, space: LabelSpace) -> Sample:
         raise ValueError(f"{name}: its annotation is for {_size(said)} pixels, the image has {_size(size)}")
     segments = [dict(s) for s in row["segments"]]
     if row["layout"] == "instance":
-        rles = [to_rle(json.loads(s.pop("shape")), *size) for s in segments]
+        rles = [_rle(s, size, name) for s in segments]
         for rle, s in zip(rles, segments):
             if tuple(rle["size"]) != size:
                 raise ValueError(
@@ -63,6 +63,14 @@ def decode(row: dict, space: LabelSpace) -> Sample:
         raise ValueError(f"{name}: its panoptic png has id {unlisted[0]}, which segments_info lacks")
     ids[ids == 0] = VOID
     return Sample(image, segments, ids=ids)
+
+
+def _rle(segment: dict, size: tuple[int, int], name: str) -> dict:
+    """A segment's shape, which is taken out of it, as an RLE."""
+    try:
+        return to_rle(json.loads(segment.pop("shape")), *size)
+    except ValueError as error:
+        raise ValueError(f"{name}: annotation {segment['id']}: {error}") from None
 
 
 def to_labels(values: np.ndarray, space: LabelSpace, name: str) -> np.ndarray:

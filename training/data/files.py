@@ -74,11 +74,7 @@ class Tree:
                 found = [n for n in open_archive(self.root).namelist() if n.startswith(self.prefix) and n[-1] != "/"]
                 found = [safe_name(n.removeprefix(self.prefix), str(self.root)) for n in found]
             else:
-                found = []
-                base = str(self.root / self.prefix)
-                for folder, _, files in os.walk(base, followlinks=True):
-                    below = "" if folder == base else Path(folder).relative_to(base).as_posix() + "/"
-                    found += [below + file for file in files]
+                found = _files_below(str(self.root / self.prefix))
             self._names = sorted(n for n in found if not n.startswith("__MACOSX/") and "/." not in f"/{n}")
         return self._names
 
@@ -109,6 +105,20 @@ class Tree:
 
     def __str__(self) -> str:
         return f"{self.root}{'!' if self.is_archive else '/'}{self.prefix}".rstrip("/!")
+
+
+def _files_below(base: str) -> list[str]:
+    """Every file's name relative to a folder; links are followed, except back to a folder that they lie in."""
+    found = []
+    above = {base: {os.path.realpath(base)}}  # folder → where it and those it lies in really are
+    for folder, folders, files in os.walk(base, followlinks=True):
+        below = "" if folder == base else Path(folder).relative_to(base).as_posix() + "/"
+        found += [below + file for file in files]
+        inside = above.pop(folder)
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in inside]
+        above |= {os.path.join(folder, name): inside | {real[name]} for name in folders}
+    return found
 
 
 def first_tree(*choices: tuple[Path, str]) -> Tree | None:

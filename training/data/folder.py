@@ -21,9 +21,13 @@ from .rows import Rows, segment
 LABEL_FOLDERS = ("labels", "annotations", "masks")
 
 
-def pairs(tree: Tree, split: str, suffix: str) -> list[tuple[str, str | None]]:
-    """(image, label or None) of a split, paired by path and stem. Without any split folder: everything."""
+def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list[tuple[str, str | None]]:
+    """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
+
+    Images that differ in their suffix only would share a label: a problem, told to `rows`.
+    """
     images: dict[tuple, str] = {}
+    others: list[tuple[tuple, str]] = []
     labels: dict[tuple, str] = {}
     for name in tree.names:
         path = PurePosixPath(name)
@@ -32,8 +36,8 @@ def pairs(tree: Tree, split: str, suffix: str) -> list[tuple[str, str | None]]:
             continue
         key = (*path.parts[:role], *path.parts[role + 1 : -1], path.stem)
         if path.parts[role] == "images":
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                images[key] = name
+            if path.suffix.lower() in IMAGE_SUFFIXES and images.setdefault(key, name) != name:
+                others.append((key, name))
         elif path.suffix.lower() == suffix:
             labels[key] = name
     known = {word for names in SPLIT_NAMES.values() for word in names}
@@ -43,6 +47,9 @@ def pairs(tree: Tree, split: str, suffix: str) -> list[tuple[str, str | None]]:
             if chosen:
                 break
         images = chosen
+    for key, name in others if rows is not None else ():
+        if key in images:
+            rows.problem(name, f"{images[key]} has the same name but for the suffix; rename or remove one of the two")
     return [(images[key], labels.get(key)) for key in sorted(images)]
 
 
@@ -54,7 +61,7 @@ def read_semantic(path: Path, split: str, ignore_ids: tuple[int, ...], names: di
     """(rows, label space) of a folder of images and label pngs. `names`: pixel value → class, over any classes file."""
     tree = Tree(path)
     rows = Rows(str(path), "semantic")
-    found = pairs(tree, split, ".png")
+    found = pairs(tree, split, ".png", rows)
     image_id = _ids([image for image, _ in found])
     for image, label in found:
         if label is None:
@@ -107,7 +114,7 @@ def read_yolo(path: Path, split: str, space_of, keep_empty: bool) -> tuple[Rows,
     tree = Tree(path)
     rows = Rows(str(path), "instance")
     space = space_of(_yolo_space(tree))
-    found = pairs(tree, split, ".txt")
+    found = pairs(tree, split, ".txt", rows)
     image_id = _ids([image for image, _ in found])
     for image, label in found:
         segments = []

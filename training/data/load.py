@@ -38,7 +38,8 @@ def load_data(
     """One split of a data set and its classes; see this package's docstring for the columns.
 
     label_space: the classes wanted (a model's); the data's are matched to them by name. Default: the data's own.
-    class_names, ignore_ids: for label pngs, what the pixel values are called and which mean "unlabelled" (255 always).
+    class_names, ignore_ids: for a folder of label pngs, what the values are called and which mean "unlabelled" (255
+        always); an error for other data, which says so itself.
     keep_empty: keep images without any segment. False gives the authors' selection, and their steps an epoch.
     `ValueError`: the file and id of malformed annotations, an empty data set, a task the data has no truth for.
     """
@@ -50,6 +51,10 @@ def load_data(
         raise ValueError(f"there is no data set format {dataset!r}; choose from auto, {', '.join(DATASETS)}")
     if task not in DATASETS[dataset]:
         raise ValueError(f"{path}: {dataset} data has truth for {' and '.join(DATASETS[dataset])}, not for {task!r}")
+    if dataset != "folder" and (class_names or len(ignore_ids)):
+        raise ValueError(
+            f"{path}: {dataset} data names its classes itself; class names and ignored ids are for folders of pngs"
+        )
     rows, space = _read(path, dataset, task, split, label_space, class_names, tuple(ignore_ids), keep_empty)
     table = rows.table()
     if not keep_empty and rows.layout in ("semantic", "ade20k_panoptic"):
@@ -67,7 +72,7 @@ def detect(path: Path, task: str) -> str:
     if task == "semantic":
         names = (PurePosixPath(name).name for name in tree.names)
         return "coco" if any(name.startswith("panoptic_") and name.endswith(".json") for name in names) else "folder"
-    if task == "instance" and path.is_dir() and is_yolo(tree):
+    if task == "instance" and is_yolo(tree):
         return "yolo"
     return "coco"
 

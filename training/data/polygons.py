@@ -4,6 +4,9 @@ import math
 
 from pycocotools import mask as coco_mask
 
+FAR = 10  # × the image's longer side: a coordinate beyond it is a mistake, and pycocotools would run out of memory
+FAR_ANYWHERE = 1e5  # pixels, where the image's size is not known
+
 
 def check_shape(shape, size: tuple[int | None, int | None]) -> str | None:
     """What is wrong with a COCO `segmentation` for an image of (H, W), or None."""
@@ -18,10 +21,13 @@ def check_shape(shape, size: tuple[int | None, int | None]) -> str | None:
             return f"a polygon needs an even number of at least 6 coordinates, not {len(polygon)}"
         try:
             finite = math.isfinite(sum(polygon))
-        except TypeError:
+        except (TypeError, OverflowError):  # the latter: an integer beyond any float
             finite = False
         if not finite:
             return "a polygon has a coordinate that is not a number"
+        farthest, far = max(polygon, key=abs), FAR_ANYWHERE if None in size else FAR * max(size)
+        if abs(farthest) > far:
+            return f"a polygon has the coordinate {farthest:g}, far outside of its image"
     return None
 
 
@@ -66,8 +72,13 @@ def _runs(text: str) -> list[int] | None:
 
 
 def to_rle(shape, height: int, width: int) -> dict:
-    """COCO `segmentation` → compressed RLE {"size", "counts": bytes} of the whole object."""
+    """COCO `segmentation` → compressed RLE {"size", "counts": bytes} of the whole object.
+
+    Polygons are checked again, now that the image's size is known: `ValueError` with what is wrong with them.
+    """
     if isinstance(shape, list):
+        if fault := check_shape(shape, (height, width)):
+            raise ValueError(fault)
         return coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
     if isinstance(shape["counts"], list):
         return coco_mask.frPyObjects(shape, height, width)

@@ -76,8 +76,12 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list):
 
     def prediction_of(image_id, size):
         labels, scores, shapes = zip(*found[image_id]) if found[image_id] else ((), (), ())
+        try:
+            masks = [to_rle(shape, *size) for shape in shapes]
+        except ValueError as error:
+            raise ValueError(f"{source}: a result of image {image_id!r}: {error}") from None
         return {
-            "masks": [to_rle(shape, *size) for shape in shapes],
+            "masks": masks,
             "labels": torch.tensor(labels, dtype=torch.int64),
             "scores": torch.tensor(scores, dtype=torch.float64),
             "file_name": name,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eomt.configuration.labels import label_space
+from eomt.configuration.labels import LabelSpace, label_space
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
 from .made import SIZE, picture, png, write, zipped
@@ -73,6 +73,22 @@ def test_panoptic(tmp_path, as_zip):
     assert info[ids[3, 0]] == space.label2id["flag"] == 149  # category 100
     assert (ids[8:] == -1).all()
     assert ids[3, 1] == ids[0, 0]
+
+
+def test_panoptic_in_a_models_order_of_classes(tmp_path):
+    """Things first, and one class more than the data set has: the same segments, under the model's labels."""
+    own = label_space("ade20k_panoptic")
+    order = sorted(range(own.num_labels), key=lambda label: label in own.stuff_label_ids)
+    names = ("kiosk", *(own.names[label] for label in order))
+    model = LabelSpace("model", names, tuple(range(101, 151)))
+    dataset, space = load_data(written(tmp_path, as_zip=False), task="panoptic", split="val", label_space=model)
+    reference = dataset.with_transform(EvaluationTransform(space, task="panoptic"))[0]["reference"]
+    ids, info = reference["segmentation"], {s["id"]: s["label_id"] for s in reference["segments_info"]}
+    assert info[ids[0, 0]] == names.index("wall") == 101
+    assert info[ids[4, 0]] == info[ids[4, 15]] == names.index("bed") == 1
+    assert info[ids[3, 0]] == names.index("flag") == 100
+    assert len(info) == 4
+    assert (ids[8:] == -1).all()
 
 
 def test_panoptic_without_the_instance_pngs(tmp_path):

@@ -158,6 +158,7 @@ def test_one_json_without_a_split_serves_both(tmp_path):
 
 def test_a_models_classes_are_matched_by_name(tmp_path):
     from eomt.configuration.labels import LabelSpace, label_space
+    from eomt.training.data.rows import UnknownClass
 
     root = extracted(tmp_path)
     wanted = LabelSpace("model", ("cat", "dog", "person"))
@@ -166,7 +167,7 @@ def test_a_models_classes_are_matched_by_name(tmp_path):
     assert [s["label_id"] for s in dataset[1]["segments"]] == [1, 2, 2]
     dataset, _ = load_data(root, task="panoptic", split="val", label_space=label_space("coco_panoptic"))
     assert [s["label_id"] for s in dataset[1]["segments"]] == [0, 88, 16]  # person, flower, dog of the 133
-    with pytest.raises(ValueError, match="its class 'person' is not among the 1 of 'model'"):
+    with pytest.raises(UnknownClass, match="its class 'person' is not among the 1 of 'model'"):
         load_data(root, task="instance", split="val", label_space=LabelSpace("model", ("dog",)))
 
 
@@ -211,6 +212,15 @@ def test_malformed_panoptic_json_is_told_before_training(tmp_path, change, messa
         ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"its RLE has size \[5, 5\], its image \[12, 16\]"),
         ({"segmentation": {"size": list(SIZE), "counts": [3]}}, "its RLE counts add up to 3 pixels"),
         ({"segmentation": [[0, 0, "a", 1, 1, 1]]}, "a coordinate that is not a number"),
+        (
+            {"segmentation": [[0, 0, 161, 0, 1, 1]]},
+            "annotation 1: a polygon has the coordinate 161, far outside of its",
+        ),
+        (
+            {"segmentation": [[0, 0, -1e10, 0, 1, 1]]},
+            r"a polygon has the coordinate -1e\+10, far outside",
+        ),
+        ({"segmentation": [[0, 0, 10**400, 0, 1, 1]]}, "a coordinate that is not a number"),
         ({"category_id": 99}, "annotation 1: category 99 is not in the categories"),
         ({"id": 2}, "annotation 2: an annotation needs an integer id of its own"),
         ({"image_id": 5}, "annotation 1: there is no image with id 5"),
@@ -222,6 +232,21 @@ def test_malformed_instance_json_is_told_before_training(tmp_path, change, messa
     root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
     with pytest.raises(ValueError, match=message):
         load_data(root, task="instance", split="val")
+
+
+def test_a_polygon_far_outside_of_an_image_whose_size_the_json_does_not_say(tmp_path):
+    """Up to a bound for any image it is found once the image is read; pycocotools would end the process."""
+    data = instance_json()
+    for image in data["images"]:
+        del image["height"], image["width"]
+    file = "annotations/instances_val2017.json"
+    data["annotations"][0]["segmentation"] = [[0, 0, 1e7, 0, 1, 1]]
+    with pytest.raises(ValueError, match=r"instances_val2017.json: annotation 1: .* coordinate 1e\+07, far outside"):
+        load_data(write(extracted(tmp_path), {file: data}), task="instance", split="val")
+    data["annotations"][0]["segmentation"] = [[0, 0, 9e4, 0, 1, 1]]
+    dataset, space = load_data(write(tmp_path, {file: data}), task="instance", split="val")
+    with pytest.raises(ValueError, match=r"000000000010.jpg: annotation 1: a polygon has the coordinate 90000, far"):
+        dataset.with_transform(EvaluationTransform(space, task="instance"))[1]
 
 
 def test_many_problems_are_counted(tmp_path):

@@ -82,6 +82,22 @@ def test_images_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
     assert dataset["image_id"][:] == ["images/x/a", "images/y/a"]
 
 
+def test_images_of_one_name_but_for_the_suffix_are_a_problem(tmp_path):
+    files = {"images/a.jpg": picture(), "images/a.png": picture(kind="PNG"), "labels/a.png": png(labels())}
+    with pytest.raises(ValueError, match=r"images/a.png: images/a.jpg has the same name but for the suffix"):
+        load_data(write(tmp_path, files), task="semantic")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = write(tmp_path / "data", {"train/images/a.jpg": picture(), "train/labels/a.png": png(labels())})
+    (root / "val").symlink_to("train")  # no circle: the same images, to see whether a model can learn them
+    (root / "itself").symlink_to(root)
+    (root / "train/images/above").symlink_to(root / "train")
+    for split in ("train", "val"):
+        dataset, _ = load_data(root, task="semantic", split=split)
+        assert dataset["file_name"][:] == [f"{split}/images/a.jpg"]
+
+
 def test_a_missing_label_and_an_empty_folder(tmp_path):
     root = write(tmp_path / "a", semantic_files("{split}/{role}"))
     (root / "train/labels/b.png").unlink()
@@ -130,6 +146,14 @@ def test_yolo_segmentation(tmp_path, yaml):
 def test_malformed_yolo_names_file_and_line(tmp_path, line, message):
     with pytest.raises(ValueError, match=message):
         load_data(yolo(tmp_path, line), task="instance")
+
+
+def test_yolo_in_a_zip_is_found_by_its_files(tmp_path):
+    files = {"train/images/a.jpg": picture(), "train/labels/a.txt": "1 0 0 1 0 1 1", "data.yaml": YAML}
+    write(tmp_path, {"data.zip": zipped(files)})
+    dataset, space = load_data(tmp_path / "data.zip", task="instance")
+    assert space.names == ("cat", "dog")
+    assert [s["label_id"] for s in dataset[0]["segments"]] == [1]
 
 
 def test_yolo_without_names(tmp_path):

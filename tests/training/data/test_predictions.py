@@ -119,6 +119,7 @@ def test_the_json_itself_may_be_named(tmp_path):
         ({"category_id": 4}, "result 0: category 4"),
         ({"score": None}, "result 0: its score is None, not a number"),
         ({"segmentation": [[1, 2]]}, "result 0: a polygon needs an even number"),
+        ({"segmentation": [[0, 0, 9e4, 0, 1, 1]]}, "a result of image 10: a polygon has the coordinate 90000, far"),
     ],
 )
 def test_faults_of_instance_files(tmp_path, change, message):
