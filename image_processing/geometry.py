@@ -13,10 +13,6 @@ from dataclasses import dataclass
 
 Size = tuple[int, int]  # (height, width), pixels
 
-LONGEST_SIDE = 32768
-"""Largest side of a resized image that windows are cut from (pixels): 64 windows of 512. A photo of 2000 × 2 would be
-512 000 pixels long, and its up-sampling would take hundreds of GB."""
-
 
 @dataclass(frozen=True)
 class Placement:
@@ -76,7 +72,7 @@ def placement(height: int, width: int, size, *, windowed: bool = False, pad: boo
         pad: `False` leaves the resized image as it is (one input of its size); only without windows.
         resize: `False` keeps the original size.
 
-    Raises `ValueError` for images that cannot be placed: empty, too long for windows, or unfit without resizing.
+    Raises `ValueError` for images that cannot be placed: empty, or unfit without resizing.
     """
     if min(height, width) < 1:
         raise ValueError(f"image of {height} × {width} pixels is empty")
@@ -91,11 +87,6 @@ def placement(height: int, width: int, size, *, windowed: bool = False, pad: boo
         if resized[0] > target[0] or resized[1] > target[1]:  # only without resizing
             raise ValueError(f"image of {height} × {width} does not fit the input size {target}; set do_resize=True")
         return Placement((height, width), resized, target, ((0, 0),))
-    if max(resized) > LONGEST_SIDE:
-        raise ValueError(
-            f"image of {height} × {width} is too narrow for windows of {target[0]} × {target[1]}: it would be resized "
-            f"to {resized[0]} × {resized[1]}, the limit is {LONGEST_SIDE} pixels a side"
-        )
     sticks_out = [resized[0] > target[0], resized[1] > target[1]]
     if resized[0] < target[0] or resized[1] < target[1] or all(sticks_out):  # only without resizing
         raise ValueError(f"image of {height} × {width} has no side of the windows' {target}; set do_resize=True")

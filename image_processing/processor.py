@@ -29,6 +29,8 @@ from .postprocess import PostProcessing
 from .targets import batch_targets
 
 TASKS = ("panoptic", "instance", "semantic")
+LONGEST_SIDE = 32768
+"""Largest side of an enlarged image (pixels), 64 windows of 512: a picture of 2000 × 2 would get 512,000."""
 
 
 class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -62,6 +64,16 @@ def _flat(images) -> list:
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         return list(images)
     return [images]
+
+
+def _require_possible(place: Placement) -> None:
+    """`ValueError` for a picture so narrow that its enlargement would fill the memory."""
+    (height, width), resized = place.original, place.resized
+    if max(resized) > max(LONGEST_SIDE, height, width):
+        raise ValueError(
+            f"image of {height} × {width} is too narrow for windows of {place.input_size[0]} × {place.input_size[1]}: "
+            f"it would be resized to {resized[0]} × {resized[1]}, the limit is {LONGEST_SIDE} pixels a side"
+        )
 
 
 class _EoMTProcessing(PostProcessing):
@@ -199,6 +211,8 @@ class _EoMTProcessing(PostProcessing):
             )
             for image in tensors
         ]
+        for place in placements:
+            _require_possible(place)
         inputs = [part for image, place in zip(tensors, placements) for part in self._inputs_of(image, place, options)]
         data = {"pixel_values": self._finish(inputs, options)}
         data["patch_offsets"] = [

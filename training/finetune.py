@@ -23,6 +23,7 @@ from .trainer import EoMTTrainer
 logger = logging.get_logger(__name__)
 
 DEFAULT_BACKBONE = "vit_base_patch14_reg4_dinov2"
+FRESH = ("class_predictor.", "criterion.", "query.")  # may differ in shape from a checkpoint whose classes differ
 SCRATCH_LAYER_SCALE = 0.1  # pre-training starts at 1e-5; without it the blocks would do nothing for thousands of steps
 
 
@@ -183,7 +184,15 @@ def _checkpoint_config(options: ModelOptions, args: EoMTTrainingArguments) -> Eo
 def _from_checkpoint(source: str, config: EoMTConfig, keep_head: bool) -> EoMTForUniversalSegmentation:
     if _is_authors_file(source):
         return load_authors_checkpoint(source, config, load_class_head=False)
-    return EoMTForUniversalSegmentation.from_pretrained(source, config=config, ignore_mismatched_sizes=not keep_head)
+    model, found = EoMTForUniversalSegmentation.from_pretrained(
+        source, config=config, ignore_mismatched_sizes=not keep_head, output_loading_info=True
+    )
+    unfit = sorted(name for name, *_ in found["mismatched_keys"] if not name.startswith(FRESH))
+    if unfit:
+        raise ValueError(
+            f"{source} does not fit the options given: {unfit[0]} and {len(unfit) - 1} more differ in shape"
+        )
+    return model
 
 
 def _is_authors_file(source: str) -> bool:

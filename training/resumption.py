@@ -7,7 +7,7 @@ from ..image_processing.writing import write_json
 from .arguments import EoMTTrainingArguments
 
 FILE = "options.json"
-OF_RUN = (  # a checkpoint's optimiser brings its own rates and decay; the schedule depends on the run's length
+OF_RUN = (  # a checkpoint's optimiser brings its own rates and decay; how long to train may change
     "task",
     "learning_rate",
     "weight_decay",
@@ -16,8 +16,6 @@ OF_RUN = (  # a checkpoint's optimiser brings its own rates and decay; the sched
     "poly_power",
     "head_warmup_steps",
     "backbone_warmup_steps",
-    "max_steps",
-    "num_train_epochs",
     "total_batch_size",
     "masking",
     "freeze_backbone",

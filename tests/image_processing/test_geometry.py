@@ -70,7 +70,7 @@ def test_padded_image_fits_and_touches_a_side(h, w, s_h, s_w):
 @settings(max_examples=300, deadline=None)
 @given(h=st.integers(1, 4000), w=st.integers(1, 4000), s_h=st.integers(1, 700), s_w=st.integers(1, 700))
 def test_windows_cover_the_image_and_stay_inside(h, w, s_h, s_w):
-    if max(h / w, w / h) > 40:
+    if max(h / w, w / h) > 60:
         return  # thousands of windows prove nothing more
     place = placement(h, w, {"height": s_h, "width": s_w}, windowed=True)
     covered = torch.zeros(place.resized, dtype=torch.int8)
@@ -94,16 +94,10 @@ def test_window_starts_are_the_authors(length, window):
     assert starts[-1] - authors[-1] in (0, 1)  # theirs can be one short by rounding: 513 pixels in windows of 18
 
 
-@pytest.mark.parametrize(("h", "w"), [(3000, 200), (40, 300), (1, 1), (5000, 10)])
+@pytest.mark.parametrize(("h", "w"), [(3000, 200), (40, 300), (1, 1), (5000, 2)])
 def test_extreme_images_keep_every_side(h, w):
     assert min(placement(h, w, 64).resized) >= 1
     assert min(placement(h, w, 64, windowed=True).resized) >= 64
-
-
-def test_images_too_narrow_for_windows_are_named():
-    with pytest.raises(ValueError, match=r"2000 × 2 is too narrow for windows of 512 × 512.*512000 × 512.*32768"):
-        placement(2000, 2, 512, windowed=True)
-    assert placement(2000, 2, 512).resized == (512, 1)
 
 
 def test_without_resizing_what_does_not_fit_is_said():

@@ -268,3 +268,10 @@ def test_semantic_processor_asked_for_segments_pads(task, tmp_path):
     assert inputs["pixel_values"].shape == (1, 3, 64, 64)
     assert EoMTImageProcessor.from_pretrained(tmp_path).do_split_image
     assert EoMTImageProcessor.from_pretrained(tmp_path, task=task, do_split_image=True).do_split_image
+
+
+def test_images_too_narrow_for_windows_are_named():
+    narrow = np.zeros((2000, 2, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"2000 × 2 is too narrow for windows of 512 × 512.*512000 × 512.*32768"):
+        EoMTImageProcessor(task="semantic", size=512)(narrow)
+    assert EoMTImageProcessor(task="panoptic", size=512)(narrow, return_tensors="pt").pixel_values.shape[-1] == 512
