@@ -15,6 +15,6 @@ def query_attention_mask(patch_logits: Tensor, num_prefix: int, keep_probability
     query of each image keeps its mask with `keep_probability`, a scalar tensor, and otherwise looks everywhere.
     """
     visible = patch_logits.flatten(2) > 0  # [B, Q, N]
-    dropped = torch.rand(visible.shape[:2], device=visible.device) > keep_probability  # [B, Q]
+    dropped = torch.rand(*visible.shape[:2], device=visible.device) > keep_probability  # [B, Q]
     visible = visible | dropped[..., None]
     return F.pad(visible, (visible.shape[1] + num_prefix, 0), value=True)[:, None]
