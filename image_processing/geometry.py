@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 Size = tuple[int, int]  # (height, width), pixels
+LONGEST_SIDE = 32768
+"""Largest side of an enlarged image (pixels), 64 windows of 512: a picture of 2000 × 2 would get 512,000."""
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,13 @@ def window_starts(length: int, window: int) -> list[int]:
     overlap = (count * window - length) / (count - 1) if count > 1 else 0.0
     starts = [int(j * (window - overlap)) for j in range(count - 1)]
     return [*starts, max(0, length - window)]  # j = n − 1; in floats it can be one short, and a row left uncovered
+
+
+def require_possible(place: Placement) -> None:
+    """`ValueError` for a picture so narrow that its enlargement would fill the memory."""
+    (height, width), resized = place.original, place.resized
+    if max(resized) > max(LONGEST_SIDE, height, width):
+        raise ValueError(
+            f"image of {height} × {width} is too narrow for windows of {place.input_size[0]} × {place.input_size[1]}: "
+            f"it would be resized to {resized[0]} × {resized[1]}, the limit is {LONGEST_SIDE} pixels a side"
+        )

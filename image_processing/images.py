@@ -95,3 +95,12 @@ def pillow_resize(image: np.ndarray, size: tuple[int, int], resample) -> np.ndar
         return np.array(Image.fromarray(image).resize(size[::-1], resample))
     planes = [np.asarray(Image.fromarray(image[..., c]).resize(size[::-1], resample)) for c in range(image.shape[-1])]
     return np.stack(planes, -1)
+
+
+def flatten(images) -> list:
+    """One image, a stack of them or (nested) lists → list of images."""
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in flatten(item)]
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]

@@ -23,14 +23,12 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from .geometry import Placement, input_size_of, placement
-from .images import pillow_resize, read_image, to_rgb_tensor
+from .geometry import Placement, input_size_of, placement, require_possible
+from .images import flatten, pillow_resize, read_image, to_rgb_tensor
 from .postprocess import PostProcessing
 from .targets import batch_targets
 
 TASKS = ("panoptic", "instance", "semantic")
-LONGEST_SIDE = 32768
-"""Largest side of an enlarged image (pixels), 64 windows of 512: a picture of 2000 × 2 would get 512,000."""
 
 
 class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -55,25 +53,6 @@ class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
     do_split_image: bool | None
     ignore_index: int | None
     do_reduce_labels: bool | None
-
-
-def _flat(images) -> list:
-    """One image, a stack of them or (nested) lists → list of images."""
-    if isinstance(images, (list, tuple)):
-        return [image for item in images for image in _flat(item)]
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        return list(images)
-    return [images]
-
-
-def _require_possible(place: Placement) -> None:
-    """`ValueError` for a picture so narrow that its enlargement would fill the memory."""
-    (height, width), resized = place.original, place.resized
-    if max(resized) > max(LONGEST_SIDE, height, width):
-        raise ValueError(
-            f"image of {height} × {width} is too narrow for windows of {place.input_size[0]} × {place.input_size[1]}: "
-            f"it would be resized to {resized[0]} × {resized[1]}, the limit is {LONGEST_SIDE} pixels a side"
-        )
 
 
 class _EoMTProcessing(PostProcessing):
@@ -197,7 +176,9 @@ class _EoMTProcessing(PostProcessing):
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, segments_info, instance_id_to_semantic_id, **options
     ) -> BatchFeature:
-        tensors = [to_rgb_tensor(image, options.get("input_data_format")) for image in _flat(self.fetch_images(images))]
+        tensors = [
+            to_rgb_tensor(image, options.get("input_data_format")) for image in flatten(self.fetch_images(images))
+        ]
         if options.get("device") is not None:
             tensors = [image.to(options["device"]) for image in tensors]
         windowed = bool(options["do_split_image"])
@@ -212,7 +193,7 @@ class _EoMTProcessing(PostProcessing):
             for image in tensors
         ]
         for place in placements:
-            _require_possible(place)
+            require_possible(place)
         inputs = [part for image, place in zip(tensors, placements) for part in self._inputs_of(image, place, options)]
         data = {"pixel_values": self._finish(inputs, options)}
         data["patch_offsets"] = [

@@ -189,9 +189,8 @@ def _from_checkpoint(source: str, config: EoMTConfig, keep_head: bool) -> EoMTFo
     )
     unfit = sorted(name for name, *_ in found["mismatched_keys"] if not name.startswith(FRESH))
     if unfit:
-        raise ValueError(
-            f"{source} does not fit the options given: {unfit[0]} and {len(unfit) - 1} more differ in shape"
-        )
+        others = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
+        raise ValueError(f"{source} does not fit the options given: {unfit[0]}{others} differ in shape")
     return model
 
 
