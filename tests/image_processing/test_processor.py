@@ -244,7 +244,7 @@ def test_paths_and_unreadable_files(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EoMTImageProcessor(task="depth"), "task 'depth' is none of panoptic, instance, semantic"),
+        (lambda: EoMTImageProcessor(task="depth"), "task is 'depth'; it must be one of panoptic, instance, semantic"),
         (lambda: EoMTImageProcessor(size={"min_pixels": 4, "max_pixels": 9}), "names no input size"),
         (lambda: EoMTImageProcessor(size=8)(np.zeros((9, 9, 7))), r"shape \(9, 9, 7\)"),
         (lambda: EoMTImageProcessor(size=8)([{"image": 1}]), "image"),
