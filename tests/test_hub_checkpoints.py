@@ -167,4 +167,4 @@ def test_two_queries_of_one_stuff_class_are_one_segment_and_score_as_one(tmp_pat
     segment = {"id": 1, "label_id": sky, "iscrowd": 0}
     reference = {"segmentation": torch.ones(32, 32, dtype=torch.int32), "segments_info": [segment]}
     metric.add(prediction=found, reference=as_reference({"image_id": 1, "file_name": "1", "reference": reference}))
-    assert metric.compute()["pq_stuff"] == 100
+    assert metric.compute()["pq_stuff"] == 1
