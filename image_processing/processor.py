@@ -18,17 +18,16 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     PILImageResampling,
     SizeDict,
-    load_image,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 from ..configuration.tasks import checkpoint_stuff, checkpoint_task, read_beside
 from .geometry import Placement, input_size_of, placement, require_possible
-from .images import flatten, pillow_resize, read_image, to_rgb_tensor
+from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing
 from .settings import check_settings
-from .targets import batch_targets
+from .targets import batch_targets, read_maps
 
 CONFIGURATION = "config.json"
 # Arguments of `from_pretrained` that say how a file of a repository is found.
@@ -57,6 +56,10 @@ class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
     do_split_image: bool | None
     ignore_index: int | None
     do_reduce_labels: bool | None
+
+
+def _is_source(image) -> bool:
+    return isinstance(image, (str, os.PathLike))
 
 
 class _EoMTProcessing(PostProcessing):
@@ -145,14 +148,10 @@ class _EoMTProcessing(PostProcessing):
         )
 
     def fetch_images(self, images):
-        """Paths and URLs → pictures; anything else as it is."""
+        """Paths, URLs and base64 text → upright pictures; anything else as it is: it is in its caller's frame."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, str) and images.startswith(("http://", "https://")):
-            return load_image(images)
-        if isinstance(images, (str, os.PathLike)):
-            return read_image(images)
-        return images
+        return open_image(images) if _is_source(images) else images
 
     def preprocess(
         self, images, segmentation_maps=None, segments_info=None, instance_id_to_semantic_id=None, **kwargs
@@ -190,9 +189,13 @@ class _EoMTProcessing(PostProcessing):
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, segments_info, instance_id_to_semantic_id, **options
     ) -> BatchFeature:
-        tensors = [
-            to_rgb_tensor(image, options.get("input_data_format")) for image in flatten(self.fetch_images(images))
-        ]
+        images = flatten(images)
+        maps = None if segmentation_maps is None else read_maps(segmentation_maps, len(images))
+        if maps is not None:  # an image opened here is turned as its map is
+            images = [open_image(i, size=m.shape) if _is_source(i) else i for i, m in zip(images, maps)]
+        tensors = [to_rgb_tensor(image, options.get("input_data_format")) for image in self.fetch_images(images)]
+        if options["do_rescale"]:
+            tensors = [scaled_to_255(image) for image in tensors]
         if options.get("device") is not None:
             tensors = [image.to(options["device"]) for image in tensors]
         windowed = bool(options["do_split_image"])
@@ -215,9 +218,9 @@ class _EoMTProcessing(PostProcessing):
             for i, place in enumerate(placements)
             for start, end in (place.offsets if windowed else ())
         ]
-        if segmentation_maps is not None:
+        if maps is not None:
             data["mask_labels"], data["class_labels"] = batch_targets(
-                segmentation_maps,
+                maps,
                 placements,
                 segments_info,
                 instance_id_to_semantic_id,
