@@ -3,10 +3,13 @@
 from typing import Any, ClassVar, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
 from .backbones import Backbone, find_backbone
 from .tasks import TASK_ROWS, Task, checkpoint_stuff, checkpoint_task, read_beside
 from .validation import as_pair, check_types, validate
+
+logger = logging.get_logger(__name__)
 
 
 class EoMTConfig(PreTrainedConfig):
@@ -36,6 +39,8 @@ class EoMTConfig(PreTrainedConfig):
     patch_projection_name: ClassVar[str | None] = "projection"
     attention_output_name: ClassVar[str] = "out_proj"
     mlp_names: ClassVar[tuple[str, str]] = ("fc1", "fc2")
+    # Left out of the stock Trainer's predictions: they are there or not from step to step and would move the others.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_logits", "loss_dict"]
 
     hidden_size: int = 1024
     num_hidden_layers: int = 24
@@ -71,6 +76,12 @@ class EoMTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.stuff_label_ids = [int(label) for label in self.stuff_label_ids or ()]
         self.check_fields()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Also when labels are replaced later (`config.num_labels = 3`), stuff labels stay only where they apply."""
+        if name == "id2label" and value is not None and self.__dict__.get("stuff_label_ids"):
+            self.stuff_label_ids = applicable_stuff(self.stuff_label_ids, self.id2label, value)
+        super().__setattr__(name, value)
 
     # --- derived, never stored -------------------------------------------------------------------------------------
 
@@ -160,9 +171,15 @@ class EoMTConfig(PreTrainedConfig):
             path, commit = kwargs.get("name_or_path"), fields.get("_commit_hash")
             processor = read_beside(path, "preprocessor_config.json", revision=commit)
             fields["task"] = checkpoint_task(fields, fields, processor, path)
+        labels = new_labels(fields.get("id2label"), kwargs)
+        if labels is not None:
+            if "stuff_label_ids" not in given and fields.get("stuff_label_ids"):
+                old = fields["id2label"] if fields.get("id2label") else {}
+                fields["stuff_label_ids"] = applicable_stuff(fields["stuff_label_ids"], old, labels)
+            fields["id2label"] = labels
+            fields["label2id"] = kwargs.pop("label2id", None) or {name: label for label, name in labels.items()}
         if fields.get("stuff_label_ids") is None:
-            labels = None if "num_labels" in kwargs else kwargs.get("id2label", fields.get("id2label"))
-            fields["stuff_label_ids"] = checkpoint_stuff({"id2label": labels}, fields["task"]) or []
+            fields["stuff_label_ids"] = checkpoint_stuff(fields, fields["task"]) or []
         check_types(cls, fields)
         return super().from_dict(fields, **kwargs)
 
@@ -177,6 +194,11 @@ class EoMTConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Like transformers', but `architectures` names the built-in's class: plain transformers loads what we save."""
         fields = super().to_dict()
+        for name in ("image_size", "patch_size"):  # plain transformers divides them
+            if isinstance(fields.get(name), (list, tuple)) and len(set(fields[name])) == 1:
+                fields[name] = fields[name][0]
+        if isinstance(fields.get("mlp_ratio"), float) and fields["mlp_ratio"].is_integer():
+            fields["mlp_ratio"] = int(fields["mlp_ratio"])
         if fields.get("architectures") and self.hub_architecture is not None:
             fields["architectures"] = [
                 self.hub_architecture if name == "EoMTForUniversalSegmentation" else name
@@ -185,6 +207,56 @@ class EoMTConfig(PreTrainedConfig):
         return fields
 
     hub_architecture: ClassVar[str | None] = "EomtForUniversalSegmentation"
+
+    @property
+    def plain_transformers_lacks(self) -> str | None:
+        """Why transformers without this package cannot load a model of this configuration; None where it can."""
+        if self.hub_architecture is None:
+            return f"it has no {self.model_type}"
+        for field in ("image_size", "patch_size"):
+            height, width = as_pair(getattr(self, field))
+            if height != width:
+                return f"it knows only square images and patches, {field} is {height} × {width}"
+        if isinstance(self.mlp_ratio, float) and not self.mlp_ratio.is_integer():
+            return f"its mlp_ratio is a whole number, this one is {self.mlp_ratio}"
+        return None
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        raise code_upload_refused()
+
+
+def code_upload_refused() -> ValueError:
+    """Raised before anything is written: transformers would copy single files, without the package they import from."""
+    return ValueError(
+        "custom code cannot be uploaded with a checkpoint of this package; leave register_for_auto_class out: what is "
+        "saved loads in plain transformers where that has the model, else after `pip install eomt`"
+    )
+
+
+def new_labels(saved: dict | None, kwargs: dict[str, Any]) -> dict | None:
+    """The labels that `id2label` or `num_labels`, taken out of `kwargs`, put in place of the saved ones, or None."""
+    if kwargs.get("id2label") is not None:
+        kwargs.pop("num_labels", None)
+        return kwargs.pop("id2label")
+    count = kwargs.get("num_labels")
+    if not saved or not isinstance(count, int) or count == len(saved):
+        return None
+    return {label: f"LABEL_{label}" for label in range(kwargs.pop("num_labels"))}
+
+
+def applicable_stuff(stuff: list[int], old: dict | None, new: dict) -> list[int]:
+    """Stuff labels that are still the same class when `new` id2label replaces `old`; one log line names the others."""
+    if old is None:
+        return stuff
+    old, new = ({int(label): name for label, name in names.items()} for names in (old, new))
+    if old == new:
+        return stuff
+    kept = [label for label in stuff if new.get(label) == old.get(label) != f"LABEL_{label}"]
+    if len(kept) < len(stuff):
+        dropped = [label for label in stuff if label not in kept]
+        logger.warning(f"the labels changed: stuff_label_ids {dropped} no longer apply and are dropped")
+    return kept
 
 
 def upscale_blocks(patch_size) -> int:

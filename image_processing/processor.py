@@ -22,6 +22,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
+from ..configuration.eomt import code_upload_refused
 from ..configuration.tasks import checkpoint_stuff, checkpoint_task, read_beside
 from .geometry import Placement, input_size_of, placement, require_possible
 from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
@@ -123,6 +124,10 @@ class _EoMTProcessing(PostProcessing):
             saved["stuff_label_ids"] = checkpoint_stuff(config, task)
         check_settings({**saved, "task": task}, cls.valid_kwargs)
         return super().from_dict(saved, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoImageProcessor"):
+        raise code_upload_refused()
 
     def to_dict(self) -> dict:
         """Settings as plain transformers reads them too: its class name, its spelling of square sizes."""

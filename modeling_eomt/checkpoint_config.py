@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
+from ..configuration.families import CONFIG_OF_FAMILY
 from ..configuration.labels import LabelSpace, label_space
 from ..configuration.tasks import infer_task
 from .state_dicts import StateDict
@@ -32,6 +33,7 @@ def config_of_checkpoint(
     task: str | None = None,
     labels: LabelSpace | None = None,
     stuff_label_ids: Sequence[int] | None = None,
+    saved: Mapping | None = None,
 ) -> EoMTConfig:
     """Authors' state dict (keys `network.*`) → the configuration that fits it.
 
@@ -41,11 +43,14 @@ def config_of_checkpoint(
             640 for DINOv3, which has none.
         task: "panoptic", "instance" or "semantic"; by default guessed from the numbers of labels and queries.
         stuff_label_ids: by default the data set's where the task is panoptic.
+        saved: configuration that `eomt convert` left in the file (`read_config`): the defaults, where there is one.
         labels: by default the data set's that has C classes (COCO, ADE20K, Cityscapes), else LABEL_0, LABEL_1, …
 
     Raises:
         ValueError: when a key that tells a shape is missing, or shape and argument contradict each other.
     """
+    if saved:
+        return _saved_config(saved, heads, image_size, task, labels, stuff_label_ids)
     queries, width = _shape(state, "network.q.weight")
     num_labels = _shape(state, "network.class_head.weight")[0] - 1
     num_blocks = _shape(state, "network.attn_mask_probs")[0]
@@ -78,6 +83,20 @@ def config_of_checkpoint(
         stuff_label_ids=list(stuff_label_ids),
         **names,
     )
+
+
+def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | None, stuff) -> EoMTConfig:
+    """The configuration in the file, with what was given in place of its own."""
+    given = {"num_attention_heads": heads, "image_size": image_size, "task": task}
+    given["stuff_label_ids"] = None if stuff is None else list(stuff)
+    if labels is not None:
+        given |= {"id2label": labels.id2label, "label2id": labels.label2id}
+    config_class = next(
+        (kind for kind in CONFIG_OF_FAMILY.values() if kind.model_type == saved.get("model_type")), None
+    )
+    if config_class is None:
+        raise ValueError(f"the configuration in the file is of {saved.get('model_type')!r}, not of an EoMT")
+    return config_class.from_dict(dict(saved), **{name: value for name, value in given.items() if value is not None})
 
 
 def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpace | None:

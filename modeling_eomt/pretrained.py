@@ -8,13 +8,17 @@ from torch import nn
 from transformers import AutoConfig
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from ..configuration import EoMTConfig
+from ..configuration.eomt import code_upload_refused
 from .attention import Attention
 from .backbone_weights import load_backbone
 from .criterion import Criterion
 from .embeddings import Embeddings
 from .layers import EoMTLayer, LayerScale
+
+logger = logging.get_logger(__name__)
 
 # Arguments of `from_pretrained` that say where on the hub, and how, a repository is found.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -90,6 +94,17 @@ class EoMTPreTrainedModel(PreTrainedModel):
         model.resize(wanted.image_size, wanted.patch_size)
         model._read_attn_mask_probs()
         return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Like transformers'; says so where plain transformers, without this package, could not load what is saved."""
+        lacking = self.config.plain_transformers_lacks
+        if lacking:
+            logger.warning_once(f"this model loads with this package only, not in plain transformers: {lacking}")
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel"):
+        raise code_upload_refused()
 
     @classmethod
     def from_pretrained_backbone(cls, source, config: EoMTConfig):

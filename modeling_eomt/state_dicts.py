@@ -1,18 +1,21 @@
 """Reading other people's state dicts, safely, and fitting them to ours by a table of `key_maps`."""
 
+import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .key_maps import Table
 
 StateDict = dict[str, Tensor]
+LONGEST_CONFIG = 10_000_000  # bytes
 WRAPPERS = re.compile(r"(^|\.)_orig_mod(?=\.)")
 
 
@@ -38,6 +41,7 @@ def read_state_dict(source: str | Path | Mapping | nn.Module) -> StateDict:
     }
     if not state:
         raise ValueError("the state dict holds no tensor")
+    require_finite("the state dict", state)
     return state
 
 
@@ -52,6 +56,7 @@ def _read_files(path: Path) -> Mapping:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
@@ -63,6 +68,82 @@ def _read_files(path: Path) -> Mapping:
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}; a state dict is needed")
     return state
+
+
+# The configuration travels in a weights file where other loaders do not look: in the header of a safetensors file, as
+# one more record of a `torch.save` archive.
+CONFIG_KEY, CONFIG_RECORD = "eomt_config", "eomt_config.json"
+
+
+def write_state_dict(path: Path, state: StateDict, config: str, wrap: bool = False) -> None:
+    """Weights and a configuration as JSON text → `path`: safetensors by its name, else an archive of `torch.save`.
+
+    Args:
+        wrap: put the weights under "state_dict", as Lightning has them.
+    """
+    if path.suffix == ".safetensors":
+        save_file(state, path, {"format": "pt", CONFIG_KEY: config})
+        return
+    torch.save({"state_dict": state} if wrap else state, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        folder = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{folder}/{CONFIG_RECORD}", config)
+
+
+def read_config(path: str | Path) -> dict:
+    """The configuration that `write_state_dict` left in a file; {} where there is none."""
+    path = Path(path)
+    text = None
+    if path.suffix == ".safetensors" and path.is_file():
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(CONFIG_KEY)
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            record = next((info for info in archive.infolist() if info.filename.endswith(f"/{CONFIG_RECORD}")), None)
+            if record is not None and record.file_size <= LONGEST_CONFIG:
+                text = archive.read(record)
+    try:
+        config = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the configuration in it is no JSON: {error}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _check_archive(path: Path) -> None:
+    """`ValueError` where a record of a `torch.save` archive is not what its checksum says; torch does not look."""
+    if not zipfile.is_zipfile(path):  # torch's format before 1.6 has no checksums
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None
+    if damaged:
+        raise ValueError(f"{path} is damaged: the checksum of {damaged} does not match; download or copy it again")
+
+
+def require_finite(what: str, state: Mapping[str, Tensor]) -> None:
+    """`ValueError` naming the first tensors that hold NaN or infinity."""
+    wrong = [name for name, tensor in state.items() if not tensor.is_meta and not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(f"{what} holds NaN or infinite weights ({len(wrong)}): {_abridged(wrong, 3)}")
+
+
+def require_all_weights(what: str, model: nn.Module, found: Mapping) -> None:
+    """`ValueError` unless a checkpoint's weights were the model's, all of them and finite.
+
+    Args:
+        found: what `from_pretrained(…, output_loading_info=True)` gave beside the model.
+    """
+    groups = {
+        "missing": [name for name in sorted(found["missing_keys"]) if not name.startswith("criterion.")],
+        "unexpected": sorted(found["unexpected_keys"]),
+        "mis-shaped": sorted(name for name, *_ in found["mismatched_keys"]),
+    }
+    wrong = [f"{group} ({len(names)}): {_abridged(names, 3)}" for group, names in groups.items() if names]
+    if wrong:
+        raise ValueError(f"{what}: the weights do not fit config.json; {'; '.join(wrong)}")
+    require_finite(what, model.state_dict())
 
 
 def take(state: StateDict, table: Table) -> tuple[StateDict, list[str], list[str]]:

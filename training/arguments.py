@@ -88,6 +88,11 @@ class EoMTTrainingArguments(TrainingArguments):
         "keep",
         choices=["keep", "new"],
     )
+    rope_augmentation: bool = option(
+        "Keep DINOv3's random shift, stretch and zoom of positions where the checkpoint has them; the authors train "
+        "without.",
+        False,
+    )
     precision: str | None = option(
         "fp32, bf16 or fp16 autocast; default: the recipe's fp16 on a GPU, else fp32. Sets bf16 and fp16.",
         choices=["fp32", "bf16", "fp16"],
@@ -121,10 +126,18 @@ class EoMTTrainingArguments(TrainingArguments):
             self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
         ):  # fmt: skip
             self.metric_for_best_model = METRIC[self.task]
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else several processes would not find each other, and bf16 is refused
         self._fit_batches(recipe)
         self._choose_precision(recipe)
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if self.world_size != started:
+            raise ValueError(
+                f"WORLD_SIZE is {started}, but the processes that found each other are {self.world_size}: they would "
+                "train apart in one folder; start them with torchrun, or unset WORLD_SIZE"
+            )
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process; start one process each "

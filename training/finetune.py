@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
@@ -12,6 +12,7 @@ from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
 from ..image_processing import EoMTImageProcessor
 from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
+from ..modeling_eomt.state_dicts import require_all_weights
 from .arguments import EoMTTrainingArguments
 from .data.check import check_data, describe
 from .data.load import load_data
@@ -43,12 +44,12 @@ def build_trainer(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgu
             raise
         raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
     validation = load_split(data, args, "val", space)[0] if args.eval_strategy != "no" else None
+    set_seed(args.seed)  # the Trainer does so only when the model has its weights
     network = build_model(data, model, args, space, start)
     processor = EoMTImageProcessor(
         task=args.task,
         size=_processor_size(network.config),
         stuff_label_ids=list(space.stuff_label_ids),
-        num_labels=space.num_labels,
     )
     trainer = EoMTTrainer(
         network,
@@ -191,6 +192,7 @@ def _from_checkpoint(source: str, config: EoMTConfig, keep_head: bool) -> EoMTFo
     if unfit:
         others = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
         raise ValueError(f"{source} does not fit the options given: {unfit[0]}{others} differ in shape")
+    require_all_weights(source, model, found | {"mismatched_keys": ()})
     return model
 
 

@@ -7,7 +7,7 @@ from ..image_processing.writing import write_json
 from .arguments import EoMTTrainingArguments
 
 FILE = "options.json"
-OF_RUN = (  # a checkpoint's optimiser brings its own rates and decay; how long to train may change
+OF_RUN = (  # a checkpoint's optimiser brings its own rates and decay; the trainer compares the runs' lengths
     "task",
     "learning_rate",
     "weight_decay",

@@ -5,12 +5,14 @@ trainer = EoMTTrainer(model, EoMTTrainingArguments("runs/mine"), train_dataset=â
 trainer.train(); trainer.evaluate(); trainer.save_model()
 """
 
+import json
 import math
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
 
 from ..image_processing.writing import write_text
 from .accumulation import normaliser_shares
@@ -21,9 +23,16 @@ from .collator import EoMTDataCollator
 from .curves import CurvesCallback
 from .interruption import InterruptionCallback
 from .optimizer import HEADS, layerwise_lr_groups
+from .processes import gather
 from .repeatable import RepeatableDataset
 from .schedule import two_stage_warmup_poly_schedule
 from .streamed import StreamedEvaluation
+
+logger = logging.get_logger(__name__)
+
+ROPE_AUGMENTATION = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+LOST_IN_A_ROW = 10  # fp16 losses that may overflow one after the other before the run is given up
+UNLOGGED = "UnloggedLosses"  # in a checkpoint's trainer_state.json
 
 
 class NonFiniteLoss(ValueError):
@@ -62,7 +71,9 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
         super().__init__(model, args, data_collator, **kwargs)
         self._file_names: list[str] | None = None
         self._shares = None  # of each accumulated batch in the step's normalisers
-        self._loss_parts: dict[str, torch.Tensor] = defaultdict(float)
+        self._loss_parts: dict[str, torch.Tensor] = defaultdict(float)  # summed since the last log
+        self._lost = self._lost_in_a_row = 0  # batches whose loss overflowed: since the last log, and just now
+        self._resumed: str | None = None
         self._learning_rates: dict[str, float] = {}
         self._repeatable: RepeatableDataset | None = None
         self._prepare_model()
@@ -75,11 +86,20 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
     # --- set-up ----------------------------------------------------------------------------------------------------
 
     def _prepare_model(self) -> None:
-        """Apply task, masking, class head and frozen backbone to the model."""
-        args, config = self.args, self.model.config
+        """Apply task, masking, class head and frozen backbone to the model, and its stuff classes to the processor."""
+        args, config, processor = self.args, self.model.config, self.processing_class
         if args.task:
             config.task = args.task
         config.masked_attention = args.masking != "never"
+        given = [name for name in ROPE_AUGMENTATION if getattr(config, name, None) is not None]
+        if given and not args.rope_augmentation:
+            logger.info(f"{', '.join(given)} turned off, as the authors train; rope_augmentation keeps it")
+            for name in given:
+                setattr(config, name, None)
+        stuff = getattr(processor, "stuff_label_ids", None)
+        if stuff is not None and sorted(stuff) != sorted(config.stuff_label_ids):
+            logger.warning(f"the processor's stuff_label_ids {stuff} are not the model's; the model's are used")
+            processor.stuff_label_ids = list(config.stuff_label_ids)
         if args.class_head == "new":
             self.model.class_predictor.reset_parameters()  # PyTorch's default, as the authors'
         if args.freeze_backbone:
@@ -133,12 +153,13 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
         """As the stock Trainer's; True resumes the last complete checkpoint, or starts where there is no checkpoint.
 
         Raises:
-            ValueError: for True, where there are checkpoints and none is complete.
+            ValueError: for True, where there are checkpoints and none is complete; where the run had another length.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and a checkpoint saved.
             NonFiniteLoss: with the step and the batch's files.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir)
+        self._resumed = resume_from_checkpoint or None
         with self.interruption.listening():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -150,7 +171,8 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._file_names = inputs.pop("file_name", None)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return torch.zeros_like(loss) if self._lost_in_a_row else loss  # what is logged and averaged
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "file_name"}
@@ -167,13 +189,32 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
                     for name, value in parts.items()
                 }
                 loss = sum(parts.values())
-            if not torch.isfinite(loss):
-                raise NonFiniteLoss(self._describe(loss.item(), parts))
-            for name, value in parts.items():
-                self._loss_parts[name] = self._loss_parts[name] + value.detach().float()
+            if self._finite_everywhere(loss, parts):
+                for name, value in parts.items():
+                    self._loss_parts[name] = self._loss_parts[name] + value.detach().float()
             if self._shares is not None:
                 loss = loss * self.current_gradient_accumulation_steps  # the stock training_step divides by it
         return (loss, outputs) if return_outputs else loss
+
+    def _finite_everywhere(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> bool:
+        """Whether every process's loss is finite. If not, all raise, else the others would wait for the one that does.
+
+        Under fp16 the gradient scaler leaves out a step that overflowed, so only many in a row end the run.
+        """
+        finite = torch.isfinite(loss).float()
+        if self.accelerator.num_processes > 1:
+            finite = self.accelerator.reduce(finite, reduction="mean")
+        if finite == 1:
+            self._lost_in_a_row = 0
+            return True
+        found = gather(None if torch.isfinite(loss) else self._describe(loss.item(), parts))
+        message = next(text for text in found if text)
+        self._lost_in_a_row += 1
+        if self.accelerator.scaler is None or self._lost_in_a_row >= LOST_IN_A_ROW:
+            raise NonFiniteLoss(message)
+        self._lost += 1
+        logger.warning(f"an fp16 step is left out: {message}")
+        return False
 
     def _describe(self, loss: float, parts: dict[str, torch.Tensor]) -> str:
         wrong = [name for name, value in parts.items() if not math.isfinite(value.item())]
@@ -197,15 +238,50 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._loss_parts:
-            steps = max(1, self.state.global_step - self._logged_step)
-            self._logged_step = self.state.global_step
-            names = sorted(self._loss_parts)
-            values = torch.stack([self._loss_parts[name] for name in names]) / steps
-            values = self.accelerator.reduce(values, reduction="mean").tolist()
-            self._loss_parts.clear()
-            logs |= dict(zip(names, values)) | self._learning_rates
+            steps = self.state.global_step - self._logged_step - self._lost / self.args.gradient_accumulation_steps
+            means = {name: value / max(1, steps) for name, value in self._summed_losses().items()}
+            self._forget_losses(self.state.global_step)
+            logs |= {"loss": sum(means.values())} | means | self._learning_rates
             logs |= {f"attn_mask_prob_{i}": p for i, p in enumerate(self.annealing.probabilities)}
         super().log(logs, start_time)
+
+    def _summed_losses(self) -> dict[str, float]:
+        """Every loss part summed over the steps since the last log, mean over the processes."""
+        if not self._loss_parts:
+            return {}
+        names = sorted(self._loss_parts)
+        values = torch.stack([self._loss_parts[name] for name in names])
+        return dict(zip(names, self.accelerator.reduce(values, reduction="mean").tolist()))
+
+    def _forget_losses(self, step: int) -> None:
+        self._loss_parts.clear()
+        self._logged_step, self._lost = step, 0
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Also what is summed for the next log, so that the log of a resumed run is over all of its steps."""
+        unlogged = {"losses": self._summed_losses(), "logged_step": self._logged_step, "lost": self._lost}
+        self.state.stateful_callbacks[UNLOGGED] = {"args": {}, "attributes": unlogged}
+        super()._save_checkpoint(model, trial)
+
+    def _resume_losses(self, state) -> None:
+        self._forget_losses(state.global_step)
+        unlogged = state.stateful_callbacks.get(UNLOGGED, {}).get("attributes")
+        if self._resumed and unlogged:
+            for name, value in unlogged["losses"].items():
+                self._loss_parts[name] = torch.tensor(value, device=self.args.device)
+            self._logged_step, self._lost = unlogged["logged_step"], unlogged["lost"]
+
+    def _check_length(self, state) -> None:
+        """Rates and masks follow from the run's length; with another they would jump, after the end rise again."""
+        file = Path(self._resumed or "", "trainer_state.json")
+        if self._resumed is None or not file.is_file():
+            return
+        planned = json.loads(file.read_text(encoding="utf-8")).get("max_steps")
+        if planned not in (None, state.max_steps):
+            raise ValueError(
+                f"{self._resumed} is of a run of {planned} steps, not {state.max_steps}: rates and masks would change "
+                "along the way; resume with the same length, or start a new run from the model (--checkpoint)"
+            )
 
     _logged_step = 0
 
@@ -223,14 +299,14 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the training data which epoch it is in."""
+    """Tells the training data which epoch it is in, and the trainer what a resumed run was."""
 
     def __init__(self, trainer: EoMTTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._loss_parts.clear()
-        self.trainer._logged_step = state.global_step
+        self.trainer._check_length(state)
+        self.trainer._resume_losses(state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if self.trainer._repeatable is not None:

@@ -35,3 +35,34 @@ def require_model(name: str) -> None:
                 raise ValueError(f"{file} cannot be read, it may be truncated: {error}") from None
     elif Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
         raise ValueError(f"there is no model in {name!r}; give a directory that save_pretrained wrote, or a hub name")
+
+
+def load_model(name: str, **options):
+    """The model in `name`, as the Auto classes give it; options are `from_pretrained`'s.
+
+    Raises:
+        ValueError: when weights are missing, left over, of another shape or not finite. `from_pretrained` would draw
+            random ones in their place, and the results would be wrong without an error.
+    """
+    from transformers import AutoModelForUniversalSegmentation
+    from transformers.utils import logging
+
+    from eomt.modeling_eomt.state_dicts import require_all_weights
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers' table of what does not fit: the error says it in a line
+    try:
+        model, found = AutoModelForUniversalSegmentation.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    finally:
+        logging.set_verbosity(level)
+    require_all_weights(name, model, found)
+    return model
+
+
+def without_accelerator(device: str | None = None) -> bool:
+    """Whether processes are to meet on the CPU: it is asked for, or there is nothing else."""
+    import torch
+
+    return device == "cpu" or not torch.accelerator.is_available()

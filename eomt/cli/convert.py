@@ -12,8 +12,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt convert",
         description="Convert a checkpoint of the authors' code to a directory that transformers loads (model and image "
-        "processor), or such a directory to an authors' file. What the file does not say is read off its shapes, and "
-        "printed before anything is written.",
+        "processor), or such a directory to an authors' file, which keeps the configuration for the way back. What a "
+        "file does not say is read off its shapes, and printed before anything is written.",
     )
     p.add_argument("source", help="authors' file, or directory that holds one; or hub directory, or name on the hub")
     p.add_argument("destination", type=Path, help=f"hub directory; or, from one, a file ({', '.join(FILES)})")
@@ -63,7 +63,7 @@ def _to_hub(args) -> None:
 
     from eomt.modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
     from eomt.modeling_eomt.checkpoint_config import config_of_checkpoint, describe_config
-    from eomt.modeling_eomt.state_dicts import read_state_dict
+    from eomt.modeling_eomt.state_dicts import read_config, read_state_dict
     from eomt.writing import whole
 
     if args.delta_from:
@@ -81,6 +81,7 @@ def _to_hub(args) -> None:
         task=args.task,
         labels=_labels(args.labels),
         stuff_label_ids=args.stuff,
+        saved=read_config(args.source),
     )
     print(describe_config(config))
     model = load_authors_checkpoint(state, config, reference_backbone=args.reference_backbone)
@@ -98,13 +99,12 @@ def _to_hub(args) -> None:
 
 def _to_authors(args) -> None:
     import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForUniversalSegmentation
 
     import eomt
+    from eomt.cli.checks import load_model
     from eomt.modeling_eomt import convert_to_authors
     from eomt.modeling_eomt.checkpoint_config import describe_config
-    from eomt.modeling_eomt.state_dicts import read_state_dict
+    from eomt.modeling_eomt.state_dicts import read_state_dict, write_state_dict
     from eomt.writing import whole
 
     for name in ("task", "labels", "stuff", "image_size", "heads", "reference_backbone"):
@@ -113,7 +113,7 @@ def _to_authors(args) -> None:
     suffix = args.destination.suffix
     if suffix not in FILES:
         raise ValueError(f"{args.destination} must end in one of {', '.join(FILES)}: {args.source} is a hub directory")
-    model = AutoModelForUniversalSegmentation.from_pretrained(args.source)
+    model = load_model(args.source)
     if not isinstance(model, eomt.EoMTForUniversalSegmentation):
         raise ValueError(f"{args.source} is a {type(model).__name__}, not an EoMT")
     print(describe_config(model.config))
@@ -121,10 +121,7 @@ def _to_authors(args) -> None:
     state = {key: tensor.contiguous() for key, tensor in convert_to_authors(model, args.delta_from).items()}
 
     with whole(args.destination, force=args.force) as file:
-        if suffix == ".safetensors":
-            save_file(state, file)
-        else:
-            torch.save({"state_dict": state} if suffix == ".ckpt" else state, file)
+        write_state_dict(file, state, model.config.to_json_string(use_diff=False), wrap=suffix == ".ckpt")
         again = read_state_dict(file)
         if again.keys() != state.keys() or not all(torch.equal(again[key], tensor) for key, tensor in state.items()):
             raise RuntimeError("the file read back differs from what was written")
@@ -146,7 +143,6 @@ def _processor(config, state):
         task=config.task,
         size=height if height == width else {"height": height, "width": width},
         stuff_label_ids=list(config.stuff_label_ids) if config.task == "panoptic" else None,
-        num_labels=config.num_labels,
         **statistics,
     )
 

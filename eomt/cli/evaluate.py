@@ -90,18 +90,20 @@ def _start_group(args) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
 
-        state = PartialState(cpu=args.device == "cpu")
+        from eomt.cli.checks import without_accelerator
+
+        state = PartialState(cpu=without_accelerator(args.device))
         args.device = args.device or str(state.device)
 
 
 def _load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
     import torch
-    from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+    from transformers import AutoImageProcessor
     from transformers.utils.logging import disable_progress_bar
 
     import eomt.auto
-    from eomt.cli.checks import require_model, usable_device
+    from eomt.cli.checks import load_model, require_model, usable_device
 
     require_model(args.model)
     if args.device:
@@ -109,7 +111,7 @@ def _load(args):
     eomt.auto.register()
     disable_progress_bar()  # of loading weights; the evaluation has its own
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    model = load_model(args.model, dtype=getattr(torch, args.dtype))
     if not hasattr(model, "set_attn_mask_probs"):
         raise ValueError(f"{args.model}: a {type(model).__name__} is no EoMT model")
     model.set_attn_mask_probs([float(args.masked)] * model.config.num_blocks)

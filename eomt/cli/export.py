@@ -81,9 +81,9 @@ def _require(*packages: str) -> None:
 
 def _load(args):
     """Model and image processor, both at the size asked for."""
-    from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+    from transformers import AutoImageProcessor
 
-    from eomt.cli.checks import require_model
+    from eomt.cli.checks import load_model, require_model
 
     require_model(args.model)
     processor = AutoImageProcessor.from_pretrained(args.model)
@@ -94,7 +94,7 @@ def _load(args):
         height, width = args.image_size * (3 - len(args.image_size))
         changes["image_size"] = height if height == width else (height, width)
         processor = type(processor).from_pretrained(args.model, size={"height": height, "width": width})
-    return AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype="float32", **changes), processor
+    return load_model(args.model, dtype="float32", **changes), processor
 
 
 def _pixels(args, processor):

@@ -52,13 +52,13 @@ def main(argv: list[str]) -> int:
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from eomt.cli.checks import require_model
+    from eomt.cli.checks import require_model, without_accelerator
     from eomt.image_processing.files import find_images
     from eomt.image_processing.results import image_ids_of
 
     require_model(args.model)
     images = find_images(args.images, exclude=args.output)
-    state = PartialState(cpu=args.device == "cpu")
+    state = PartialState(cpu=without_accelerator(args.device))
     job = _Job(args, state, image_ids_of(images))
     left = job.left(list(images.items())[state.process_index :: state.num_processes])
     started = time.perf_counter()
@@ -84,16 +84,16 @@ class _Job:
 
     def __init__(self, args, state, image_ids: dict[str, int | str]):
         import torch
-        from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+        from transformers import AutoImageProcessor
 
-        from eomt.cli.checks import usable_device
+        from eomt.cli.checks import load_model, usable_device
         from eomt.configuration.labels import LabelSpace, label_space
         from eomt.image_processing.results import Results, weights_of
 
         self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
         self.device = usable_device(args.device) if args.device else state.device
         self.dtype = getattr(torch, args.dtype)
-        model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=self.dtype)
+        model = load_model(args.model, dtype=self.dtype)
         self.model = model.eval().to(self.device)
         self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
         self.task = self.processor.task

@@ -1,13 +1,17 @@
 """Bad arguments end in one line that names the value, before anything is written."""
 
+import json
+
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from eomt import EoMTImageProcessor
 from eomt.cli import evaluate, main, one_line
 from eomt.cli.checks import require_model, usable_device
 from eomt.training.data import load_data
+from eomt.training.data.shapes import make_shapes
 from tests.models import tiny_model
 
 
@@ -87,3 +91,55 @@ def test_evaluation_of_another_task_than_the_models(tmp_path):
     for task, expected in (("panoptic", "panoptic"), (None, "semantic")):
         args = evaluate.parser().parse_args([str(tmp_path), "--data", "x", *(["--task", task] if task else [])])
         assert evaluate._load(args)[1].task == expected
+
+
+def _remove(folder):
+    state = load_file(folder / "model.safetensors")
+    save_file({k: t for k, t in state.items() if k != "query.weight"}, folder / "model.safetensors", {"format": "pt"})
+
+
+def _add_nan(folder):
+    state = load_file(folder / "model.safetensors")
+    state["mask_head.fc1.weight"][0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def _change(**fields):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_remove, "missing (1): query.weight"),
+        (_add_nan, "holds NaN or infinite weights (1): mask_head.fc1.weight"),
+        (_change(use_swiglu_ffn=True), "do not fit config.json; missing (24)"),
+        (_change(num_hidden_layers=3), "unexpected ("),
+        (_change(num_queries=9), "mis-shaped (1): query.weight"),
+    ],
+    ids=["removed", "nan", "other mlp", "fewer layers", "more queries"],
+)
+def test_every_command_refuses_weights_that_are_not_the_models(damage, message, tmp_path, capsys):
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    EoMTImageProcessor(task="panoptic", size=64).save_pretrained(folder)
+    damage(folder)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    data = make_shapes(tmp_path / "data", train=1, val=1)
+    train = "--task panoptic --class-head new --use-cpu --max-steps 1 --total-batch-size 1 --dataloader-num-workers 0"
+    for command in (
+        ["predict", tmp_path / "a.png", "--model", folder, "--output", tmp_path / "out"],
+        ["evaluate", folder, "--data", data],
+        ["export", folder, tmp_path / "out", "--format", "pt2"],
+        ["convert", folder, tmp_path / "out.bin"],
+        ["train", "--data", data, "--checkpoint", folder, "--output-dir", tmp_path / "out", *train.split()],
+    ):
+        if command[0] == "train" and "query.weight" in message and "mis-shaped" in message:
+            continue  # a new number of queries is one of its options
+        assert main([str(part) for part in command]) == 2, command
+        assert message in capsys.readouterr().err.strip().splitlines()[-1], command
+        assert not (tmp_path / "out").exists(), command

@@ -191,3 +191,40 @@ def test_bad_input_is_one_clear_error(arguments, message, tmp_path, monkeypatch,
     assert convert(*arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".ckpt"])
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_swiglu", "dinov3", "eva02"])
+def test_a_model_of_our_own_is_the_same_after_there_and_back(kind, suffix, tmp_path):
+    """Heads, classes, stuff, task and size are in no shape; flags still win."""
+    names = {0: "cat", 1: "sky", 2: "road"}
+    labels = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    model = tiny_model(kind, num_labels=3, **labels, stuff_label_ids=[1, 2], task="panoptic", image_size=96)
+    model.save_pretrained(tmp_path / "hub")
+    file = tmp_path / f"authors{suffix}"
+    assert convert(tmp_path / "hub", file) == 0
+    assert convert(file, tmp_path / "back") == 0
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hub", "back"))
+    assert after == before
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, 96, 96)
+        again = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "back").eval()
+        assert torch.equal(again(pixels).class_queries_logits, model(pixels).class_queries_logits)
+    assert convert(file, tmp_path / "other", "--task", "instance", "--stuff") == 0
+    other = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert (other["task"], other["stuff_label_ids"], other["num_attention_heads"]) == ("instance", [], 4)
+
+
+def test_damaged_and_nan_weights_are_refused(tmp_path, capsys):
+    state = convert_to_authors(tiny_model())
+    torch.save(state, tmp_path / "good.bin")
+    content = bytearray((tmp_path / "good.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.bin").write_bytes(content)
+    state["network.q.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.bin")
+    for name, message in (("flipped", "checksum"), ("nan", "NaN or infinite weights (1): network.q.weight")):
+        assert convert(tmp_path / f"{name}.bin", tmp_path / "hub", "--heads", "4") == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "hub").exists()
+    assert convert(tmp_path / "good.bin", tmp_path / "hub", "--heads", "4") == 0

@@ -1,6 +1,7 @@
 """`eomt train` as a user with own data calls it: three tasks, options, what it leaves behind, what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -165,9 +166,24 @@ def test_refuses_to_mix_runs_and_resumes(shapes, tmp_path, capsys):
     assert train(shapes, tmp_path, *options) == 0
     assert train(shapes, tmp_path, *options) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert train(shapes, tmp_path, *options, "--resume", "--max-steps", "6") == 0
+    capsys.readouterr()
+    assert train(shapes, tmp_path, *options, "--resume", "--max-steps", "6") == 2
+    assert "of a run of 4 steps, not 6: rates and masks would change" in capsys.readouterr().err.splitlines()[-1]
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert train(shapes, tmp_path, *options, "--resume") == 0
     state = json.loads((tmp_path / "trainer_state.json").read_text())
-    assert state["global_step"] == 6
+    assert (state["global_step"], len([row for row in state["log_history"] if "loss" in row])) == (4, 4)
+
+
+def test_the_seed_is_that_of_the_initial_weights_too(shapes, tmp_path):
+    weights = []
+    for run, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        options = ["--task", "panoptic", "--eval-strategy", "no", "--seed", seed, "--max-steps", "1"]
+        assert train(shapes, tmp_path / run, *options) == 0
+        model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / run)
+        weights.append(model.layers[0].mlp.fc1.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_refuses_to_resume_with_options_that_would_not_take_effect(shapes, tmp_path, capsys):

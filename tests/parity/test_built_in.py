@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModel,
     AutoModelForImageSegmentation,
@@ -15,9 +16,10 @@ from transformers import (
     EomtDinov3ForUniversalSegmentation,
     EomtForUniversalSegmentation,
 )
+from transformers.utils import logging
 
-from eomt import EoMTConfig, EoMTDINOv3Config, EoMTForUniversalSegmentation
-from tests.models import TINY, randomise
+from eomt import EoMTConfig, EoMTDINOv3Config, EoMTForUniversalSegmentation, EoMTImageProcessor
+from tests.models import TINY, randomise, tiny_model
 
 DINOV3 = (EomtDinov3Config, EomtDinov3ForUniversalSegmentation, EoMTDINOv3Config)
 CASES = {
@@ -98,3 +100,44 @@ def test_what_we_save_loads_without_us(case, dtype, tmp_path):
     again = AutoModel.from_pretrained(tmp_path / "model")
     assert again.attn_mask_probs.tolist() == [0.25, 0.75]
     assert json.loads((tmp_path / "model/config.json").read_text())["architectures"][0].startswith("Eomt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "loads"),
+    [
+        ("dinov2", {}, True),
+        ("dinov2", {"image_size": (64, 64), "patch_size": (16, 16), "mlp_ratio": 4.0}, True),
+        ("dinov3", {"image_size": [64, 64], "patch_size": [16, 16]}, True),
+        ("deit3", {}, True),
+        ("dinov2", {"image_size": (64, 128)}, False),
+        ("dinov3", {"image_size": (64, 128)}, False),
+        ("dinov2", {"patch_size": (16, 8)}, False),
+        ("dinov2", {"mlp_ratio": 2.5}, False),
+        ("eva02", {}, False),
+    ],
+    ids=str,
+)
+def test_saving_says_what_plain_transformers_cannot_load(kind, fields, loads, tmp_path, caplog):
+    """What it loads gives the same logits; where a warning is due, the built-in does fail."""
+    logger = logging.get_logger("eomt.modeling_eomt.pretrained")
+    logger.warning_once.cache_clear()
+    model = tiny_model(kind, **fields)
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert caplog.text.count("loads with this package only") == (not loads)
+    built_in = EomtDinov3ForUniversalSegmentation if kind == "dinov3" else EomtForUniversalSegmentation
+    pixels = torch.randn(1, 3, 64, 64)
+    if loads:
+        with torch.no_grad():
+            expected = built_in.from_pretrained(tmp_path).eval()(pixels).class_queries_logits
+            torch.testing.assert_close(model(pixels).class_queries_logits, expected, rtol=0, atol=1e-5)
+    elif kind != "eva02":
+        with pytest.raises((TypeError, ValueError, RuntimeError, StrictDataclassError)):
+            built_in.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor])
+def test_custom_code_is_refused_before_anything_is_written(kind):
+    with pytest.raises(ValueError, match="custom code cannot be uploaded"):
+        kind.register_for_auto_class()
+    assert not kind._auto_class

@@ -1,4 +1,4 @@
-"""Tiny runs in processes of their own: `python -m tests.training.runs kill FOLDER`, `… ddp FOLDER`."""
+"""Tiny runs in processes of their own: `python -m tests.training.runs kill FOLDER`, `… ddp FOLDER`, …"""
 
 import json
 import math
@@ -116,6 +116,39 @@ def ddp(folder: Path) -> None:
         (folder / "logs.json").write_text(json.dumps(trainer.state.log_history))
 
 
+def nan(folder: Path) -> None:
+    """One rank's images are NaN; each notes the error it ends with."""
+
+    class Broken(Samples):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            factor = float("nan") if index == 0 else 1 / 255
+            return sample | {"pixel_values": sample["pixel_values"] * factor}
+
+    args = tiny_arguments(folder, per_device_train_batch_size=1, max_steps=1)
+    try:
+        EoMTTrainer(tiny_model(), args, train_dataset=Broken(2)).train()
+    except ValueError as error:
+        (folder / f"{args.process_index}.txt").write_text(str(error))
+
+
+def cli(folder: Path) -> None:
+    """`eomt train` as a user starts it on two processes, in bf16 and without a word about the CPU."""
+    from eomt.cli import main
+    from eomt.training.data.shapes import make_shapes
+
+    if int(os.environ["RANK"]) == 0:
+        make_shapes(folder / "making", train=2, val=1)
+        (folder / "making").rename(folder / "data")
+    while not (folder / "data").is_dir():
+        time.sleep(0.1)
+    options = "--task panoptic --backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 "
+    options += "--num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2 --num-queries 8 --patch-size 8 --bf16 "
+    options += "--train-num-points 64 --image-size 32 --total-batch-size 2 --max-steps 1 --dataloader-num-workers 0 "
+    command = f"train --data {folder / 'data'} --output-dir {folder / 'run'} --eval-strategy no {options}"
+    assert main(command.split()) == 0
+
+
 def fsdp(folder: Path) -> None:
     """One sharded step: the Trainer ignores FSDP on a CPU, so what the model and the optimiser need is called here."""
     import torch.distributed as dist
@@ -165,4 +198,4 @@ def signal_group() -> None:
 
 
 if __name__ == "__main__":
-    {"group": group, "kill": kill, "ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))
+    {"nan": nan, "cli": cli, "group": group, "kill": kill, "ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,5 +1,6 @@
 """Kill -9 in a step, during each stage of a save and while an old checkpoint goes: the rest of the run is the same."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -123,3 +124,26 @@ def test_resuming_without_a_checkpoint_starts_at_the_beginning(tmp_path, uninter
     trainer = resumable(tmp_path, save_strategy="no")
     trainer.train(resume_from_checkpoint=True)
     assert losses(trainer) == uninterrupted
+
+
+def test_the_first_log_of_a_resumed_run_is_over_all_of_its_steps(tmp_path):
+    """A checkpoint between two logs: what was summed up to then is in it."""
+    for name in ("whole", "cut"):
+        resumable(tmp_path / name, logging_steps=4, save_steps=3, save_total_limit=None).train()
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-9")
+    for step, name in ((6, "cut"), (9, "whole")):
+        state = json.loads((tmp_path / name / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert max(row["step"] for row in state["log_history"]) < step
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-10", ignore_errors=True)
+    resumed = resumable(tmp_path / "cut", logging_steps=4, save_strategy="no")
+    resumed.train(resume_from_checkpoint=True)
+    whole = json.loads((tmp_path / "whole" / "checkpoint-9" / "trainer_state.json").read_text())["log_history"]
+    expected = {row["step"]: row["loss"] for row in whole if "loss" in row}
+    assert set(expected) == {4, 8}
+    assert {step: loss for step, (loss, _) in losses(resumed).items()} == expected
+
+
+def test_a_run_is_resumed_with_its_own_length(tmp_path):
+    resumable(tmp_path, max_steps=4).train()
+    with pytest.raises(ValueError, match="of a run of 4 steps, not 10: rates and masks would change"):
+        resumable(tmp_path).train(resume_from_checkpoint=True)

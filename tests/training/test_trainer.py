@@ -5,10 +5,13 @@ import signal
 import pytest
 import torch
 
+from eomt.configuration import EoMTConfig
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training import EoMTTrainer, MaskAnnealingCallback, annealing_steps, mask_annealing_probability
 from tests.training.runs import fixed_points
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
+
+TINY_DINOV3 = {"image_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_blocks": 1}
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +193,37 @@ def test_wrong_use_is_one_clear_error(tmp_path):
         EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples()).evaluate()
     with pytest.raises(ValueError, match="remove_unused_columns"):
         EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, remove_unused_columns=True))
+
+
+def test_one_overflow_in_fp16_is_left_out_and_many_in_a_row_end_the_run(tmp_path):
+    """Where there is no GPU the scaler of fp16 runs on the CPU too; the loss overflows by an image of NaN."""
+    for broken, steps in (((5,), 8), (range(3, 40), 40)):
+
+        class Broken(Samples):
+            def __getitem__(self, index, broken=broken):
+                sample = super().__getitem__(index)
+                pixels = sample["pixel_values"] / 255
+                return sample | {"pixel_values": pixels * float("nan") if index in broken else pixels}
+
+        args = tiny_arguments(tmp_path, max_steps=steps, per_device_train_batch_size=1, logging_steps=4)
+        trainer = EoMTTrainer(tiny_model(), args, train_dataset=Broken(steps))
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        if len(broken) > 1:
+            with pytest.raises(ValueError, match="loss is nan"):
+                trainer.train()
+            continue
+        trainer.train()
+        assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+        rows = logs_of(trainer)
+        assert len(rows) == 2
+        whole = [row["loss"] for row in rows]
+        assert max(whole) < 1.25 * min(whole)  # a mean over the three steps that were taken is no lower
+
+
+def test_position_augmentation_of_a_checkpoint_is_off_unless_asked(tmp_path):
+    for asked in (False, True):
+        torch.manual_seed(0)
+        config = EoMTConfig.for_backbone("vit_small_patch16_dinov3", **TINY_DINOV3, pos_embed_rescale=2.0)
+        model = EoMTForUniversalSegmentation(config)
+        EoMTTrainer(model, tiny_arguments(tmp_path, rope_augmentation=asked), train_dataset=Samples())
+        assert model.config.pos_embed_rescale == (2.0 if asked else None)
