@@ -49,9 +49,7 @@ class ViTAdapter(nn.Module):
         c2, c3, c4 = (level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(levels, shapes.pyramid))
         c1 = self.up(c2) + finest
         scales = [(c1, 4), (c2, 2), (c3, 1), (c4, 0.5)]
-        return [
-            norm(level + _resize(stage, scale)) for norm, (level, scale), stage in zip(self.norms, scales, stages)
-        ]
+        return [norm(level + _resize(stage, scale)) for norm, (level, scale), stage in zip(self.norms, scales, stages)]
 
 
 def _resize(feature_map: Tensor, scale: float) -> Tensor:

@@ -67,7 +67,7 @@ class DeformableAttention(nn.Module):
 
 
 class Injector(nn.Module):
-    """Pyramid → patch tokens: (B, N, D), (B, M, D) → (B, N, D). The gain γ starts at 0: at first the ViT is unchanged."""
+    """Pyramid → patch tokens: (B, N, D), (B, M, D) → (B, N, D). The gain starts at 0: the ViT is unchanged at first."""
 
     def __init__(self, width: int, num_heads: int, num_points: int, ratio: float):
         super().__init__()

@@ -4,9 +4,8 @@ B images · Q queries · C labels · D width of the ViT · E width of the decode
 H, W cells of the finest map (stride 4)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
@@ -17,7 +16,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 
 from ..heads import MaskPrediction
 
-VisibleTo = Callable[[int, MaskPrediction, tuple[int, int]], Tensor | None]
+VisibleCells = Callable[[int, MaskPrediction, tuple[int, int]], Tensor | None]
 """Layer, the prediction before it, the size of its feature map → what each query sees, (B, Q, cells) bool, or None."""
 
 
@@ -49,9 +48,9 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
 
     def forward(
-        self, maps: list[Tensor], visible_to: VisibleTo, predicts_before: Callable[[int], bool]
-    ) -> Iterator[MaskPrediction]:
-        """Yields the predictions; `predicts_before` and `visible_to` decide which layers have one and are masked."""
+        self, maps: list[Tensor], predicts_before: Callable[[int], bool], visible_cells: VisibleCells
+    ) -> list[MaskPrediction]:
+        """The last prediction, and before it those of the layers that `predicts_before` names."""
         levels, mask_features = self._pixels(maps)
         module, decoder = self.transformer_module, self.transformer_module.decoder
         features, positions = [], []
@@ -65,18 +64,18 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
         hidden_states = module.queries_features.weight[:, None].repeat(1, batch, 1)  # [Q, B, E]
         query_positions = module.queries_embedder.weight[:, None].repeat(1, batch, 1)
 
+        predictions = []
         for index, layer in enumerate(decoder.layers):
             level = index % len(levels)
             mask = None
             if predicts_before(index):
-                prediction = self._predict(hidden_states, mask_features)
-                yield prediction
-                visible = visible_to(index, prediction, tuple(levels[level].shape[-2:]))
+                predictions.append(self._predict(hidden_states, mask_features))
+                visible = visible_cells(index, predictions[-1], tuple(levels[level].shape[-2:]))
                 mask = None if visible is None else self._attention_mask(visible)
             hidden_states = layer(
                 hidden_states, level, None, positions, query_positions, features, encoder_attention_mask=mask
             )[0]
-        yield self._predict(hidden_states, mask_features)
+        return [*predictions, self._predict(hidden_states, mask_features)]
 
     def _pixels(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Maps → (the decoder's levels, coarsest first; mask features (B, H, W, E))."""
@@ -96,10 +95,3 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
         """(B, Q, cells) → (B · A, Q, cells), True where a query must not look. One that sees nothing sees all."""
         hidden = ~(visible | ~visible.any(-1, keepdim=True))
         return hidden.repeat_interleave(self.config.num_attention_heads, dim=0)
-
-
-def visible_cells(prediction: MaskPrediction, size: tuple[int, int], keep_probability: Tensor) -> Tensor:
-    """(B, Q, cells) bool: inside its predicted mask, or everywhere with probability 1 − `keep_probability`."""
-    visible = prediction.patch_logits(size).flatten(2) >= 0
-    dropped = torch.rand(*visible.shape[:2], device=visible.device) > keep_probability
-    return visible | dropped[..., None]

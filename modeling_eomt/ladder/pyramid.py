@@ -9,15 +9,22 @@ from ...configuration import EoMTConfig
 from ..heads import ScaleLayer
 
 
+class DownConvolution(nn.Conv2d):
+    """2×2 convolution of stride 2, channels last: (B, h, w, D) → (B, h/2, w/2, D)."""
+
+    def __init__(self, width: int):
+        super().__init__(width, width, kernel_size=2, stride=2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class DownscaleLayer(ScaleLayer):
-    """`ScaleLayer` with a 2×2 convolution of stride 2 in place of the transposed one: (B, h, w, D) → (B, h/2, w/2, D)."""
+    """`ScaleLayer` that halves: a plain 2×2 convolution first. (B, h, w, D) → (B, h/2, w/2, D)."""
 
     def __init__(self, config: EoMTConfig):
         super().__init__(config)
-        self.conv1 = nn.Conv2d(config.hidden_size, config.hidden_size, kernel_size=2, stride=2)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self._refine(self.conv1(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        self.conv1 = DownConvolution(config.hidden_size)
 
 
 class Pyramid(nn.Module):

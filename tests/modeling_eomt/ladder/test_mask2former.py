@@ -6,7 +6,7 @@ from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 from transformers.modeling_outputs import BackboneOutput
 
-from eomt.modeling_eomt.ladder.mask2former import Mask2FormerHeads, visible_cells
+from eomt.modeling_eomt.ladder.mask2former import Mask2FormerHeads
 
 WIDTH = 24
 
@@ -42,13 +42,13 @@ def test_equals_transformers(theirs):
     heads.transformer_module.load_state_dict(theirs.model.transformer_module.state_dict())
     heads.class_predictor.load_state_dict(theirs.class_predictor.state_dict())
 
-    def visible_to(index, prediction, size):
+    def visible_cells(index, prediction, size):
         prediction.logits()
-        return visible_cells(prediction, size, torch.ones(()))
+        return prediction.logits_on(size).flatten(2) > 0
 
     with torch.no_grad():
         expected = theirs(torch.zeros(2, 3, 64, 96), output_auxiliary_logits=True)
-        predictions = [p.logits() for p in heads(maps, visible_to, lambda index: True)]
+        predictions = [p.logits() for p in heads(maps, lambda index: True, visible_cells)]
     for ours, other in zip(predictions, [*expected.auxiliary_logits, expected], strict=True):
         for name in ("masks_queries_logits", "class_queries_logits"):
             torch.testing.assert_close(ours[name], other[name], rtol=1e-5, atol=1e-5)
