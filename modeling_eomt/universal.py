@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration import EoMTConfig, as_pair
@@ -42,8 +42,7 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
         """
         raise NotImplementedError
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -66,23 +65,33 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
             ValueError: when an input has a wrong shape or a label is outside the configuration.
         """
         self.refresh_masked_blocks()
-        predictions, hidden_states = self.segment(pixel_values, output_auxiliary_logits, **kwargs)
-        auxiliary_logits = None
-        if output_auxiliary_logits:
-            auxiliary_logits = [prediction.logits() for prediction in predictions[:-1]]
-        logits = predictions[-1].logits()
-        loss, losses = None, None
         if mask_labels is not None and class_labels is not None:
-            loss, losses = _losses(self.criterion, predictions, mask_labels, class_labels)
-        output = EoMTForUniversalSegmentationOutput(
-            loss=loss,
-            loss_dict=losses,
-            **logits,
-            auxiliary_logits=auxiliary_logits or None,
-            last_hidden_state=hidden_states,
-            patch_offsets=patch_offsets,
-        )
+            output = self._output_with_loss(pixel_values, mask_labels, class_labels, output_auxiliary_logits, **kwargs)
+        else:
+            output = self._output(pixel_values, [], output_auxiliary_logits, **kwargs)
+        if patch_offsets is not None:
+            output["patch_offsets"] = patch_offsets
         return group_by_image(output) if is_grouped(patch_offsets) else output
+
+    @torch.compiler.disable(recursive=False)
+    def _output_with_loss(self, pixel_values, mask_labels, class_labels, output_auxiliary_logits, **kwargs):
+        """Not compiled itself: its shapes follow each batch's number of masks, and the matching is the host's work."""
+        predictions = []
+        output = self._output(pixel_values, predictions, output_auxiliary_logits, **kwargs)
+        losses = _losses(self.criterion, predictions, mask_labels, class_labels)
+        return EoMTForUniversalSegmentationOutput(loss=sum(losses.values()), loss_dict=losses, **output)
+
+    @capture_outputs
+    def _output(
+        self, pixel_values: Tensor, predictions: list[MaskPrediction], output_auxiliary_logits: bool, **kwargs
+    ) -> EoMTForUniversalSegmentationOutput:
+        """Everything but the loss, in one graph when compiled. Fills `predictions`."""
+        found, hidden_states = self.segment(pixel_values, output_auxiliary_logits, **kwargs)
+        predictions.extend(found)
+        auxiliary_logits = [prediction.logits() for prediction in found[:-1]] if output_auxiliary_logits else None
+        return EoMTForUniversalSegmentationOutput(
+            **found[-1].logits(), auxiliary_logits=auxiliary_logits or None, last_hidden_state=hidden_states
+        )
 
     def patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """(B, C, H, W) → patches down, across.
@@ -107,7 +116,5 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
 
 
 @torch.compiler.disable
-def _losses(criterion: Criterion, predictions, mask_labels, class_labels) -> tuple[Tensor, dict[str, Tensor]]:
-    """Kept out of compiled graphs: its shapes follow each batch's number of masks, and the matching is the host's."""
-    losses = criterion.losses(predictions, mask_labels, class_labels)
-    return sum(losses.values()), losses
+def _losses(criterion: Criterion, predictions, mask_labels, class_labels) -> dict[str, Tensor]:
+    return criterion.losses(predictions, mask_labels, class_labels)
