@@ -4,7 +4,7 @@ P predictions · B images · Q queries · C labels · M matched pairs of the bat
 R points · H, W mask logits
 """
 
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -16,8 +16,22 @@ from .matcher import Matches, match
 from .points import sample_logits, sample_masks, uncertain_points
 
 
+@dataclass
+class GivenLogits:
+    """A prediction whose mask logits (B, Q, H, W) are given, not their factors as in `heads.MaskPrediction`."""
+
+    mask_logits: Tensor
+    class_logits: Tensor
+
+    def logits_at(self, points: Tensor) -> Tensor:
+        return sample_logits(self.mask_logits, points)
+
+    def matched_mask_logits(self, matches: Matches) -> Tensor:
+        return torch.cat([logits[queries] for logits, (queries, _) in zip(self.mask_logits, matches)])
+
+
 class Criterion(nn.Module):
-    """Predictions and targets → {"loss_mask", "loss_dice", "loss_cross_entropy"}, unweighted."""
+    """Predictions and targets → losses."""
 
     def __init__(self, config: EoMTConfig):
         super().__init__()
@@ -28,7 +42,7 @@ class Criterion(nn.Module):
     def forward(
         self, masks_queries_logits: Tensor, class_queries_logits: Tensor, mask_labels, class_labels
     ) -> dict[str, Tensor]:
-        """Losses of one prediction.
+        """One prediction's {"loss_mask", "loss_dice", "loss_cross_entropy"}, unweighted.
 
         Args:
             masks_queries_logits: (B, Q, H, W).
@@ -36,47 +50,56 @@ class Criterion(nn.Module):
             mask_labels: list of (n, H', W') bool or float masks, or one (B, n, H', W') tensor.
             class_labels: list of (n,) labels, or one (B, n) tensor.
         """
-        masks, labels = check_targets(mask_labels, class_labels, self.config, class_queries_logits)
-        logits_at = partial(sample_logits, masks_queries_logits)
-        (matches,) = match([(logits_at, class_queries_logits)], masks, labels, self.config)
-        matched = torch.cat([logits[queries] for logits, (queries, _) in zip(masks_queries_logits, matches)])
-        return self.losses([matched], [class_queries_logits], [matches], masks, labels)[0]
+        (losses,) = self._unweighted(
+            [GivenLogits(masks_queries_logits, class_queries_logits)], mask_labels, class_labels
+        )
+        return losses
 
-    def losses(
-        self,
-        matched_mask_logits: list[Tensor],
-        class_logits: list[Tensor],
-        matches: list[Matches],
-        mask_labels: list[Tensor],
-        class_labels: list[Tensor],
-    ) -> list[dict[str, Tensor]]:
-        """Of each prediction the matched mask logits (M, H, W), class logits (B, Q, C + 1), matches → its losses."""
-        device = class_logits[0].device
-        with torch.autocast(device.type, enabled=False):
+    def losses(self, predictions: list, mask_labels, class_labels) -> dict[str, Tensor]:
+        """Weighted losses of every prediction, each with its own matching; their sum, not their mean, is the loss.
+
+        The last prediction's have the plain names, those before it "_0", "_1", … after theirs.
+        """
+        weights = {
+            "loss_mask": self.config.mask_weight,
+            "loss_dice": self.config.dice_weight,
+            "loss_cross_entropy": self.config.class_weight,
+        }
+        suffixes = [*(f"_{block}" for block in range(len(predictions) - 1)), ""]
+        return {
+            f"{name}{suffix}": weights[name] * value
+            for suffix, losses in zip(suffixes, self._unweighted(predictions, mask_labels, class_labels))
+            for name, value in losses.items()
+        }
+
+    def _unweighted(self, predictions: list, mask_labels, class_labels) -> list[dict[str, Tensor]]:
+        """A prediction has `class_logits` (B, Q, C + 1), `logits_at(points)` and `matched_mask_logits(matches)`."""
+        class_logits = [prediction.class_logits for prediction in predictions]
+        masks, labels = check_targets(mask_labels, class_labels, self.config, class_logits[-1])
+        matches = match(predictions, masks, labels, self.config)
+        matched_logits = [prediction.matched_mask_logits(pairs) for prediction, pairs in zip(predictions, matches)]
+        with torch.autocast(masks[0].device.type, enabled=False):
             logits = torch.stack(class_logits).float()  # [P, B, Q, C + 1]
-            classes = self._classes(matches, class_labels, logits.shape[:3])
+            classes = self._classes(matches, labels, logits.shape[:3])
             weights = self.empty_weight.float()
             cross_entropy = F.cross_entropy(
                 logits.flatten(0, 2), classes.flatten(), weights, reduction="none"
             ).unflatten(0, classes.shape)  # [P, B, Q]
-            mask_logits = torch.stack(matched_mask_logits).float()  # [P, M, H, W]
-            mask_loss, dice_loss = self._mask_losses(mask_logits, matches, mask_labels)  # [P], [P]
+            mask_logits = torch.stack(matched_logits).float()  # [P, M, H, W]
+            mask_loss, dice_loss = self._mask_losses(mask_logits, matches, masks)  # [P], [P]
             num_masks, class_weights = across_ranks(mask_logits.shape[1], weights[classes].sum((1, 2)))
-        losses = torch.stack(
-            [
-                mask_loss / num_masks.clamp(min=1),
-                dice_loss / num_masks.clamp(min=1),
-                cross_entropy.sum((1, 2)) / class_weights,
-            ],
-            dim=1,
-        )
-        return [dict(zip(("loss_mask", "loss_dice", "loss_cross_entropy"), of_one)) for of_one in losses]
+        parts = {
+            "loss_mask": mask_loss / num_masks.clamp(min=1),
+            "loss_dice": dice_loss / num_masks.clamp(min=1),
+            "loss_cross_entropy": cross_entropy.sum((1, 2)) / class_weights,
+        }
+        return [{name: part[index] for name, part in parts.items()} for index in range(len(predictions))]
 
     def _classes(self, matches: list[Matches], class_labels: list[Tensor], shape: torch.Size) -> Tensor:
         """(P, B, Q) the class every query is to predict; "no object" unless matched."""
         classes = torch.full(shape, self.config.num_labels, device=class_labels[0].device)
-        for of_prediction, rows in zip(matches, classes):
-            for row, labels, (queries, targets) in zip(rows, class_labels, of_prediction):
+        for prediction_matches, rows in zip(matches, classes):
+            for row, labels, (queries, targets) in zip(rows, class_labels, prediction_matches):
                 row[queries] = labels[targets]
         return classes
 
@@ -104,9 +127,9 @@ class Criterion(nn.Module):
         """The target of every pair at the pair's own points (P, M, R, 2) → (P·M, R), sampled image by image."""
         sampled, first = [], 0
         for image, masks in enumerate(mask_labels):
-            rows = torch.stack([of_prediction[image][1] for of_prediction in matches])  # [P, m]
-            of_image = points[:, first : first + rows.shape[1]]  # [P, m, R, 2]
-            sampled.append(sample_masks(masks, of_image.flatten(0, 1), rows.flatten()).unflatten(0, rows.shape))
+            rows = torch.stack([pairs[image][1] for pairs in matches])  # [P, m]
+            own = points[:, first : first + rows.shape[1]]  # [P, m, R, 2]
+            sampled.append(sample_masks(masks, own.flatten(0, 1), rows.flatten()).unflatten(0, rows.shape))
             first += rows.shape[1]
         return torch.cat(sampled, dim=1).flatten(0, 1)
 
@@ -137,10 +160,10 @@ def check_targets(
         raise ValueError(
             f"{len(masks)} mask_labels and {len(labels)} class_labels for {len(class_logits)} images; give one each"
         )
-    for index, (of_image, classes) in enumerate(zip(masks, labels)):
-        if of_image.ndim != 3 or len(of_image) != len(classes):
+    for index, (image_masks, classes) in enumerate(zip(masks, labels)):
+        if image_masks.ndim != 3 or len(image_masks) != len(classes):
             raise ValueError(
-                f"image {index} has mask_labels of shape {tuple(of_image.shape)} and {len(classes)} class_labels; "
+                f"image {index} has mask_labels of shape {tuple(image_masks.shape)} and {len(classes)} class_labels; "
                 "masks must be (n, height, width) with n labels"
             )
         if classes.device.type == "cpu" and len(classes):

@@ -12,6 +12,14 @@ from ..configuration import EoMTConfig, as_pair
 from .resample import resample_patch_kernel, resample_positions
 
 
+class PositionEmbeddings(nn.Embedding):
+    """Learned positions of a grid → of another one: (prefix + N, D). Read in a forward of their own, which offloading
+    hooks need."""
+
+    def forward(self, old: tuple[int, int], new: tuple[int, int], num_prefix: int) -> Tensor:
+        return resample_positions(self.weight, old, new, num_prefix)
+
+
 class Embeddings(nn.Module):
     """2D image to tokens: (B, C, H, W) → (B, P + N, D), any H and W that the patch size divides.
 
@@ -23,14 +31,18 @@ class Embeddings(nn.Module):
         self.config = config
         width, patch_size = config.hidden_size, as_pair(config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, width))
+        registers = torch.zeros(1, config.num_register_tokens, width)
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(registers)
+        else:  # the hub's checkpoints have the empty tensor; as a parameter, FSDP could not shard it
+            self.register_buffer("register_tokens", registers)
         projection = nn.Conv2d(config.num_channels, width, kernel_size=patch_size, stride=patch_size)
         if config.patch_projection_name is not None:  # the hub's key has one level more
             projection = nn.Sequential(OrderedDict({config.patch_projection_name: projection}))
         self.patch_embeddings = projection
         if config.has_position_embeddings:
             rows = config.grid_size[0] * config.grid_size[1] + self._num_prefix_positions
-            self.position_embeddings = nn.Embedding(rows, width)
+            self.position_embeddings = PositionEmbeddings(rows, width)
         else:
             self.position_embeddings = None
 
@@ -51,7 +63,7 @@ class Embeddings(nn.Module):
         cls_token = self.cls_token
         if self.position_embeddings is not None:
             count = self._num_prefix_positions
-            positions = resample_positions(self.position_embeddings.weight, self.config.grid_size, grid, count)
+            positions = self.position_embeddings(self.config.grid_size, grid, count)
             patches = patches + positions[count:]
             if count:
                 cls_token = cls_token + positions[:count]
@@ -68,7 +80,6 @@ class Embeddings(nn.Module):
             self.projection.weight = nn.Parameter(resample_patch_kernel(self.projection.weight, as_pair(patch_size)))
             self.projection.kernel_size = self.projection.stride = as_pair(patch_size)
         if self.position_embeddings is not None and old != self.config.grid_size:
-            weight = self.position_embeddings.weight
-            weight = resample_positions(weight, old, self.config.grid_size, self._num_prefix_positions)
+            weight = self.position_embeddings(old, self.config.grid_size, self._num_prefix_positions)
             self.position_embeddings.weight = nn.Parameter(weight)
             self.position_embeddings.num_embeddings = len(weight)

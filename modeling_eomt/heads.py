@@ -34,12 +34,13 @@ class MaskPrediction:
 
     def logits(self) -> dict[str, Tensor]:
         """What the model gives: masks_queries_logits (B, Q, H, W) and class_queries_logits (B, Q, C + 1)."""
-        mask_logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
-        self._mask_logits = mask_logits.unflatten(-1, self.mask_features.shape[1:3])
+        if self._mask_logits is None:
+            mask_logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
+            self._mask_logits = mask_logits.unflatten(-1, self.mask_features.shape[1:3])
         return {"masks_queries_logits": self._mask_logits, "class_queries_logits": self.class_logits}
 
-    def patch_logits(self, grid: tuple[int, int]) -> Tensor:
-        """Mask logits of every query down-sampled to one per patch, (B, Q, h, w)."""
+    def logits_on(self, grid: tuple[int, int]) -> Tensor:
+        """Mask logits of every query resampled to a grid, one per patch: (B, Q, h, w)."""
         if self._mask_logits is not None:
             return F.interpolate(self._mask_logits, size=grid, mode="bilinear", align_corners=False)
         features = self.mask_features.permute(0, 3, 1, 2)
@@ -54,35 +55,52 @@ class MaskPrediction:
     def matched_mask_logits(self, matches: Matches) -> Tensor:
         """Mask logits of the matched queries of all images, (M, H, W)."""
         counts = [len(queries) for queries, _ in matches]
-        embeddings = pad_sequence(
-            [of_image[queries] for of_image, (queries, _) in zip(self.mask_embeddings, matches)], batch_first=True
-        )
+        embeddings = [embeddings[queries] for embeddings, (queries, _) in zip(self.mask_embeddings, matches)]
+        embeddings = pad_sequence(embeddings, batch_first=True)  # [B, most of an image, D]
         logits = self.mask_features.flatten(1, 2) @ embeddings.transpose(1, 2)  # [B, H·W, most of an image]
-        logits = [of_image[:count] for of_image, count in zip(logits.transpose(1, 2), counts)]
+        logits = [image_logits[:count] for image_logits, count in zip(logits.transpose(1, 2), counts)]
         return torch.cat(logits).unflatten(-1, self.mask_features.shape[1:3])
+
+
+class Queries(nn.Embedding):
+    """The learned queries: batch size → (B, Q, D). Read in a forward of their own, which offloading hooks need."""
+
+    def forward(self, batch: int) -> Tensor:
+        return self.weight.expand(batch, -1, -1)
+
+
+class UpConvolution(nn.ConvTranspose2d):
+    """2×2 transposed convolution of stride 2, channels last: (B, h, w, D) → (B, 2h, 2w, D).
+
+    It touches every output pixel once, so it is one matrix product and a reshape.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width, width, kernel_size=2, stride=2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        width = self.out_channels
+        weight = self.weight.permute(2, 3, 1, 0).reshape(4 * width, -1)  # [2·2·D, D]
+        upscaled = F.linear(features, weight, self.bias.repeat(4)).unflatten(-1, (2, 2, width))
+        return upscaled.transpose(2, 3).flatten(1, 2).flatten(2, 3)
 
 
 class ScaleLayer(nn.Module):
     """Transposed convolution ×2, GELU, depthwise 3×3 convolution, norm: (B, h, w, D) → (B, 2h, 2w, D).
 
-    Channels last throughout. A 2×2 transposed convolution of stride 2 touches every output pixel once, so it is one
-    matrix product and a reshape. The modules hold the parameters under the hub's names and shapes.
+    Channels last throughout. The modules hold the parameters under the hub's names and shapes.
     """
 
     def __init__(self, config: EoMTConfig):
         super().__init__()
         width = config.hidden_size
-        self.conv1 = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.conv1 = UpConvolution(width)
         self.activation = ACT2FN[config.hidden_act]
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
         self.layernorm2d = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, features: Tensor) -> Tensor:
-        width = features.shape[-1]
-        weight = self.conv1.weight.permute(2, 3, 1, 0).reshape(4 * width, width)  # [2·2·D, D]
-        upscaled = F.linear(features, weight, self.conv1.bias.repeat(4)).unflatten(-1, (2, 2, width))
-        upscaled = upscaled.transpose(2, 3).flatten(1, 2).flatten(2, 3)  # [B, 2h, 2w, D]
-        return recomputed(self._refine, upscaled)
+        return recomputed(self._refine, self.conv1(features))
 
     def _refine(self, upscaled: Tensor) -> Tensor:
         """GELU, depthwise convolution and norm: (B, 2h, 2w, D) → (B, 2h, 2w, D)."""

@@ -5,16 +5,87 @@ B images · Q queries · P prefix tokens · N patches = h · w, patches down, ac
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def query_attention_mask(patch_logits: Tensor, num_prefix: int, keep_probability: Tensor) -> Tensor:
-    """Mask logits, one per patch (B, Q, h, w) → where each query may look, (B, 1, Q, Q + P + N) bool for all heads.
+class MaskSchedule:
+    """Mixin of a model: which blocks are masked, and how likely each query keeps its mask there.
 
-    A query sees the patches inside its predicted mask, and every query and prefix token, so no row is empty. Each
-    query of each image keeps its mask with `keep_probability`, a scalar tensor, and otherwise looks everywhere.
+    The probabilities are a buffer, `attn_mask_probs`, as in the authors' checkpoints. The host mirrors which blocks
+    are masked at all, which spares forward a device sync; as the mirror holds no probability, a compiled model is
+    compiled anew only when a block's annealing ends.
     """
-    visible = patch_logits.flatten(2) > 0  # [B, Q, N]
-    dropped = torch.rand(*visible.shape[:2], device=visible.device) > keep_probability  # [B, Q]
-    visible = visible | dropped[..., None]
+
+    def init_mask_schedule(self, num_blocks: int) -> None:
+        self.register_buffer("attn_mask_probs", torch.ones(num_blocks))
+        self.register_load_state_dict_post_hook(_read_after_loading)
+        self._masked_blocks = (True,) * num_blocks
+        self._mask_probs_version = self._version_of_attn_mask_probs()
+
+    def set_attn_mask_probs(self, probabilities) -> None:
+        """Set with which probability a query's attention is masked in each of the masked blocks, earliest first.
+
+        All zero turns masking off: outside training, inference is then a plain ViT. Annealing calls this every step.
+
+        Raises:
+            ValueError: when there is not one probability in [0, 1] for each block.
+        """
+        values = [float(probability) for probability in probabilities]
+        if len(values) != len(self._masked_blocks) or not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"attn_mask_probs are {values}; give {len(self._masked_blocks)} numbers in [0, 1]")
+        with torch.no_grad():
+            self.attn_mask_probs.copy_(torch.tensor(values))
+        self._masked_blocks = tuple(value > 0 for value in values)
+        self._mask_probs_version = self._version_of_attn_mask_probs()
+
+    def predicts_before(self, block: int) -> bool:
+        """Intermediate predictions are supervised to the end of training; without training they serve masking only."""
+        return self.config.masked_attention and (self.training or self._masked_blocks[block])
+
+    @torch.no_grad()
+    def visible_cells(self, block: int, prediction, grid: tuple[int, int]) -> Tensor | None:
+        """What each query sees of a (h, w) feature map in this block: (B, Q, h·w) bool, or None for everything.
+
+        A query sees the inside of its predicted mask. Each query of each image keeps its mask with the block's
+        probability and otherwise sees the whole map.
+        """
+        if not self._masked_blocks[block]:
+            return None
+        visible = prediction.logits_on(grid).flatten(2) > 0  # [B, Q, N]
+        dropped = torch.rand(*visible.shape[:2], device=visible.device) > self.attn_mask_probs[block]  # [B, Q]
+        return visible | dropped[..., None]
+
+    def refresh_masked_blocks(self) -> None:
+        """Update the host's mirror when the buffer was written to from outside."""
+        if not torch.compiler.is_compiling() and self._mask_probs_version != self._version_of_attn_mask_probs():
+            self.read_attn_mask_probs()
+
+    def read_attn_mask_probs(self) -> None:
+        """Update the host's mirror after the buffer was loaded or moved."""
+        if not self.attn_mask_probs.is_meta:
+            self._masked_blocks = tuple(value > 0 for value in self.attn_mask_probs.tolist())
+            self._mask_probs_version = self._version_of_attn_mask_probs()
+
+    def _version_of_attn_mask_probs(self) -> tuple[int, int]:
+        buffer = self.attn_mask_probs
+        return id(buffer), 0 if buffer.is_inference() else buffer._version
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.read_attn_mask_probs()
+        return self
+
+
+def query_attention_mask(visible: Tensor | None, num_prefix: int) -> Tensor | None:
+    """Visible patches (B, Q, N) → (B, 1, Q, Q + P + N) bool for all heads.
+
+    Every query and prefix token stays visible, so no row is empty.
+    """
+    if visible is None:
+        return None
     return F.pad(visible, (visible.shape[1] + num_prefix, 0), value=True)[:, None]
+
+
+def _read_after_loading(model: nn.Module, incompatible_keys) -> None:
+    """Hook of `load_state_dict`; a function of the module, because models are pickled with their hooks."""
+    model.read_attn_mask_probs()

@@ -3,8 +3,6 @@
 P predictions · B images · Q queries · n targets of an image · C labels · R points · H, W mask logits
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,19 +16,18 @@ from .points import sample_masks
 Matches = list[tuple[Tensor, Tensor]]
 """For each image the matched queries and their targets, both (min(Q, n),)."""
 
-LogitsAt = Callable[[Tensor], Tensor]
-"""Each image's own points (B, R, 2) → mask logits of every query there, (B, Q, R) fp32."""
-
 
 @torch.no_grad()
 def match(
-    predictions: list[tuple[LogitsAt, Tensor]],
+    predictions: list,
     mask_labels: list[Tensor],
     class_labels: list[Tensor],
     config: EoMTConfig,
 ) -> list[Matches]:
-    """(mask logits at points, class logits (B, Q, C + 1)) of every prediction → its matches.
+    """Every prediction → its matches.
 
+    A prediction has `class_logits` (B, Q, C + 1) and `logits_at(points)`: each image's own points (B, R, 2) → mask
+    logits of every query there, (B, Q, R) fp32.
     Every prediction and image has its own random points, which all queries and targets of that image share. All costs
     travel to the host in one transfer.
     """
@@ -38,18 +35,18 @@ def match(
     points = torch.rand(len(mask_labels), len(predictions), config.train_num_points, 2, device=device)  # [B, P, R, 2]
     targets = pad_sequence(
         [
-            sample_masks(masks, of_image.flatten(0, 1)).unflatten(1, of_image.shape[:2])  # [n, P, R]
-            for masks, of_image in zip(mask_labels, points)
+            sample_masks(masks, own.flatten(0, 1)).unflatten(1, own.shape[:2])  # [n, P, R]
+            for masks, own in zip(mask_labels, points)
         ],
         batch_first=True,
     ).permute(2, 0, 3, 1)  # [P, B, R, max n]
     labels = pad_sequence(class_labels, batch_first=True)  # [B, max n]
     costs = []
     with torch.autocast(device.type, enabled=False):
-        for index, (logits_at, class_logits) in enumerate(predictions):
-            logits = logits_at(points[:, index])  # [B, Q, R]
-            costs.append(matching_cost(logits, class_logits, targets[index], labels, config))
-    return _assign(torch.stack(costs), [len(of_image) for of_image in class_labels])
+        for index, prediction in enumerate(predictions):
+            logits = prediction.logits_at(points[:, index])  # [B, Q, R]
+            costs.append(matching_cost(logits, prediction.class_logits, targets[index], labels, config))
+    return _assign(torch.stack(costs), [len(image_labels) for image_labels in class_labels])
 
 
 def matching_cost(logits: Tensor, class_logits: Tensor, targets: Tensor, labels: Tensor, config: EoMTConfig) -> Tensor:
@@ -71,12 +68,13 @@ def matching_cost(logits: Tensor, class_logits: Tensor, targets: Tensor, labels:
 
 def _assign(costs: Tensor, counts: list[int]) -> list[Matches]:
     """Costs (P, B, Q, max n) and the number of targets of each image → matches; one transfer there and one back."""
-    on_host = costs.cpu().numpy()
-    pairs = [
-        torch.from_numpy(np.stack(linear_sum_assignment(cost[:, :count])))  # [2, min(Q, n)]
-        for of_prediction in on_host
-        for cost, count in zip(of_prediction, counts)
-    ]
+    pairs = []
+    for prediction_costs in costs.cpu().numpy():
+        for cost, count in zip(prediction_costs, counts):
+            queries, targets = linear_sum_assignment(cost[:, :count])
+            pairs.append(torch.from_numpy(np.stack([queries, targets])))  # [2, min(Q, n)]
     sizes = [pair.shape[1] for pair in pairs]
-    pairs = iter(torch.cat(pairs, dim=1).to(costs.device).split(sizes, dim=1))
-    return [[tuple(next(pairs)) for _ in of_prediction] for of_prediction in on_host]
+    pairs = torch.cat(pairs, dim=1).to(costs.device).split(sizes, dim=1)
+    pairs = [(queries, targets) for queries, targets in pairs]
+    images = len(counts)
+    return [pairs[first : first + images] for first in range(0, len(pairs), images)]

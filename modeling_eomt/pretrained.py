@@ -1,16 +1,20 @@
 """How an EoMT model is initialised and where its weights come from."""
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import is_peft_available, logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from ..configuration import EoMTConfig
+from ..configuration import EoMTConfig, EoMTDINOv3Config
 from ..configuration.eomt import code_upload_refused
 from .attention import Attention
 from .backbone_weights import load_backbone
@@ -22,6 +26,29 @@ logger = logging.get_logger(__name__)
 
 # Arguments of `from_pretrained` that say where on the hub, and how, a repository is found.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def own_config(config: PreTrainedConfig) -> EoMTConfig:
+    """transformers' own `EomtConfig` or `EomtDinov3Config` → the same as ours; ours stay as they are."""
+    if isinstance(config, EoMTConfig):
+        return config
+    own = {row.model_type: row for row in (EoMTConfig, EoMTDINOv3Config)}.get(config.model_type)
+    if own is None:
+        raise ValueError(f"the configuration is a {type(config).__name__}; give an EoMTConfig")
+    return own.from_dict(config.to_dict())
+
+
+def _base_model(path, hub: dict) -> str:
+    """The folder or hub name of the whole model: `path`, or what the PEFT adapter there was trained on."""
+    if not is_peft_available():
+        return path
+    adapter = find_adapter_config_file(path, **hub)
+    if adapter is None:
+        return path
+    base = json.loads(Path(adapter).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ValueError(f"{adapter} names no base_model_name_or_path; load the base model and add the adapter to it")
+    return base
 
 
 class EoMTPreTrainedModel(PreTrainedModel):
@@ -80,11 +107,16 @@ class EoMTPreTrainedModel(PreTrainedModel):
         """
         path = pretrained_model_name_or_path
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        if not isinstance(config, EoMTConfig) and path is not None:  # the type may be any of the three
-            config, kwargs = AutoConfig.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
-            kwargs |= hub
+        base = path if path is None else _base_model(path, hub)
+        if isinstance(config, PreTrainedConfig):
+            config = own_config(config)
+        elif path is not None:  # the type may be any of ours; "dtype" is the model's argument, not the configuration's
+            dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
+            config, kwargs = AutoConfig.from_pretrained(config or base, return_unused_kwargs=True, **kwargs)
+            config = own_config(config)
+            kwargs |= hub | dtypes
         try:
-            stored = config if path is None else AutoConfig.from_pretrained(path, **hub)
+            stored = config if path is None else AutoConfig.from_pretrained(base, **hub)
         except (OSError, ValueError, TypeError):  # weights without a configuration beside them
             stored = config
         wanted, config = config, copy.deepcopy(config)
@@ -92,7 +124,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.resize(wanted.image_size, wanted.patch_size)
-        model._read_attn_mask_probs()
+        model.read_attn_mask_probs()
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):

@@ -109,7 +109,7 @@ def predict(
     for batch in tqdm(loader, desc="evaluation", leave=False, disable=not progress or rank() != 0):
         pixels = batch["pixel_values"].to(parameter.device, parameter.dtype, non_blocking=True)  # [V, 3, S_h, S_w]
         sizes = [tuple(sample["image"].shape[1:]) for sample in batch["samples"]]
-        with torch.inference_mode():
+        with torch.no_grad():  # inference tensors would stay in what FSDP gathers
             outputs = model(pixel_values=pixels, patch_offsets=batch.get("patch_offsets"))
             stages = {"": outputs}
             if intermediate:

@@ -1,7 +1,6 @@
 """Matching and loss: the authors' numbers, brute force, and the properties they must have."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from transformers import EomtConfig
 from transformers.models.eomt.modeling_eomt import EomtLoss
 
 from eomt.configuration import EoMTConfig
-from eomt.modeling_eomt.criterion import Criterion
+from eomt.modeling_eomt.criterion import Criterion, GivenLogits
 from eomt.modeling_eomt.heads import MaskPrediction
 from eomt.modeling_eomt.matcher import match
 from eomt.modeling_eomt.points import sample_logits, sample_masks, uncertain_points
@@ -32,7 +31,7 @@ def test_golden_matching_losses_and_gradient(dtype):
     mask_logits = torch.tensor(golden["mask_logit_constant"])[..., None, None].expand(-1, -1, height, width)
     class_logits = torch.tensor(golden["class_logits"], requires_grad=True)
     torch.manual_seed(0)
-    (matches,) = match([(partial(sample_logits, mask_logits), class_logits)], masks, labels, config)
+    (matches,) = match([GivenLogits(mask_logits, class_logits)], masks, labels, config)
     assert [[queries.tolist(), found.tolist()] for queries, found in matches] == golden["matching"]
     draws = [Criterion(config)(mask_logits, class_logits, masks, labels) for _ in range(30)]
     losses = draws[0]
@@ -92,7 +91,7 @@ def test_logits_from_sampled_features_are_the_sampled_logits():
     logits, points = formed.logits()["masks_queries_logits"], torch.rand(2, 500, 2)
     points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
     torch.testing.assert_close(prediction.logits_at(points), sample_logits(logits, points), rtol=0, atol=1e-5)
-    torch.testing.assert_close(prediction.patch_logits((6, 8)), formed.patch_logits((6, 8)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(prediction.logits_on((6, 8)), formed.logits_on((6, 8)), rtol=0, atol=1e-5)
     matches = [(torch.tensor([4, 0]), torch.tensor([0, 1])), (torch.tensor([6]), torch.tensor([0]))]
     expected = torch.stack([logits[0, 4], logits[0, 0], logits[1, 6]])
     torch.testing.assert_close(prediction.matched_mask_logits(matches), expected, rtol=0, atol=1e-5)
@@ -123,7 +122,7 @@ def test_more_targets_than_queries():
     config = EoMTConfig(num_labels=5, train_num_points=64)
     masks, labels = targets((9,))
     logits, classes = torch.randn(1, 4, 16, 16, requires_grad=True), torch.randn(1, 4, 6)
-    (matches,) = match([(partial(sample_logits, logits), classes)], masks, labels, config)
+    (matches,) = match([GivenLogits(logits, classes)], masks, labels, config)
     assert sorted(matches[0][0].tolist()) == [0, 1, 2, 3]
     losses = Criterion(config)(logits, classes, masks, labels)
     assert all(value.isfinite() for value in losses.values())
@@ -135,8 +134,8 @@ def test_matching_follows_a_permutation_of_the_targets():
     logits = torch.where(F.interpolate(masks[0][None].float(), (16, 16)) > 0.5, 5.0, -5.0)
     classes = torch.zeros(1, 4, 6)
     order = torch.tensor([2, 0, 3, 1])
-    (plain,) = match([(partial(sample_logits, logits), classes)], masks, labels, config)
-    (permuted,) = match([(partial(sample_logits, logits), classes)], [masks[0][order]], [labels[0][order]], config)
+    (plain,) = match([GivenLogits(logits, classes)], masks, labels, config)
+    (permuted,) = match([GivenLogits(logits, classes)], [masks[0][order]], [labels[0][order]], config)
     assert plain[0][1].tolist() == order[permuted[0][1]].tolist()
 
 
@@ -156,5 +155,5 @@ def test_a_broken_query_is_matched_last():
     masks, labels = targets((2,))
     logits = torch.randn(1, 4, 8, 8)
     logits[0, :2] = float("nan")
-    (matches,) = match([(partial(sample_logits, logits), torch.randn(1, 4, 6))], masks, labels, config)
+    (matches,) = match([GivenLogits(logits, torch.randn(1, 4, 6))], masks, labels, config)
     assert sorted(matches[0][0].tolist()) == [2, 3]

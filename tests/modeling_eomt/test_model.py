@@ -273,6 +273,26 @@ def test_annealing_compiles_once_for_each_block_that_ends():
     assert len(graphs) == 3
 
 
+def test_compiled_training_has_one_graph_for_each_masking_state():
+    """Steps of different contents: numbers of masks, none at all, changing probabilities."""
+    model = tiny_model("dinov3").train()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=count)
+    for step, counts in enumerate([(3, 0), (1, 1), (0, 0), (5, 2), (2, 7), (4, 4), (0, 6), (1, 3)]):
+        model.set_attn_mask_probs([max(0, 1 - step / 4), 1 - step / 20])
+        masks, labels = targets(counts)
+        out = compiled(torch.ones(2, 3, 64, 64), masks, labels, output_auxiliary_logits=False)
+        out.loss.backward()
+    assert model.query.weight.grad.isfinite().all()
+    assert len(graphs) == 2  # both blocks masked; only the second
+
+
 def test_pickling():
     model = tiny_model()
     again = pickle.loads(pickle.dumps(model))

@@ -1,0 +1,137 @@
+"""Exchange between the ViT's patch tokens and ViT-Adapter's pyramid by deformable attention.
+
+B images · N patches · M pyramid tokens (strides 8, 16, 32; 21/4 · N) · D width · A heads · L levels · K points
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class PyramidShapes:
+    """Sizes (down, across) of the patch grid and of the pyramid's maps, finest first."""
+
+    patches: tuple[int, int]
+
+    @property
+    def pyramid(self) -> list[tuple[int, int]]:
+        height, width = self.patches
+        return [(2 * height, 2 * width), (height, width), (height // 2, width // 2)]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [height * width for height, width in self.pyramid]
+
+
+def centers(shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
+    """Maps → the (x, y) centers of all their cells in [0, 1], (1, cells, 1, 2): where deformable attention starts."""
+    points = []
+    for height, width in shapes:
+        y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        points.append(torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1))
+    return torch.cat(points)[None, :, None].to(like.dtype)
+
+
+class DeformableAttention(nn.Module):
+    """Each query reads a few learned points of each level: (B, queries, D), features (B, cells, D) → (B, queries, D).
+
+    transformers' module has no narrower values, which ViT-Adapter uses (`ratio`); its kernel is used here.
+    """
+
+    def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int, ratio: float):
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        value_width = int(width * ratio)
+        self.sampling_offsets = nn.Linear(width, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(width, value_width)
+        self.output_proj = nn.Linear(value_width, width)
+
+    def forward(self, queries: Tensor, features: Tensor, shapes: list[tuple[int, int]], reference: Tensor) -> Tensor:
+        """`shapes` of the features' levels; `reference` (1, queries, 1, 2), the queries' own places."""
+        values = self.value_proj(features).unflatten(-1, (self.num_heads, -1))  # [B, cells, A, E]
+        points = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(queries).unflatten(-1, (*points, 2))  # [B, queries, A, L, K, 2]
+        sides = torch.tensor([[width, height] for height, width in shapes], device=queries.device)  # [L, 2]
+        locations = reference[:, :, None, :, None, :] + offsets / sides[:, None, :].to(offsets.dtype)
+        weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        weights = weights.unflatten(-1, points[1:])  # [B, queries, A, L, K]
+        return self.output_proj(multi_scale_deformable_attention(values, shapes, locations, weights))
+
+
+class Injector(nn.Module):
+    """Pyramid → patch tokens: (B, N, D), (B, M, D) → (B, N, D). The gain starts at 0: the ViT is unchanged at first."""
+
+    def __init__(self, width: int, num_heads: int, num_points: int, ratio: float):
+        super().__init__()
+        self.query_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.feat_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = DeformableAttention(width, num_heads, num_levels=3, num_points=num_points, ratio=ratio)
+        self.gamma = nn.Parameter(torch.zeros(width))
+
+    def forward(self, patches: Tensor, pyramid: Tensor, shapes: PyramidShapes) -> Tensor:
+        reference = centers([shapes.patches], patches)
+        injected = self.attn(self.query_norm(patches), self.feat_norm(pyramid), shapes.pyramid, reference)
+        return patches + self.gamma * injected
+
+
+class Extractor(nn.Module):
+    """Patch tokens → pyramid: (B, M, D), (B, N, D) → (B, M, D)."""
+
+    def __init__(self, width: int, num_heads: int, num_points: int, ratio: float, ffn_ratio: float):
+        super().__init__()
+        self.query_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.feat_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = DeformableAttention(width, num_heads, num_levels=1, num_points=num_points, ratio=ratio)
+        self.ffn = ConvolutionalFeedForward(width, int(width * ffn_ratio))
+        self.ffn_norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, pyramid: Tensor, patches: Tensor, shapes: PyramidShapes) -> Tensor:
+        reference = centers(shapes.pyramid, pyramid)
+        extracted = self.attn(self.query_norm(pyramid), self.feat_norm(patches), [shapes.patches], reference)
+        pyramid = pyramid + extracted
+        return pyramid + self.ffn(self.ffn_norm(pyramid), shapes)
+
+
+class ConvolutionalFeedForward(nn.Module):
+    """Linear, one depthwise 3×3 convolution shared by the three scales, GELU, linear: (B, M, D) → (B, M, D)."""
+
+    def __init__(self, width: int, hidden_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.dwconv = nn.Conv2d(hidden_width, hidden_width, kernel_size=3, padding=1, groups=hidden_width)
+        self.fc2 = nn.Linear(hidden_width, width)
+
+    def forward(self, pyramid: Tensor, shapes: PyramidShapes) -> Tensor:
+        levels = self.fc1(pyramid).split(shapes.lengths, dim=1)
+        convolved = []
+        for level, shape in zip(levels, shapes.pyramid):
+            feature_map = level.transpose(1, 2).unflatten(2, shape)
+            convolved.append(self.dwconv(feature_map).flatten(2).transpose(1, 2))
+        return self.fc2(nn.functional.gelu(torch.cat(convolved, dim=1)))
+
+
+class Interaction(nn.Module):
+    """Injector, the ViT's own blocks, extractors: patches (B, N, D) and pyramid (B, M, D), both returned."""
+
+    def __init__(self, width, num_heads, num_points, ratio, ffn_ratio, num_extra_extractors: int = 0):
+        super().__init__()
+        self.injector = Injector(width, num_heads, num_points, ratio)
+        self.extractor = Extractor(width, num_heads, num_points, ratio, ffn_ratio)
+        self.extra_extractors = nn.ModuleList(
+            Extractor(width, num_heads, num_points, ratio, ffn_ratio) for _ in range(num_extra_extractors)
+        )
+
+    def forward(self, patches: Tensor, pyramid: Tensor, blocks, shapes: PyramidShapes) -> tuple[Tensor, Tensor]:
+        """`blocks` takes patch tokens through this interaction's part of the ViT."""
+        patches = blocks(self.injector(patches, pyramid, shapes))
+        for extractor in (self.extractor, *self.extra_extractors):
+            pyramid = extractor(pyramid, patches, shapes)
+        return patches, pyramid
