@@ -10,7 +10,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/.installed
-	$(BIN)/eomt demo --output runs/demo
+	$(BIN)/eomt demo --output runs/demo $(DEMO)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

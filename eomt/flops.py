@@ -8,7 +8,9 @@ sums, biases and `baddbmm` (the masked products inside torch's MultiheadAttentio
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
@@ -20,11 +22,30 @@ def count_flops(model: nn.Module, *inputs: Tensor, **named: Tensor) -> int:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _Counter() as counter:
+        with torch.no_grad(), _Counter() as counter, _Attention(counter):
             model(*inputs, **named)
     finally:
         model.train(was_training)
     return counter.flops // 2  # torch's own formulas count both operations of a multiply-add
+
+
+class _Attention(TorchFunctionMode):
+    """Counts both products of `scaled_dot_product_attention` by their shapes: which kernels the call breaks down into,
+    and so what `_Counter` would see, depends on the device, the mask and torch's version."""
+
+    def __init__(self, counter: "_Counter"):
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        before = self.counter.flops
+        result = func(*args, **(kwargs or {}))
+        given = dict(zip(("query", "key", "value"), args)) | (kwargs or {})
+        weights = given["query"].shape[:-1].numel() * given["key"].shape[-2]
+        self.counter.flops = before + 2 * weights * (given["query"].shape[-1] + given["value"].shape[-1])
+        return result
 
 
 class _Counter(TorchDispatchMode):

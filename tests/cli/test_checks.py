@@ -36,7 +36,8 @@ def test_device():
 
 
 @pytest.mark.parametrize("name", ["/none/such", "a/b/c", "./runs"])
-def test_no_such_model(name):
+def test_no_such_model(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the working folder may well have a ./runs
     with pytest.raises(ValueError, match=f"there is no model in '{name}'"):
         require_model(name)
 
