@@ -21,16 +21,38 @@ from .panoptic import panoptic_segmentation
 from .semantic import semantic_scores, semantic_segmentation
 
 
+class _LegacyPrecision:
+    """The one setting of torch before 2.9, under the new names."""
+
+    @property
+    def fp32_precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @fp32_precision.setter
+    def fp32_precision(self, precision: str) -> None:
+        torch.set_float32_matmul_precision("highest" if precision in ("ieee", "none") else precision)
+
+
 @contextmanager
 def _full_precision(device: torch.device):
-    """No gradients, no autocast, no TF32 or bf16 products: up-sampling by matrices must stay exact to fp32 rounding."""
-    precision = torch.get_float32_matmul_precision()
+    """No gradients, no autocast, no TF32 or bf16 products: up-sampling by matrices must stay exact to fp32 rounding.
+
+    Precision is set and put back through torch's new interface: reading the old one raises once somebody, such as
+    transformers' `tf32=True`, has used the new one. What was inherited is inherited again afterwards, not pinned.
+    """
+    new = hasattr(torch.backends, "fp32_precision")  # torch 2.9
+    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul) if new else (_LegacyPrecision(),)
+    before = [backend.fp32_precision for backend in products]
     try:
-        torch.set_float32_matmul_precision("highest")
+        for backend in products:
+            backend.fp32_precision = "ieee"
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for backend, precision in zip(products, before):
+            backend.fp32_precision = "none"
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
 
 
 def _exact(method):
@@ -109,23 +131,24 @@ class PostProcessing:
         outputs,
         target_sizes: list[Size] | None = None,
         threshold: float = 0.0,
+        size=None,
+        *,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float | None = None,
         top_k: int = 100,
         return_binary_maps: bool = False,
-        size=None,
     ) -> list[dict]:
         """Outputs → for each image {"segmentation", "segments_info": [{"id", "label_id", "score"}]}, best score first.
 
         Args:
             target_sizes: (height, width) of each original image; without, the map has the size of the model's input.
             threshold: lowest score that stays. 0 keeps all `top_k`, as the authors do for AP; to look at, take 0.5.
+            size: the processor's `size` the inputs were made with, if it was another.
             mask_threshold: σ above which a pixel belongs to a mask.
             overlap_mask_area_threshold: without effect, instances may overlap; transformers' pipeline passes it.
             top_k: so many (query, class) pairs are considered.
             return_binary_maps: "segmentation" is (n, H, W) bool, one whole mask a segment. Otherwise (H, W) int32: the
                 higher score wins a pixel, −1 is void, and a segment with no pixel left is not listed.
-            size: the processor's `size` the inputs were made with, if it was another.
         """
         masks, classes, _ = _unpack(outputs)
         results = []

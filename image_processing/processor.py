@@ -159,7 +159,7 @@ class _EoMTProcessing(PostProcessing):
         return open_image(images) if _is_source(images) else images
 
     def preprocess(
-        self, images, segmentation_maps=None, segments_info=None, instance_id_to_semantic_id=None, **kwargs
+        self, images, segmentation_maps=None, instance_id_to_semantic_id=None, *, segments_info=None, **kwargs
     ) -> BatchFeature:
         """Images, with or without their segmentation maps → model inputs.
 
@@ -167,9 +167,9 @@ class _EoMTProcessing(PostProcessing):
             images: one or a list of PIL images, paths, URLs, arrays or tensors ((H, W), (H, W, C) or (C, H, W)).
             segmentation_maps: one map or its path an image: labels (semantic), instance ids, or segment ids / COCO's
                 RGB png.
+            instance_id_to_semantic_id: {instance id: class}, one for all images or one each.
             segments_info: for each image a list of `{"id", "label_id" or "category_id", "iscrowd"}`; crowds are
                 dropped.
-            instance_id_to_semantic_id: {instance id: class}, one for all images or one each.
             kwargs: any attribute of the processor, for this call.
 
         Returns `BatchFeature` with

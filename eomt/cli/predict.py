@@ -156,9 +156,14 @@ class _Job:
         with ThreadPoolExecutor(max_workers=2) as pool, torch.inference_mode(), bar:
             for batch in loader:
                 failures += batch["failures"]
+                done = len(batch["images"]) + len(batch["failures"])
                 if batch["images"]:
                     pixels = batch["pixel_values"].to(self.device, self.dtype, non_blocking=True)  # [V, 3, S_h, S_w]
-                    outputs = self.model(pixel_values=pixels, patch_offsets=batch["patch_offsets"] or None)
+                    try:
+                        outputs = self.model(pixel_values=pixels, patch_offsets=batch["patch_offsets"] or None)
+                    except FAILS_ALONE as error:  # out of memory, on any device
+                        failures += [failure(item["file"], error) for item in batch["images"]]
+                        batch["images"], outputs = [], None
                     for i, item in enumerate(batch["images"]):
                         try:
                             prediction = self._segments(outputs_of(i, outputs, batch), item["picture"])
@@ -168,7 +173,7 @@ class _Job:
                             writing.append((item["file"], pool.submit(self._write, item, prediction)))
                     while len(writing) > 2 * self.args.batch_size + 2:  # pictures wait in memory: not too many
                         written(*writing.pop(0))
-                bar.update(len(batch["images"]) + len(batch["failures"]))
+                bar.update(done)
             for file, future in writing:
                 written(file, future)
         return len(items) - len(failures), failures

@@ -320,3 +320,21 @@ def test_write_whole_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_whole(tmp_path / "a" / "b.json", fails)
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_out_of_memory_in_one_forward_costs_its_images(models, photos, tmp_path, capsys, monkeypatch):
+    from eomt import EoMTForUniversalSegmentation
+
+    forward, calls = EoMTForUniversalSegmentation.forward, []
+
+    def scarce(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(EoMTForUniversalSegmentation, "forward", scarce)
+    assert predict(photos, models["panoptic"], tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert "2 images in" in printed.out
+    assert "can't allocate memory" in printed.err

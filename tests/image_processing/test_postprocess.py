@@ -1,15 +1,20 @@
 """Post-processing against the authors' numbers, against their rules written out plainly, and against itself."""
 
 import importlib.util
+import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
 
 from eomt.image_processing import EoMTImageProcessor, placement
 from eomt.image_processing.instance import instance_segmentation
@@ -322,3 +327,35 @@ def _peak_extra(run) -> int:
         peak = max(peak, total)
     assert peak > 0
     return peak
+
+
+def test_precision_set_through_either_interface_is_kept_and_not_pinned():
+    """In a process of its own: torch's precision is global. transformers' `tf32=True` uses the new interface."""
+    script = """
+import torch
+from types import SimpleNamespace
+from eomt import EoMTImageProcessor
+out = SimpleNamespace(masks_queries_logits=torch.randn(1, 3, 8, 8), class_queries_logits=torch.randn(1, 3, 4))
+matmul = torch.backends.cuda.matmul
+run = lambda: EoMTImageProcessor(size=32).post_process_panoptic_segmentation(out, [(20, 32)], threshold=0.1)
+torch.backends.fp32_precision = "tf32"
+run()
+assert matmul.fp32_precision == "tf32"
+torch.backends.fp32_precision = "ieee"  # still follows: nothing was pinned
+assert matmul.fp32_precision == "ieee", matmul.fp32_precision
+torch.set_float32_matmul_precision("medium")
+run()
+assert (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == ("tf32", "bf16")
+assert torch.get_float32_matmul_precision() == "medium"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_positional_arguments_are_the_built_ins():
+    for name in ("preprocess", "post_process_instance_segmentation", "post_process_semantic_segmentation"):
+        theirs, ours = (inspect.signature(getattr(cls, name)).parameters for cls in (BuiltIn, EoMTImageProcessor))
+        positional = [p.name for p in ours.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert positional == [p.name for p in theirs.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    image, ids = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
+    inputs = EoMTImageProcessor(size=8)([image], [ids], {0: 1})
+    assert inputs["class_labels"][0].tolist() == [1]
