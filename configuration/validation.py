@@ -38,6 +38,7 @@ def validate(config) -> None:
             "rotary position embeddings need a multiple of 4"
         )
     _validate_sizes(config)
+    _validate_dataset_ids(config.dataset_ids)
     for field in ("hidden_dropout_prob", "attention_dropout", "drop_path_rate", "importance_sample_ratio"):
         if not 0 <= getattr(config, field) <= 1:
             raise ValueError(f"{field} is {getattr(config, field)!r}; it must lie in [0, 1]")
@@ -51,6 +52,15 @@ def validate(config) -> None:
         raise ValueError(
             f"stuff_label_ids {outside} lie outside the {config.num_labels} labels (0 to {config.num_labels - 1})"
         )
+
+
+def _validate_dataset_ids(ids) -> None:
+    if ids is not None and not (
+        isinstance(ids, dict)
+        and all(isinstance(name, str) and type(i) is int and 0 <= i < 2**63 for name, i in ids.items())
+        and len(set(ids.values())) == len(ids)
+    ):
+        raise ValueError(f"dataset_ids is {ids!r}; it must map each class name to an id of its own, an integer from 0")
 
 
 def _validate_sizes(config) -> None:

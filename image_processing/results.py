@@ -9,7 +9,8 @@ label png. Written image by image, whole or not at all, by any number of process
                                                "source": the image's file; if that changes, it is made again
     OUTPUT/run.json                            what made all of it: results of another model or task are not mixed in
 
-Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the model's labels where it has none.
+Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the model's labels where it has none. Image
+ids are the numbers in the files' names or those names: photos say no more; `eomt evaluate` matches them by file name.
 """
 
 import json
@@ -175,6 +176,8 @@ class Results:
             size, annotations = tuple(labels.shape), []
             write_whole(self.path("labels", name, ".png"), label_png(labels, ids).save)
         image = {"id": image_id, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
+        if self.task == "semantic":
+            image["sem_seg_file_name"] = f"labels/{name}.png"
         record = {"image": image, "annotations": annotations, "source": source}
         write_json(self.path("records", name, ".json"), record)
 

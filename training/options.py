@@ -33,7 +33,7 @@ class DataOptions:
         "Flip, scale and crop at random; false fits each image into the crop, for overfitting tests.", True
     )
     keep_empty: bool | None = option(
-        "Train and evaluate on images without segments too; default: not with a recipe, else true."
+        "Use images without segments too; default: true, but not to train on with a recipe, as its authors did."
     )
     check: bool = option("Read every image, print counts, draw samples as training sees them; do not train.", False)
 

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     disable_progress_bar()  # one bar, the run's, not one for each file that is saved
     data, model, args, resume = parse(argv)
     if data.check:
-        report, good = check(data, args)
+        report, good = check(data, model, args)
         print(report)
         return 0 if good else 1
     has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
@@ -93,7 +93,8 @@ def _parsed(parser, argv: list[str]):
     values = parser.parse_args(argv)
     given = {part.split("=")[0].lstrip("-").replace("-", "_") for part in argv if part.startswith("--")}
     if values.output_dir is None:
-        values.output_dir = f"runs/{values.recipe or Path(values.data).name + '_' + (values.task or 'panoptic')}"
+        task = values.task or ("finetuned" if values.checkpoint else "panoptic")
+        values.output_dir = f"runs/{values.recipe or f'{Path(values.data).name}_{task}'}"
     if values.recipe and not given & {"eval_strategy", "eval_steps", "save_strategy", "save_steps"}:
         from eomt.configuration.recipes import get_recipe
 

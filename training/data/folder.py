@@ -29,6 +29,7 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
     images: dict[tuple, str] = {}
     others: list[tuple[tuple, str]] = []
     labels: dict[tuple, str] = {}
+    twice: list[tuple[tuple, str]] = []
     for name in tree.names:
         path = PurePosixPath(name)
         role = next((i for i, part in enumerate(path.parts[:-1]) if part in ("images", *LABEL_FOLDERS)), None)
@@ -38,8 +39,8 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
         if path.parts[role] == "images":
             if path.suffix.lower() in IMAGE_SUFFIXES and images.setdefault(key, name) != name:
                 others.append((key, name))
-        elif path.suffix.lower() == suffix:
-            labels[key] = name
+        elif path.suffix.lower() == suffix and labels.setdefault(key, name) != name:
+            twice.append((key, name))
     known = {word for names in SPLIT_NAMES.values() for word in names}
     if any(part in known for key in images for part in key[:-1]):
         for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
@@ -50,6 +51,9 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
     for key, name in others if rows is not None else ():
         if key in images:
             rows.problem(name, f"{images[key]} has the same name but for the suffix; rename or remove one of the two")
+    for key, name in twice if rows is not None else ():
+        if key in images:
+            rows.problem(name, f"{labels[key]} is a label of the same image; remove one of the two")
     return [(images[key], labels.get(key)) for key in sorted(images)]
 
 
@@ -57,8 +61,11 @@ def is_yolo(tree: Tree) -> bool:
     return any(PurePosixPath(n).suffix == ".txt" and "labels" in PurePosixPath(n).parts[:-1] for n in tree.names)
 
 
-def read_semantic(path: Path, split: str, ignore_ids: tuple[int, ...], names: dict[int, str] | None):
-    """(rows, label space) of a folder of images and label pngs. `names`: pixel value → class, over any classes file."""
+def read_semantic(
+    path: Path, split: str, ignore_ids: tuple[int, ...], names: dict[int, str] | None, default: dict[int, str] | None
+):
+    """(rows, label space) of a folder of images and label pngs. `names`: pixel value → class, over any classes file;
+    `default`: a model's, for data that does not name its classes."""
     tree = Tree(path)
     rows = Rows(str(path), "semantic")
     found = pairs(tree, split, ".png", rows)
@@ -68,7 +75,7 @@ def read_semantic(path: Path, split: str, ignore_ids: tuple[int, ...], names: di
             rows.problem(image, "there is no label png of the same name")
         else:
             rows.add(image_id[image], image, tree.locate(image), tree.locate(label))
-    names = names or _classes_file(tree)
+    names = names or _classes_file(tree) or default
     if names is None:  # the values of the training split name the classes, for validation too
         source = pairs(tree, "train", ".png") or found
         values = set()

@@ -91,7 +91,9 @@ def _read(path, dataset, task, split, wanted, class_names, ignore_ids, keep_empt
         space = packaged(f"ade20k_{task}")
         return read_ade20k(path, task, split), space_of(space)
     names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names)) if class_names else None
-    rows, space = read_semantic(path, split, ignore_ids, names)
+    default = wanted.dataset_id_to_label if wanted is not None and wanted.knows_dataset_ids else {}
+    default = {i: wanted.names[label] for i, label in default.items() if i >= 0} or None
+    rows, space = read_semantic(path, split, ignore_ids, names, default)
     return rows, space_of(space)
 
 

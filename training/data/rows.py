@@ -5,6 +5,7 @@ training starts. The Arrow table holds paths and small annotations only.
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 
 from datasets import Dataset, Features, List, Value
@@ -64,6 +65,14 @@ def segment(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape=
 def is_id(value) -> bool:
     """Whether a value of a json is an integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """Whether a value of a json is a finite number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 class UnknownClass(ValueError):

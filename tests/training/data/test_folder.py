@@ -88,6 +88,12 @@ def test_images_of_one_name_but_for_the_suffix_are_a_problem(tmp_path):
         load_data(write(tmp_path, files), task="semantic")
 
 
+def test_two_labels_of_one_image_are_a_problem(tmp_path):
+    files = {"images/a.jpg": picture(), "labels/a.png": png(labels()), "masks/a.png": png(labels())}
+    with pytest.raises(ValueError, match=r"masks/a.png: labels/a.png is a label of the same image; remove one"):
+        load_data(write(tmp_path, files), task="semantic")
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     root = write(tmp_path / "data", {"train/images/a.jpg": picture(), "train/labels/a.png": png(labels())})
     (root / "val").symlink_to("train")  # no circle: the same images, to see whether a model can learn them
