@@ -91,8 +91,14 @@ def instance_results(image_id, masks, labels, scores, category_ids: Sequence[int
 
 
 def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
-    """(H, W) labels → picture with the category id of each pixel; void is 255, or 65535 where ids need 16 bits."""
+    """(H, W) labels → picture with the category id of each pixel; void is 255, or 65535 where ids need 16 bits.
+
+    Ids beyond 16 bits are colors, R + 256 G + 65536 B, and so is the picture; void is white.
+    """
     labels = np.asarray(segmentation).astype(np.int64)
+    if max(category_ids) > 65535:
+        packed = np.array([*category_ids, 0xFFFFFF])[np.where((labels >= 0) & (labels < len(category_ids)), labels, -1)]
+        return Image.fromarray(np.stack([packed % 256, packed // 256 % 256, packed // 65536], -1).astype(np.uint8))
     wide = max(category_ids) >= VOID_LABEL
     table = np.array([*category_ids, 65535 if wide else VOID_LABEL])
     known = (labels >= 0) & (labels < len(category_ids))

@@ -57,7 +57,7 @@ def load_data(
         )
     rows, space = _read(path, dataset, task, split, label_space, class_names, tuple(ignore_ids), keep_empty)
     table = rows.table()
-    if not keep_empty and rows.layout in ("semantic", "ade20k_panoptic"):
+    if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
         table = table.select(_labelled(table))
     return table, space
 
@@ -101,7 +101,7 @@ def _labelled(table: Dataset) -> list[int]:
     """The rows whose label png is not of one value only (the authors' check_empty_targets)."""
     kept = []
     for index, row in enumerate(tqdm(table, desc="images without labels", leave=False)):
-        values = read_map(row["annotation"], row["file_name"])
+        values = read_map(row["annotation"], row["file_name"])  # of colors, too, only whether they differ
         if values.min() != values.max():
             kept.append(index)
     return kept

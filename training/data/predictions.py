@@ -17,7 +17,7 @@ import torch
 
 from ...configuration.labels import LabelSpace
 from .decode import to_labels
-from .files import Tree, read_map, safe_name
+from .files import Tree, read_classes, read_map, safe_name
 from .polygons import check_shape, to_rle
 from .rows import is_id, is_number
 from .written import Written
@@ -39,7 +39,7 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
     if task == "semantic":
         pngs = _written_pngs(tree, written, ids) if written else _label_pngs(tree, images)
         _complete(pngs, images, str(tree))
-        prediction_of = _semantic(tree, pngs, space)
+        prediction_of = _semantic(tree, pngs, space, plain[0]["layout"] == "semantic_colors")
     else:
         prediction_of = {"panoptic": _panoptic, "instance": _instance}[task](tree, name, space, images, ids)
     for index, image_id in enumerate(images):
@@ -130,10 +130,10 @@ def _label_pngs(tree: Tree, images: list) -> dict:
     return pngs
 
 
-def _semantic(tree: Tree, pngs: dict, space: LabelSpace):
+def _semantic(tree: Tree, pngs: dict, space: LabelSpace, colors: bool):
     def prediction_of(image_id, size):
         png = pngs[image_id]
-        labels = to_labels(read_map(tree.locate(png), png), space, png)
+        labels = to_labels(read_classes(tree.locate(png), png, colors), space, png)
         return torch.from_numpy(np.where(labels < 0, space.ignore_index, labels))
 
     return prediction_of

@@ -63,8 +63,8 @@ def segment(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape=
 
 
 def is_id(value) -> bool:
-    """Whether a value of a json is an integer; true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value of a json is an integer that 64 bits hold; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def is_number(value) -> bool:
