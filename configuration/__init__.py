@@ -3,11 +3,13 @@
 from .backbones import BACKBONES, Backbone, find_backbone
 from .eomt import EoMTConfig
 from .families import EoMTDINOv3Config, EoMTEVA02Config
-from .validation import TASKS, as_pair
+from .tasks import TASK_ROWS, TASKS
+from .validation import as_pair
 
 __all__ = [
     "BACKBONES",
     "TASKS",
+    "TASK_ROWS",
     "Backbone",
     "EoMTConfig",
     "EoMTDINOv3Config",

@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal
 from transformers.configuration_utils import PreTrainedConfig
 
 from .backbones import Backbone, find_backbone
-from .validation import Task, as_pair, validate
+from .tasks import TASK_ROWS, Task, checkpoint_stuff, checkpoint_task, read_beside
+from .validation import as_pair, check_types, validate
 
 
 class EoMTConfig(PreTrainedConfig):
@@ -65,13 +66,13 @@ class EoMTConfig(PreTrainedConfig):
     num_queries: int = 200
     num_register_tokens: int = 4
     task: str = "panoptic"
-    stuff_label_ids: list[int] | tuple[int, ...] = ()
+    stuff_label_ids: list[int] | tuple[int, ...] | None = ()
     dataset_ids: dict[str, int] | None = None
     masked_attention: bool = True
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        self.stuff_label_ids = [int(label) for label in self.stuff_label_ids]
+        self.stuff_label_ids = [int(label) for label in self.stuff_label_ids or ()]
         self.check_fields()
 
     # --- derived, never stored -------------------------------------------------------------------------------------
@@ -142,11 +143,31 @@ class EoMTConfig(PreTrainedConfig):
             "image_size": image_size,
             "task": task,
             "num_blocks": min(backbone.num_blocks, depth) if isinstance(depth, int) else backbone.num_blocks,
-            "num_queries": 100 if task == "semantic" else 200,
+            "num_queries": TASK_ROWS[task].num_queries if task in TASK_ROWS else 200,
             **config_class._family_fields(backbone, overrides),
         }
         fields["num_upscale_blocks"] = upscale_blocks(overrides.get("patch_size", fields["patch_size"]))
         return config_class(**{**fields, **overrides})
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return fields, {"name_or_path": str(pretrained_model_name_or_path), **kwargs}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As transformers'. What the hub's files leave out is inferred: the task and the stuff classes."""
+        given = {name: kwargs.pop(name) for name in ("task", "stuff_label_ids") if kwargs.get(name) is not None}
+        fields = {**config_dict, **given}
+        if fields.get("task") is None:
+            path, commit = kwargs.get("name_or_path"), fields.get("_commit_hash")
+            processor = read_beside(path, "preprocessor_config.json", revision=commit)
+            fields["task"] = checkpoint_task(fields, fields, processor, path)
+        if fields.get("stuff_label_ids") is None:
+            labels = None if "num_labels" in kwargs else kwargs.get("id2label", fields.get("id2label"))
+            fields["stuff_label_ids"] = checkpoint_stuff({"id2label": labels}, fields["task"]) or []
+        check_types(cls, fields)
+        return super().from_dict(fields, **kwargs)
 
     @classmethod
     def _family_fields(cls, backbone: Backbone, overrides: dict[str, Any]) -> dict[str, Any]:

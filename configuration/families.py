@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from .backbones import Backbone
 from .eomt import EoMTConfig
+from .validation import wrong
 
 
 class EoMTDINOv3Config(EoMTConfig):
@@ -65,11 +66,11 @@ class EoMTDINOv3Config(EoMTConfig):
 
     def check_fields(self) -> None:
         super().check_fields()
-        if not isinstance(self.intermediate_size, int) or self.intermediate_size < 1:
-            raise ValueError(f"intermediate_size is {self.intermediate_size!r}; it must be a positive whole number")
-        kind = self.rope_parameters.get("rope_type", "default")
+        kind, theta = self.rope_parameters.get("rope_type", "default"), self.rope_parameters.get("rope_theta")
         if kind != "default":
             raise ValueError(f"rope_type is {kind!r}; DINOv3 knows only 'default'")
+        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < float("inf"):
+            raise wrong("rope_theta", theta, "a positive number")
 
 
 class EoMTEVA02Config(EoMTConfig):

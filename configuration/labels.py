@@ -6,6 +6,7 @@ ascending order become labels 0, 1, …; COCO panoptic so has things 0-79 and st
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -87,14 +88,63 @@ class LabelSpace:
     def from_config(cls, config, name: str = "model") -> "LabelSpace":
         """The label space of a model: `config.id2label` (0 … C−1), `stuff_label_ids` and `dataset_ids`.
 
-        A model that does not say its data set's ids has those of the packaged space with the same names, if one has.
+        A model that does not say its data set's ids has those of the data set that its names are of (`known_labels`).
         """
         names = tuple(config.id2label[label] for label in range(len(config.id2label)))
-        known = getattr(config, "dataset_ids", None) or {}
-        ids = tuple(known[name] for name in names) if known and set(names) <= set(known) else ()
-        if not ids:
-            ids = next((space.dataset_ids for space in map(label_space, PACKAGED) if space.names == names), ())
+        saved, known = getattr(config, "dataset_ids", None) or {}, known_labels(config.id2label)
+        ids = known.dataset_ids if known else ()
+        if saved and set(names) <= set(saved):
+            ids = tuple(saved[name] for name in names)
         return cls(name, names, tuple(getattr(config, "stuff_label_ids", None) or ()), ids)
+
+
+@dataclass(frozen=True)
+class KnownLabels:
+    """A data set recognized by its class names."""
+
+    dataset: str
+    tasks: tuple[str, ...]
+    "What models with these classes are trained for, the most frequent first."
+    stuff_label_ids: tuple[int, ...]
+    dataset_ids: tuple[int, ...]
+
+
+_KNOWN = {  # number of classes → data set, which of its classes, tasks
+    133: ("coco_panoptic", "all", ("panoptic",)),
+    80: ("coco_instance", "things", ("instance",)),
+    150: ("ade20k", "all", ("panoptic", "semantic")),
+    19: ("cityscapes", "all", ("semantic", "panoptic", "instance")),
+}
+
+
+def known_labels(id2label: Mapping | None) -> KnownLabels | None:
+    """`id2label` as in a config.json → the data set with as many classes, if three quarters of the names are the same.
+
+    Spellings differ between sources ("bed ", "building, edifice"), so only letters and digits before a comma count.
+    """
+    if not isinstance(id2label, Mapping) or len(id2label) not in _KNOWN:
+        return None
+    dataset, which, tasks = _KNOWN[len(id2label)]
+    classes = _classes(dataset.partition("_")[0], which)
+    given = {str(label): name for label, name in id2label.items()}
+    same = sum(_plain(given.get(str(label), "")) == _plain(c["name"]) for label, c in enumerate(classes))
+    if same < 0.75 * len(classes):
+        return None
+    stuff = tuple(label for label, c in enumerate(classes) if not c["isthing"])
+    return KnownLabels(dataset, tasks, stuff, tuple(c["id"] for c in classes))
+
+
+def _plain(name) -> str:
+    return re.sub("[^a-z0-9]", "", re.split("[,;]", str(name).lower())[0])
+
+
+@cache
+def _read(file: str) -> dict:
+    return json.loads(files(__package__).joinpath("data", f"{file}.json").read_text(encoding="utf-8"))
+
+
+def _classes(file: str, which: str) -> list[dict]:
+    return [c for c in _read(file)["classes"] if which == "all" or c["isthing"]]
 
 
 @cache
@@ -103,12 +153,11 @@ def label_space(name: str) -> LabelSpace:
     if name not in PACKAGED:
         raise ValueError(f"there is no label space {name!r}; choose from {', '.join(PACKAGED)}")
     file, which, with_stuff = PACKAGED[name]
-    data = json.loads(files(__package__).joinpath("data", f"{file}.json").read_text(encoding="utf-8"))
-    classes = [c for c in data["classes"] if which == "all" or c["isthing"]]
+    classes = _classes(file, which)
     return LabelSpace(
         name=name,
         names=tuple(c["name"] for c in classes),
         stuff_label_ids=tuple(label for label, c in enumerate(classes) if with_stuff and not c["isthing"]),
         dataset_ids=tuple(c["id"] for c in classes),
-        ignored_ids=tuple(data["ignored_ids"]),
+        ignored_ids=tuple(_read(file)["ignored_ids"]),
     )

@@ -7,7 +7,9 @@ multiply-add counted as one. Blanks in the paper are None here.
 
 from dataclasses import dataclass
 
-METRICS = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}  # percent
+from .tasks import TASK_ROWS
+
+METRICS = {task: row.metric for task, row in TASK_ROWS.items()}
 
 
 @dataclass(frozen=True)

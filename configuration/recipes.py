@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 
-from .paper import METRICS, Reported, reported_for
+from .paper import Reported, reported_for
+from .tasks import TASK_ROWS
 
 DEVICES = 4  # the authors' number of GPUs; images are dealt to them before batches are cut
 COCO_PANOPTIC_IMAGES = 16 * 7391  # inferred
@@ -133,7 +134,7 @@ class Recipe:
 
     @property
     def metric(self) -> str:
-        return METRICS[self.task]
+        return TASK_ROWS[self.task].metric
 
     @property
     def steps_per_epoch(self) -> int:
@@ -180,7 +181,7 @@ def _recipe(dataset: str, task: str, size: str, image_size: int, suffix: str = "
         "backbone": DINOV2.format(size),
         "epochs": _EPOCHS[dataset] * (2 if "_2x" in suffix else 1),
         "num_blocks": _BLOCKS[size],
-        "num_queries": 100 if semantic else 200,
+        "num_queries": TASK_ROWS[task].num_queries,
         "scale_range": (0.5, 2.0) if semantic else (0.1, 2.0),
         "color_jitter": dataset != "coco",
         "evaluation_epochs": 2 if task == "instance" else 1,

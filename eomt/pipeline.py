@@ -8,10 +8,8 @@ The stock pipeline works too; its instances cannot overlap, and it clips 16-bit 
 import numpy as np
 from PIL import Image
 from transformers import ImageSegmentationPipeline
-from transformers.image_utils import load_image
 
-from eomt.image_processing import read_image
-from eomt.image_processing.images import upright_rgb
+from eomt.image_processing.images import open_image, upright
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
@@ -19,19 +17,17 @@ class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
     that thresholds left out are the paper's: 0.8 and 0.8 for panoptic, the 0.5 people look at for instances."""
 
     def preprocess(self, image, subtask=None, timeout=None):
-        if isinstance(image, Image.Image):
-            image = upright_rgb(image)
-        elif not str(image).startswith(("http://", "https://", "data:")):
-            image = read_image(image)
-        else:
-            image = load_image(image, timeout=timeout)
-        return super().preprocess(image, subtask=subtask, timeout=timeout)
+        # as the stock pipeline, which turns pictures too
+        picture = open_image(upright(image) if isinstance(image, Image.Image) else image, timeout=timeout)
+        inputs = self.image_processor(images=[picture], return_tensors="pt").to(self.dtype)
+        inputs["target_size"] = [(picture.height, picture.width)]
+        return inputs
 
     def postprocess(
         self, model_outputs, subtask=None, threshold=None, mask_threshold=0.5, overlap_mask_area_threshold=0.8
     ):
         task = subtask or self.image_processor.task
-        if task != "instance":
+        if task != "instance" or not hasattr(self.image_processor, "post_process_instance_segmentation"):
             threshold = 0.8 if threshold is None else threshold
             return super().postprocess(model_outputs, task, threshold, mask_threshold, overlap_mask_area_threshold)
         result = self.image_processor.post_process_instance_segmentation(

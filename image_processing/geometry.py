@@ -10,6 +10,7 @@ and cuts by it, post-processing inverts it.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 Size = tuple[int, int]  # (height, width), pixels
 LONGEST_SIDE = 32768
@@ -59,8 +60,8 @@ def input_size_of(size, windowed: bool) -> Size:
                 f"size {size} names no input size; use an int, {{'height', 'width'}} or "
                 "{'shortest_edge', 'longest_edge'}"
             )
-    if min(sides) < 1:
-        raise ValueError(f"size {sides} has a side below 1 pixel")
+    if not all(isinstance(side, Integral) and 1 <= side <= LONGEST_SIDE for side in sides):
+        raise ValueError(f"size is {sides}; it must be whole pixels from 1 to {LONGEST_SIDE}")
     return int(sides[0]), int(sides[1])
 
 

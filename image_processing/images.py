@@ -1,50 +1,112 @@
 """Whatever a user calls an image → (3, H, W) RGB tensor, uint8 0..255 (float arrays stay float32)."""
 
+import base64
+import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from transformers.image_utils import load_image
 
+_ORIENTATION = 0x0112  # EXIF
+_EXIF_NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Image file → RGB picture, upright.
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+    """Image file → RGB picture, turned as its EXIF orientation says.
+
+    Args:
+        size: (height, width) of the file's annotation. Where the stored picture has it, the annotation was made on
+            that, and the picture is not turned.
 
     Raises `ValueError` with the path for files that are no image or are cut short, `OSError` for missing ones.
     """
     try:
         with Image.open(path) as image:
-            return upright_rgb(image)
+            image.load()
+            return to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Picture of any mode → RGB, turned as its EXIF orientation says.
+def open_image(source, size: tuple[int, int] | None = None, timeout: float | None = None) -> Image.Image:
+    """Path, URL, data URL, base64 text or picture → RGB picture. What is opened here is turned upright (a file: see
+    `read_image`); a picture is in its caller's frame and stays in it."""
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return load_image(source, timeout=timeout)
+    decoded = _base64(source)
+    return read_image(source, size) if decoded is None else to_rgb(upright(decoded))
 
-    16-bit grey values are scaled (PIL's own conversion would clip them at 255). Transparency is dropped, as the
-    authors and transformers' pipeline do.
+
+def _base64(source) -> Image.Image | None:
+    if not isinstance(source, str) or (len(source) < 4096 and os.path.exists(source)):
+        return None
+    try:
+        return Image.open(BytesIO(base64.b64decode(source.partition(",")[2] or source)))
+    except (ValueError, OSError):
+        return None
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 is upright, as are pictures that say none or whose header is damaged."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises half a dozen kinds, its own and struct's, from inside its TIFF reader
+        found = 1
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Picture → turned as its EXIF orientation says."""
+    turn = _TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for note in _EXIF_NOTES:  # so that nobody turns it again
+        image.info.pop(note, None)
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Picture of any mode → RGB.
+
+    16-bit grey values are scaled (PIL's own conversion would clip them at 255), and so are floats up to 1.
+    Transparency is dropped, as the authors and transformers' pipeline do.
     """
-    image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         if image.mode != "I" or grey.max(initial=0) > 255:  # mode I also holds 8-bit values
             grey = (grey.clip(0, 65535) + 128) // 257
         image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
-        image = Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).round().astype(np.uint8))
+        grey = np.nan_to_num(np.asarray(image))
+        grey = grey * 255 if grey.max(initial=0) <= 1 else grey
+        image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
     elif image.mode == "RGBa":
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
-    """PIL image, (H, W), (H, W, C) or (C, H, W) array or tensor with C in 1..4 → (3, H, W) uint8 or float32.
+    """Image → (3, H, W) uint8 or float32. A PIL image (not turned), or an (H, W), (H, W, C) or (C, H, W) array or
+    tensor with C in 1..4.
 
     Args:
         input_data_format: "channels_first" or "channels_last" for arrays; by default the dimension of size 3 (else 1,
@@ -53,7 +115,7 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
     Grey is repeated, alpha dropped, 16-bit scaled to 8. Raises `ValueError` for any other shape.
     """
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(
             f"cannot make an image of {type(image).__name__}; give a PIL image, an array, a tensor or a path"
@@ -86,6 +148,13 @@ def _channels_first(image: Tensor, data_format: str | None) -> Tensor:
             if shape[2] == channels:
                 return image.permute(2, 0, 1)
     raise ValueError(f"cannot make an image of shape {shape}; give (H, W), (H, W, C) or (C, H, W) with C from 1 to 4")
+
+
+def scaled_to_255(image: Tensor) -> Tensor:
+    """Floats in [0, 1], which are scaled already, → 0..255, as the rescaling that follows expects it."""
+    if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
+        return image * 255
+    return image
 
 
 def pillow_resize(image: np.ndarray, size: tuple[int, int], resample) -> np.ndarray:

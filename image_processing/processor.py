@@ -18,17 +18,20 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     PILImageResampling,
     SizeDict,
-    load_image,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
+from ..configuration.tasks import checkpoint_stuff, checkpoint_task, read_beside
 from .geometry import Placement, input_size_of, placement, require_possible
-from .images import flatten, pillow_resize, read_image, to_rgb_tensor
+from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing
-from .targets import batch_targets
+from .settings import check_settings
+from .targets import batch_targets, read_maps
 
-TASKS = ("panoptic", "instance", "semantic")
+CONFIGURATION = "config.json"
+# Arguments of `from_pretrained` that say how a file of a repository is found.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -55,6 +58,10 @@ class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels: bool | None
 
 
+def _is_source(image) -> bool:
+    return isinstance(image, (str, os.PathLike))
+
+
 class _EoMTProcessing(PostProcessing):
     """What both back ends share; they differ in `_resize` and `_finish`."""
 
@@ -79,8 +86,8 @@ class _EoMTProcessing(PostProcessing):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if self.task not in TASKS:
-            raise ValueError(f"task {self.task!r} is none of {', '.join(TASKS)}")
+        self.stuff_label_ids = None if self.stuff_label_ids is None else [int(i) for i in self.stuff_label_ids]
+        check_settings(vars(self), self.valid_kwargs)
         if self.do_pad is None and self.do_split_image is None:
             self.do_split_image = self.task == "semantic"
         elif self.do_split_image is None:
@@ -88,23 +95,33 @@ class _EoMTProcessing(PostProcessing):
         if self.do_pad is None:
             self.do_pad = not self.do_split_image
         input_size_of(self.size, self.do_split_image)  # a size that cannot work is told here
-        self.stuff_label_ids = None if self.stuff_label_ids is None else [int(i) for i in self.stuff_label_ids]
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """Also reads config.json, which knows what the hub's processors do not: the classes, and with them the task."""
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
+        saved, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if isinstance(saved, dict) and (saved.get("task") is None or saved.get("stuff_label_ids") is None):
+            path = str(pretrained_model_name_or_path)
+            saved = {**saved, "checkpoint": (read_beside(path, CONFIGURATION, **hub), path)}
+        return saved, kwargs
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
-        """Also reads what transformers' own processor saved, which knows no task: windows mean semantic, and neither
-        padding nor windows (its default, which no model can use) leaves the choice to the task. A semantic model's
-        processor asked for segments, task="panoptic" or "instance", pads: windows cannot be joined to segments."""
+        """Also reads what transformers' own processor saved, which knows no task. The task, saved, inferred or given
+        as `task=`, decides between padding and windows, unless our own file or a keyword does."""
         saved = dict(image_processor_dict)
-        if "task" not in saved and "task" not in kwargs:
-            saved["task"] = "semantic" if saved.get("do_split_image") else "panoptic"
-        if "task" not in image_processor_dict and not saved.get("do_split_image") and not saved.get("do_pad"):
-            saved.pop("do_split_image", None)
+        config, path = saved.pop("checkpoint", ({}, None))
+        own = saved.get("task") is not None
+        if not own:
+            saved["task"] = checkpoint_task(saved, config, saved, path)
+        task = kwargs.get("task") or saved["task"]
+        if not own or (task == "semantic") != (saved["task"] == "semantic"):
+            saved.pop("do_split_image", None)  # windows cannot be joined to segments, and semantic models expect them
             saved.pop("do_pad", None)
-        if kwargs.get("task") in ("panoptic", "instance") and not kwargs.get("do_split_image"):
-            if saved.get("do_split_image"):
-                saved.pop("do_pad", None)
-            saved["do_split_image"] = False
+        if saved.get("stuff_label_ids") is None:
+            saved["stuff_label_ids"] = checkpoint_stuff(config, task)
+        check_settings({**saved, "task": task}, cls.valid_kwargs)
         return super().from_dict(saved, **kwargs)
 
     def to_dict(self) -> dict:
@@ -131,14 +148,10 @@ class _EoMTProcessing(PostProcessing):
         )
 
     def fetch_images(self, images):
-        """Paths and URLs → pictures; anything else as it is."""
+        """Paths, URLs and base64 text → upright pictures; anything else as it is: it is in its caller's frame."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, str) and images.startswith(("http://", "https://")):
-            return load_image(images)
-        if isinstance(images, (str, os.PathLike)):
-            return read_image(images)
-        return images
+        return open_image(images) if _is_source(images) else images
 
     def preprocess(
         self, images, segmentation_maps=None, segments_info=None, instance_id_to_semantic_id=None, **kwargs
@@ -176,9 +189,13 @@ class _EoMTProcessing(PostProcessing):
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, segments_info, instance_id_to_semantic_id, **options
     ) -> BatchFeature:
-        tensors = [
-            to_rgb_tensor(image, options.get("input_data_format")) for image in flatten(self.fetch_images(images))
-        ]
+        images = flatten(images)
+        maps = None if segmentation_maps is None else read_maps(segmentation_maps, len(images))
+        if maps is not None:  # an image opened here is turned as its map is
+            images = [open_image(i, size=m.shape) if _is_source(i) else i for i, m in zip(images, maps)]
+        tensors = [to_rgb_tensor(image, options.get("input_data_format")) for image in self.fetch_images(images)]
+        if options["do_rescale"]:
+            tensors = [scaled_to_255(image) for image in tensors]
         if options.get("device") is not None:
             tensors = [image.to(options["device"]) for image in tensors]
         windowed = bool(options["do_split_image"])
@@ -201,9 +218,9 @@ class _EoMTProcessing(PostProcessing):
             for i, place in enumerate(placements)
             for start, end in (place.offsets if windowed else ())
         ]
-        if segmentation_maps is not None:
+        if maps is not None:
             data["mask_labels"], data["class_labels"] = batch_targets(
-                segmentation_maps,
+                maps,
                 placements,
                 segments_info,
                 instance_id_to_semantic_id,

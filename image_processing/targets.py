@@ -146,32 +146,42 @@ def check_size(ids: Tensor, image_size: Size, name: str = "segmentation map") ->
         )
 
 
+def read_maps(maps, count: int) -> list[Tensor]:
+    """One map, its path, a list or a stack of them, for `count` images → (H, W) int64 ids of each."""
+    single = isinstance(maps, (Image.Image, str, os.PathLike))
+    single |= isinstance(maps, (np.ndarray, Tensor)) and (maps.ndim == 2 or (maps.ndim == 3 and count == 1))
+    maps = [maps] if single else list(maps)
+    if len(maps) != count:
+        raise ValueError(f"{len(maps)} segmentation_maps for {count} images; give one an image")
+    return [read_map(Image.open(m) if isinstance(m, (str, os.PathLike)) else m) for m in maps]
+
+
 def batch_targets(
-    maps, placements: Sequence[Placement], segments_info=None, instance_id_to_semantic_id=None, **rules
+    maps: Sequence[Tensor],
+    placements: Sequence[Placement],
+    segments_info=None,
+    instance_id_to_semantic_id=None,
+    **rules,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Maps of a batch → for each model input (n, S_h, S_w) bool masks and (n,) labels.
 
     Args:
-        maps: one map an image (a single one, a list or a stack).
+        maps: (H, W) ids of each image.
         segments_info, instance_id_to_semantic_id: one an image, or one where that is unambiguous.
         rules: the other arguments of `label_ids`.
     """
     count = len(placements)
-    single = isinstance(maps, (Image.Image, str, os.PathLike))
-    single |= isinstance(maps, (np.ndarray, Tensor)) and (maps.ndim == 2 or (maps.ndim == 3 and count == 1))
-    maps = [maps] if single else list(maps)
     if segments_info is None:
         segments_info = [None] * count
     elif count == 1 and (len(segments_info) == 0 or isinstance(segments_info[0], Mapping)):
         segments_info = [segments_info]
     per_image = isinstance(instance_id_to_semantic_id, (list, tuple))
     mappings = instance_id_to_semantic_id if per_image else [instance_id_to_semantic_id] * count
-    for name, given in (("segmentation_maps", maps), ("segments_info", segments_info), ("mappings", mappings)):
+    for name, given in (("segments_info", segments_info), ("mappings", mappings)):
         if len(given) != count:
             raise ValueError(f"{len(given)} {name} for {count} images; give one an image")
     masks, labels = [], []
-    for i, place in enumerate(placements):
-        ids = read_map(Image.open(maps[i]) if isinstance(maps[i], (str, os.PathLike)) else maps[i])
+    for i, (ids, place) in enumerate(zip(maps, placements)):
         check_size(ids, place.original, f"segmentation map {i}")
         ids, classes = label_ids(ids, segments_info=segments_info[i], instance_id_to_semantic_id=mappings[i], **rules)
         for part in place_map(ids, place):

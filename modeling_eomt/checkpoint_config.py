@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from ..configuration import BACKBONES, Backbone, EoMTConfig, as_pair
+from ..configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
 from ..configuration.labels import LabelSpace, label_space
+from ..configuration.tasks import infer_task
 from .state_dicts import StateDict
 
 HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape tells it
@@ -21,7 +22,6 @@ SPACES = {
     150: "ade20k_panoptic",
     19: "cityscapes_semantic",
 }
-SEMANTIC_QUERIES = 100  # 200 for the other tasks (paper, Section 4.1)
 
 
 def config_of_checkpoint(
@@ -83,17 +83,14 @@ def config_of_checkpoint(
 def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpace | None:
     """The paper's data set with that many classes, or None."""
     name = SPACES.get(num_labels)
-    if num_labels == 150 and (task == "semantic" or (task is None and queries == SEMANTIC_QUERIES)):
+    if num_labels == 150 and (task == "semantic" or (task is None and queries == TASK_ROWS["semantic"].num_queries)):
         name = "ade20k_semantic"
     return label_space(name) if name else None
 
 
 def guess_task(labels: LabelSpace | None, queries: int) -> str:
     """Label space's name, or the query count → what the model was trained for."""
-    ending = labels.name.rpartition("_")[2] if labels is not None else ""
-    if ending in ("panoptic", "instance", "semantic"):
-        return ending
-    return "semantic" if queries == SEMANTIC_QUERIES else "panoptic"
+    return infer_task(None, queries, name=labels.name if labels is not None else "")[0]
 
 
 def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:

@@ -6,7 +6,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,6 +32,9 @@ def read_state_dict(source: str | Path | Mapping | nn.Module) -> StateDict:
     for name in ("state_dict", "model", "teacher"):
         if isinstance(source.get(name), Mapping):
             source = source[name]
+    unnamed = next((name for name in source if not isinstance(name, str)), None)
+    if unnamed is not None:
+        raise ValueError(f"the state dict has the key {unnamed!r:.60}; tensors are named by strings")
     state = {
         WRAPPERS.sub("", name).lstrip("."): tensor for name, tensor in source.items() if isinstance(tensor, Tensor)
     }
@@ -54,10 +56,12 @@ def _read_files(path: Path) -> Mapping:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, which is not safe to open: {error}".splitlines()[0]
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, LookupError) as error:  # what is no pickle may raise anything
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's own text advises to open it all the same
+        what = f" ({found[1]})" if found else ""
+        raise ValueError(f"{path} is damaged or holds more than tensors{what}, which is not safe to open") from None
+    except Exception as error:  # what is no pickle may raise anything
+        if isinstance(error, MemoryError):
+            raise
         reason = f"{type(error).__name__} {error}".splitlines()[0]
         raise ValueError(f"{path} cannot be read, it may be truncated: {reason}") from None
     if not isinstance(state, Mapping):

@@ -175,12 +175,17 @@ def _labels(given: str | None):
     path = Path(given)
     if not path.is_file():
         raise ValueError(f"--labels {given} is neither a file nor one of {', '.join(PACKAGED)}")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".json":
-        return LabelSpace(path.stem, [line.strip() for line in text.splitlines() if line.strip()])
-    names = json.loads(text)
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = (
+            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--labels {given} is not a readable file of names: {error}") from None
     if isinstance(names, dict):
-        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+        if sorted(names) != sorted(map(str, range(len(names)))):
             raise ValueError(f"--labels {given}: its keys must be the labels 0 to {len(names) - 1}")
         names = [names[str(label)] for label in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"--labels {given} must hold a list of names, or label → name")
     return LabelSpace(path.stem, names)

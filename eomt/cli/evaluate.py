@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
     _start_group(args)
     model, processor = _load(args) if args.model else (None, None)
-    task = args.task or model.config.task
+    task = processor.task if processor else args.task
     dataset, space = _data(args, task, model)
     images = ImageReport(task, space, args.worst)
     result = _score_model(args, model, processor, dataset, space, task, images) if model else None

@@ -99,8 +99,7 @@ class _Job:
         self.dtype = getattr(torch, args.dtype)
         model = AutoModelForUniversalSegmentation.from_pretrained(args.model, dtype=self.dtype)
         self.model = model.eval().to(self.device)
-        task = args.task or getattr(model.config, "task", None)
-        self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": task} if task else {}))
+        self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
         self.task = self.processor.task
         if args.confidence and self.task != "semantic":
             raise ValueError(f"--confidence is for semantic segmentation, this model's task is {self.task}")
@@ -112,8 +111,6 @@ class _Job:
             raise ValueError(
                 f"--label-space {args.label_space} has {space.num_labels} classes, the model has {own.num_labels}"
             )
-        if self.processor.stuff_label_ids is None and own.stuff_label_ids:
-            self.processor.stuff_label_ids = list(own.stuff_label_ids)
         run = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
         run |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
         run["weights"] = weights_of(args.model)

@@ -197,7 +197,7 @@ def test_label_spaces_and_configurations(roboflow):
     assert not LabelSpace.from_config(config).knows_dataset_ids
     absent = LabelSpace("some", ("a", "b", "c"), (), (-1, 7, -2))  # classes that a data set does not have
     assert absent.config_fields["dataset_ids"] == {"a": 8, "b": 7, "c": 9}
-    with pytest.raises(ValueError, match=r"dataset_ids is \{'a': 'x'\}; it must map each class name to an id"):
+    with pytest.raises(ValueError, match=r"dataset_ids is \{'a': 'x'\}; it must be an object"):
         tiny_config(dataset_ids={"a": "x"})
 
 

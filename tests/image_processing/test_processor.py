@@ -1,5 +1,6 @@
 """The processors: the authors' pixels, two back ends, every kind of picture, saved files both ways."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -98,20 +99,54 @@ def test_every_picture_mode(mode):
         assert (values * 255 - torch.from_numpy(grey)).abs().max() <= tolerance
 
 
-def test_exif_orientation_is_applied():
-    image = Image.fromarray(picture(20, 40))
+def tagged(path, image, orientation=6):
+    """The picture as a camera stores it: to be turned a quarter clockwise."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    from io import BytesIO
+    exif[0x0112] = orientation
+    image.save(path, "png", exif=exif)
+    return path
 
-    buffer = BytesIO()
-    image.save(buffer, "png", exif=exif)
-    turned = Image.open(buffer)
-    processor = EoMTImageProcessor(size=40)
-    upright = image.transpose(Image.Transpose.ROTATE_270)
-    assert torch.equal(
-        processor(turned, return_tensors="pt")["pixel_values"], processor(upright, return_tensors="pt")["pixel_values"]
+
+def test_exif_orientation_is_applied_to_files_and_not_to_pictures(tmp_path):
+    image, processor = Image.fromarray(picture(20, 40)), EoMTImageProcessor(size=40)
+    path = tagged(tmp_path / "a.png", image)
+    stored, upright = (
+        processor(i, return_tensors="pt").pixel_values for i in (image, image.transpose(Image.Transpose.ROTATE_270))
     )
+    assert torch.equal(processor(Image.open(path), return_tensors="pt").pixel_values, stored)
+    for source in (path, str(path), [path], base64.b64encode(path.read_bytes()).decode()):
+        assert torch.equal(processor(source, return_tensors="pt").pixel_values, upright)
+    # with a map the file follows the map's frame
+    for size, expected in (((20, 40), stored), ((40, 20), upright)):
+        inputs = processor(path, segmentation_maps=np.zeros(size, np.uint8), return_tensors="pt")
+        assert torch.equal(inputs.pixel_values, expected)
+    square = Image.fromarray(picture(40, 40))
+    path = tagged(tmp_path / "b.png", square)
+    inputs = processor(path, segmentation_maps=np.zeros((40, 40), np.uint8), return_tensors="pt")
+    assert torch.equal(inputs.pixel_values, processor(square, return_tensors="pt").pixel_values)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_header_is_no_error(tmp_path):
+    image, path = Image.fromarray(picture(20, 40)), tmp_path / "a.jpg"
+    image.save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    image.save(tmp_path / "b.jpg", exif=b"Exif\0\0no tiff header")
+    for file in (path, tmp_path / "b.jpg"):
+        assert read_image(file).size == (40, 20)
+        assert EoMTImageProcessor(size=40)(file, return_tensors="pt").pixel_values.shape == (1, 3, 40, 40)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_floats_up_to_one_are_not_rescaled_again(backend):
+    expected = backend(size=50)(picture(), return_tensors="pt").pixel_values
+    scaled = picture().astype(np.float32) / 255
+    found = backend(size=50)(scaled, return_tensors="pt").pixel_values
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)  # uint8 rounds while resizing
+    found = backend(size=50, do_rescale=False)(scaled, return_tensors="pt").pixel_values
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
+    found = backend(size=50)(Image.fromarray(scaled[..., 0]), return_tensors="pt").pixel_values  # a float TIFF
+    expected = backend(size=50)(picture()[..., 0], return_tensors="pt").pixel_values
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +279,7 @@ def test_paths_and_unreadable_files(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EoMTImageProcessor(task="depth"), "task 'depth' is none of panoptic, instance, semantic"),
+        (lambda: EoMTImageProcessor(task="depth"), "task is 'depth'; it must be one of panoptic, instance, semantic"),
         (lambda: EoMTImageProcessor(size={"min_pixels": 4, "max_pixels": 9}), "names no input size"),
         (lambda: EoMTImageProcessor(size=8)(np.zeros((9, 9, 7))), r"shape \(9, 9, 7\)"),
         (lambda: EoMTImageProcessor(size=8)([{"image": 1}]), "image"),

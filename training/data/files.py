@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 
 from ...image_processing.files import files_below
-from ...image_processing.images import upright_rgb
+from ...image_processing.images import orientation, to_rgb, upright
 
-_ORIENTATION = 0x0112  # EXIF
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test")}  # best first
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MOST_BYTES = 1 << 31  # of a json or an image: COCO's largest json has half a gigabyte, LVIS' one
@@ -162,13 +161,11 @@ def open_image(location: str, name: str) -> Image.Image:
 def read_image(location: str, name: str, size: tuple[int, int] | None = None) -> torch.Tensor:
     """An RGB image: uint8 (3, H, W), turned as its EXIF orientation says.
 
-    size: (H, W) of its annotation. Where only the unturned image has it, the annotation was made on that.
+    size: (H, W) of its annotation. Where the stored image has it, the annotation was made on that: no turning.
     """
     image = open_image(location, name)
-    upright = upright_rgb(image)
-    if size is not None and upright.size != image.size == (size[1], size[0]):
-        upright = image.convert("RGB")
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()  # from [H, W, 3]
+    image = to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # from [H, W, 3]
 
 
 def read_map(location: str, name: str) -> np.ndarray:
@@ -210,7 +207,7 @@ def image_size(location: str, name: str) -> tuple[int, int]:
     try:
         source = io.BytesIO(read_bytes(location)) if location.startswith("zip://") else location
         with Image.open(source) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) > 4  # a quarter to the left or right
+            turned = orientation(image) > 4  # a quarter to the left or right
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # see open_image
         raise ValueError(f"{name}: unreadable image ({error}); fix or remove it") from None

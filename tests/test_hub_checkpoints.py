@@ -1,0 +1,170 @@
+"""The hub's checkpoints as they are: configurations and processors of plain transformers, which know no task."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForUniversalSegmentation,
+    EomtConfig,
+    EomtDinov3Config,
+    EomtDinov3ForUniversalSegmentation,
+    EomtForUniversalSegmentation,
+    pipeline,
+)
+from transformers import EomtImageProcessor as BuiltInProcessor
+
+import eomt
+from eomt.configuration.labels import label_space
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_blocks": 1,
+    "image_size": 32,
+    "num_upscale_blocks": 1,
+}
+PADDED = {"do_pad": True, "do_split_image": False, "size": {"shortest_edge": 32, "longest_edge": 32}}
+WINDOWS = {"do_pad": False, "do_split_image": True, "size": {"shortest_edge": 32, "longest_edge": None}}
+# As the hub has them: (family, label space, queries, processor) and what they were trained for. The DINOv3 model for
+# ADE20K pads.
+HUB = {
+    "coco_panoptic_eomt_large_640": ("dinov2", "coco_panoptic", 200, PADDED, "panoptic"),
+    "coco_instance_eomt_large_640": ("dinov2", "coco_instance", 200, PADDED, "instance"),
+    "ade20k_panoptic_eomt_large_640": ("dinov2", "ade20k_panoptic", 200, PADDED, "panoptic"),
+    "ade20k_semantic_eomt_large_512": ("dinov2", "ade20k_semantic", 100, WINDOWS, "semantic"),
+    "cityscapes_semantic_eomt_large_1024": ("dinov2", "cityscapes_semantic", 100, WINDOWS, "semantic"),
+    "eomt-dinov3-coco-instance-large-640": ("dinov3", "coco_instance", 200, PADDED, "instance"),
+    "eomt-dinov3-ade-semantic-large-512": ("dinov3", "ade20k_semantic", 100, PADDED, "semantic"),
+}
+
+
+def write_hub_folder(folder, family, space, queries, processor, weights=True, **fields):
+    """A repository as transformers' own classes write it."""
+    names = label_space(space).id2label if isinstance(space, str) else dict(enumerate(space))
+    config_class = EomtDinov3Config if family == "dinov3" else EomtConfig
+    labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+    wide = {"intermediate_size": 64} if family == "dinov3" else {}
+    config = config_class(**{**SMALL, **wide, **labels, "num_queries": queries, **fields})
+    if weights:
+        torch.manual_seed(0)
+        model_class = EomtDinov3ForUniversalSegmentation if family == "dinov3" else EomtForUniversalSegmentation
+        model = model_class(config)
+        model.attn_mask_probs.zero_()
+        model.save_pretrained(folder)
+    else:
+        config.save_pretrained(folder)
+    BuiltInProcessor(**processor).save_pretrained(folder)
+    assert "task" not in json.loads((folder / "config.json").read_text())
+    return folder
+
+
+def loaded(folder, **kwargs):
+    return AutoConfig.from_pretrained(folder, **kwargs), AutoImageProcessor.from_pretrained(folder, **kwargs)
+
+
+@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("renamed", [False, True], ids=["hub_name", "any_name"])
+def test_the_task_is_inferred_and_saved(name, renamed, tmp_path, caplog):
+    *contents, task = HUB[name]
+    folder = write_hub_folder(tmp_path / ("checkpoint" if renamed else name), *contents, weights=False)
+    config, processor = loaded(folder)
+    stuff = list(label_space(contents[1]).stuff_label_ids) if task == "panoptic" else []
+    for _ in range(2):
+        assert (config.task, processor.task) == (task, task)
+        assert (config.stuff_label_ids, processor.stuff_label_ids or []) == (stuff, stuff)
+        assert (processor.do_split_image, processor.do_pad) == (task == "semantic", task != "semantic")
+        config.save_pretrained(tmp_path / "again")
+        processor.save_pretrained(tmp_path / "again")
+        config, processor = loaded(tmp_path / "again")
+    assert "does not say its task" not in caplog.text
+    assert eomt.EoMTImageProcessor.from_pretrained(folder).task == task
+    other = "instance" if task == "panoptic" else "panoptic"
+    config, processor = loaded(folder, task=other)
+    assert (config.task, processor.task, processor.do_split_image) == (other, other, False)
+
+
+def test_each_file_knows_what_only_the_other_says(tmp_path):
+    folder = write_hub_folder(tmp_path / "a", "dinov2", ["cell", "tissue"], 200, WINDOWS, weights=False)
+    assert [part.task for part in loaded(folder)] == ["semantic", "semantic"]  # by the windows
+    folder = write_hub_folder(tmp_path / "nuclei-instance", "dinov2", ["cell", "tissue"], 200, PADDED, weights=False)
+    assert [part.task for part in loaded(folder)] == ["instance", "instance"]  # by the name
+    eomt.EoMTConfig(**SMALL, num_labels=2, task="instance", stuff_label_ids=[1]).save_pretrained(tmp_path / "a")
+    config, processor = loaded(tmp_path / "a")
+    assert (config.task, processor.task, processor.stuff_label_ids) == ("instance", "instance", [1])
+    write_hub_folder(tmp_path / "b", "dinov2", ["cell", "tissue"], 200, PADDED, weights=False)
+    eomt.EoMTImageProcessor(task="semantic", size=32).save_pretrained(tmp_path / "b")
+    assert [part.task for part in loaded(tmp_path / "b")] == ["semantic", "semantic"]
+
+
+def test_where_nothing_decides_the_choice_is_logged(tmp_path, monkeypatch):
+    from eomt.configuration import tasks
+
+    said = []
+    monkeypatch.setattr(tasks.logger, "warning_once", said.append)
+    folder = write_hub_folder(tmp_path / "cells", "dinov2", ["cell", "tissue"], 200, PADDED, weights=False)
+    config, processor = loaded(folder)
+    assert (config.task, processor.task) == ("panoptic", "panoptic")
+    assert len(set(said)) == 1
+    assert "task='panoptic' is taken; give task= (--task)" in said[0]
+
+
+def test_names_spelled_otherwise_and_other_data_sets():
+    from eomt.configuration.labels import known_labels
+
+    ade = label_space("ade20k_semantic").names
+    spelled = {str(i): f"{name.title()}, something " for i, name in enumerate(ade)}
+    assert known_labels(spelled).dataset == "ade20k"
+    assert known_labels({str(i): f"LABEL_{i}" for i in range(133)}) is None
+    assert known_labels(dict(enumerate(ade[:149]))) is None
+
+
+@pytest.mark.parametrize("name", ["coco_instance_eomt_large_640", "eomt-dinov3-ade-semantic-large-512"])
+def test_the_pipeline_and_predict_take_the_task(name, tmp_path):
+    from PIL import Image
+
+    from eomt.cli import main
+
+    *contents, task = HUB[name]
+    folder = write_hub_folder(tmp_path / "model", *contents)
+    segment = pipeline("image-segmentation", model=str(folder))
+    assert (segment.model.config.task, segment.image_processor.task) == (task, task)
+    image = Image.new("RGB", (60, 32), "white")
+    found = segment(image, **({} if task == "semantic" else {"threshold": 0.0}))
+    assert found
+    assert all((entry["score"] is None) == (task == "semantic") for entry in found)
+    image.save(tmp_path / "photo.png")
+    run = ["predict", str(tmp_path / "photo.png"), "--model", str(folder), "--no-overlays", "--device", "cpu"]
+    assert main([*run, "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["task"] == task
+    assert not (tmp_path / "out" / "panoptic.json").exists()
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["task"] == task
+
+
+def test_two_queries_of_one_stuff_class_are_one_segment_and_score_as_one(tmp_path):
+    from types import SimpleNamespace
+
+    from eomt.configuration.labels import LabelSpace
+    from eomt.training.evaluation import as_reference, metric_for, post_process
+
+    *contents, _ = HUB["coco_panoptic_eomt_large_640"]
+    config, processor = loaded(write_hub_folder(tmp_path / "model", *contents, weights=False))
+    sky = config.label2id["sky-other-merged"]
+    masks = torch.full((1, 2, 8, 8), -20.0)
+    masks[0, 0, :, :4] = masks[0, 1, :, 4:] = 20.0  # the left and the right half of one sky
+    classes = torch.full((1, 2, 134), -20.0)
+    classes[:, :, sky] = 20.0
+    outputs = SimpleNamespace(masks_queries_logits=masks, class_queries_logits=classes, patch_offsets=None)
+    space = LabelSpace.from_config(config)  # as the Trainer's evaluation has it
+    found = post_process(processor, outputs, [(32, 32)], "panoptic", space)[0]
+    assert [segment["label_id"] for segment in found["segments_info"]] == [sky]
+    metric = metric_for("panoptic", space)
+    segment = {"id": 1, "label_id": sky, "iscrowd": 0}
+    reference = {"segmentation": torch.ones(32, 32, dtype=torch.int32), "segments_info": [segment]}
+    metric.add(prediction=found, reference=as_reference({"image_id": 1, "file_name": "1", "reference": reference}))
+    assert metric.compute()["pq_stuff"] == 1
