@@ -43,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
         print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        message = "the weights have other shapes than config.json gives; both must come from the same checkpoint"
+        print(f"eomt {argv[0]}: {message}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"eomt {argv[0]}: interrupted", file=sys.stderr)
         return 130

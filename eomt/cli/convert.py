@@ -71,6 +71,9 @@ def _to_hub(args) -> None:
     if args.destination.suffix in FILES:
         raise ValueError(f"{args.source} is an authors' checkpoint, so {args.destination} must be a directory")
     state = read_state_dict(args.source)
+    broken = next((key for key, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    if broken:
+        raise ValueError(f"{args.source}: {broken} holds numbers that are not finite; the file is damaged")
     mean = state.get("network.encoder.pixel_mean")
     if mean is not None and not mean.any() and not args.reference_backbone:
         raise ValueError(f"{args.source} holds deltas to DINOv3; give its weights as --reference-backbone")
@@ -102,6 +105,7 @@ def _to_authors(args) -> None:
     from transformers import AutoModelForUniversalSegmentation
 
     import eomt
+    from eomt.cli.checks import require_model
     from eomt.modeling_eomt import convert_to_authors
     from eomt.modeling_eomt.checkpoint_config import describe_config
     from eomt.modeling_eomt.state_dicts import read_state_dict
@@ -113,6 +117,7 @@ def _to_authors(args) -> None:
     suffix = args.destination.suffix
     if suffix not in FILES:
         raise ValueError(f"{args.destination} must end in one of {', '.join(FILES)}: {args.source} is a hub directory")
+    require_model(args.source)
     model = AutoModelForUniversalSegmentation.from_pretrained(args.source)
     if not isinstance(model, eomt.EoMTForUniversalSegmentation):
         raise ValueError(f"{args.source} is a {type(model).__name__}, not an EoMT")
