@@ -155,7 +155,16 @@ def build_model(
         return EoMTForUniversalSegmentation(config)
     source = options.backbone_weights or backbone
     logger.info(f"backbone weights: {source}")
-    return EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
+    try:
+        return EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
+    except Exception as error:  # what timm and the hub raise without a connection has no common class
+        if isinstance(error, ValueError) or options.backbone_weights:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the weights of {source!r} could not be downloaded ({reason:.200}); give a file or folder that has them as "
+            "--backbone-weights, or scratch"
+        ) from None
 
 
 def _checkpoint_config(options: ModelOptions, args: EoMTTrainingArguments) -> EoMTConfig | None:

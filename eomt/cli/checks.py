@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 
 
@@ -57,3 +58,16 @@ def _require_settings(file: Path) -> None:
     names = content.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{file}: architectures is {names!r:.60}; it must be a list of strings")
+
+
+def require_writable(folder: Path) -> None:
+    """`OSError` unless files can be written to a folder, which is made: before the work whose results go there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def require_sides(sides: list[int] | None, option: str = "--image-size") -> None:
+    """`ValueError` unless an image size is one or two positive numbers of pixels, or not given."""
+    if sides is not None and (len(sides) > 2 or min(sides) < 1):
+        raise ValueError(f"{option} {' '.join(map(str, sides))}: give a side, or height and width, in pixels")

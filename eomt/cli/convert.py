@@ -38,9 +38,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    from eomt.cli.checks import require_sides, require_writable
     from eomt.writing import require_free
 
     require_free(args.destination, args.force)  # before minutes of reading
+    require_writable(args.destination.parent)
+    require_sides(args.image_size)
     if _is_hub(args.source):
         _to_authors(args)
     else:
@@ -129,7 +132,8 @@ def _to_authors(args) -> None:
         if suffix == ".safetensors":
             save_file(state, file)
         else:
-            torch.save({"state_dict": state} if suffix == ".ckpt" else state, file)
+            with open(file, "wb") as target:
+                torch.save({"state_dict": state} if suffix == ".ckpt" else state, target)
         again = read_state_dict(file)
         if again.keys() != state.keys() or not all(torch.equal(again[key], tensor) for key, tensor in state.items()):
             raise RuntimeError("the file read back differs from what was written")
@@ -164,8 +168,6 @@ def _masking(model) -> str:
 def _pair(size: list[int] | None):
     if size is None or len(size) == 1:
         return size and size[0]
-    if len(size) > 2:
-        raise ValueError(f"--image-size {' '.join(map(str, size))}: give a side, or height and width")
     return tuple(size)
 
 

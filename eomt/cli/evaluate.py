@@ -27,10 +27,14 @@ def main(argv: list[str]) -> int:
     if args.worst and not args.output:
         raise ValueError("--worst needs --output, the folder for the pictures")
 
+    from eomt.cli.checks import require_writable
     from eomt.image_processing.writing import write_json
     from eomt.training.processes import rank
     from eomt.training.report import ImageReport, table, write_classes
 
+    for folder in (args.output, args.save_predictions):
+        if folder:
+            require_writable(Path(folder))
     _start_group(args)
     model, processor = _load(args) if args.model else (None, None)
     task = processor.task if processor else args.task

@@ -164,6 +164,8 @@ class _Job:
                     pixels = batch["pixel_values"].to(self.device, self.dtype, non_blocking=True)  # [V, 3, S_h, S_w]
                     outputs = self.model(pixel_values=pixels, patch_offsets=batch["patch_offsets"] or None)
                     for i, item in enumerate(batch["images"]):
+                        if item["frames"] > 1:
+                            tqdm.write(f"note: {item['file']}: the first of {item['frames']} frames", file=sys.stderr)
                         try:
                             prediction = self._segments(outputs_of(i, outputs, batch), item["picture"])
                         except FAILS_ALONE as error:
