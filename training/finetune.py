@@ -102,6 +102,7 @@ def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wante
         class_names=names or None,
         ignore_ids=ignored,
         keep_empty=keep_empty,
+        automatic_split=args.eval_strategy != "no",
     )
 
 
@@ -154,7 +155,7 @@ def build_model(
     if scratch:
         return EoMTForUniversalSegmentation(config)
     source = options.backbone_weights or backbone
-    logger.info(f"backbone weights: {source}")
+    logger.warning(f"backbone weights: {source}")  # a download may take its time
     try:
         return EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
     except Exception as error:  # what timm and the hub raise without a connection has no common class
@@ -162,8 +163,8 @@ def build_model(
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the weights of {source!r} could not be downloaded ({reason:.200}); give a file or folder that has them as "
-            "--backbone-weights, or scratch"
+            f"the weights of {source!r} could not be downloaded ({reason:.200}); give a file or folder that has them "
+            "as --backbone-weights, or scratch"
         ) from None
 
 

@@ -138,6 +138,7 @@ def _data(args, task: str, model):
 
     wanted = LabelSpace.from_config(model.config, args.model) if model else None
     options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids, "keep_empty": args.keep_empty}
+    options["automatic_split"] = True
     try:
         dataset, space = load_data(args.data, args.dataset, label_space=wanted, **options)
     except UnknownClass as error:

@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
         return list_recipes()
     from transformers.utils.logging import disable_progress_bar
 
+    from eomt.image_processing.writing import write_json
+    from eomt.training.data.load import is_split_here
     from eomt.training.finetune import build_trainer, check, summary
     from eomt.training.resumption import check_options, write_options
 
@@ -43,6 +45,14 @@ def main(argv: list[str]) -> int:
         write_options(args, trainer.model.config)
     if trainer.is_world_process_zero():
         print(summary(trainer), flush=True)
+        if trainer.eval_dataset is not None and is_split_here(data.data, data.dataset, args.task):
+            splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
+            names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
+            write_json(Path(args.output_dir, "split.json"), names, indent=1)
+            print(
+                f"split      {len(names['val'])} images of train are held out, as there is no val: split.json",
+                flush=True,
+            )
     trainer.train(resume_from_checkpoint=resume or None)
     return finish(trainer)
 

@@ -219,3 +219,21 @@ def test_training_and_evaluate_score_the_same_images(roboflow, tmp_path, capsys)
     assert "2 images, 1 of them without annotations; --no-keep-empty leaves these out" in capsys.readouterr().out
     assert evaluate(tmp_path / "model", "--data", data, "--no-keep-empty") == 0
     assert "1 images; those without annotations are left out (--no-keep-empty)" in capsys.readouterr().out
+
+
+def test_a_train_folder_alone_is_split_the_same_in_every_command(label_maps, tmp_path, capsys):
+    data = tmp_path / "data"
+    for i in range(12):
+        for kind, suffix in (("images", "jpg"), ("labels", "png")):
+            (data / "train" / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(label_maps / "train" / kind / f"0.{suffix}", data / "train" / kind / f"{i}.{suffix}")
+    assert train(data, tmp_path / "run", "semantic", "--eval-strategy", "steps") == 0
+    split = json.loads((tmp_path / "run/split.json").read_text())
+    assert f"{len(split['val'])} images of train are held out" in capsys.readouterr().out
+    assert len(split["val"]) in range(1, 5)
+    assert sorted(split["train"] + split["val"]) == sorted(f"train/images/{i}.jpg" for i in range(12))
+    assert evaluate(tmp_path / "run", "--data", data, "--save-predictions", tmp_path / "out") == 0
+    images = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert sorted(image["file_name"] for image in images) == sorted(split["val"])
+    with pytest.raises(ValueError, match="the data set is empty"):
+        load_data(data, task="semantic", split="val")  # the library splits nothing that it was not asked to

@@ -47,7 +47,9 @@ class Rows:
             more = f" (and {len(self.problems) - 3} more problems)" if len(self.problems) > 3 else ""
             raise ValueError("; ".join(self.problems[:3]) + more)
         if not self.rows:
-            raise ValueError(f"{self.source}: the data set is empty; no image was found")
+            raise ValueError(
+                f"{self.source}: the data set is empty; no image was found (`eomt.training.data` lists the layouts)"
+            )
         kind = "int64" if isinstance(self.rows[0]["image_id"], int) else "string"
         texts = dict.fromkeys(("file_name", "image", "annotation", "things", "layout"), Value("string"))
         features = {"image_id": Value(kind), **texts, "segments": List(SEGMENT), "size": List(Value("int32"))}
