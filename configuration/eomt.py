@@ -21,6 +21,8 @@ class EoMTConfig(PreTrainedConfig):
     Args:
         task (`str`): "panoptic", "instance" or "semantic"; what the image processor and the pipeline do by default.
         stuff_label_ids (`list[int]`): labels that have one segment an image at the most (panoptic).
+        dataset_ids (`dict[str, int]`): class name → its id in the files of the data set it was trained on, which
+            `eomt predict` writes; by name, so that a model given other classes does not keep the ids of the old ones.
         masked_attention (`bool`): train with masked attention and supervise its intermediate predictions. False is
             the row "never" of Table 7: only the last prediction exists.
 
@@ -70,6 +72,7 @@ class EoMTConfig(PreTrainedConfig):
     num_register_tokens: int = 4
     task: str = "panoptic"
     stuff_label_ids: list[int] | tuple[int, ...] | None = ()
+    dataset_ids: dict[str, int] | None = None
     masked_attention: bool = True
 
     def __post_init__(self, **kwargs):

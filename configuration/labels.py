@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from itertools import count
 
 IGNORE_INDEX = 255  # the label of pixels that belong to no class, in semantic maps
 PACKAGED = {  # name → (file, which classes, whether stuff matters to the task)
@@ -37,6 +38,7 @@ class LabelSpace:
     ignored_ids: tuple[int, ...] = ()
     ignore_index: int = IGNORE_INDEX
     dataset_id_to_label: Mapping[int, int] = field(init=False, repr=False, compare=False)
+    knows_dataset_ids: bool = field(init=False, repr=False, compare=False)  # else the labels stand in for them
 
     def __post_init__(self):
         for name in ("names", "stuff_label_ids", "dataset_ids", "ignored_ids"):
@@ -45,6 +47,7 @@ class LabelSpace:
             raise ValueError(f"label space {self.name!r} has no classes; it needs at least one name")
         if 0 <= self.ignore_index < len(self.names):
             object.__setattr__(self, "ignore_index", 2**16 - 1)  # more classes than a byte holds
+        object.__setattr__(self, "knows_dataset_ids", bool(self.dataset_ids))
         if not self.dataset_ids:
             object.__setattr__(self, "dataset_ids", tuple(range(len(self.names))))
         if len(self.dataset_ids) != len(self.names):
@@ -72,11 +75,27 @@ class LabelSpace:
     def label2id(self) -> dict[str, int]:
         return {name: label for label, name in enumerate(self.names)}
 
+    @property
+    def config_fields(self) -> dict:
+        """What `EoMTConfig` keeps of a label space; `from_config` reads it back."""
+        unused = count(max(*self.dataset_ids, 0) + 1)  # for classes that this data set does not have
+        ids = {name: i if i >= 0 else next(unused) for name, i in zip(self.names, self.dataset_ids)}
+        if not self.knows_dataset_ids or len(ids) < self.num_labels:  # names that repeat cannot be told apart
+            ids = {}
+        return {"id2label": self.id2label, "label2id": self.label2id, "dataset_ids": ids}
+
     @classmethod
     def from_config(cls, config, name: str = "model") -> "LabelSpace":
-        """The label space of a model: `config.id2label` (0 … C−1) and `config.stuff_label_ids`; ids are the labels."""
-        names = [config.id2label[label] for label in range(len(config.id2label))]
-        return cls(name, tuple(names), tuple(getattr(config, "stuff_label_ids", None) or ()))
+        """The label space of a model: `config.id2label` (0 … C−1), `stuff_label_ids` and `dataset_ids`.
+
+        A model that does not say its data set's ids has those of the data set that its names are of (`known_labels`).
+        """
+        names = tuple(config.id2label[label] for label in range(len(config.id2label)))
+        saved, known = getattr(config, "dataset_ids", None) or {}, known_labels(config.id2label)
+        ids = known.dataset_ids if known else ()
+        if saved and set(names) <= set(saved):
+            ids = tuple(saved[name] for name in names)
+        return cls(name, names, tuple(getattr(config, "stuff_label_ids", None) or ()), ids)
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,7 @@ class KnownLabels:
     tasks: tuple[str, ...]
     "What models with these classes are trained for, the most frequent first."
     stuff_label_ids: tuple[int, ...]
+    dataset_ids: tuple[int, ...]
 
 
 _KNOWN = {  # number of classes → data set, which of its classes, tasks
@@ -111,7 +131,7 @@ def known_labels(id2label: Mapping | None) -> KnownLabels | None:
     if same < 0.75 * len(classes):
         return None
     stuff = tuple(label for label, c in enumerate(classes) if not c["isthing"])
-    return KnownLabels(dataset, tasks, stuff)
+    return KnownLabels(dataset, tasks, stuff, tuple(c["id"] for c in classes))
 
 
 def _plain(name) -> str:

@@ -152,6 +152,9 @@ def validate(config) -> None:
 def _validate_labels(config) -> None:
     if sorted(config.id2label) != list(range(config.num_labels)):
         raise wrong("id2label", config.id2label, f"an object with the keys 0 to {config.num_labels - 1}")
+    ids = list((config.dataset_ids or {}).values())
+    if len(set(ids)) < len(ids) or not all(0 <= i < 2**63 for i in ids):
+        raise wrong("dataset_ids", config.dataset_ids, "an object: class name → an id of its own, 0 or more")
     outside = [label for label in config.stuff_label_ids if not 0 <= label < config.num_labels]
     if outside:
         raise ValueError(

@@ -3,6 +3,7 @@
 B images · Q queries · C labels · H, W pixels
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def write(model: Exportable, kind: str, size: tuple[int, int], path: Path) -> No
     batch = {INPUT: {0: torch.export.Dim("batch", min=1)}}
     with torch.no_grad():
         if kind == "pt2":
-            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=batch), path)
+            written = io.BytesIO()  # torch's own writer ends the process where the disk is full
+            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=batch), written)
+            path.write_bytes(written.getbuffer())
             return
         program = torch.onnx.export(
             model,

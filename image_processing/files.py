@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
 )
 """What is taken from a folder; a file named outright may be called anything."""
 
@@ -56,10 +56,13 @@ def _expand(source: str) -> Iterator[tuple[Path, Path]]:
     """One source → (base, file) pairs."""
     path = Path(source)
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith("."):
+        for name in sorted(files_below(str(path))):
+            file = path / name
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 yield path, file
     elif path.exists():
+        if not path.is_file():
+            raise ValueError(f"{source!r} is neither a file nor a folder, but a pipe or a device; give an image file")
         yield path.parent, path
     elif glob.has_magic(source):
         fixed = Path(*_before_magic(path.parts)) if _before_magic(path.parts) else Path(".")
@@ -68,6 +71,27 @@ def _expand(source: str) -> Iterator[tuple[Path, Path]]:
                 yield fixed, Path(match)
     else:
         raise FileNotFoundError(f"there is no file or folder {source!r}")
+
+
+def files_below(base: str) -> list[str]:
+    """Every regular file's name relative to a folder; links are followed, except back to a folder that they lie in.
+
+    Pipes and devices are left out: reading one may wait for ever.
+    """
+    found = []
+    waiting = [("", frozenset({os.path.realpath(base)}))]  # folder, where it and those it lies in really are
+    while waiting:
+        below, inside = waiting.pop()
+        with os.scandir(os.path.join(base, below)) as entries:
+            for entry in entries:
+                name = below + entry.name
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    if real not in inside:
+                        waiting.append((f"{name}/", inside | {os.path.realpath(entry.path)}))
+                elif entry.is_file():
+                    found.append(name)
+    return found
 
 
 def _before_magic(parts: tuple[str, ...]) -> list[str]:

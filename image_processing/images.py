@@ -173,3 +173,12 @@ def flatten(images) -> list:
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         return list(images)
     return [images]
+
+
+def frames_of(path: str | Path) -> int:
+    """How many pictures a file holds (GIF, TIFF, WebP, animated PNG); only the first one is read."""
+    try:
+        with Image.open(path) as image:
+            return int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1  # a camera's previews
+    except Exception:  # reading the picture itself says what is wrong
+        return 1

@@ -24,6 +24,7 @@ from transformers.utils import is_torchvision_available
 
 from ..configuration.eomt import code_upload_refused
 from ..configuration.tasks import checkpoint_stuff, checkpoint_task, read_beside
+from ..configuration.validation import wrong
 from .geometry import Placement, input_size_of, placement, require_possible
 from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing
@@ -86,6 +87,9 @@ class _EoMTProcessing(PostProcessing):
     model_input_names = ["pixel_values"]
 
     def __init__(self, **kwargs):
+        size = kwargs.get("size")
+        if isinstance(size, list | tuple) and len(size) != 2:
+            raise wrong("size", size, "a side, [height, width] or an object")
         super().__init__(**kwargs)
         self.stuff_label_ids = None if self.stuff_label_ids is None else [int(i) for i in self.stuff_label_ids]
         check_settings(vars(self), self.valid_kwargs)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 from torch.utils.data import Dataset
 
-from .images import read_image
+from .images import frames_of, read_image
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
 """What one image may raise while the others go on: no picture, too large for memory, too long a name for its file, …"""
@@ -23,8 +23,8 @@ def failure(file: Path, error: Exception) -> tuple[str, str]:
 
 
 class ImageInputs(Dataset):
-    """(name, file) pairs → {"name", "file", "picture", "pixel_values" (v, 3, S_h, S_w), "patch_offsets"}, or
-    {"failure": (file, reason)}."""
+    """(name, file) pairs → {"name", "file", "picture", "frames", "pixel_values" (v, 3, S_h, S_w),
+    "patch_offsets"}, or {"failure": (file, reason)}."""
 
     def __init__(self, items: Sequence[tuple[str, Path]], processor):
         self.items, self.processor = list(items), processor
@@ -39,7 +39,7 @@ class ImageInputs(Dataset):
             inputs = self.processor(picture, return_tensors="pt")
         except FAILS_ALONE as error:
             return {"failure": failure(file, error)}
-        return {"name": name, "file": file, "picture": picture, **inputs}
+        return {"name": name, "file": file, "picture": picture, "frames": frames_of(file), **inputs}
 
 
 def collate(samples: list[dict]) -> dict:

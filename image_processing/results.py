@@ -9,7 +9,8 @@ label png. Written image by image, whole or not at all, by any number of process
                                                "source": the image's file; if that changes, it is made again
     OUTPUT/run.json                            what made all of it: results of another model or task are not mixed in
 
-Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the model's labels where it has none.
+Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the model's labels where it has none. Image
+ids are the numbers in the files' names or those names: photos say no more; `eomt evaluate` matches them by file name.
 """
 
 import json
@@ -90,8 +91,14 @@ def instance_results(image_id, masks, labels, scores, category_ids: Sequence[int
 
 
 def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
-    """(H, W) labels → picture with the category id of each pixel; void is 255, or 65535 where ids need 16 bits."""
+    """(H, W) labels → picture with the category id of each pixel; void is 255, or 65535 where ids need 16 bits.
+
+    Ids beyond 16 bits are colors, R + 256 G + 65536 B, and so is the picture; void is white.
+    """
     labels = np.asarray(segmentation).astype(np.int64)
+    if max(category_ids) > 65535:
+        packed = np.array([*category_ids, 0xFFFFFF])[np.where((labels >= 0) & (labels < len(category_ids)), labels, -1)]
+        return Image.fromarray(np.stack([packed % 256, packed // 256 % 256, packed // 65536], -1).astype(np.uint8))
     wide = max(category_ids) >= VOID_LABEL
     table = np.array([*category_ids, 65535 if wide else VOID_LABEL])
     known = (labels >= 0) & (labels < len(category_ids))
@@ -175,6 +182,8 @@ class Results:
             size, annotations = tuple(labels.shape), []
             write_whole(self.path("labels", name, ".png"), label_png(labels, ids).save)
         image = {"id": image_id, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
+        if self.task == "semantic":
+            image["sem_seg_file_name"] = f"labels/{name}.png"
         record = {"image": image, "annotations": annotations, "source": source}
         write_json(self.path("records", name, ".json"), record)
 

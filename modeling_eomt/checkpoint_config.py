@@ -65,7 +65,7 @@ def config_of_checkpoint(
         raise ValueError(f"{labels.num_labels} labels were given, the checkpoint has {num_labels} classes")
     space = labels or default_labels(num_labels, queries, task)
     task = task or guess_task(space, queries)
-    names = {"id2label": space.id2label, "label2id": space.label2id} if space else {"num_labels": num_labels}
+    names = space.config_fields if space else {"num_labels": num_labels}
     if stuff_label_ids is None:
         stuff_label_ids = space.stuff_label_ids if space and task == "panoptic" else ()
     patch = tuple(_kernel(state).shape[-2:])

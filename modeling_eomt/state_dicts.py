@@ -3,12 +3,13 @@
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,6 +37,9 @@ def read_state_dict(source: str | Path | Mapping | nn.Module) -> StateDict:
     for name in ("state_dict", "model", "teacher"):
         if isinstance(source.get(name), Mapping):
             source = source[name]
+    unnamed = next((name for name in source if not isinstance(name, str)), None)
+    if unnamed is not None:
+        raise ValueError(f"the state dict has the key {unnamed!r:.60}; tensors are named by strings")
     state = {
         WRAPPERS.sub("", name).lstrip("."): tensor for name, tensor in source.items() if isinstance(tensor, Tensor)
     }
@@ -53,16 +57,19 @@ def _read_files(path: Path) -> Mapping:
         return {name: tensor for shard in shards for name, tensor in _read_files(shard).items()}
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
+    if path.suffix != ".safetensors":
+        _check_archive(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, which is not safe to open: {error}".splitlines()[0]
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, LookupError) as error:  # what is no pickle may raise anything
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's own text advises to open it all the same
+        what = f" ({found[1]})" if found else ""
+        raise ValueError(f"{path} is damaged or holds more than tensors{what}, which is not safe to open") from None
+    except Exception as error:  # what is no pickle may raise anything
+        if isinstance(error, MemoryError):
+            raise
         reason = f"{type(error).__name__} {error}".splitlines()[0]
         raise ValueError(f"{path} cannot be read, it may be truncated: {reason}") from None
     if not isinstance(state, Mapping):
@@ -84,7 +91,8 @@ def write_state_dict(path: Path, state: StateDict, config: str, wrap: bool = Fal
     if path.suffix == ".safetensors":
         save_file(state, path, {"format": "pt", CONFIG_KEY: config})
         return
-    torch.save({"state_dict": state} if wrap else state, path)
+    with open(path, "wb") as file:  # torch's own writer ends the process where the disk is full
+        torch.save({"state_dict": state} if wrap else state, file)
     with zipfile.ZipFile(path, "a") as archive:
         folder = archive.namelist()[0].partition("/")[0]
         archive.writestr(f"{folder}/{CONFIG_RECORD}", config)
@@ -116,7 +124,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None
     if damaged:
         raise ValueError(f"{path} is damaged: the checksum of {damaged} does not match; download or copy it again")

@@ -34,8 +34,8 @@ def build_trainer(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgu
     Raises:
         ValueError: for data, model and options that do not fit each other, before anything is trained.
     """
-    args.task = args.task or "panoptic"
     start = _checkpoint_config(model, args)
+    args.task = args.task or _task_of(start, model)
     wanted = LabelSpace.from_config(start) if start is not None and args.class_head == "keep" else None
     try:
         train, space = load_split(data, args, "train", wanted)
@@ -65,9 +65,9 @@ def build_trainer(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgu
     return trainer
 
 
-def check(data: DataOptions, args: EoMTTrainingArguments) -> tuple[str, bool]:
+def check(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -> tuple[str, bool]:
     """Read every image of both splits → (a report for people, whether all is readable); pictures go to output_dir."""
-    args.task = args.task or "panoptic"
+    args.task = args.task or _task_of(_checkpoint_config(model, args), model)
     splits = ("train", "val") if args.eval_strategy != "no" else ("train",)
     texts, good, space = [], True, None
     for split in splits:
@@ -86,10 +86,13 @@ def check(data: DataOptions, args: EoMTTrainingArguments) -> tuple[str, bool]:
 
 
 def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wanted: LabelSpace | None = None):
-    """One split and its label space; with a recipe, the images its authors trained and evaluated on."""
+    """One split and its label space; with a recipe, the images its authors trained on.
+
+    Images without segments are evaluated on in any case, as the official servers and `eomt evaluate` do.
+    """
     recipe = args.recipe_values
     dataset = recipe.dataset if recipe and data.dataset == "auto" else data.dataset
-    keep_empty = recipe is None if data.keep_empty is None else data.keep_empty
+    keep_empty = (recipe is None or split == "val") if data.keep_empty is None else data.keep_empty
     names, ignored = listed(data.class_names), listed(data.ignore_ids, int)
     return load_data(
         data.data,
@@ -100,6 +103,7 @@ def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wante
         class_names=names or None,
         ignore_ids=ignored,
         keep_empty=keep_empty,
+        automatic_split=args.eval_strategy != "no",
     )
 
 
@@ -135,8 +139,7 @@ def build_model(
     labels = {
         "task": args.task,
         "image_size": crop_size(data, args),
-        "id2label": space.id2label,
-        "label2id": space.label2id,
+        **space.config_fields,
         "stuff_label_ids": list(space.stuff_label_ids),
     }
     scratch = options.backbone_weights == "scratch"
@@ -153,8 +156,17 @@ def build_model(
     if scratch:
         return EoMTForUniversalSegmentation(config)
     source = options.backbone_weights or backbone
-    logger.info(f"backbone weights: {source}")
-    return EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
+    logger.warning(f"backbone weights: {source}")  # a download may take its time
+    try:
+        return EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
+    except Exception as error:  # what timm and the hub raise without a connection has no common class
+        if isinstance(error, ValueError) or options.backbone_weights:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the weights of {source!r} could not be downloaded ({reason:.200}); give a file or folder that has them "
+            "as --backbone-weights, or scratch"
+        ) from None
 
 
 def _checkpoint_config(options: ModelOptions, args: EoMTTrainingArguments) -> EoMTConfig | None:
@@ -180,6 +192,11 @@ def _checkpoint_config(options: ModelOptions, args: EoMTTrainingArguments) -> Eo
             raise ValueError(f"{options.checkpoint}: an authors' file does not name its classes; give class_head new")
         return EoMTConfig.for_backbone(name, **options.overrides())
     return AutoConfig.from_pretrained(options.checkpoint)
+
+
+def _task_of(start: EoMTConfig | None, options: ModelOptions) -> str:
+    """The checkpoint's task; an authors' file does not say its own."""
+    return "panoptic" if start is None or _is_authors_file(options.checkpoint) else start.task
 
 
 def _from_checkpoint(source: str, config: EoMTConfig, keep_head: bool) -> EoMTForUniversalSegmentation:

@@ -1,5 +1,6 @@
 """What `eomt train` asks for besides `EoMTTrainingArguments`: the data and the model."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -33,7 +34,7 @@ class DataOptions:
         "Flip, scale and crop at random; false fits each image into the crop, for overfitting tests.", True
     )
     keep_empty: bool | None = option(
-        "Train and evaluate on images without segments too; default: not with a recipe, else true."
+        "Use images without segments too; default: true, but not to train on with a recipe, as its authors did."
     )
     check: bool = option("Read every image, print counts, draw samples as training sees them; do not train.", False)
 
@@ -88,8 +89,8 @@ def pair(text: str, kind=int, separator: str = "x") -> tuple | None:
         values = tuple(kind(part) for part in text.lower().split(separator))
     except ValueError:
         values = ()
-    if len(values) not in (1, 2):
-        raise ValueError(f"{text!r} is neither a number nor two separated by {separator!r}")
+    if len(values) not in (1, 2) or not all(0 < value < math.inf for value in values):
+        raise ValueError(f"{text!r} is neither a positive number nor two separated by {separator!r}")
     return values
 
 

@@ -29,6 +29,15 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def known(error: Exception) -> str | None:
+    """What an error of a library means to a user; None where it may be a fault of ours."""
+    if "ignore_mismatched_sizes" in str(error):
+        return "the weights have other shapes than config.json gives; both must come from the same checkpoint"
+    signs = ("Error while serializing", "PytorchStreamWriter", "unexpected pos", "No space left", "File too large")
+    writing = any(sign in str(error) for sign in signs)  # of safetensors, torch, the system
+    return f"a file could not be written, the disk may be full: {one_line(error)[:200]}" if writing else None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `eomt COMMAND …`; returns the exit code: 0 done, 1 done in part, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -42,6 +51,11 @@ def main(argv: list[str] | None = None) -> int:
         return importlib.import_module(f"eomt.cli.{argv[0]}").main(argv[1:]) or 0
     except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
         print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if (message := known(error)) is None:
+            raise
+        print(f"eomt {argv[0]}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"eomt {argv[0]}: interrupted", file=sys.stderr)

@@ -1,6 +1,8 @@
 """What several commands ask of their arguments before any work starts."""
 
+import json
 import re
+import tempfile
 from pathlib import Path
 
 
@@ -26,9 +28,14 @@ def require_model(name: str) -> None:
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file():
             raise ValueError(f"there is no config.json in {name!r}; give a directory that save_pretrained wrote")
+        for file in ("config.json", "preprocessor_config.json"):
+            if Path(name, file).exists():
+                _require_settings(Path(name, file))
         from safetensors import SafetensorError, safe_open
 
         for file in Path(name).glob("*.safetensors"):
+            if not file.is_file():
+                raise ValueError(f"{file} is no file")
             try:
                 safe_open(file, "pt")
             except SafetensorError as error:
@@ -66,3 +73,32 @@ def without_accelerator(device: str | None = None) -> bool:
     import torch
 
     return device == "cpu" or not torch.accelerator.is_available()
+
+
+def _require_settings(file: Path) -> None:
+    """`ValueError` unless a json holds an object whose entries that transformers reads first are of their types."""
+    try:
+        content = json.loads(file.read_bytes()) if file.is_file() else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not a readable json file: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold an object of settings; give a directory that save_pretrained wrote")
+    for key in ("model_type", "image_processor_type", "feature_extractor_type", "processor_class"):
+        if not isinstance(content.get(key, ""), str | None):
+            raise ValueError(f"{file}: {key} is {content[key]!r:.60}; it must be a string")
+    names = content.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file}: architectures is {names!r:.60}; it must be a list of strings")
+
+
+def require_writable(folder: Path) -> None:
+    """`OSError` unless files can be written to a folder, which is made: before the work whose results go there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def require_sides(sides: list[int] | None, option: str = "--image-size") -> None:
+    """`ValueError` unless an image size is one or two positive numbers of pixels, or not given."""
+    if sides is not None and (len(sides) > 2 or min(sides) < 1):
+        raise ValueError(f"{option} {' '.join(map(str, sides))}: give a side, or height and width, in pixels")

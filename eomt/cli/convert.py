@@ -38,9 +38,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    from eomt.cli.checks import require_sides, require_writable
     from eomt.writing import require_free
 
     require_free(args.destination, args.force)  # before minutes of reading
+    require_writable(args.destination.parent)
+    require_sides(args.image_size)
     if _is_hub(args.source):
         _to_authors(args)
     else:
@@ -71,6 +74,9 @@ def _to_hub(args) -> None:
     if args.destination.suffix in FILES:
         raise ValueError(f"{args.source} is an authors' checkpoint, so {args.destination} must be a directory")
     state = read_state_dict(args.source)
+    broken = next((key for key, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    if broken:
+        raise ValueError(f"{args.source}: {broken} holds numbers that are not finite; the file is damaged")
     mean = state.get("network.encoder.pixel_mean")
     if mean is not None and not mean.any() and not args.reference_backbone:
         raise ValueError(f"{args.source} holds deltas to DINOv3; give its weights as --reference-backbone")
@@ -101,7 +107,7 @@ def _to_authors(args) -> None:
     import torch
 
     import eomt
-    from eomt.cli.checks import load_model
+    from eomt.cli.checks import load_model, require_model
     from eomt.modeling_eomt import convert_to_authors
     from eomt.modeling_eomt.checkpoint_config import describe_config
     from eomt.modeling_eomt.state_dicts import read_state_dict, write_state_dict
@@ -113,6 +119,7 @@ def _to_authors(args) -> None:
     suffix = args.destination.suffix
     if suffix not in FILES:
         raise ValueError(f"{args.destination} must end in one of {', '.join(FILES)}: {args.source} is a hub directory")
+    require_model(args.source)
     model = load_model(args.source)
     if not isinstance(model, eomt.EoMTForUniversalSegmentation):
         raise ValueError(f"{args.source} is a {type(model).__name__}, not an EoMT")
@@ -155,8 +162,6 @@ def _masking(model) -> str:
 def _pair(size: list[int] | None):
     if size is None or len(size) == 1:
         return size and size[0]
-    if len(size) > 2:
-        raise ValueError(f"--image-size {' '.join(map(str, size))}: give a side, or height and width")
     return tuple(size)
 
 
@@ -171,12 +176,17 @@ def _labels(given: str | None):
     path = Path(given)
     if not path.is_file():
         raise ValueError(f"--labels {given} is neither a file nor one of {', '.join(PACKAGED)}")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".json":
-        return LabelSpace(path.stem, [line.strip() for line in text.splitlines() if line.strip()])
-    names = json.loads(text)
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = (
+            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--labels {given} is not a readable file of names: {error}") from None
     if isinstance(names, dict):
-        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+        if sorted(names) != sorted(map(str, range(len(names)))):
             raise ValueError(f"--labels {given}: its keys must be the labels 0 to {len(names) - 1}")
         names = [names[str(label)] for label in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"--labels {given} must hold a list of names, or label → name")
     return LabelSpace(path.stem, names)

@@ -90,8 +90,7 @@ def train(args: argparse.Namespace):
         "vit_small_patch14_reg4_dinov2",
         image_size=IMAGE_SIZE,
         task="panoptic",
-        id2label=space.id2label,
-        label2id=space.label2id,
+        **space.config_fields,
         stuff_label_ids=list(space.stuff_label_ids),
         **MODEL,
     )

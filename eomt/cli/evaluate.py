@@ -27,10 +27,14 @@ def main(argv: list[str]) -> int:
     if args.worst and not args.output:
         raise ValueError("--worst needs --output, the folder for the pictures")
 
+    from eomt.cli.checks import require_writable
     from eomt.image_processing.writing import write_json
     from eomt.training.processes import rank
     from eomt.training.report import ImageReport, table, write_classes
 
+    for folder in (args.output, args.save_predictions):
+        if folder:
+            require_writable(Path(folder))
     _start_group(args)
     model, processor = _load(args) if args.model else (None, None)
     task = processor.task if processor else args.task
@@ -55,6 +59,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(_finite(summary)))
     else:
         print(table(result, task, [(r["where"], r["percent"]) for r in summary["reported"]]))
+        print(_images_line(summary))
         if args.output:
             print(f"metrics.json, per_class.csv, confusion.png{', worst/' if args.worst else ''}: {args.output}")
     return 0
@@ -72,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", default="val", choices=["train", "val"])
     p.add_argument(
         "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="label png values that mean void"
+    )
+    p.add_argument(
+        "--keep-empty",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="score images without annotations too, as the official servers do (default); the authors leave them out",
     )
     p.add_argument("--batch-size", type=int, default=1, help="images at once; the result is the same (default 1)")
     p.add_argument("--num-workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that read images")
@@ -123,10 +134,13 @@ def _data(args, task: str, model):
     """The split, ready for evaluation, with the model's classes where there is a model."""
     from eomt.configuration.labels import LabelSpace
     from eomt.training.data import EvaluationTransform, load_data
+    from eomt.training.data.predictions import folder_of
     from eomt.training.data.rows import UnknownClass
+    from eomt.training.data.written import Written
 
     wanted = LabelSpace.from_config(model.config, args.model) if model else None
-    options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids}
+    options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids, "keep_empty": args.keep_empty}
+    options["automatic_split"] = True
     try:
         dataset, space = load_data(args.data, args.dataset, label_space=wanted, **options)
     except UnknownClass as error:
@@ -136,6 +150,9 @@ def _data(args, task: str, model):
             raise ValueError(f"{error}; the data has {space.num_labels} classes{hint}") from None
         note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
         print(f"note: {note}", file=sys.stderr)
+    if args.predictions:
+        written = Written.of(folder_of(args.predictions))
+        space = written.named(space) if written else space
     return dataset.with_transform(EvaluationTransform(space, task=task)), space
 
 
@@ -190,11 +207,26 @@ def _summary(args, result: dict, task: str, space, dataset) -> dict:
         "data": str(args.data),
         "split": args.split,
         "images": len(dataset),
+        "keep_empty": args.keep_empty,
+        "images_without_annotations": _empty(dataset),
         "of": args.model or args.predictions,
         "classes": space.name,
         "metrics": result,
         "reported": _reported(args, task, space),
     }
+
+
+def _empty(dataset) -> int | None:
+    """Images without annotations; not known of label images, which would have to be read again."""
+    rows = dataset.with_format(None)
+    return sum(not s for s in rows["segments"]) if rows[0]["layout"] in ("panoptic", "instance") else None
+
+
+def _images_line(summary: dict) -> str:
+    line, empty = f"{summary['images']} images", summary["images_without_annotations"]
+    if not summary["keep_empty"]:
+        return f"{line}; those without annotations are left out (--no-keep-empty)"
+    return f"{line}, {empty} of them without annotations; --no-keep-empty leaves these out" if empty else line
 
 
 def _reported(args, task: str, space) -> list[dict]:

@@ -28,9 +28,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    from eomt.cli.checks import require_sides, require_writable
     from eomt.writing import require_free
 
     require_free(args.output, args.force)
+    require_sides(args.image_size)
+    require_writable(args.output.parent)
     if "onnx" in args.format:
         _require("onnxscript", "onnxruntime")
     import eomt
@@ -89,8 +92,6 @@ def _load(args):
     processor = AutoImageProcessor.from_pretrained(args.model)
     changes = {}
     if args.image_size:
-        if len(args.image_size) > 2:
-            raise ValueError(f"--image-size {' '.join(map(str, args.image_size))}: give a side, or height and width")
         height, width = args.image_size * (3 - len(args.image_size))
         changes["image_size"] = height if height == width else (height, width)
         processor = type(processor).from_pretrained(args.model, size={"height": height, "width": width})

@@ -31,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
         "(default 0.5); the results always hold the best 100",
     )
     p.add_argument("--confidence", action="store_true", help="semantic: also a map and a picture of the confidence")
-    p.add_argument("--label-space", help="write this data set's category ids (coco_panoptic, cityscapes_semantic, …)")
+    p.add_argument(
+        "--label-space",
+        help="write this data set's category ids (coco_panoptic, cityscapes_semantic, …); default: those saved with "
+        "the model, of the data it was trained on. Image ids are the numbers in file names, else these names",
+    )
     p.add_argument("--no-overlays", action="store_true", help="machine-readable results only")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read and resize (default 1)")
     return p
@@ -165,6 +169,8 @@ class _Job:
                         failures += [failure(item["file"], error) for item in batch["images"]]
                         batch["images"], outputs = [], None
                     for i, item in enumerate(batch["images"]):
+                        if item["frames"] > 1:
+                            tqdm.write(f"note: {item['file']}: the first of {item['frames']} frames", file=sys.stderr)
                         try:
                             prediction = self._segments(outputs_of(i, outputs, batch), item["picture"])
                         except FAILS_ALONE as error:
@@ -214,7 +220,8 @@ class _Job:
                 [("image", picture), ("prediction", plain), ("confidence", draw_confidence(confidence))]
             )
             write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
-        self.results.write(name, item["file"].name, prediction, self.image_ids[name], self.sources[name])
+        file_name = str(Path(name).with_name(item["file"].name))  # with its folders: names alone may repeat
+        self.results.write(name, file_name, prediction, self.image_ids[name], self.sources[name])
 
     def _to_draw(self, prediction: dict) -> tuple:
         segments = prediction.get("segments_info")

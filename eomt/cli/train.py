@@ -22,13 +22,15 @@ def main(argv: list[str]) -> int:
         return list_recipes()
     from transformers.utils.logging import disable_progress_bar
 
+    from eomt.image_processing.writing import write_json
+    from eomt.training.data.load import is_split_here
     from eomt.training.finetune import build_trainer, check, summary
     from eomt.training.resumption import check_options, write_options
 
     disable_progress_bar()  # one bar, the run's, not one for each file that is saved
     data, model, args, resume = parse(argv)
     if data.check:
-        report, good = check(data, args)
+        report, good = check(data, model, args)
         print(report)
         return 0 if good else 1
     has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
@@ -43,6 +45,14 @@ def main(argv: list[str]) -> int:
         write_options(args, trainer.model.config)
     if trainer.is_world_process_zero():
         print(summary(trainer), flush=True)
+        if trainer.eval_dataset is not None and is_split_here(data.data, data.dataset, args.task):
+            splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
+            names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
+            write_json(Path(args.output_dir, "split.json"), names, indent=1)
+            print(
+                f"split      {len(names['val'])} images of train are held out, as there is no val: split.json",
+                flush=True,
+            )
     trainer.train(resume_from_checkpoint=resume or None)
     return finish(trainer)
 
@@ -93,7 +103,8 @@ def _parsed(parser, argv: list[str]):
     values = parser.parse_args(argv)
     given = {part.split("=")[0].lstrip("-").replace("-", "_") for part in argv if part.startswith("--")}
     if values.output_dir is None:
-        values.output_dir = f"runs/{values.recipe or Path(values.data).name + '_' + (values.task or 'panoptic')}"
+        task = values.task or ("finetuned" if values.checkpoint else "panoptic")
+        values.output_dir = f"runs/{values.recipe or f'{Path(values.data).name}_{task}'}"
     if values.recipe and not given & {"eval_strategy", "eval_steps", "save_strategy", "save_steps"}:
         from eomt.configuration.recipes import get_recipe
 

@@ -6,7 +6,8 @@ Three steps, each usable alone:
     train = dataset.with_transform(TrainTransform(labels, task="panoptic", size=640, scale_range=(0.1, 2.0)))
     val = load_data(path, task="panoptic", split="val")[0].with_transform(EvaluationTransform(labels, task="panoptic"))
 
-1. `load_data(path, dataset="auto", *, task, split="train", label_space=None, keep_empty=True) ->
+1. `load_data(path, dataset="auto", *, task, split="train", label_space=None, keep_empty=True,
+   automatic_split=False) ->
    (datasets.Dataset, LabelSpace)`. `path`: a folder (extracted data, official zips, or own data). `dataset`: "auto" or
    one of `DATASETS`. Rows hold paths and small annotations only, never pixels: safe to pickle, spawn and fork;
    archives are opened on first use in each process. Every annotation is checked here, before training starts:
@@ -16,7 +17,8 @@ Three steps, each usable alone:
        things       the same, ADE20K's instance png ("" elsewhere)
        segments     list of {"id", "label_id", "iscrowd", "area", "shape"}; shape: JSON of polygons or RLE, "" for png
        size         [H, W] as the annotation file says, or []
-       layout       which reader decodes the row: "semantic", "panoptic", "ade20k_panoptic", "instance"
+       layout       which reader decodes the row: "semantic", "semantic_colors" (classes are colors, class_dict.csv),
+                    "panoptic", "ade20k_panoptic", "instance"
 2. `TrainTransform(label_space, *, task, size, scale_range=(0.1, 2.0), color_jitter=False, augment=True)`:
    rows → dict of lists (what `with_transform` wants), one entry an image:
        pixel_values  uint8 (3, S_h, S_w)          mask_labels  bool (n, S_h, S_w)

@@ -49,7 +49,12 @@ def read_ade20k(path: Path, task: str, split: str) -> Rows:
 
 def _stems(tree: Tree, folder: str) -> dict[str, str]:
     """stem → name of the files in a folder, wherever in the tree it lies ("annotations_instance/training")."""
-    return {PurePosixPath(n).stem: n for n in tree.names if f"/{PurePosixPath(n).parent}".endswith(f"/{folder}")}
+    stems: dict[str, str] = {}
+    for name in tree.names:
+        path = PurePosixPath(name)
+        if f"/{path.parent}".endswith(f"/{folder}") and stems.setdefault(path.stem, name) != name:
+            raise ValueError(f"{tree}: {stems[path.stem]} and {name} have the same name; remove one of the two")
+    return stems
 
 
 def panoptic_map(

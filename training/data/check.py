@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -17,6 +16,7 @@ from ...image_processing.colours import class_colours
 from ...image_processing.pictures import draw_segments
 from ...image_processing.writing import write_json
 from .decode import decode
+from .polygons import areas_of
 from .transforms import TrainTransform
 
 TILE, GAP, COLUMNS = 360, 8, 4  # pixels of the contact sheet
@@ -118,7 +118,7 @@ class _Counted:
             pixels = dict(zip(ids.tolist(), counts.tolist()))
             areas = [pixels.get(s["id"], 0) for s in sample.segments]
         else:
-            areas = coco_mask.area(sample.rles).tolist() if sample.rles else []
+            areas = areas_of(sample.rles).tolist()
         segments = [(s["label_id"], bool(s["iscrowd"]), area) for s, area in zip(sample.segments, areas)]
         return {"size": tuple(sample.image.shape[1:]), "segments": segments}
 

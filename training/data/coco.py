@@ -12,7 +12,7 @@ from ...configuration.labels import LabelSpace, label_space
 from .coco_layout import Finder, annotation_file, png_tree, search_trees
 from .files import SPLIT_NAMES, Tree, safe_name
 from .polygons import check_shape
-from .rows import Rows, is_id, segment
+from .rows import Rows, is_id, is_number, segment
 
 
 def read_coco(path: Path, task: str, split: str, space_of, keep_empty: bool) -> tuple[Rows, LabelSpace]:
@@ -46,9 +46,14 @@ def _json_space(data: dict, task: str, source: str) -> LabelSpace:
     for category in data["categories"]:
         if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
             raise ValueError(f"{source}: category {category!r} needs an integer id and a name")
+        if category["id"] < 0:
+            raise ValueError(f"{source}: category id {category['id']} is negative; number categories from 0")
         if category["id"] in categories:
             raise ValueError(f"{source}: category id {category['id']} is there twice")
         categories[category["id"]] = category
+        if task == "panoptic" and category.get("isthing") not in (0, 1):
+            given = "has no isthing" if "isthing" not in category else f"has isthing {category['isthing']!r}"
+            raise ValueError(f"{source}: category {category['name']!r} {given}; give 1 for a thing, 0 for stuff")
     supers = [c.get("supercategory") for c in categories.values()]
     used = {a["category_id"] for a in data["annotations"] if is_id(a.get("category_id"))}
     for i in [
@@ -59,7 +64,7 @@ def _json_space(data: dict, task: str, source: str) -> LabelSpace:
         raise ValueError(f"{source}: it has no categories")
     ids = sorted(categories)
     names = tuple(str(categories[i]["name"]) for i in ids)
-    stuff = tuple(n for n, i in enumerate(ids) if not categories[i].get("isthing", 1)) if task == "panoptic" else ()
+    stuff = tuple(n for n, i in enumerate(ids) if not categories[i]["isthing"]) if task == "panoptic" else ()
     official = label_space(f"coco_{task}")
     if tuple(ids) == official.dataset_ids and names == official.names:
         return official
@@ -165,15 +170,15 @@ def _check_flags(entry: dict) -> str | None:
     """What is wrong with a segment's `iscrowd` and `area`, or None."""
     if entry.get("iscrowd", 0) not in (0, 1):
         return f"its iscrowd is {entry['iscrowd']!r}, not 0 or 1"
-    if not isinstance(entry.get("area", 0), (int, float)):
-        return f"its area is {entry['area']!r}, not a number"
+    if not is_number(entry.get("area", 0)):
+        return f"its area is {entry['area']!r}, not a finite number"
     return None
 
 
 def _size(image: dict) -> tuple[int, ...]:
     """(H, W) as the json says, or () where it does not."""
     size = (image.get("height"), image.get("width"))
-    return size if all(is_id(side) for side in size) else ()
+    return size if all(is_id(side) and 0 < side < 2**31 for side in size) else ()
 
 
 def _order(images: dict[int, dict]) -> list[int]:

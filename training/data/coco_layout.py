@@ -27,14 +27,14 @@ def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tup
     ]
     other = [s for key, names in SPLIT_NAMES.items() if key != split for s in names]
     for words in SPLIT_NAMES[split]:
-        named = [pair for pair in found if _mentions(pair[1], words)]
+        named = [pair for pair in found if mentions(pair[1], words)]
         if len(named) > 1:
             raise ValueError(
                 f"{path}: {len(named)} {task} annotation files for {split!r}: {named[0][1]}, {named[1][1]}; keep one"
             )
         if named:
             return named[0]
-    neutral = [pair for pair in found if not any(_mentions(pair[1], word) for word in other)]
+    neutral = [pair for pair in found if not any(mentions(pair[1], word) for word in other)]
     if len(neutral) == 1:
         return neutral[0]
     have = ", ".join(name for _, name in found) or "none"
@@ -43,7 +43,7 @@ def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tup
     )
 
 
-def _mentions(name: str, word: str) -> bool:
+def mentions(name: str, word: str) -> bool:
     """Whether a path has the split's name as a word: "train/_annotations.coco.json", "panoptic_train2017.json"."""
     words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
     return word in words
@@ -82,7 +82,7 @@ class Finder:
         found = [(t, n) for t, n in self.by_name.get(PurePosixPath(name).name, ()) if f"/{n}".endswith(f"/{name}")]
         if len(found) > 1:
             beside = str(PurePosixPath(self.near) / name)
-            split = [(t, n) for t, n in found if any(_mentions(f"{t.root.stem} {n}", word) for word in self.prefer)]
+            split = [(t, n) for t, n in found if any(mentions(f"{t.root.stem} {n}", word) for word in self.prefer)]
             found = [(t, n) for t, n in found if n == beside] or split or found
         if not found:
             raise ValueError(f"{source}: image {file_name!r} is not below {self.trees[0]}")

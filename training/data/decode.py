@@ -11,9 +11,10 @@ import torch
 
 from ...configuration.labels import LabelSpace
 from .ade20k import panoptic_map
-from .files import read_image, read_map
+from .files import read_classes, read_image, read_map
 from .polygons import to_rle
 
+MAX_TABLE = 1 << 16  # smaller ids are looked up in a table, others by bisection
 VOID = -1  # in an id map: a pixel of no segment
 
 
@@ -31,7 +32,7 @@ class Sample:
 def decode(row: dict, space: LabelSpace) -> Sample:
     """Read a row's files. `ValueError` naming the file: unreadable, of another size, or with ids it must not hold."""
     name = row["file_name"]
-    ids = read_map(row["annotation"], name) if row["annotation"] else None
+    ids = _read_ids(row, name) if row["annotation"] else None
     said = tuple(row["size"]) or (None if ids is None else ids.shape)
     image = read_image(row["image"], name, said)
     size = tuple(image.shape[1:])
@@ -54,7 +55,7 @@ def decode(row: dict, space: LabelSpace) -> Sample:
     if ids is None:
         return Sample(image, [], ids=np.full(size, VOID, np.int32))
     ids = _sized(ids, size, name)
-    if row["layout"] == "semantic":
+    if row["layout"] in ("semantic", "semantic_colors"):
         ids = to_labels(ids, space, name)
         return Sample(image, [{"id": i, "label_id": i, "iscrowd": 0} for i in _values(ids) if i != VOID], ids=ids)
     listed = {s["id"] for s in segments}
@@ -63,6 +64,12 @@ def decode(row: dict, space: LabelSpace) -> Sample:
         raise ValueError(f"{name}: its panoptic png has id {unlisted[0]}, which segments_info lacks")
     ids[ids == 0] = VOID
     return Sample(image, segments, ids=ids)
+
+
+def _read_ids(row: dict, name: str) -> np.ndarray:
+    if row["layout"].startswith("semantic"):
+        return read_classes(row["annotation"], name, row["layout"] == "semantic_colors")
+    return read_map(row["annotation"], name)
 
 
 def _rle(segment: dict, size: tuple[int, int], name: str) -> dict:
@@ -75,17 +82,22 @@ def _rle(segment: dict, size: tuple[int, int], name: str) -> dict:
 
 def to_labels(values: np.ndarray, space: LabelSpace, name: str) -> np.ndarray:
     """Dataset ids (H, W) → labels int32 (H, W), VOID where unlabelled; an id that is neither is an error."""
-    top = max(*space.dataset_ids, *space.ignored_ids, space.ignore_index) + 1
-    table = np.full(top, -2, np.int32)
-    table[[i for i in (*space.ignored_ids, space.ignore_index) if i >= 0]] = VOID
-    for label, i in enumerate(space.dataset_ids):
-        if i >= 0:  # negative: a class this data set does not have
-            table[i] = label
-    if values.min(initial=0) >= 0 and values.max(initial=0) < top:
-        labels = table[values]
-        if not (labels == -2).any():
-            return labels
-    wrong = next(v for v in _values(values) if not 0 <= v < top or table[v] == -2)
+    known = dict.fromkeys((*space.ignored_ids, space.ignore_index), VOID) | dict(space.dataset_id_to_label)
+    known = {i: label for i, label in known.items() if i >= 0}  # negative: a class this data set does not have
+    ids = np.array(sorted(known), np.int64)
+    labels = np.array([known[i] for i in ids.tolist()], np.int32)
+    top = int(ids[-1])
+    if top < MAX_TABLE and values.min(initial=0) >= 0 and values.max(initial=0) <= top:
+        table = np.full(top + 1, -2, np.int32)
+        table[ids] = labels
+        found = table[values]
+        if not (found == -2).any():
+            return found
+    else:  # ids that are colors
+        place = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
+        if (ids[place] == values).all():
+            return labels[place]
+    wrong = next(v for v in _values(values) if v not in known)
     raise ValueError(
         f"{name}: its label image has the value {wrong}, which is neither a class nor ignored; correct it, or add it "
         "to the class names or the ignored ids"

@@ -6,18 +6,26 @@ Archives are opened on first use, once a process. Names out of an annotation fil
 
 import io
 import json
+import lzma
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ...image_processing.files import files_below
 from ...image_processing.images import orientation, to_rgb, upright
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test")}  # best first
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MOST_BYTES = 1 << 31  # of a json or an image: COCO's largest json has half a gigabyte, LVIS' one
+MOST_TEXT = 1 << 24  # of a yaml, a list of classes or an image's polygons
+MOST_ARCHIVE = 1 << 36  # of a zip inside a zip, which is copied to disk
+MOST_COMPRESSED, SMALL = 200, 1 << 26  # a zip's members shrink to a 200th at the most, but for small ones
 _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
 
 
@@ -37,22 +45,47 @@ def open_archive(path: str | Path) -> zipfile.ZipFile:
     if key not in _archives:
         try:
             _archives[key] = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OSError) as error:
             raise ValueError(f"{path}: not a readable zip file ({error}); download it again") from None
     return _archives[key]
 
 
-def read_bytes(location: str) -> bytes:
-    """The file at a location."""
+def read_bytes(location: str, limit: int = MOST_BYTES) -> bytes:
+    """The file at a location, of at most `limit` bytes: `ValueError` for a larger one, before it fills the memory."""
     if not location.startswith("zip://"):
-        return Path(location).read_bytes()
+        with open(location, "rb") as file:
+            _require_size(location, os.fstat(file.fileno()).st_size, limit)
+            return file.read()
     member, archive = location.removeprefix("zip://").split("::", 1)
     try:
-        return open_archive(archive).read(member)
+        with open_member(archive, member, limit) as file:
+            return file.read(limit)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+        raise ValueError(f"{archive}: {member!r} is damaged ({error}); download it again") from None
+
+
+def open_member(archive: str | Path, member: str, limit: int):
+    """A file in a zip, opened for reading; `ValueError` where it cannot be, or would unpack to more than it may."""
+    opened = open_archive(archive)
+    try:
+        info = opened.getinfo(member)
     except KeyError:
         raise ValueError(f"{archive}: there is no file {member!r} in it") from None
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{archive}: {member!r} is damaged ({error}); download it again") from None
+    if info.flag_bits & 1:
+        raise ValueError(f"{archive}: {member!r} is encrypted; unpack the archive and give the folder")
+    _require_size(f"{archive}: {member!r}", info.file_size, limit)
+    if info.file_size > SMALL and info.file_size > MOST_COMPRESSED * info.compress_size:
+        sizes = f"unpacks from {info.compress_size} to {info.file_size} bytes"
+        raise ValueError(f"{archive}: {member!r} {sizes}, as a zip bomb would; unpack it and give the folder")
+    try:
+        return opened.open(info)
+    except NotImplementedError as error:  # deflate64, which Windows writes for large files
+        raise ValueError(f"{archive}: {member!r}: {error}; unpack the archive and give the folder") from None
+
+
+def _require_size(what: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f"{what} has {size} bytes; more than {limit} are not read here")
 
 
 class Tree:
@@ -73,7 +106,7 @@ class Tree:
                 found = [n for n in open_archive(self.root).namelist() if n.startswith(self.prefix) and n[-1] != "/"]
                 found = [safe_name(n.removeprefix(self.prefix), str(self.root)) for n in found]
             else:
-                found = _files_below(str(self.root / self.prefix))
+                found = files_below(str(self.root / self.prefix))
             self._names = sorted(n for n in found if not n.startswith("__MACOSX/") and "/." not in f"/{n}")
         return self._names
 
@@ -87,37 +120,23 @@ class Tree:
             return f"zip://{self.prefix}{name}::{self.root}"
         return str(self.root / self.prefix / name)
 
-    def read(self, name: str) -> bytes:
-        return read_bytes(self.locate(name))
+    def read(self, name: str, limit: int = MOST_BYTES) -> bytes:
+        return read_bytes(self.locate(name), limit)
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, limit: int = MOST_TEXT) -> str:
         try:
-            return self.read(name).decode("utf-8")
+            return self.read(name, limit).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{self}/{name}: not a text file in UTF-8 ({error})") from None
 
     def json(self, name: str):
         try:
-            return json.loads(self.text(name))
-        except (json.JSONDecodeError, RecursionError) as error:
+            return json.loads(self.text(name, MOST_BYTES))
+        except (ValueError, RecursionError) as error:  # also an integer of too many digits
             raise ValueError(f"{self}/{name}: not a readable json file ({error})") from None
 
     def __str__(self) -> str:
         return f"{self.root}{'!' if self.is_archive else '/'}{self.prefix}".rstrip("/!")
-
-
-def _files_below(base: str) -> list[str]:
-    """Every file's name relative to a folder; links are followed, except back to a folder that they lie in."""
-    found = []
-    above = {base: {os.path.realpath(base)}}  # folder → where it and those it lies in really are
-    for folder, folders, files in os.walk(base, followlinks=True):
-        below = "" if folder == base else Path(folder).relative_to(base).as_posix() + "/"
-        found += [below + file for file in files]
-        inside = above.pop(folder)
-        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
-        folders[:] = [name for name in folders if real[name] not in inside]
-        above |= {os.path.join(folder, name): inside | {real[name]} for name in folders}
-    return found
 
 
 def first_tree(*choices: tuple[Path, str]) -> Tree | None:
@@ -133,9 +152,9 @@ def open_image(location: str, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(read_bytes(location)))
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what Pillow's decoders raise for damaged files has no common class
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"unreadable image ({error})"
-        raise ValueError(f"{name}: {reason}; mend or remove it") from None
+        raise ValueError(f"{name}: {reason}; fix or remove it") from None
     return image
 
 
@@ -151,12 +170,34 @@ def read_image(location: str, name: str, size: tuple[int, int] | None = None) ->
 
 def read_map(location: str, name: str) -> np.ndarray:
     """A label png: int32 (H, W). Palette images give their indices; RGB ones are read as COCO panoptic ids."""
+    return _map(open_image(location, name), name)
+
+
+def read_classes(location: str, name: str, colors: bool = False) -> np.ndarray:
+    """A png of classes: int32 (H, W). Palette images give their indices, RGB ones their grey value.
+
+    colors: classes are colors, and come as R + 256 G + 65536 B.
+    """
     image = open_image(location, name)
+    if colors:
+        return _map(image.convert("RGB") if image.mode in ("P", "L", "1", "LA", "PA") else image, name)
+    if image.mode in ("RGB", "RGBA"):
+        red, green, blue, *_ = image.split()
+        if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
+            raise ValueError(
+                f"{name}: its label image is in color; write class_dict.csv into the data's folder, a line name,r,g,b "
+                "for each class, or save the classes' numbers in one channel"
+            )
+        image = red
+    return _map(image, name)
+
+
+def _map(image: Image.Image, name: str) -> np.ndarray:
     if image.mode in ("RGB", "RGBA"):
         rgb = np.asarray(image, dtype=np.int32)  # [H, W, 3 or 4]
         return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
     array = np.asarray(image)
-    if array.ndim != 2:
+    if array.ndim != 2 or array.dtype.kind == "f":
         raise ValueError(f"{name}: a label image needs one channel or RGB, not mode {image.mode!r}")
     return array.astype(np.int32)
 
@@ -168,5 +209,5 @@ def image_size(location: str, name: str) -> tuple[int, int]:
         with Image.open(source) as image:
             turned = orientation(image) > 4  # a quarter to the left or right
             return (image.width, image.height) if turned else (image.height, image.width)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name}: unreadable image ({error}); mend or remove it") from None
+    except Exception as error:  # see open_image
+        raise ValueError(f"{name}: unreadable image ({error}); fix or remove it") from None

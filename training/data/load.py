@@ -13,6 +13,7 @@ from .cityscapes import is_cityscapes, read_cityscapes
 from .coco import read_coco
 from .files import Tree, read_map
 from .folder import is_yolo, read_semantic, read_yolo
+from .hold_out import has_train_only, hold_out
 from .rows import Rows, check_names
 
 DATASETS = {  # name → the tasks it has truth for
@@ -34,6 +35,7 @@ def load_data(
     class_names: Mapping[int, str] | Sequence[str] | None = None,
     ignore_ids: Sequence[int] = (),
     keep_empty: bool = True,
+    automatic_split: bool = False,
 ) -> tuple[Dataset, LabelSpace]:
     """One split of a data set and its classes; see this package's docstring for the columns.
 
@@ -41,6 +43,7 @@ def load_data(
     class_names, ignore_ids: for a folder of label pngs, what the values are called and which mean "unlabelled" (255
         always); an error for other data, which says so itself.
     keep_empty: keep images without any segment. False gives the authors' selection, and their steps an epoch.
+    automatic_split: where the data has a train split only, hold a tenth of it out as "val" (hold_out.py).
     `ValueError`: the file and id of malformed annotations, an empty data set, a task the data has no truth for.
     """
     path = Path(path)
@@ -55,11 +58,19 @@ def load_data(
         raise ValueError(
             f"{path}: {dataset} data names its classes itself; class names and ignored ids are for folders of pngs"
         )
-    rows, space = _read(path, dataset, task, split, label_space, class_names, tuple(ignore_ids), keep_empty)
-    table = rows.table()
-    if not keep_empty and rows.layout in ("semantic", "ade20k_panoptic"):
+    held_out = automatic_split and has_train_only(path, dataset, task)
+    stored = "train" if held_out else split
+    rows, space = _read(path, dataset, task, stored, label_space, class_names, tuple(ignore_ids), keep_empty)
+    table = hold_out(rows.table(), split, str(path)) if held_out else rows.table()
+    if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
         table = table.select(_labelled(table))
     return table, space
+
+
+def is_split_here(path: str | Path, dataset: str, task: str) -> bool:
+    """Whether `automatic_split` has something to do."""
+    path = Path(path)
+    return has_train_only(path, detect(path, task) if dataset == "auto" else dataset, task)
 
 
 def detect(path: Path, task: str) -> str:
@@ -91,7 +102,9 @@ def _read(path, dataset, task, split, wanted, class_names, ignore_ids, keep_empt
         space = packaged(f"ade20k_{task}")
         return read_ade20k(path, task, split), space_of(space)
     names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names)) if class_names else None
-    rows, space = read_semantic(path, split, ignore_ids, names)
+    default = wanted.dataset_id_to_label if wanted is not None and wanted.knows_dataset_ids else {}
+    default = {i: wanted.names[label] for i, label in default.items() if i >= 0} or None
+    rows, space = read_semantic(path, split, ignore_ids, names, default)
     return rows, space_of(space)
 
 
@@ -99,7 +112,7 @@ def _labelled(table: Dataset) -> list[int]:
     """The rows whose label png is not of one value only (the authors' check_empty_targets)."""
     kept = []
     for index, row in enumerate(tqdm(table, desc="images without labels", leave=False)):
-        values = read_map(row["annotation"], row["file_name"])
+        values = read_map(row["annotation"], row["file_name"])  # of colors, too, only whether they differ
         if values.min() != values.max():
             kept.append(index)
     return kept

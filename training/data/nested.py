@@ -4,12 +4,13 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
 from datasets import config
 
-from .files import Tree, open_archive
+from .files import MOST_ARCHIVE, Tree, open_member
 
 
 def unpacked(tree: Tree, name: str) -> Path:
@@ -26,10 +27,10 @@ def unpacked(tree: Tree, name: str) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=cached.parent)
         try:
-            with open_archive(tree.root).open(tree.prefix + name) as source, os.fdopen(handle, "wb") as target:
+            with open_member(tree.root, tree.prefix + name, MOST_ARCHIVE) as source, os.fdopen(handle, "wb") as target:
                 shutil.copyfileobj(source, target, 1 << 22)
             os.replace(temporary, cached)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{tree.root}: {name!r} in it is damaged ({error}); download it again") from None
         finally:
             Path(temporary).unlink(missing_ok=True)

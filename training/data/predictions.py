@@ -5,8 +5,8 @@
     instance   `instances.json` [{"image_id", "category_id", "segmentation": RLE, "score"}]; COCO
     semantic   `*.png`, one channel; Cityscapes label ids, ADE20K 1 … 150
 
-Ids are the data set's own everywhere (`LabelSpace.dataset_ids`): what `image_processing.results` writes can be read,
-and what any other tool writes for these servers.
+Ids are the data set's own everywhere (`LabelSpace.dataset_ids`), as any tool writes them for these servers. Where
+`images.json` lies beside them, they were written by `image_processing.results`, and fit by names (written.py).
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,10 @@ import torch
 
 from ...configuration.labels import LabelSpace
 from .decode import to_labels
-from .files import Tree, read_map, safe_name
+from .files import Tree, read_classes, read_map, safe_name
 from .polygons import check_shape, to_rle
-from .rows import is_id
+from .rows import is_id, is_number
+from .written import Written
 
 
 def read_predictions(path: str | Path, task: str, label_space: LabelSpace, dataset) -> Iterator[tuple[dict, object]]:
@@ -28,22 +29,35 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
     path: a folder with files as above, or the json. `ValueError` naming file and id: an image without a prediction (but
     for instances, where nothing may be found), a prediction without its image, a category that is none, a repeated id.
     """
-    tree = Tree(Path(path) if Path(path).is_dir() else Path(path).parent)
+    tree = folder_of(path)
     name = None if Path(path).is_dir() else Path(path).name
-    images = dataset.with_format(None)["image_id"][:]
-    reader = {"panoptic": _panoptic, "instance": _instance, "semantic": _semantic}[task]
-    prediction_of = reader(tree, name, label_space, images)
+    plain = dataset.with_format(None)
+    images = plain["image_id"][:]
+    written = Written.of(tree)
+    ids = written.image_ids(plain) if written else dict(zip(images, images))
+    space = written.space(label_space) if written else label_space
+    if task == "semantic":
+        pngs = _written_pngs(tree, written, ids) if written else _label_pngs(tree, images)
+        _complete(pngs, images, str(tree))
+        prediction_of = _semantic(tree, pngs, space, plain[0]["layout"] == "semantic_colors")
+    else:
+        prediction_of = {"panoptic": _panoptic, "instance": _instance}[task](tree, name, space, images, ids)
     for index, image_id in enumerate(images):
         sample = dataset[index]
         yield sample, prediction_of(image_id, tuple(sample["image"].shape[1:]))
 
 
-def _panoptic(tree: Tree, name: str | None, space: LabelSpace, images: list):
+def folder_of(path: str | Path) -> Tree:
+    """The folder of predictions, or that of a json."""
+    return Tree(Path(path) if Path(path).is_dir() else Path(path).parent)
+
+
+def _panoptic(tree: Tree, name: str | None, space: LabelSpace, images: list, ids: dict):
     name, data = _json(tree, name, "annotations", lambda d: isinstance(d, dict) and "annotations" in d)
     source = f"{tree}/{name}"
     stem = PurePosixPath(name).stem
     folder = tree.below(stem) if any(n.startswith(f"{stem}/") for n in tree.names) else tree
-    entries = _by_image(data["annotations"], images, source)
+    entries = _by_image(data["annotations"], images, ids, source)
 
     def prediction_of(image_id, size):
         entry, where = entries[image_id], f"{source}: image {image_id}"
@@ -60,19 +74,21 @@ def _panoptic(tree: Tree, name: str | None, space: LabelSpace, images: list):
     return prediction_of
 
 
-def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list):
+def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list, ids: dict):
     name, data = _json(tree, name, "a list of results", lambda d: isinstance(d, list))
     source = f"{tree}/{name}"
     found: dict = {image_id: [] for image_id in images}
     for number, entry in enumerate(_objects(data, source)):
         where = f"{source}: result {number}"
-        if not isinstance(entry.get("image_id"), int | str) or entry["image_id"] not in found:
+        if not isinstance(entry.get("image_id"), int | str) or entry["image_id"] not in ids:
             raise ValueError(f"{where}: the data set has no image with id {entry.get('image_id')!r}")
         if fault := check_shape(entry.get("segmentation"), (None, None)):
             raise ValueError(f"{where}: {fault}")
-        if not isinstance(entry.get("score"), int | float):
-            raise ValueError(f"{where}: its score is {entry.get('score')!r}, not a number")
-        found[entry["image_id"]].append((_label(entry, space, where), float(entry["score"]), entry["segmentation"]))
+        if not is_number(entry.get("score")):
+            raise ValueError(f"{where}: its score is {entry.get('score')!r}, not a finite number")
+        found[ids[entry["image_id"]]].append(
+            (_label(entry, space, where), float(entry["score"]), entry["segmentation"])
+        )
 
     def prediction_of(image_id, size):
         labels, scores, shapes = zip(*found[image_id]) if found[image_id] else ((), (), ())
@@ -90,7 +106,17 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list):
     return prediction_of
 
 
-def _semantic(tree: Tree, name: str | None, space: LabelSpace, images: list):
+def _written_pngs(tree: Tree, written: Written, ids: dict) -> dict:
+    """The data set's image id → label png, as `images.json` says."""
+    pngs = {ids[entry["id"]]: entry.get("sem_seg_file_name") for entry in written.images}
+    absent = next((png for png in pngs.values() if png not in tree.names), "")
+    if absent != "":
+        raise ValueError(f"{written.source}: its label image {absent!r} is not below {tree}")
+    return pngs
+
+
+def _label_pngs(tree: Tree, images: list) -> dict:
+    """The data set's image id → label png of that name."""
     known, pngs = set(images), {}
     for png in (n for n in tree.names if n.lower().endswith(".png")):
         path = PurePosixPath(png).with_suffix("")
@@ -101,11 +127,13 @@ def _semantic(tree: Tree, name: str | None, space: LabelSpace, images: list):
         if key in pngs:
             raise ValueError(f"{tree}: two label images for image {key!r}: {pngs[key]} and {png}")
         pngs[key] = png
-    _complete(pngs, images, str(tree))
+    return pngs
 
+
+def _semantic(tree: Tree, pngs: dict, space: LabelSpace, colors: bool):
     def prediction_of(image_id, size):
         png = pngs[image_id]
-        labels = to_labels(read_map(tree.locate(png), png), space, png)
+        labels = to_labels(read_classes(tree.locate(png), png, colors), space, png)
         return torch.from_numpy(np.where(labels < 0, space.ignore_index, labels))
 
     return prediction_of
@@ -131,15 +159,15 @@ def _json(tree: Tree, name: str | None, what: str, fits) -> tuple[str, object]:
     return found[0]
 
 
-def _by_image(entries: list[dict], images: list, source: str) -> dict:
-    known, by_image = set(images), {}
+def _by_image(entries: list[dict], images: list, ids: dict, source: str) -> dict:
+    by_image: dict = {}
     for entry in _objects(entries, f"{source}: annotations"):
         key = entry.get("image_id")
-        if not isinstance(key, int | str) or key not in known:
+        if not isinstance(key, int | str) or key not in ids:
             raise ValueError(f"{source}: the data set has no image with id {key!r} ({entry.get('file_name')})")
-        if key in by_image:
+        if ids[key] in by_image:
             raise ValueError(f"{source}: image id {key} has two annotations")
-        by_image[key] = entry
+        by_image[ids[key]] = entry
     _complete(by_image, images, source)
     return by_image
 

@@ -5,6 +5,7 @@ training starts. The Arrow table holds paths and small annotations only.
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 
 from datasets import Dataset, Features, List, Value
@@ -46,7 +47,9 @@ class Rows:
             more = f" (and {len(self.problems) - 3} more problems)" if len(self.problems) > 3 else ""
             raise ValueError("; ".join(self.problems[:3]) + more)
         if not self.rows:
-            raise ValueError(f"{self.source}: the data set is empty; no image was found")
+            raise ValueError(
+                f"{self.source}: the data set is empty; no image was found (`eomt.training.data` lists the layouts)"
+            )
         kind = "int64" if isinstance(self.rows[0]["image_id"], int) else "string"
         texts = dict.fromkeys(("file_name", "image", "annotation", "things", "layout"), Value("string"))
         features = {"image_id": Value(kind), **texts, "segments": List(SEGMENT), "size": List(Value("int32"))}
@@ -62,8 +65,16 @@ def segment(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape=
 
 
 def is_id(value) -> bool:
-    """Whether a value of a json is an integer; true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value of a json is an integer that 64 bits hold; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_number(value) -> bool:
+    """Whether a value of a json is a finite number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 class UnknownClass(ValueError):

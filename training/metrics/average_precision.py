@@ -14,6 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
+from ..data.polygons import areas_of
 from .streaming import StreamingMetric, image_name
 
 AREAS = ("", "small", "medium", "large")  # COCOeval's order: all, < 32², 32² … 96², > 96² pixels
@@ -92,7 +93,7 @@ def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> 
         masks = encode(masks)
     masks = [m if isinstance(m["counts"], bytes) else m | {"counts": str(m["counts"]).encode()} for m in masks]
     values = {"masks": masks, "labels": _numbers(entry["labels"]).astype(np.int64)}
-    defaults = {"iscrowd": np.zeros(len(masks)), "area": coco_mask.area(masks) if masks else np.zeros(0)}
+    defaults = {"iscrowd": np.zeros(len(masks)), "area": areas_of(masks)}
     for key in extras:
         given = entry.get(key)
         if given is None and key not in defaults:
@@ -101,6 +102,8 @@ def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> 
     for key, value in values.items():
         if len(value) != len(masks):
             raise ValueError(f"{what}: {len(value)} {key} for {len(masks)} masks")
+    if not np.isfinite(values.get("scores", 0)).all():
+        raise ValueError(f"{what}: a score is not a finite number")
     outside = (values["labels"] < 0) | (values["labels"] >= num_labels)
     if outside.any():
         raise ValueError(f"{what}: label {values['labels'][outside.argmax()]} is not in 0 … {num_labels - 1}")

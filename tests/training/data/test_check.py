@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eomt.training.data import TrainTransform, load_data
+from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.data.check import check_data, describe
 
-from .made import SIZE, picture, png, write
+from .made import SIZE, annotation, instance_json, picture, png, write
 from .test_coco import extracted
 
 
@@ -34,6 +34,22 @@ def test_counts_by_hand(tmp_path, task):
     text = describe(report)
     assert "2 images, 0 unreadable" in text
     assert "dog" in text
+
+
+def test_an_image_with_more_instances_than_a_byte_counts(tmp_path):
+    """pycocotools' own area of a list of masks overflows from 256 on (numpy 2.4)."""
+    data = instance_json()
+    squares = ((i % 16, i // 16 % 12) for i in range(300))
+    data["annotations"] = [
+        annotation(i, 18, [[x, y, x + 1, y, x + 1, y + 1, x, y + 1]]) for i, (x, y) in enumerate(squares)
+    ]
+    root = write(extracted(tmp_path / "data"), {"annotations/instances_val2017.json": data})
+    dataset, space = load_data(root, task="instance", split="val")
+    report = check_data(dataset, space, TrainTransform(space, task="instance", size=32), tmp_path / "out", samples=2)
+    assert report["unreadable"] == []
+    assert report["segments_per_image"]["max"] == 300
+    sample = dataset.with_transform(EvaluationTransform(space, task="instance"))[1]
+    assert sample["reference"]["area"].tolist() == [1] * 300
 
 
 def test_every_unreadable_file_is_listed_and_the_rest_is_counted(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from eomt.image_processing.results import label_png
 from eomt.training import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
@@ -66,6 +67,28 @@ def test_class_names_from_a_file_or_an_argument(tmp_path):
         dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]
 
 
+def test_classes_as_colors(tmp_path):
+    """Pure red and black are colors like others; a picture of grey values in three channels is a label png."""
+    red, grey = labels() == 3, np.repeat((labels() == 3)[..., None] * 7, 3, -1)
+    colored = np.where(red[..., None], (255, 0, 0), (0, 10, 200))
+    files = {"img/a.jpg": picture(), "mask/a.png": png(colored)}
+    root = write(tmp_path / "data", files)
+    with pytest.raises(ValueError, match=r"mask/a.png: its label image is in color; write class_dict.csv into"):
+        load_data(root, task="semantic")
+    write(root, {"class_dict.csv": "name,r,g,b\nroad,0,10,200\ncar, 255,0,0\n"})
+    dataset, space = load_data(root, task="semantic")
+    assert dict(zip(space.names, space.dataset_ids)) == {"car": 255, "road": 10 * 256 + 200 * 65536}
+    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
+    assert np.array_equal(reference, np.where(red, 0, 1))
+    again = np.asarray(label_png(reference, space.dataset_ids))  # as `predict` writes it
+    assert np.array_equal(again, colored)
+    dataset, space = load_data(write(tmp_path / "grey", files | {"mask/a.png": png(grey)}), task="semantic")
+    assert space.dataset_ids == (0, 7)
+    write(root, {"class_dict.csv": "road,0,10,300\n"})
+    with pytest.raises(ValueError, match=r"class_dict.csv, line 1: 'road,0,10,300' is not name,r,g,b"):
+        load_data(root, task="semantic")
+
+
 def test_a_folder_without_splits_and_one_in_a_zip(tmp_path):
     files = {"images/a.jpg": picture(), "masks/a.png": png(labels())}
     write(tmp_path / "folder", files)
@@ -85,6 +108,12 @@ def test_images_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
 def test_images_of_one_name_but_for_the_suffix_are_a_problem(tmp_path):
     files = {"images/a.jpg": picture(), "images/a.png": picture(kind="PNG"), "labels/a.png": png(labels())}
     with pytest.raises(ValueError, match=r"images/a.png: images/a.jpg has the same name but for the suffix"):
+        load_data(write(tmp_path, files), task="semantic")
+
+
+def test_two_labels_of_one_image_are_a_problem(tmp_path):
+    files = {"images/a.jpg": picture(), "labels/a.png": png(labels()), "masks/a.png": png(labels())}
+    with pytest.raises(ValueError, match=r"masks/a.png: labels/a.png is a label of the same image; remove one"):
         load_data(write(tmp_path, files), task="semantic")
 
 

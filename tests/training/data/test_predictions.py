@@ -117,7 +117,7 @@ def test_the_json_itself_may_be_named(tmp_path):
     [
         ({"image_id": 4}, "result 0: the data set has no image with id 4"),
         ({"category_id": 4}, "result 0: category 4"),
-        ({"score": None}, "result 0: its score is None, not a number"),
+        ({"score": None}, "result 0: its score is None, not a finite number"),
         ({"segmentation": [[1, 2]]}, "result 0: a polygon needs an even number"),
         ({"segmentation": [[0, 0, 9e4, 0, 1, 1]]}, "a result of image 10: a polygon has the coordinate 90000, far"),
     ],

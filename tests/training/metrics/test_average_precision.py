@@ -155,3 +155,23 @@ def test_an_image_added_twice_is_refused():
     good = {"masks": np.ones((1, 4, 4), bool), "labels": [1], "scores": [0.5], "iscrowd": [0], "image_id": 8}
     with pytest.raises(ValueError, match="image 8: was added twice"):
         MaskAveragePrecision(num_labels=2).add_batch(predictions=[good, good], references=[good, good])
+
+
+def test_more_instances_than_a_byte_counts():
+    """pycocotools' own `area` of a list overflows from 256 masks on."""
+    mask = np.zeros((300, 20, 20), bool)
+    for i in range(300):
+        mask[i, i // 20, i % 20] = True
+    metric = MaskAveragePrecision(num_labels=1)
+    labels = np.zeros(300, np.int64)
+    metric.add(
+        prediction={"masks": mask, "labels": labels, "scores": np.full(300, 0.5)},
+        reference={"masks": mask, "labels": labels, "iscrowd": labels},
+    )
+    assert metric.compute()["ar_100"] == pytest.approx(1 / 3)
+
+
+def test_a_score_that_is_no_number():
+    entry = {"masks": np.ones((1, 4, 4), bool), "labels": [0], "scores": [float("nan")]}
+    with pytest.raises(ValueError, match="a score is not a finite number"):
+        MaskAveragePrecision(num_labels=1).add(prediction=entry, reference=entry)

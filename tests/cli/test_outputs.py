@@ -1,0 +1,81 @@
+"""Outputs that cannot be written: known before the work where possible; a full disk is one line and leaves nothing."""
+
+import resource
+import signal
+
+import pytest
+import torch
+from PIL import Image
+
+from eomt import EoMTImageProcessor
+from eomt.cli import main
+from eomt.modeling_eomt import convert_to_authors
+from eomt.training.options import pair
+from tests.models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    model = tiny_model(task="semantic")
+    model.set_attn_mask_probs([0.0] * 2)
+    model.save_pretrained(root / "model")
+    EoMTImageProcessor(task="semantic", size=64).save_pretrained(root / "model")
+    torch.save(convert_to_authors(model), root / "authors.bin")
+    return root
+
+
+@pytest.fixture
+def full_disk():
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # bytes of a file: the weights do not fit
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert {0}/authors.bin {1}/new --heads 4",
+        "convert {0}/model {1}/new.bin",
+        "export {0}/model {1}/new --format pt2",
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, full_disk, capsys, command):
+    assert main(command.format(folder, tmp_path).split()) == 2
+    error = capsys.readouterr().err
+    assert any(text in error for text in ("the disk may be full", "File too large"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--output", "--save-predictions"])
+def test_an_output_that_cannot_be_is_found_before_the_scoring(folder, tmp_path, capsys, option):
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file/out"
+    assert main(["evaluate", str(folder / "model"), "--data", "nowhere", option, str(target)]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_image_sizes_that_cannot_be(folder, tmp_path, capsys):
+    for command in (f"export {folder}/model {tmp_path}/new", f"convert {folder}/authors.bin {tmp_path}/new --heads 4"):
+        assert main([*command.split(), "--image-size", "0"]) == 2
+        assert "--image-size 0: give a side, or height and width, in pixels" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="'0' is neither a positive number"):
+        pair("0")
+
+
+def test_predict_says_that_only_the_first_frame_is_used(folder, tmp_path, capsys):
+    frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue", "green")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/more").symlink_to(tmp_path / "linked")
+    frames[0].save(tmp_path / "linked/photo.jfif", "JPEG")
+    command = (
+        f"predict {tmp_path}/moving.gif {tmp_path}/data --model {folder}/model --output {tmp_path}/out --workers 0"
+    )
+    assert main(command.split()) == 0
+    assert "moving.gif: the first of 3 frames" in capsys.readouterr().err
+    assert (tmp_path / "out/labels/more/photo.png").is_file()

@@ -1,0 +1,72 @@
+"""Seeded damage to files, for test_hostile_files.py: bytes of any file, and values of a json."""
+
+import copy
+import json
+import random
+
+VALUES = (
+    None, True, False, 0, -1, 1, 7, 1.5, -0.0, 1e308, float("nan"), float("inf"), 2**31, 2**63, 2**64, 10**30, "", "x",
+    "1", "../../x", "/etc/passwd", "\0", "\ud800", "ä" * 300, [], {}, [[]], [None], {"a": 1}, [1, 2, 3], ["x"] * 3,
+)  # fmt: skip
+
+
+def damage_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Flipped, cut, inserted, repeated or emptied."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(len(data) + 1)
+        length = rng.choice((1, 2, 4, 16, 256))
+        match rng.randrange(7):
+            case 0 | 1 if data:
+                data[min(at, len(data) - 1)] ^= 1 << rng.randrange(8)
+            case 2:
+                data[at : at + length] = rng.randbytes(length)
+            case 3:
+                data[at:at] = rng.randbytes(length)
+            case 4:
+                data[at:at] = data[at : at + length] * rng.choice((1, 2, 50))
+            case 5:
+                data[at : at + length] = rng.choice((b"\0", b"\xff", b"9", b"[")) * length
+            case 6:
+                del data[at : at + length if rng.random() < 0.7 else len(data)]
+    return bytes(data)
+
+
+def damage_json(data: bytes, rng: random.Random) -> bytes:
+    """One or more values replaced, removed, repeated or renamed; or its bytes damaged."""
+    if rng.random() < 0.15:
+        return damage_bytes(data, rng)
+    value = json.loads(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        value = _changed(value, rng)
+    text = json.dumps(value)
+    if rng.random() < 0.02:
+        text = "[" * 100_000 + text
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _changed(value, rng: random.Random):
+    places = list(_places(value))
+    container, key = rng.choice(places) if places else (None, None)
+    if container is None or rng.random() < 0.02:
+        return rng.choice(VALUES)
+    match rng.randrange(6):
+        case 0:
+            del container[key]
+        case 1 if isinstance(container, list):
+            container.append(copy.deepcopy(container[key]))
+        case 1:
+            container[rng.choice(("", "x", "0", "-1", "id", "\ud800"))] = container.pop(key)
+        case 2 if isinstance(container[key], int | float):
+            number = container[key]
+            container[key] = rng.choice((number * 1000, -number, number + 0.5, str(number)))
+        case _:
+            container[key] = copy.deepcopy(rng.choice(VALUES))
+    return value
+
+
+def _places(value):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in list(items):
+        yield value, key
+        yield from _places(part)
