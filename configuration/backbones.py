@@ -6,7 +6,7 @@ from typing import Literal
 Family = Literal["dinov2", "deit3", "dinov3", "eva02"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Backbone:
     """A ViT as pre-trained. `EoMTConfig.for_backbone` turns a row into a model's configuration."""
 
@@ -30,35 +30,83 @@ class Backbone:
     swiglu: bool = False
 
     @property
+    def layout(self) -> str:
+        """How the weights are laid out: "vit" (DINOv2, DeiT-III), "dinov3" or "eva02"."""
+        return "vit" if self.family in ("dinov2", "deit3") else self.family
+
+    @property
     def num_blocks(self) -> int:
         """L2, the number of blocks that process queries and patches jointly (paper, Appendix A.1)."""
         return {12: 3, 24: 4, 40: 5}[self.depth]
 
 
-def _dinov2(name: str, hub_size: str, depth: int, width: int, heads: int, swiglu: bool = False) -> Backbone:
-    hub_name = f"facebook/dinov2-with-registers-{hub_size}"
-    return Backbone(
-        name, ("lvd142m",), hub_name, "dinov2", depth, width, heads, 14, 37, 4, 1e-6, 1e-5, swiglu=swiglu
-    )  # fmt: skip
-
-
-def _dinov3(name: str, hub_size: str, depth: int, width: int, heads: int) -> Backbone:
-    hub_name = f"facebook/dinov3-vit{hub_size}16-pretrain-lvd1689m"
-    return Backbone(name, ("lvd1689m",), hub_name, "dinov3", depth, width, heads, 16, None, 4, 1e-5, 1e-5)
-
-
-_DEIT3_TAGS = ("fb_in22k_ft_in1k", "fb_in1k")
+# Depth, width and heads of the sizes that several families share.
+_SIZES = {
+    "small": {"depth": 12, "width": 384, "heads": 6},
+    "base": {"depth": 12, "width": 768, "heads": 12},
+    "large": {"depth": 24, "width": 1024, "heads": 16},
+    "giant": {"depth": 40, "width": 1536, "heads": 24, "swiglu": True},
+}
+_DINOV2 = {"tags": ("lvd142m",), "family": "dinov2", "patch_size": 14, "position_grid": 37, "layer_norm_eps": 1e-6,
+           "layer_scale_init": 1e-5}  # fmt: skip
+_DINOV3 = {"tags": ("lvd1689m",), "family": "dinov3", "patch_size": 16, "position_grid": None,
+           "num_register_tokens": 4, "layer_norm_eps": 1e-5, "layer_scale_init": 1e-5}  # fmt: skip
 
 BACKBONES: tuple[Backbone, ...] = (
-    _dinov2("vit_small_patch14_reg4_dinov2", "small", 12, 384, 6),
-    _dinov2("vit_base_patch14_reg4_dinov2", "base", 12, 768, 12),
-    _dinov2("vit_large_patch14_reg4_dinov2", "large", 24, 1024, 16),
-    _dinov2("vit_giant_patch14_reg4_dinov2", "giant", 40, 1536, 24, swiglu=True),
-    _dinov3("vit_small_patch16_dinov3", "s", 12, 384, 6),
-    _dinov3("vit_base_patch16_dinov3", "b", 12, 768, 12),
-    _dinov3("vit_large_patch16_dinov3", "l", 24, 1024, 16),
-    Backbone("deit3_large_patch16_384", _DEIT3_TAGS, None, "deit3", 24, 1024, 16, 16, 24, 0, 1e-6, 1e-6),
-    Backbone("eva02_large_patch14_224", ("mim_m38m",), None, "eva02", 24, 1024, 16, 14, 16, 0, 1e-6, 1.0, swiglu=True),
+    *(
+        Backbone(
+            name=f"vit_{size}_patch14_reg4_dinov2",
+            hub_name=f"facebook/dinov2-with-registers-{size}",
+            num_register_tokens=4,
+            **_SIZES[size],
+            **_DINOV2,
+        )
+        for size in _SIZES
+    ),
+    *(
+        Backbone(
+            name=f"vit_{size}_patch16_dinov3",
+            hub_name=f"facebook/dinov3-vit{size[0]}16-pretrain-lvd1689m",
+            **_SIZES[size],
+            **_DINOV3,
+        )
+        for size in ("small", "base", "large")
+    ),
+    Backbone(
+        name="deit3_large_patch16_384",
+        tags=("fb_in22k_ft_in1k", "fb_in1k"),
+        hub_name=None,
+        family="deit3",
+        patch_size=16,
+        position_grid=24,
+        num_register_tokens=0,
+        layer_norm_eps=1e-6,
+        layer_scale_init=1e-6,
+        **_SIZES["large"],
+    ),
+    *(
+        Backbone(
+            name=f"vit_{size}_patch14_dinov2",
+            hub_name=f"facebook/dinov2-{size}",
+            num_register_tokens=0,
+            **_SIZES[size],
+            **_DINOV2,
+        )
+        for size in _SIZES
+    ),
+    Backbone(
+        name="eva02_large_patch14_224",
+        tags=("mim_m38m",),
+        hub_name=None,
+        family="eva02",
+        patch_size=14,
+        position_grid=16,
+        num_register_tokens=0,
+        layer_norm_eps=1e-6,
+        layer_scale_init=1.0,
+        swiglu=True,
+        **_SIZES["large"],
+    ),
 )
 
 

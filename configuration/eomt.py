@@ -34,6 +34,9 @@ class EoMTConfig(PreTrainedConfig):
 
     # What tells the families apart, for the encoder and for the hub's key names. Constants of the class, not fields.
     rope: ClassVar[Literal["dinov3", "eva02"] | None] = None
+    layout: ClassVar[str] = "vit"  # of the encoder's weights: "vit" (DINOv2, DeiT-III), "dinov3" or "eva02"
+    class_of_family: ClassVar[dict[str, type["EoMTConfig"]]] = {}  # filled where the subclasses are defined
+    blocks_are_the_encoders: ClassVar[bool] = True  # of `num_blocks`, the blocks that queries take part in
     has_position_embeddings: ClassVar[bool] = True
     class_token_has_position: ClassVar[bool] = False
     has_layer_scale: ClassVar[bool] = True
@@ -140,9 +143,7 @@ class EoMTConfig(PreTrainedConfig):
             ValueError: when the backbone is unknown or a field is out of its range.
         """
         backbone = find_backbone(name)
-        from .families import CONFIG_OF_FAMILY  # the subclasses are defined on top of this class
-
-        config_class = CONFIG_OF_FAMILY[backbone.family]
+        config_class = cls.class_of_family[backbone.family]
         depth = overrides.get("num_hidden_layers", backbone.depth)
         fields = {
             "hidden_size": backbone.width,

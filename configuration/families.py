@@ -15,6 +15,7 @@ class EoMTDINOv3Config(EoMTConfig):
     """
 
     model_type = "eomt_dinov3"
+    layout: ClassVar[str] = "dinov3"
     rope: ClassVar[Literal["dinov3", "eva02"] | None] = "dinov3"
     has_position_embeddings: ClassVar[bool] = False
     patch_projection_name: ClassVar[str | None] = None
@@ -83,6 +84,7 @@ class EoMTEVA02Config(EoMTConfig):
     """
 
     model_type = "eomt_eva02"
+    layout: ClassVar[str] = "eva02"
     rope: ClassVar[Literal["dinov3", "eva02"] | None] = "eva02"
     class_token_has_position: ClassVar[bool] = True
     has_layer_scale: ClassVar[bool] = False
@@ -108,7 +110,7 @@ class EoMTEVA02Config(EoMTConfig):
         return {}
 
 
-CONFIG_OF_FAMILY: dict[str, type[EoMTConfig]] = {
+EoMTConfig.class_of_family = {
     "dinov2": EoMTConfig,
     "deit3": EoMTConfig,
     "dinov3": EoMTDINOv3Config,

@@ -18,6 +18,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "num_attention_heads": (1, 2**12),
     "num_channels": (1, 1000),
     "num_blocks": (1, 1000),
+    "feature_size": (32, 2**14),
+    "decoder_attention_heads": (1, 2**10),
+    "encoder_layers": (1, 100),
+    "encoder_feedforward_dim": (1, 2**16),
+    "dim_feedforward": (1, 2**16),
+    "stem_width": (1, 2**12),
+    "deform_num_points": (1, 100),
+    "deform_ratio": (0, 1),
+    "conv_ffn_ratio": (0, 100),
     "num_upscale_blocks": (1, 8),
     "num_queries": (1, 100_000),
     "num_labels": (1, 1_000_000),
@@ -132,7 +141,7 @@ def validate(config) -> None:
     if config.hidden_act not in ACTIVATIONS:
         raise wrong("hidden_act", config.hidden_act, f"one of {', '.join(ACTIVATIONS)}")
     _validate_labels(config)
-    if config.num_blocks > config.num_hidden_layers:
+    if config.blocks_are_the_encoders and config.num_blocks > config.num_hidden_layers:
         raise ValueError(
             f"num_blocks is {config.num_blocks}, more than the {config.num_hidden_layers} of num_hidden_layers; "
             "it counts the last blocks, those that see the queries"

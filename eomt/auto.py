@@ -12,8 +12,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTAT
 from eomt.configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
 from eomt.image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
+from eomt.modeling_eomt.ladder import (
+    LadderConfig,
+    LadderDINOv3Config,
+    LadderEVA02Config,
+    LadderForUniversalSegmentation,
+)
 
-CONFIG_CLASSES = (EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config)
+MODEL_OF_CONFIG = {
+    EoMTConfig: EoMTForUniversalSegmentation,
+    EoMTDINOv3Config: EoMTForUniversalSegmentation,
+    EoMTEVA02Config: EoMTForUniversalSegmentation,
+    LadderConfig: LadderForUniversalSegmentation,
+    LadderDINOv3Config: LadderForUniversalSegmentation,
+    LadderEVA02Config: LadderForUniversalSegmentation,
+}
 MODEL_CLASSES = (AutoModel, AutoModelForUniversalSegmentation, AutoModelForImageSegmentation)
 # Saved processors are found by the class name they carry, and ours carry the built-in's, so that they load without us:
 # the last two are those names.
@@ -26,12 +39,13 @@ IMAGE_PROCESSORS = {
 
 
 def register() -> None:
-    """Shadow transformers' own `eomt` and `eomt_dinov3` behind the Auto classes and add `eomt_eva02`."""
-    for config_class in CONFIG_CLASSES:
+    """Shadow transformers' own `eomt` and `eomt_dinov3` behind the Auto classes and add our own model types."""
+    for config_class, model_class in MODEL_OF_CONFIG.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class in MODEL_CLASSES:
-            # auto_class.register wants one model class per configuration; one class serves the three of ours.
-            auto_class._model_mapping.register(config_class, EoMTForUniversalSegmentation, exist_ok=True)
+            # auto_class.register wants one configuration per model class; ours serve three.
+            auto_class._model_mapping.register(config_class, model_class, exist_ok=True)
         AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
     # The pipeline checks class names against this table and would log an error for ours.
-    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["eomt_for_universal_segmentation"] = "EoMTForUniversalSegmentation"
+    for model_class in set(MODEL_OF_CONFIG.values()):
+        MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES[model_class.__name__] = model_class.__name__

@@ -5,6 +5,7 @@ N patches · D width
 
 import math
 import re
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,33 +118,42 @@ def is_hf(state: StateDict) -> bool:
     return "embeddings.cls_token" in state
 
 
-def describe(state: StateDict) -> tuple[str, int, int]:
-    """Normalised backbone → (family, width, depth)."""
+class BackboneShape(NamedTuple):
+    """What the keys and shapes of a backbone's weights say."""
+
+    layout: str
+    """`EoMTConfig.layout`."""
+    registers: int
+    width: int
+    depth: int
+
+    def __str__(self) -> str:
+        name = {"vit": "DINOv2 or DeiT-III", "dinov3": "DINOv3", "eva02": "EVA-02"}[self.layout]
+        return f"a {name} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
+
+
+def describe(state: StateDict) -> BackboneShape:
+    """Normalized backbone → its shape."""
     token = state.get("embeddings.cls_token" if is_hf(state) else "cls_token")
     blocks = {match[1] for key in state if (match := re.match(r"(?:encoder\.)?(?:blocks|layer|layers)\.(\d+)\.", key))}
     if token is None or not blocks:
         raise ValueError(f"the state dict is no ViT known here; its keys begin with {', '.join(sorted(state)[:3])}")
     if is_hf(state):
-        family = "dinov2" if "embeddings.position_embeddings" in state else "dinov3"
+        layout = "vit" if "embeddings.position_embeddings" in state else "dinov3"
     elif any(".mlp.fc1_g." in key for key in state):
-        family = "eva02"
-    elif "pos_embed" not in state:
-        family = "dinov3"
+        layout = "eva02"
     else:
-        family = "dinov2" if "reg_token" in state else "deit3"
-    return family, token.shape[-1], len(blocks)
+        layout = "vit" if "pos_embed" in state else "dinov3"
+    registers = state.get("embeddings.register_tokens", state.get("reg_token"))
+    return BackboneShape(layout, 0 if registers is None else registers.shape[1], token.shape[-1], len(blocks))
 
 
 def _require_same_kind(state: StateDict, config: EoMTConfig) -> None:
-    family, width, depth = describe(state)
-    wanted = {"eomt": "dinov2" if config.num_register_tokens else "deit3"}.get(
-        config.model_type, config.model_type.removeprefix("eomt_")
-    )
-    if (family, width, depth) != (wanted, config.hidden_size, config.num_hidden_layers):
+    found = describe(state)
+    wanted = BackboneShape(config.layout, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
+    if found != wanted:
         raise ValueError(
-            f"the backbone is a {family} ViT of width {width} and depth {depth}; the configuration wants {wanted}, "
-            f"width {config.hidden_size}, depth {config.num_hidden_layers}; EoMTConfig.for_backbone(name) gives one "
-            "that fits"
+            f"the backbone is {found}; the configuration wants {wanted}; EoMTConfig.for_backbone(name) gives one that fits"
         )
 
 

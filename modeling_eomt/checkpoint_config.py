@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
-from ..configuration.families import CONFIG_OF_FAMILY
 from ..configuration.labels import LabelSpace, label_space
 from ..configuration.tasks import infer_task
 from .state_dicts import StateDict
@@ -92,7 +91,7 @@ def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | 
     if labels is not None:
         given |= {"id2label": labels.id2label, "label2id": labels.label2id}
     config_class = next(
-        (kind for kind in CONFIG_OF_FAMILY.values() if kind.model_type == saved.get("model_type")), None
+        (kind for kind in EoMTConfig.class_of_family.values() if kind.model_type == saved.get("model_type")), None
     )
     if config_class is None:
         raise ValueError(f"the configuration in the file is of {saved.get('model_type')!r}, not of an EoMT")
@@ -120,11 +119,12 @@ def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
 
 def backbone_of(config: EoMTConfig) -> tuple[Backbone, bool]:
     """Configuration → (its row, whether it is that row's size and not a scaled one)."""
-    family = {"eomt": "dinov2" if config.num_register_tokens else "deit3"}.get(config.model_type)
-    family = family or config.model_type.removeprefix("eomt_")
-    swiglu = config.gated_mlp and family != "dinov3"
-    row = backbone_row(family, config.hidden_size, config.num_hidden_layers, swiglu)
-    return row, (row.width, row.depth) == (config.hidden_size, config.num_hidden_layers)
+    swiglu = config.gated_mlp and config.layout != "dinov3"
+    registers, size = bool(config.num_register_tokens), (config.hidden_size, config.num_hidden_layers)
+    kin = [row for row in BACKBONES if row.layout == config.layout and row.swiglu == swiglu]
+    kin = [row for row in kin if bool(row.num_register_tokens) == registers] or kin
+    row = next((row for row in kin if (row.width, row.depth) == size), kin[0])
+    return row, (row.width, row.depth) == size
 
 
 def _encoder(state: StateDict) -> tuple[str, int, bool]:

@@ -92,21 +92,21 @@ AUTHORS_DINOV3_OUTSIDE = {
 
 def timm_table(config: EoMTConfig) -> Table:
     """timm's DINOv2, DeiT-III (also as their authors released them, once normalised) and EVA-02."""
-    if config.model_type == "eomt_eva02":
+    if config.layout == "eva02":
         return _table(config, TIMM_OUTSIDE | {"layernorm": "fc_norm"}, "blocks", TIMM_EVA_BLOCK)
     return _table(config, TIMM_OUTSIDE, "blocks", TIMM_BLOCK)
 
 
 def hf_table(config: EoMTConfig) -> Table:
     """transformers' Dinov2WithRegistersModel and DINOv3ViTModel (keys as in memory; files are normalised first)."""
-    if config.model_type == "eomt_dinov3":
+    if config.layout == "dinov3":
         return _table(config, HF_DINOV3_OUTSIDE, "layer", HF_DINOV3_BLOCK)
     return _table(config, HF_OUTSIDE, "encoder.layer", HF_BLOCK)
 
 
 def authors_table(config: EoMTConfig) -> Table:
     """The authors' checkpoints: heads and encoder under `network.`."""
-    if config.model_type == "eomt_dinov3":
+    if config.layout == "dinov3":
         encoder = _table(config, AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BLOCK)
     else:
         encoder = timm_table(config)

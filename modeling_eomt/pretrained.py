@@ -35,7 +35,9 @@ def own_config(config: PreTrainedConfig) -> EoMTConfig:
     own = {row.model_type: row for row in (EoMTConfig, EoMTDINOv3Config)}.get(config.model_type)
     if own is None:
         raise ValueError(f"the configuration is a {type(config).__name__}; give an EoMTConfig")
-    return own.from_dict(config.to_dict())
+    ours = own.from_dict(config.to_dict())
+    ours._attn_implementation = config._attn_implementation
+    return ours
 
 
 def _base_model(path, hub: dict) -> str:

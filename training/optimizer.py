@@ -4,7 +4,7 @@ import re
 
 from torch import nn
 
-HEADS = ("query.", "class_predictor.", "mask_head.", "upscale_block.")  # what the pre-trained backbone does not hold
+BACKBONE = ("embeddings.", "layers.", "layernorm.")  # what is pre-trained; all else starts at random
 _BLOCK = re.compile(r"layers\.(\d+)\.")
 _WRAPPERS = re.compile(r"(module|_orig_mod|_fsdp_wrapped_module)\.")
 
@@ -15,7 +15,7 @@ def lr_multiplier(name: str, depth: int, num_blocks: int, llrd: float, llrd_l2_e
     Heads and the final norm: 1. Block i: llrd^(depth−1−i). Patch, class, register and position embeddings: as block 0.
     Without `llrd_l2_enabled`, the last `num_blocks` blocks: 1 (DINOv3 recipes).
     """
-    if name.startswith((*HEADS, "layernorm.")):
+    if not name.startswith(BACKBONE) or name.startswith("layernorm."):
         return 1.0
     block = _BLOCK.match(name)
     index = int(block[1]) if block else 0
@@ -36,7 +36,8 @@ def layerwise_lr_groups(
     """
     if not 0 < llrd <= 1:
         raise ValueError(f"llrd={llrd}: the layer-wise decay is a factor in (0, 1]; 1 turns it off")
-    depth, num_blocks = model.config.num_hidden_layers, model.config.num_blocks
+    depth = model.config.num_hidden_layers
+    num_blocks = model.config.num_blocks if model.config.blocks_are_the_encoders else 0
     groups = []
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -44,6 +45,6 @@ def layerwise_lr_groups(
         name = _WRAPPERS.sub("", full_name)
         factor = lr_multiplier(name, depth, num_blocks, llrd, llrd_l2_enabled)
         groups.append(
-            {"params": [parameter], "lr": lr * factor, "name": name, "is_backbone": not name.startswith(HEADS)}
+            {"params": [parameter], "lr": lr * factor, "name": name, "is_backbone": name.startswith(BACKBONE)}
         )
     return groups

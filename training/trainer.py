@@ -22,7 +22,7 @@ from .checkpoints import WholeCheckpoints, checkpoint_to_resume
 from .collator import EoMTDataCollator
 from .curves import CurvesCallback
 from .interruption import InterruptionCallback
-from .optimizer import HEADS, layerwise_lr_groups
+from .optimizer import BACKBONE, layerwise_lr_groups
 from .processes import gather
 from .repeatable import RepeatableDataset
 from .schedule import two_stage_warmup_poly_schedule
@@ -104,7 +104,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
             self.model.class_predictor.reset_parameters()  # PyTorch's default, as the authors'
         if args.freeze_backbone:
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name.startswith(HEADS))
+                parameter.requires_grad_(not name.startswith(BACKBONE))
 
     def _annealing_callback(self) -> MaskAnnealingCallback:
         args = self.args
@@ -234,7 +234,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
             of_block = next((rate for name, rate in rates.items() if name.startswith(prefix)), None)
             if of_block is not None:  # a frozen backbone has none
                 self._learning_rates[f"learning_rate_{key}_block"] = of_block
-        return next(rate for name, rate in rates.items() if name.startswith(HEADS))
+        return next(rate for name, rate in rates.items() if not name.startswith(BACKBONE))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._loss_parts:

@@ -14,7 +14,8 @@ NUM_INTERACTIONS = 4
 
 
 class ViTAdapter(nn.Module):
-    """Image and the ViT's blocks in four parts → maps (B, D, H/4, W/4), …, (B, D, H/32, W/32), finest first."""
+    """Image, patch tokens and the ViT's blocks in four parts → maps (B, D, H/4, W/4), …, (B, D, H/32, W/32), finest
+    first, and the patch tokens (B, N, D) after the last block."""
 
     def __init__(self, width: int, num_heads: int, stem_width=64, num_points=4, deform_ratio=0.5, ffn_ratio=0.25):
         super().__init__()
@@ -30,7 +31,7 @@ class ViTAdapter(nn.Module):
         self.up = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(4))
 
-    def forward(self, pixel_values: Tensor, patches: Tensor, parts) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor, patches: Tensor, parts) -> tuple[list[Tensor], Tensor]:
         """`patches` (B, N, D) as embedded; `parts`, one callable an interaction, are the ViT's blocks on patch tokens.
 
         The feature map of a scale is the pyramid's plus the patch tokens after that scale's part, resized.
@@ -49,7 +50,8 @@ class ViTAdapter(nn.Module):
         c2, c3, c4 = (level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(levels, shapes.pyramid))
         c1 = self.up(c2) + finest
         scales = [(c1, 4), (c2, 2), (c3, 1), (c4, 0.5)]
-        return [norm(level + _resize(stage, scale)) for norm, (level, scale), stage in zip(self.norms, scales, stages)]
+        maps = [norm(level + _resize(stage, scale)) for norm, (level, scale), stage in zip(self.norms, scales, stages)]
+        return maps, patches
 
 
 def _resize(feature_map: Tensor, scale: float) -> Tensor:

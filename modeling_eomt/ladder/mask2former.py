@@ -6,6 +6,7 @@ H, W cells of the finest map (stride 4)
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
@@ -36,6 +37,8 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
         super().__init__(config)
         if use_pixel_decoder:
             self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=[width] * 4)
+            # made by a constructor that ignores torch.device("meta")
+            self.pixel_decoder.level_embed = nn.Parameter(torch.zeros(3, config.feature_size))
         else:
             self.pixel_decoder = None
             self.mask_projection = nn.Conv2d(width, config.mask_feature_size, kernel_size=1)

@@ -48,7 +48,7 @@ class Named(nn.Module):
 
     def __init__(self, names, depth, num_blocks):
         super().__init__()
-        self.config = SimpleNamespace(num_hidden_layers=depth, num_blocks=num_blocks)
+        self.config = SimpleNamespace(num_hidden_layers=depth, num_blocks=num_blocks, blocks_are_the_encoders=True)
         for name in names:
             module = self
             *path, leaf = name.split(".")

@@ -42,7 +42,7 @@ def test_equals_the_authors_modules(golden):
         interaction.register_forward_hook(lambda module, inputs, outputs: after_pyramid.append(outputs[1]))
     with torch.no_grad():
         prior = adapter.spm(golden["pixels"])
-        maps = adapter(golden["pixels"], golden["tokens"], [block(index) for index in range(4)])
+        maps, _ = adapter(golden["pixels"], golden["tokens"], [block(index) for index in range(4)])
     for name, ours in zip(("c1", "c2", "c3", "c4"), prior):
         ours = ours if name == "c1" else ours.flatten(2).transpose(1, 2)
         torch.testing.assert_close(ours, golden[f"spm.{name}"], **CLOSE)
