@@ -99,8 +99,8 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
         multiple = self.config.strides[-1]
         if any(16 * side % multiple for side in grid):
             raise ValueError(
-                f"pixel_values are {16 * grid[0]} × {16 * grid[1]} pixels; step {self.config.step} has a feature map of "
-                f"stride {multiple}, so both sides must be multiples of {multiple}"
+                f"pixel_values are {16 * grid[0]} × {16 * grid[1]} pixels; step {self.config.step} has a feature map "
+                f"of stride {multiple}, so both sides must be multiples of {multiple}"
             )
         return grid
 
