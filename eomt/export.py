@@ -38,19 +38,6 @@ def exportable(model: nn.Module) -> Exportable:
     return Exportable(model).eval()
 
 
-def quantise(model: Exportable) -> None:
-    """int8 weights of the encoder's linear layers, one scale a row, in place; activations stay float32 (torchao)."""
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError:
-        raise ValueError("--int8 needs torchao: pip install torchao") from None
-
-    def of_encoder(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and name.startswith("model.layers.")
-
-    quantize_(model, Int8WeightOnlyConfig(), filter_fn=of_encoder)
-
-
 def write(model: Exportable, kind: str, size: tuple[int, int], path: Path) -> None:
     """Export to `path`; `kind` is "pt2" (torch.export) or "onnx"; `size` is (H, W), fixed in the file."""
     example = torch.zeros(2, model.model.config.num_channels, *size)

@@ -21,7 +21,6 @@ def parser() -> argparse.ArgumentParser:
         "--image-size", type=int, nargs="+", metavar="PIXELS",
         help="side, or height and width, of the inputs (default: the image processor's)",
     )  # fmt: skip
-    p.add_argument("--int8", action="store_true", help="encoder weights in int8 (torchao), for smaller files")
     p.add_argument("--force", action="store_true", help="replace the output folder")
     return p
 
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
     if "onnx" in args.format:
         _require("onnxscript", "onnxruntime")
     import eomt
-    from eomt.export import FILES, TOLERANCE, compare, exportable, quantise, write
+    from eomt.export import FILES, TOLERANCE, compare, exportable, write
     from eomt.image_processing.geometry import input_size_of
     from eomt.writing import whole
 
@@ -49,10 +48,6 @@ def main(argv: list[str]) -> int:
         print(f"masked attention was on {model.attn_mask_probs.tolist()}; it is exported off, as the paper infers")
     size = input_size_of(processor.size, processor.do_split_image)
     wrapped = exportable(model)
-    full = _outputs(wrapped, pixels)
-    if args.int8:
-        quantise(wrapped)
-        print(f"int8: {_agreement(full, _outputs(wrapped, pixels))}")
     with whole(args.output, folder=True, force=args.force) as folder:
         for kind in dict.fromkeys(args.format):
             file = folder / FILES[kind]
@@ -105,17 +100,3 @@ def _pixels(args, processor):
 
     picture = read_image(args.image) if args.image else made_photo()
     return processor(picture, return_tensors="pt")["pixel_values"], str(args.image) if args.image else "a made image"
-
-
-def _outputs(model, pixels):
-    import torch
-
-    with torch.no_grad():
-        return model(pixels)
-
-
-def _agreement(full, quantised) -> str:
-    """What quantisation changed: queries whose class, and mask pixels whose side, stay the same."""
-    classes = (full[0].argmax(-1) == quantised[0].argmax(-1)).float().mean().item()
-    pixels = ((full[1] > 0) == (quantised[1] > 0)).float().mean().item()
-    return f"{100 * classes:.1f} % of queries keep their class, {100 * pixels:.2f} % of mask pixels their side"
