@@ -78,7 +78,7 @@ def show_help() -> int:
     from eomt.training.options import DataOptions, ModelOptions
     from eomt.training.run_options import RunOptions, StockOptions
 
-    _parser(HfArgumentParser, (DataOptions, ModelOptions, RunOptions, StockOptions)).print_help()
+    _parser(HfArgumentParser, (DataOptions, ModelOptions, RunOptions, StockOptions)).parse_args(["--help"])
     return 0
 
 
