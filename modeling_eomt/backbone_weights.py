@@ -153,7 +153,8 @@ def _require_same_kind(state: StateDict, config: EoMTConfig) -> None:
     wanted = BackboneShape(config.layout, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
     if found != wanted:
         raise ValueError(
-            f"the backbone is {found}; the configuration wants {wanted}; EoMTConfig.for_backbone(name) gives one that fits"
+            f"the backbone is {found}; the configuration wants {wanted}; "
+            "EoMTConfig.for_backbone(name) gives one that fits"
         )
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 100_000_000
 WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
 DRAWN_PIXELS = 25_000_000  # of an overlay: of larger images it is reduced
 PICTURE_THRESHOLD = {"panoptic": 0.8, "instance": 0.5, "semantic": None}
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=MAX_PIXELS,
         metavar="N",
-        help=f"refuse larger images, which take about 12 bytes a pixel (default {MAX_PIXELS:,})",
+        help=f"refuse larger images; memory grows by about 13 bytes a pixel (default {MAX_PIXELS:,})",
     )
     p.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read and resize (default 1)")
     return p

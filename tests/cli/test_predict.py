@@ -289,6 +289,7 @@ def test_masked_attention_is_turned_off_as_in_evaluate(models, photos, tmp_path,
     assert (tmp_path / "out/panoptic.json").read_text() == (tmp_path / "plain/panoptic.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_memory_a_pixel(models, tmp_path, task):
     """Peak of the process over 30 million pixels, less that over 10 million: at most 12 bytes a pixel, with overlays
