@@ -129,7 +129,7 @@ class BackboneShape(NamedTuple):
 
     def __str__(self) -> str:
         name = {"vit": "DINOv2 or DeiT-III", "dinov3": "DINOv3", "eva02": "EVA-02"}[self.layout]
-        return f"a {name} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
+        return f"{'an' if name[0] == 'E' else 'a'} {name} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
 
 
 def describe(state: StateDict) -> BackboneShape:
