@@ -128,8 +128,8 @@ class BackboneShape(NamedTuple):
     depth: int
 
     def __str__(self) -> str:
-        name = {"vit": "DINOv2 or DeiT-III", "dinov3": "DINOv3", "eva02": "EVA-02"}[self.layout]
-        return f"{'an' if name[0] == 'E' else 'a'} {name} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
+        name = {"vit": "a DINOv2 or DeiT-III", "dinov3": "a DINOv3", "eva02": "an EVA-02"}[self.layout]
+        return f"{name} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
 
 
 def describe(state: StateDict) -> BackboneShape:

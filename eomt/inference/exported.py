@@ -93,6 +93,10 @@ class ExportedEoMT:
 
     # --- what transformers' pipeline and this library's commands ask of a model --------------------------------------
 
+    @property
+    def attn_mask_probs(self) -> Tensor:
+        return torch.zeros(self.config.num_blocks)
+
     def set_attn_mask_probs(self, probabilities) -> None:
         if any(probabilities):
             raise ValueError("an exported model has no masked attention; leave out --masked")

@@ -163,7 +163,7 @@ def test_heads_and_queries_stay_fresh():
     ("vit_small_patch16_dinov3", "vit_small_patch14_reg4_dinov2", {}, "is a DINOv3 ViT .* wants a DINOv2"),
     ("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", {}, "is a DINOv2 .* wants a DINOv3"),
     ("eva02_large_patch14_224", "deit3_large_patch16_384", {}, "is an? EVA-02 ViT .* wants a DINOv2 or DeiT-III"),
-    ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"hidden_size": 96}, "width 48 .* width 96"),
+    ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"hidden_size": 96}, "width 48, .* width 96"),
     ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"num_hidden_layers": 3}, "depth 2 .* depth 3"),
     ("vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2", {}, "mis-shaped"),  # MLP against SwiGLU
 ])  # fmt: skip
