@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-lowest lint bench clean
 
 .venv/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,13 @@ test: .venv/.installed
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
+
+# The suite with the lowest versions that pyproject.toml admits.
+test-lowest: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --clear .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[dev]"
+	.venv-lowest/bin/python -m pytest
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
