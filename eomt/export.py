@@ -38,7 +38,7 @@ def exportable(model: nn.Module) -> Exportable:
     return Exportable(model).eval()
 
 
-def quantise(model: Exportable) -> None:
+def quantize(model: Exportable) -> None:
     """int8 weights of the encoder's linear layers, one scale a row, in place; activations stay float32 (torchao)."""
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -115,7 +115,7 @@ def compare(kind: str, path: Path, model: nn.Module, pixels: Tensor) -> Differen
     return worst
 
 
-def made_photo(height: int = 480, width: int = 640) -> Image.Image:
+def synthetic_photo(height: int = 480, width: int = 640) -> Image.Image:
     """A picture with areas, edges and texture, always the same; for when there is no photo at hand."""
     random = np.random.default_rng(0)
     blobs = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.image_processing.results import Results
+from eomt.inference.prediction_files import Results
 from eomt.modeling_eomt import convert_to_authors
 from eomt.training.data import load_data
 

@@ -77,25 +77,25 @@ def main(argv: list[str]) -> int:
     from transformers.utils import logging
 
     from eomt.cli.checks import usable_device
-    from eomt.writing import require_free
+    from eomt.inference.writing import require_free
 
     for file in filter(None, (args.json, args.plot)):
         require_free(file, args.force)
     logging.set_verbosity_error()
-    contenders = _contenders(args)
-    if args.quality and len(args.quality) != len(contenders):
-        raise ValueError(f"--quality has {len(args.quality)} values for {len(contenders)} models and sizes")
-    if args.plot and not args.quality and not any(contender.reported() for contender in contenders):
+    candidates = _candidates(args)
+    if args.quality and len(args.quality) != len(candidates):
+        raise ValueError(f"--quality has {len(args.quality)} values for {len(candidates)} models and sizes")
+    if args.plot and not args.quality and not any(candidate.reported() for candidate in candidates):
         raise ValueError("--plot: the paper reports none of these models; give --quality")
     device = usable_device(args.device) if args.device else PartialState().device
     rows = []
-    for i, contender in enumerate(tqdm(contenders, desc="benchmark", unit="model", disable=len(contenders) == 1)):
-        reported = contender.reported()
+    for i, candidate in enumerate(tqdm(candidates, desc="benchmark", unit="model", disable=len(candidates) == 1)):
+        reported = candidate.reported()
         quality = args.quality[i] if args.quality else reported and reported.value
-        row = {"model": contender.name, "label": contender.label, "quality": quality}
-        row |= {"family": contender.family, "point": contender.short}
+        row = {"model": candidate.name, "label": candidate.label, "quality": quality}
+        row |= {"family": candidate.family, "point": candidate.short}
         try:
-            row |= _measure(contender, args, device)
+            row |= _measure(candidate, args, device)
         except RuntimeError as error:  # one model that does not fit the device leaves the others their turn
             row["error"] = str(error).splitlines()[0]
         rows.append(row)
@@ -112,14 +112,14 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _contenders(args) -> list:
-    from eomt.contenders import Contender
+def _candidates(args) -> list:
+    from eomt.benchmarking.candidates import Candidate
 
     names = ("num_labels", "num_queries", "num_blocks")
     overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     sizes = [_size(size, "--image-size") for size in args.image_size] if args.image_size else [None]
     return [
-        Contender.find(model, size, task=args.task, masked=args.masked, **overrides)
+        Candidate.find(model, size, task=args.task, masked=args.masked, **overrides)
         for model in args.model
         for size in sizes
     ]
@@ -135,30 +135,30 @@ def _size(text: str, option: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else tuple(sides)
 
 
-def _measure(contender, args, device) -> dict:
+def _measure(candidate, args, device) -> dict:
     import torch
 
+    from eomt.benchmarking.measure import peak_bytes, seconds_of
     from eomt.configuration import as_pair
     from eomt.image_processing.geometry import placement
-    from eomt.measure import peak_bytes, seconds_of
 
     crops = 1
     if args.photo:
-        crops = len(placement(*as_pair(_size(args.photo, "--photo")), contender.image_size, windowed=True).windows)
-    row = {"image_size": list(contender.image_size), "inputs_per_image": crops, "batch_size": args.batch_size}
+        crops = len(placement(*as_pair(_size(args.photo, "--photo")), candidate.image_size, windowed=True).windows)
+    row = {"image_size": list(candidate.image_size), "inputs_per_image": crops, "batch_size": args.batch_size}
     if args.count_only:
-        parameters, flops = contender.count()
+        parameters, flops = candidate.count()
         return row | {"parameters": parameters, "gflops": crops * flops / 1e9}
 
     dtype = getattr(torch, args.dtype)
     weights = torch.float32 if args.autocast else dtype
-    model = contender.load(device, weights)
-    parameters, flops = contender.count(model)
+    model = candidate.load(device, weights)
+    parameters, flops = candidate.count(model)
     called = torch.compile(model) if args.compile else model
     autocast = torch.autocast(device.type, dtype=dtype, enabled=args.autocast)
 
     def forward(images: int):
-        inputs = contender.inputs(images * crops, device, weights)
+        inputs = candidate.inputs(images * crops, device, weights)
 
         def run():
             with torch.inference_mode(), autocast:
@@ -216,14 +216,14 @@ def _table(rows: list[dict]) -> str:
 
 
 def _write(args, rows: list[dict], setting: dict) -> None:
-    from eomt.writing import whole
+    from eomt.inference.writing import atomic
 
     if args.json:
-        with whole(args.json, force=args.force) as part:
+        with atomic(args.json, force=args.force) as part:
             part.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2), encoding="utf-8")
     if args.plot:
-        from eomt.configuration.paper import METRICS
-        from eomt.tradeoff import draw_tradeoff
+        from eomt.benchmarking.plot import plot_quality_and_speed
+        from eomt.configuration import TASK_ROWS
 
         points = [row for row in rows if row["quality"] is not None and "images_per_second" in row]
         for row in rows:
@@ -232,8 +232,8 @@ def _write(args, rows: list[dict], setting: dict) -> None:
         if not points:
             raise ValueError("--plot: nothing to draw")
         source = "as given" if args.quality else "as reported"
-        with whole(args.plot, force=args.force) as part:
-            draw_tradeoff(points, part, f"{METRICS[args.task]} in %, {source}", setting["device"])
+        with atomic(args.plot, force=args.force) as part:
+            plot_quality_and_speed(points, part, f"{TASK_ROWS[args.task].metric} in %, {source}", setting["device"])
 
 
 def _device_name(device) -> str:

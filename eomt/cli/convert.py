@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     from eomt.cli.checks import require_sides, require_writable
-    from eomt.writing import require_free
+    from eomt.inference.writing import require_free
 
     require_free(args.destination, args.force)  # before minutes of reading
     require_writable(args.destination.parent)
@@ -64,10 +64,10 @@ def _is_hub(source: str) -> bool:
 def _to_hub(args) -> None:
     import torch
 
+    from eomt.inference.writing import atomic
     from eomt.modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
     from eomt.modeling_eomt.checkpoint_config import config_of_checkpoint, describe_config
     from eomt.modeling_eomt.state_dicts import read_config, read_state_dict
-    from eomt.writing import whole
 
     if args.delta_from:
         raise ValueError("--delta-from is for hub → authors'; deltas are read with --reference-backbone")
@@ -93,7 +93,7 @@ def _to_hub(args) -> None:
     model = load_authors_checkpoint(state, config, reference_backbone=args.reference_backbone)
     print(f"masking   {_masking(model)}")
 
-    with whole(args.destination, folder=True, force=args.force) as folder:
+    with atomic(args.destination, folder=True, force=args.force) as folder:
         model.save_pretrained(folder)
         _processor(config, state).save_pretrained(folder)
         again = EoMTForUniversalSegmentation.from_pretrained(folder).state_dict()
@@ -108,10 +108,10 @@ def _to_authors(args) -> None:
 
     import eomt
     from eomt.cli.checks import load_model, require_model
+    from eomt.inference.writing import atomic
     from eomt.modeling_eomt import convert_to_authors
     from eomt.modeling_eomt.checkpoint_config import describe_config
     from eomt.modeling_eomt.state_dicts import read_state_dict, write_state_dict
-    from eomt.writing import whole
 
     for name in ("task", "labels", "stuff", "image_size", "heads", "reference_backbone"):
         if getattr(args, name) is not None:
@@ -127,7 +127,7 @@ def _to_authors(args) -> None:
     print(f"masking   {_masking(model)}")
     state = {key: tensor.contiguous() for key, tensor in convert_to_authors(model, args.delta_from).items()}
 
-    with whole(args.destination, force=args.force) as file:
+    with atomic(args.destination, force=args.force) as file:
         write_state_dict(file, state, model.config.to_json_string(use_diff=False), wrap=suffix == ".ckpt")
         again = read_state_dict(file)
         if again.keys() != state.keys() or not all(torch.equal(again[key], tensor) for key, tensor in state.items()):

@@ -27,7 +27,7 @@ PICTURES = 4
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
 
-    from eomt.image_processing.writing import write_json
+    from eomt.inference.writing import write_json
 
     started = time.time()
     trainer, space, folder = train(args)
@@ -151,8 +151,8 @@ def draw_pictures(pipe, folder: Path, space, output: Path) -> list[Path]:
     import torch
     from PIL import Image
 
-    from eomt.image_processing.pictures import draw_segments, side_by_side
     from eomt.training.data import EvaluationTransform, load_data
+    from eomt.visualization.overlays import draw_segments, side_by_side
 
     dataset, _ = load_data(folder, task="panoptic", split="val")
     dataset = dataset.with_transform(EvaluationTransform(space, task="panoptic"))

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         raise ValueError("--worst needs --output, the folder for the pictures")
 
     from eomt.cli.checks import require_writable
-    from eomt.image_processing.writing import write_json
+    from eomt.inference.writing import write_json
     from eomt.training.processes import rank
     from eomt.training.report import ImageReport, table, write_classes
 
@@ -157,7 +157,7 @@ def _data(args, task: str, model):
 
 
 def _score_model(args, model, processor, dataset, space, task: str, images) -> dict:
-    from eomt.image_processing.results import Results
+    from eomt.inference.prediction_files import Results
     from eomt.training.evaluation import evaluate_model
     from eomt.training.processes import gather, rank
 

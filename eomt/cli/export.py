@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     from eomt.cli.checks import require_sides, require_writable
-    from eomt.writing import require_free
+    from eomt.inference.writing import require_free
 
     require_free(args.output, args.force)
     require_sides(args.image_size)
@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
     if "onnx" in args.format:
         _require("onnxscript", "onnxruntime")
     import eomt
-    from eomt.export import FILES, TOLERANCE, compare, exportable, quantise, write
+    from eomt.export import FILES, TOLERANCE, compare, exportable, quantize, write
     from eomt.image_processing.geometry import input_size_of
-    from eomt.writing import whole
+    from eomt.inference.writing import atomic
 
     model, processor = _load(args)
     if not isinstance(model, eomt.EoMTForUniversalSegmentation):
@@ -51,9 +51,9 @@ def main(argv: list[str]) -> int:
     wrapped = exportable(model)
     full = _outputs(wrapped, pixels)
     if args.int8:
-        quantise(wrapped)
+        quantize(wrapped)
         print(f"int8: {_agreement(full, _outputs(wrapped, pixels))}")
-    with whole(args.output, folder=True, force=args.force) as folder:
+    with atomic(args.output, folder=True, force=args.force) as folder:
         for kind in dict.fromkeys(args.format):
             file = folder / FILES[kind]
             write(wrapped, kind, size, file)
@@ -100,10 +100,10 @@ def _load(args):
 
 def _pixels(args, processor):
     """The image to check with as model inputs (B, 3, H, W), and what to call it."""
-    from eomt.export import made_photo
+    from eomt.export import synthetic_photo
     from eomt.image_processing import read_image
 
-    picture = read_image(args.image) if args.image else made_photo()
+    picture = read_image(args.image) if args.image else synthetic_photo()
     return processor(picture, return_tensors="pt")["pixel_values"], str(args.image) if args.image else "a made image"
 
 

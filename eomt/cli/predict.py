@@ -57,8 +57,8 @@ def main(argv: list[str]) -> int:
     from accelerate.utils import gather_object
 
     from eomt.cli.checks import require_model, without_accelerator
-    from eomt.image_processing.files import find_images
-    from eomt.image_processing.results import image_ids_of
+    from eomt.inference.image_files import find_images
+    from eomt.inference.prediction_files import image_ids_of
 
     require_model(args.model)
     images = find_images(args.images, exclude=args.output)
@@ -92,7 +92,7 @@ class _Job:
 
         from eomt.cli.checks import load_model, usable_device
         from eomt.configuration.labels import LabelSpace, label_space
-        from eomt.image_processing.results import Results, weights_of
+        from eomt.inference.prediction_files import Results, weights_of
 
         self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
         self.device = usable_device(args.device) if args.device else state.device
@@ -124,7 +124,7 @@ class _Job:
 
     def left(self, items: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
         """Those of the (name, file) pairs that an earlier run did not do, from the very same file."""
-        from eomt.image_processing.results import state_of
+        from eomt.inference.prediction_files import state_of
 
         self.sources = {name: state_of(file) for name, file in items}
         for name, source in self.sources.items():
@@ -139,7 +139,7 @@ class _Job:
         from torch.utils.data import DataLoader
         from tqdm.auto import tqdm
 
-        from eomt.image_processing.reading import FAILS_ALONE, ImageInputs, collate, failure, outputs_of
+        from eomt.inference.reading import FAILS_ALONE, ImageInputs, collate, failure, outputs_of
 
         loader = DataLoader(
             ImageInputs(items, self.processor),
@@ -200,8 +200,8 @@ class _Job:
 
     def _write(self, item: dict, prediction: dict) -> None:
         """Pictures first: the results' record marks the image as done."""
-        from eomt.image_processing.pictures import draw_confidence, draw_segments, side_by_side, write_jpeg
-        from eomt.image_processing.writing import write_whole
+        from eomt.inference.writing import write_atomic
+        from eomt.visualization.overlays import draw_confidence, draw_segments, side_by_side, write_jpeg
 
         name, picture, overlay = item["name"], item["picture"], None
         if not self.args.no_overlays or self.args.confidence:
@@ -214,7 +214,7 @@ class _Job:
 
             confidence = prediction["confidence"].numpy()
             stored = Image.fromarray(np.floor(confidence * 65535).astype(np.uint16))  # as BRAVO wants it
-            write_whole(self.results.path("confidence", name, ".png"), stored.save)
+            write_atomic(self.results.path("confidence", name, ".png"), stored.save)
             plain = draw_segments(picture, *self._to_draw(prediction), self.id2label)
             sheet = side_by_side(
                 [("image", picture), ("prediction", plain), ("confidence", draw_confidence(confidence))]

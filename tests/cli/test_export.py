@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.export import made_photo
+from eomt.export import synthetic_photo
 from tests.models import tiny_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -50,7 +50,7 @@ def exported(tmp_path_factory):
     """A model with masking on, and its export."""
     folder = tmp_path_factory.mktemp("export")
     photo = folder / "photo.png"
-    made_photo(60, 90).save(photo)
+    synthetic_photo(60, 90).save(photo)
     saved(folder / "model", masking=1.0, num_queries=12)
     assert export(folder / "model", folder / "out", "--image", photo) == 0
     return folder
@@ -152,7 +152,7 @@ def test_masking_that_is_turned_off_is_said(tmp_path, capsys):
 def test_another_size_and_windows(tmp_path):
     """A semantic model cuts the photo into several inputs: they are the batch of the check."""
     saved(tmp_path / "model", task="semantic")
-    made_photo(40, 150).save(tmp_path / "photo.png")
+    synthetic_photo(40, 150).save(tmp_path / "photo.png")
     options = ("--format", "pt2", "--image-size", "32", "48", "--image", tmp_path / "photo.png")
     assert export(tmp_path / "model", tmp_path / "out", *options) == 0
     pixels = torch.randn(3, 3, 32, 48)

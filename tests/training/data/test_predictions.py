@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eomt.image_processing.results import Results
+from eomt.inference.prediction_files import Results
 from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
 from eomt.training.evaluation import as_reference, metric_for

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def draw_tradeoff(points: Sequence[dict], path: Path, metric: str, device: str) -> None:
+def plot_quality_and_speed(points: Sequence[dict], path: Path, metric: str, device: str) -> None:
     """Points → a picture (png, pdf or svg by the file's suffix).
 
     points: {"point", "family", "images_per_second", "quality", "parameters"}. Area is the number of parameters; a

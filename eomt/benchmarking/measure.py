@@ -9,7 +9,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given; a no-op on the CPU."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)
@@ -24,10 +24,10 @@ def seconds_of(run: Callable, device: torch.device, warm_up: int, repeats: int) 
         run()
     times = []
     for _ in range(repeats):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         run()
-        synchronise(device)
+        synchronize(device)
         times.append(time.perf_counter() - start)
     times.sort()
     last = len(times) - 1
@@ -43,7 +43,7 @@ def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | N
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        synchronise(device)
+        synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":
         return None

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 from torch.utils.data import Dataset
 
-from .images import frames_of, read_image
+from eomt.image_processing.images import frames_of, read_image
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
 """What one image may raise while the others go on: no picture, too large for memory, too long a name for its file, …"""

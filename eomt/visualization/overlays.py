@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from .colours import Colour, class_colours, shade
-from .writing import write_whole
+from ..inference.writing import write_atomic
+from .colors import Color, class_colors, shade
 
 _SHORT_SIDE = 480
 """Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
@@ -34,7 +34,7 @@ def draw_segments(
     names: bool = True,
     legend: bool = False,
     ignore_index: int = 255,
-    colours: Mapping[int, Colour] | None = None,
+    colors: Mapping[int, Color] | None = None,
 ) -> Image.Image:
     """Photo, its segmentation → photo with tinted, outlined and named segments.
 
@@ -45,7 +45,7 @@ def draw_segments(
         id2label: class names; numbers without.
         names: write them where they fit inside their segment.
         legend: add a list of the classes with their share of the picture.
-        colours: {label: (r, g, b)}; give `class_colours` of all labels to pictures that are to be compared.
+        colors: {label: (r, g, b)}; give `class_colors` of all labels to pictures that are to be compared.
 
     Raises `ValueError` if the segmentation is of another size than the image.
     """
@@ -61,7 +61,7 @@ def draw_segments(
     canvas = canvas.copy()  # [H s, W s, 3]
     line = max(2, round(min(canvas.shape[:2]) / 260))
     order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))  # small segments over large ones
-    of_class = {**class_colours(labels), **(colours or {})}
+    of_class = {**class_colors(labels), **(colors or {})}
     tints = [shade(of_class[c], labels[:k].count(c)) for k, c in enumerate(labels)]  # instances differ in shade
     for k in order:
         _tint(canvas, masks[k], np.asarray(tints[k], np.float32), opacity, line, factor)
@@ -99,7 +99,7 @@ def write_jpeg(path: Path, picture: Image.Image) -> None:
     longest = max(picture.size)
     if longest > _JPEG_SIDE:
         picture = picture.resize([max(1, side * _JPEG_SIDE // longest) for side in picture.size])
-    write_whole(path, lambda part: picture.save(part, quality=92))
+    write_atomic(path, lambda part: picture.save(part, quality=92))
 
 
 def draw_confidence(confidence) -> Image.Image:
@@ -128,14 +128,14 @@ def _box(mask: np.ndarray) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _tint(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, opacity: float, line: int, factor: int) -> None:
-    """Blend the colour into the mask, opaque along its outline, with a fine light edge outside of that."""
+def _tint(canvas: np.ndarray, mask: np.ndarray, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
+    """Blend the color into the mask, opaque along its outline, with a fine light edge outside of that."""
     rows, columns = _box(mask)
     part = np.pad(mask[rows, columns].repeat(factor, 0).repeat(factor, 1), 1)
     depth = ndimage.distance_transform_cdt(part, "chessboard")[1:-1, 1:-1]  # pixels to the outside
     area = canvas[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
     weight = np.where(depth > line, opacity, 0.9) * (depth > 0)
-    area += weight[..., None] * (colour - area)
+    area += weight[..., None] * (color - area)
     edge = (depth == 1)[..., None]
     area += 0.55 * edge * (255 - area)
 
@@ -181,7 +181,7 @@ def _place(mask: np.ndarray, width: float, height: float) -> tuple[float, float]
     return (y_image, x_image) if inside[y, x] >= _INSIDE and fits else None
 
 
-def _with_legend(picture: Image.Image, rows: list[tuple[str, Colour, float]]) -> Image.Image:
+def _with_legend(picture: Image.Image, rows: list[tuple[str, Color, float]]) -> Image.Image:
     """Swatch, name and share of each class, in columns under the picture."""
     font = _font(max(12, round(min(picture.size) / 34)))
     line = round(font.size * 1.7)
@@ -192,11 +192,11 @@ def _with_legend(picture: Image.Image, rows: list[tuple[str, Colour, float]]) ->
     sheet = Image.new("RGB", (picture.width, picture.height + height), "white")
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    for i, (text, (_, colour, _)) in enumerate(zip(texts, rows)):
+    for i, (text, (_, color, _)) in enumerate(zip(texts, rows)):
         x = (i % columns) * cell + font.size // 2
         y = picture.height + font.size // 2 + (i // columns) * line + line // 2
         half = font.size // 2
-        draw.rounded_rectangle((x, y - half, x + 2 * half, y + half), half // 2, colour)
+        draw.rounded_rectangle((x, y - half, x + 2 * half, y + half), half // 2, color)
         draw.text((x + 2 * half + half, y), text, "black", font, anchor="lm")
     return sheet
 

@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from ..configuration.labels import LabelSpace
-from .writing import write_json, write_whole
+from eomt.configuration.labels import LabelSpace
+
+from .writing import write_atomic, write_json
 
 VOID_LABEL = 255
 """Pixels of no class in a label png (65535 where a class has an id of 255 or more)."""
@@ -167,7 +168,7 @@ class Results:
         if self.task == "panoptic":
             coded, segments = panoptic_png(prediction["segmentation"], prediction["segments_info"], ids)
             size, png = coded.shape[:2], self.path("panoptic", name, ".png")
-            write_whole(png, Image.fromarray(coded).save)
+            write_atomic(png, Image.fromarray(coded).save)
             annotations = [{"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments}]
         elif self.task == "instance":
             if "masks" in prediction:
@@ -180,7 +181,7 @@ class Results:
         else:
             labels = prediction["segmentation"] if isinstance(prediction, Mapping) else prediction
             size, annotations = tuple(labels.shape), []
-            write_whole(self.path("labels", name, ".png"), label_png(labels, ids).save)
+            write_atomic(self.path("labels", name, ".png"), label_png(labels, ids).save)
         image = {"id": image_id, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
         if self.task == "semantic":
             image["sem_seg_file_name"] = f"labels/{name}.png"
@@ -199,9 +200,9 @@ class Results:
         annotations = (entry for name in names for entry in self._record(name)["annotations"])
         if self.task == "panoptic":
             head = json.dumps({"images": images, "categories": categories})[:-1] + ', "annotations": '
-            write_whole(self.output / "panoptic.json", lambda part: _stream(part, head, annotations, "}"))
+            write_atomic(self.output / "panoptic.json", lambda part: _stream(part, head, annotations, "}"))
         elif self.task == "instance":
-            write_whole(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
+            write_atomic(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
 
     def _record(self, name: str) -> dict:
         return json.loads(self.path("records", name, ".json").read_text(encoding="utf-8"))
