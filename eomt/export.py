@@ -3,6 +3,7 @@
 B images · Q queries · C labels · H, W pixels
 """
 
+import importlib.util
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,95 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoImageProcessor
 
-INPUT = "pixel_values"  # (B, 3, H, W), normalised
+from eomt import EoMTForUniversalSegmentation
+from eomt.configuration.validation import parse_size
+from eomt.image_processing import read_image
+from eomt.image_processing.geometry import input_size_of
+from eomt.inference.loading import load_model, require_model
+from eomt.inference.writing import atomic, require_free, require_writable
+
+INPUT = "pixel_values"  # (B, 3, H, W), normalized
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx"}
 LARGEST_ONNX = 1_900_000_000  # bytes; a protobuf ends at 2 GiB, larger weights go beside it
 TOLERANCE = 1e-4  # of the largest logit: fp32 sums in another order
+
+
+def export(args) -> None:
+    """What `eomt export` does; `args` as the command's parser gives them."""
+    require_free(args.output, args.force)
+    require_writable(args.output.parent)
+    if "onnx" in args.format:
+        _require("onnxscript", "onnxruntime")
+    model, processor = _load(args)
+    if not isinstance(model, EoMTForUniversalSegmentation):
+        raise ValueError(f"{args.model} is a {type(model).__name__}; only EoMT models can be exported")
+    pixels, shown = _pixels(args, processor)
+    if model.attn_mask_probs.any():
+        print(f"masked attention was on ({model.attn_mask_probs.tolist()}); the export has it off, as in the paper")
+    size = input_size_of(processor.size, processor.do_split_image)
+    wrapped = exportable(model)
+    full = _outputs(wrapped, pixels)
+    if args.int8:
+        quantize(wrapped)
+        print(f"int8: {_agreement(full, _outputs(wrapped, pixels))}")
+    with atomic(args.output, folder=True, force=args.force) as folder:
+        for kind in dict.fromkeys(args.format):
+            file = folder / FILES[kind]
+            write(wrapped, kind, size, file)
+            gap = compare(kind, file, wrapped, pixels)
+            if gap.relative > TOLERANCE:
+                raise ValueError(
+                    f"{file.name} differs from the model by {gap.logits:.2g} in a logit ({gap.relative:.1g} of the "
+                    f"largest; {TOLERANCE:g} is allowed) on {shown}; nothing was written"
+                )
+            megabytes = sum(part.stat().st_size for part in folder.glob(f"{file.name}*")) / 1e6
+            print(
+                f"{file.name}: {megabytes:.1f} MB, {size[0]} × {size[1]} pixels; on {shown} logits differ by at most "
+                f"{gap.logits:.1g}, {100 * gap.pixels:.4f} % of mask pixels change sides"
+            )
+        model.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    print(f"done: {args.output}")
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}, or --format pt2")
+
+
+def _load(args):
+    """Model and image processor, both at the size asked for."""
+    require_model(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model)
+    changes = {}
+    if args.image_size:
+        changes["image_size"] = parse_size(*args.image_size)
+        processor = type(processor).from_pretrained(args.model, size=changes["image_size"])
+    return load_model(args.model, dtype="float32", **changes), processor
+
+
+def _pixels(args, processor):
+    """The image to check with as model inputs (B, 3, H, W), and what to call it."""
+    picture = read_image(args.image) if args.image else synthetic_photo()
+    return processor(picture, return_tensors="pt")["pixel_values"], str(
+        args.image
+    ) if args.image else "a synthetic image"
+
+
+def _outputs(model, pixels):
+    with torch.no_grad():
+        return model(pixels)
+
+
+def _agreement(full, quantized) -> str:
+    """What quantization changed: queries whose class, and mask pixels whose side, stay the same."""
+    classes = (full[0].argmax(-1) == quantized[0].argmax(-1)).float().mean().item()
+    pixels = ((full[1] > 0) == (quantized[1] > 0)).float().mean().item()
+    return f"{100 * classes:.1f} % of queries keep their class, {100 * pixels:.2f} % of mask pixels their side"
 
 
 class Exportable(nn.Module):
@@ -45,10 +129,10 @@ def quantize(model: Exportable) -> None:
     except ImportError:
         raise ValueError("--int8 needs torchao: pip install torchao") from None
 
-    def of_encoder(module: nn.Module, name: str) -> bool:
+    def in_encoder(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and name.startswith("model.layers.")
 
-    quantize_(model, Int8WeightOnlyConfig(), filter_fn=of_encoder)
+    quantize_(model, Int8WeightOnlyConfig(), filter_fn=in_encoder)
 
 
 def write(model: Exportable, kind: str, size: tuple[int, int], path: Path) -> None:
@@ -116,7 +200,7 @@ def compare(kind: str, path: Path, model: nn.Module, pixels: Tensor) -> Differen
 
 
 def synthetic_photo(height: int = 480, width: int = 640) -> Image.Image:
-    """A picture with areas, edges and texture, always the same; for when there is no photo at hand."""
+    """A picture with areas, edges and texture, always the same one."""
     random = np.random.default_rng(0)
     blobs = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC

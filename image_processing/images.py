@@ -37,11 +37,16 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
     try:
         with Image.open(path) as image:
             image.load()
-            return to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
+            return as_annotated(image, size)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
+
+
+def as_annotated(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """Picture → RGB, turned as its EXIF orientation says, unless it has its annotation's `size` as it is stored."""
+    return to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
 
 
 def open_image(source, size: tuple[int, int] | None = None, timeout: float | None = None) -> Image.Image:

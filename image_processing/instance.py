@@ -11,10 +11,9 @@ grid, `H`, `W` the image, `T` a tile's side.
 import torch
 from torch import Tensor
 
+from ..configuration.labels import VOID
 from .geometry import Placement
 from .resampling import Resampler, tile_side
-
-VOID = -1
 
 
 def instance_segmentation(

@@ -13,10 +13,10 @@ Legend: `Q` queries, `K` kept queries, `C` classes, `g_h`, `g_w` the model's out
 import torch
 from torch import Tensor
 
+from ..configuration.labels import VOID
 from .geometry import Placement
 from .resampling import Resampler, first_best, tile_side
 
-VOID = -1
 _SLACK = 1e-3
 """Margin (logits) by which a bound must decide before a tile is not computed: far above fp32 rounding."""
 

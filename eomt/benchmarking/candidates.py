@@ -75,7 +75,7 @@ class Candidate:
 
     @property
     def short(self) -> str:
-        """Name of the point in the picture, where the legend tells the family: ViT-L."""
+        """Name of the point in the picture, where the legend names the family: ViT-L."""
         if not self.is_eomt or not backbone_of(self.config)[1]:
             return Path(self.name).name
         size = self._named_size()

@@ -1,4 +1,4 @@
-"""Time and memory of a forward pass (paper, Section 4.1: batch 1, warmed up, synchronised)."""
+"""Time and memory of a forward pass (paper, Section 4.1: batch 1, warmed up, synchronized)."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given; a no-op on the CPU."""
+    """Wait until the device has finished all its work; a no-op on the CPU."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)
 
@@ -39,7 +39,7 @@ def seconds_of(run: Callable, device: torch.device, warm_up: int, repeats: int) 
 
 
 def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | None:
-    """Bytes of tensors alive at once at most during `run`, weights included; None where the device does not tell."""
+    """Bytes of tensors alive at once at most during `run`, weights included; None where unknown."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()

@@ -1,1 +1,5 @@
-"""Images in, segments out: reading files, the model, post-processing by the task, results in the standard formats."""
+"""Images in, segments out: the inference loop, image files, results in the standard formats."""
+
+from .segment import Segmented, post_process, segment
+
+__all__ = ["Segmented", "post_process", "segment"]

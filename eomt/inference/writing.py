@@ -24,6 +24,13 @@ def require_free(target: Path, force: bool) -> None:
         raise ValueError(f"{target} is a folder with other files in it, not a model's; --force does not replace it")
 
 
+def require_writable(folder: Path) -> None:
+    """Create a folder; `OSError` unless files can be written to it. Asked before the work whose results go there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 @contextmanager
 def atomic(target: str | os.PathLike, folder: bool = False, force: bool = False) -> Iterator[Path]:
     """A path beside `target` to write to: it becomes `target` at the end, and is deleted when an error is raised."""

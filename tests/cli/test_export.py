@@ -137,7 +137,7 @@ def test_every_family(kind, formats, tmp_path, capsys):
     saved(tmp_path / "model", kind)
     assert export(tmp_path / "model", tmp_path / "out", "--format", *formats) == 0
     said = capsys.readouterr().out
-    assert said.count("on a made image logits differ by at most") == len(formats)
+    assert said.count("on a synthetic image logits differ by at most") == len(formats)
     assert "done:" in said
 
 
