@@ -42,10 +42,6 @@ def export(args) -> None:
         print(f"masked attention was on ({model.attn_mask_probs.tolist()}); the export has it off, as in the paper")
     size = input_size_of(processor.size, processor.do_split_image)
     wrapped = exportable(model)
-    full = _outputs(wrapped, pixels)
-    if args.int8:
-        quantize(wrapped)
-        print(f"int8: {_agreement(full, _outputs(wrapped, pixels))}")
     with atomic(args.output, folder=True, force=args.force) as folder:
         for kind in dict.fromkeys(args.format):
             file = folder / FILES[kind]
@@ -91,18 +87,6 @@ def _pixels(args, processor):
     ) if args.image else "a synthetic image"
 
 
-def _outputs(model, pixels):
-    with torch.no_grad():
-        return model(pixels)
-
-
-def _agreement(full, quantized) -> str:
-    """What quantization changed: queries whose class, and mask pixels whose side, stay the same."""
-    classes = (full[0].argmax(-1) == quantized[0].argmax(-1)).float().mean().item()
-    pixels = ((full[1] > 0) == (quantized[1] > 0)).float().mean().item()
-    return f"{100 * classes:.1f} % of queries keep their class, {100 * pixels:.2f} % of mask pixels their side"
-
-
 class Exportable(nn.Module):
     """EoMT without what an exported program cannot return: tensors in, tensors out."""
 
@@ -120,19 +104,6 @@ def exportable(model: nn.Module) -> Exportable:
     model.eval()
     model.set_attn_mask_probs([0.0] * model.config.num_blocks)
     return Exportable(model).eval()
-
-
-def quantize(model: Exportable) -> None:
-    """int8 weights of the encoder's linear layers, one scale a row, in place; activations stay float32 (torchao)."""
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError:
-        raise ValueError("--int8 needs torchao: pip install torchao") from None
-
-    def in_encoder(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and name.startswith("model.layers.")
-
-    quantize_(model, Int8WeightOnlyConfig(), filter_fn=in_encoder)
 
 
 def write(model: Exportable, kind: str, size: tuple[int, int], path: Path) -> None:

@@ -1,8 +1,10 @@
 """What `eomt predict` does: segment image files, write results for machines and overlays for people."""
 
+import math
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +12,21 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
-from pycocotools import mask as rle
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from eomt.configuration import TASK_ROWS
 from eomt.configuration.labels import LabelSpace, label_space
-from eomt.image_processing.images import frames_of, read_image
+from eomt.image_processing.images import allow_pixels, frames_of, read_image
 from eomt.inference.image_files import find_images
 from eomt.inference.loading import load_model, needs_cpu_group, require_model, usable_device
-from eomt.inference.prediction_files import Results, image_ids_of, state_of, weights_of
+from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
 from eomt.inference.segment import FAILS_ALONE, Segmented, reason_of, segment
 from eomt.inference.writing import write_atomic
 from eomt.visualization.overlays import draw_confidence, draw_segments, side_by_side, write_jpeg
+
+WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
+DRAWN_PIXELS = 25_000_000  # of an overlay: those of larger images are reduced
 
 
 def predict(args) -> int:
@@ -59,6 +63,10 @@ class PredictionRun:
         self.failures: list[tuple[str, str]] = []  # (file, reason)
         device = usable_device(args.device) if args.device else state.device
         self.model = load_model(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
+        if self.model.attn_mask_probs.any():
+            if self.is_main:
+                print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
+            self.model.set_attn_mask_probs([0.0] * self.model.config.num_blocks)
         self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
         self.task = self.processor.task
         if args.confidence and self.task != "semantic":
@@ -88,14 +96,15 @@ class PredictionRun:
 
     def __call__(self, items: list[tuple[str, Path]]) -> None:
         """Segment the (name, file) pairs and write their results in threads."""
-        writing: list[tuple[Path, Future]] = []
+        allow_pixels(self.args.max_pixels)
+        writing: list[tuple[Path, int, Future]] = []  # file, pixels
         bar = tqdm(total=len(items), desc="predict", unit="image", disable=not self.is_main)
 
         def failed(item: tuple[str, Path], reason: str) -> None:
             self.failures.append((str(item[1]), reason))
             bar.update()
 
-        def finish(file: Path, future: Future) -> None:
+        def finish(file: Path, pixels: int, future: Future) -> None:
             try:
                 future.result()
             except FAILS_ALONE as error:
@@ -108,7 +117,7 @@ class PredictionRun:
             items,
             batch_size=self.args.batch_size,
             num_workers=self.args.workers,
-            read=_read,
+            read=partial(_read, max_pixels=self.args.max_pixels),
             on_error=failed,
             **rules.get(self.task, {}),
         )
@@ -117,8 +126,9 @@ class PredictionRun:
                 file = result.item[1]
                 if (frames := frames_of(file)) > 1:
                     tqdm.write(f"note: {file}: the first of {frames} frames", file=sys.stderr)
-                writing.append((file, pool.submit(self._write, result)))
-                while len(writing) > 2 * self.args.batch_size + 2:  # results wait in memory
+                writing.append((file, result.size[0] * result.size[1], pool.submit(self._write, result)))
+                del result
+                while len(writing) > 2 * self.args.batch_size + 2 or sum(w[1] for w in writing) > WAITING_PIXELS:
                     finish(*writing.pop(0))
                 bar.update()
             for waiting in writing:
@@ -133,28 +143,34 @@ class PredictionRun:
         self.results.write(name, file_name, result.prediction, self.image_ids[name], self.sources[name])
 
     def _draw(self, name: str, file: Path, prediction: dict) -> None:
-        picture, shown = read_image(file), self._shown(prediction)
+        picture = read_image(file)
+        step = math.ceil(math.sqrt(picture.width * picture.height / DRAWN_PIXELS))
+        picture = picture.reduce(step) if step > 1 else picture
+        shown = self._shown(prediction, step)
         if not self.args.no_overlays:
             overlay = draw_segments(picture, *shown, self.id2label, legend=True)
             write_jpeg(self.results.path("overlays", name, ".jpg"), overlay)
         if self.args.confidence:
             confidence = prediction["confidence"].numpy()
-            stored = Image.fromarray(np.floor(confidence * 65535).astype(np.uint16))  # as BRAVO wants it
-            write_atomic(self.results.path("confidence", name, ".png"), stored.save)
+            stored = np.empty(confidence.shape, np.uint16)
+            for row, values in zip(stored, confidence):
+                row[:] = np.floor(values * 65535)  # as BRAVO wants it
+            write_atomic(self.results.path("confidence", name, ".png"), Image.fromarray(stored).save)
             plain = draw_segments(picture, *shown, self.id2label)
-            heat = draw_confidence(confidence)
+            heat = draw_confidence(confidence[::step, ::step])
             sheet = side_by_side([("image", picture), ("prediction", plain), ("confidence", heat)])
             write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
 
-    def _shown(self, prediction: dict) -> tuple:
-        """The segmentation and its segments that are drawn: of instances the likely ones."""
+    def _shown(self, prediction: dict, step: int) -> tuple:
+        """The segmentation that is drawn, every `step`-th row and column, and its segments: of instances the likely."""
         if self.task != "instance":
-            return prediction["segmentation"], prediction.get("segments_info")
+            return prediction["segmentation"][::step, ::step], prediction.get("segments_info")
         best = [k for k, score in enumerate(prediction["scores"].tolist()) if score >= self.threshold]
-        masks = [rle.decode(prediction["masks"][k]) for k in best]
-        segments = [{"id": k, "label_id": int(prediction["labels"][k])} for k in best]
-        return np.stack(masks) if masks else np.zeros((0, *prediction["size"]), np.uint8), segments
+        masks = EncodedMasks([prediction["masks"][k] for k in best], step)
+        return masks, [{"id": k, "label_id": int(prediction["labels"][k])} for k in best]
 
 
-def _read(item: tuple[str, Path]) -> Image.Image:
-    return read_image(item[1])
+def _read(item: tuple[str, Path], max_pixels: int) -> Image.Image:
+    """Called in the data-loading processes."""
+    allow_pixels(max_pixels)
+    return read_image(item[1], max_pixels=max_pixels)

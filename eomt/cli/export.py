@@ -21,7 +21,6 @@ def parser() -> argparse.ArgumentParser:
         "--image-size", nargs="+", metavar="PIXELS",
         help="side, or height and width, of the input (default: the image processor's)",
     )  # fmt: skip
-    p.add_argument("--int8", action="store_true", help="encoder weights in int8 (torchao), for smaller files")
     p.add_argument("--force", action="store_true", help="replace the output folder")
     return p
 

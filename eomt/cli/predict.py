@@ -6,12 +6,14 @@ from pathlib import Path
 from eomt.cli import DTYPES
 from eomt.configuration import TASKS
 
+MAX_PIXELS = 200_000_000
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt predict",
-        description="Segment images and write overlays and machine-readable results. Files that fail are "
-        "reported at the end; an interrupted run resumes. Several processes share the work: torchrun --nproc_per_node 4 -m eomt "
+        description="Segment images and write overlays and machine-readable results. Files that fail are reported at "
+        "the end; an interrupted run resumes. Several processes share the work: torchrun --nproc_per_node 4 -m eomt "
         "predict … or accelerate launch -m eomt predict …",
     )
     p.add_argument("images", nargs="+", help="image files, folders (searched recursively), globs")
@@ -39,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
         "with the model). Image ids are the numbers in file names, otherwise the names",
     )
     p.add_argument("--no-overlays", action="store_true", help="write machine-readable results only")
+    p.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
+        help=f"refuse larger images; they need about 12 bytes per pixel (default {MAX_PIXELS:,})",
+    )  # fmt: skip
     p.add_argument("--workers", type=int, default=1, metavar="N", help="data-loading processes (default 1)")
     return p
 
@@ -48,6 +54,8 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: give at least 1")
+    if args.max_pixels < 1:
+        raise ValueError(f"--max-pixels {args.max_pixels}: give at least 1")
     if args.workers < 0:
         raise ValueError(f"--workers {args.workers}: give 0 or more")
     if args.threshold is not None and not 0 <= args.threshold <= 1:

@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as rle
 from torch.utils.data import DataLoader, Dataset
 
 from eomt.image_processing.images import open_image, to_rgb_tensor
@@ -104,6 +102,7 @@ def segment(
                 on_error(item, reason_of(error))
             else:
                 yield Segmented(item, size, found[0], found[1:])
+                found = None  # large images' results are large
 
 
 def post_process(processor, outputs, size: tuple[int, int], task: str | None = None, **rules) -> dict:
@@ -121,12 +120,9 @@ def post_process(processor, outputs, size: tuple[int, int], task: str | None = N
     if task == "panoptic":
         found = processor.post_process_panoptic_segmentation(outputs, sizes, **rules)[0]
     elif task == "instance":
-        result = processor.post_process_instance_segmentation(outputs, sizes, return_binary_maps=True, **rules)[0]
-        info = result["segments_info"]
-        masks = [rle.encode(np.asfortranarray(mask)) for mask in result["segmentation"].cpu().numpy().astype(np.uint8)]
-        found = {"size": size, "masks": masks}
-        found["labels"] = torch.tensor([s["label_id"] for s in info], dtype=torch.int64)
-        found["scores"] = torch.tensor([s["score"] for s in info], dtype=torch.float64)
+        found = processor.post_process_instance_rle(outputs, sizes, **rules)[0]
+        found["labels"] = torch.tensor(found["labels"], dtype=torch.int64)
+        found["scores"] = torch.tensor(found["scores"], dtype=torch.float64)
     elif rules.get("confidence"):
         found = processor.post_process_semantic_confidence(outputs, sizes)[0]
     else:

@@ -162,22 +162,6 @@ def test_another_size_and_windows(tmp_path):
     assert tuple(json.loads((tmp_path / "out/config.json").read_text())["image_size"]) == (32, 48)
 
 
-def test_int8(tmp_path, capsys):
-    pytest.importorskip("torchao")
-    saved(tmp_path / "model", hidden_size=192)
-    assert export(tmp_path / "model", tmp_path / "int8", "--int8") == 0
-    kept = re.search(
-        r"int8: ([\d.]+) % of queries keep their class, ([\d.]+) % of mask pixels", capsys.readouterr().out
-    )
-    assert float(kept[1]) > 80
-    assert float(kept[2]) > 95
-    parameters = dict(unmasked(tmp_path / "model").named_parameters())
-    total = sum(parameter.numel() for parameter in parameters.values())
-    encoder = sum(p.numel() for name, p in parameters.items() if name.startswith("layers.") and p.ndim == 2)
-    for name in ("model.onnx", "model.pt2"):  # one byte a weight in place of four; a graph of ~1 MB
-        assert (tmp_path / "int8" / name).stat().st_size < 4 * total - 0.75 * 3 * encoder, name
-
-
 def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch, capsys):
     import eomt.export
 
