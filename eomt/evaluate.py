@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
-import eomt.auto
 from eomt.configuration import EoMTConfig
 from eomt.configuration.labels import LabelSpace, label_space
 from eomt.configuration.recipes import RECIPES
@@ -77,7 +76,6 @@ def _load(args):
     require_model(args.model)
     if args.device:
         usable_device(args.device)
-    eomt.auto.register()
     disable_progress_bar()  # of loading weights; the evaluation has its own
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     model = load_model(args.model, dtype=getattr(torch, args.dtype))

@@ -1,6 +1,5 @@
 """Options → a trainer ready to run: data, classes, model, processor. What `eomt train` does, without a command line."""
 
-import dataclasses
 from pathlib import Path
 
 from transformers import AutoConfig, set_seed
@@ -247,9 +246,3 @@ def summary(trainer: EoMTTrainer) -> str:
             f"recipe     {args.recipe}: the authors report {reported.value} {reported.metric} ({reported.table})"
         )
     return "\n".join(lines)
-
-
-def option_fields() -> set[str]:
-    """Names of the options that are ours, for a help text without the hundred of the stock Trainer."""
-    own = EoMTTrainingArguments.__annotations__
-    return {f.name for kind in (DataOptions, ModelOptions) for f in dataclasses.fields(kind)} | set(own)

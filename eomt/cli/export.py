@@ -1,26 +1,39 @@
-"""`eomt export`: a model as a torch.export program and an ONNX file, both checked against the model."""
+"""`eomt export`: a model as a file for an engine, checked against the model before it says done."""
 
 import argparse
 from pathlib import Path
 
-KINDS = ("onnx", "pt2")
+FORMATS = ("openvino", "onnx", "pt2")
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt export",
-        description="Export a model for use without this package: model.onnx (onnxruntime) and model.pt2 "
-        "(torch.export), with config.json (labels) and preprocessor_config.json. The batch size is free, the image "
-        "size fixed, masked attention off. Each file is run and compared with the model.",
+        description="Write a model for an inference engine: openvino_model.xml (OpenVINO), model.onnx (ONNX Runtime) "
+        "or model.pt2 (torch.export), with config.json and preprocessor_config.json beside it. Any batch size, masked "
+        "attention off. Each file is run on an image and compared with the model.",
     )
-    p.add_argument("model", help="local folder or hub name")
-    p.add_argument("output", type=Path, help="folder to create")
-    p.add_argument("--format", nargs="+", choices=KINDS, default=list(KINDS), help="default: both")
-    p.add_argument("--image", type=Path, help="image for the comparison (default: a synthetic one)")
+    p.add_argument("model", help="local directory or name on the hub")
+    p.add_argument("output", type=Path, help="folder to write")
+    p.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx", "pt2"], help="default: onnx pt2")
+    p.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16", "int8"), default="fp32",
+        help="openvino: fp32, bf16, int8; onnx: fp32, fp16, int8; pt2: fp32 (default: fp32)",
+    )  # fmt: skip
+    p.add_argument("--calibrate", nargs="+", metavar="IMAGES", help="photos or folders to calibrate int8 on")
+    p.add_argument("--calibration-images", type=int, default=100, metavar="N", help="use at most N of them (100)")
+    p.add_argument("--data", metavar="PATH", help="data set to score the model and the files on")
+    p.add_argument("--split", default="val", help="split of --data (default: val)")
+    p.add_argument(
+        "--max-drop", type=float, default=1.0, metavar="POINTS",
+        help="fail if a file loses more than this of PQ, AP or mIoU on --data (default: 1)",
+    )  # fmt: skip
+    p.add_argument("--image", type=Path, help="photo to check with (default: a synthetic one)")
     p.add_argument(
         "--image-size", nargs="+", metavar="PIXELS",
-        help="side, or height and width, of the input (default: the image processor's)",
+        help="side, or height and width, of the inputs (default: the image processor's)",
     )  # fmt: skip
+    p.add_argument("--dynamic-size", action="store_true", help="any image size (DINOv3 models)")
     p.add_argument("--force", action="store_true", help="replace the output folder")
     return p
 

@@ -1,4 +1,4 @@
-"""Images in, segments out: the inference loop, image files, results in the standard formats."""
+"""Images in, segments out: the inference loop, exported models and their engines, image files, results on disk."""
 
 from .segment import Segmented, post_process, segment
 

@@ -52,7 +52,8 @@ def state_of(file: Path) -> dict:
 
 def weights_of(model: str | Path) -> dict[str, list[int]]:
     """A local model directory's weight files: {name: [size, mtime_ns]}; none of a model on the hub."""
-    files = [file for suffix in ("safetensors", "bin") for file in sorted(Path(model).glob(f"*.{suffix}"))]
+    suffixes = ("safetensors", "bin", "onnx", "pt2")
+    files = [file for suffix in suffixes for file in sorted(Path(model).glob(f"*.{suffix}"))]
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 

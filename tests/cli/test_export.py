@@ -15,7 +15,8 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.export import synthetic_photo
+from eomt.inference.engines import TorchExportEngine
+from eomt.inference.exporting import synthetic_photo
 from tests.models import tiny_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -163,11 +164,9 @@ def test_another_size_and_windows(tmp_path):
 
 
 def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch, capsys):
-    import eomt.export
-
     saved(tmp_path / "model")
-    correct = eomt.export.run
-    monkeypatch.setattr(eomt.export, "run", lambda *args: tuple(t + 0.1 for t in correct(*args)))
+    correct = TorchExportEngine.run
+    monkeypatch.setattr(TorchExportEngine, "run", lambda *args: tuple(t + 0.1 for t in correct(*args)))
     assert export(tmp_path / "model", tmp_path / "out", "--format", "pt2") == 2
     assert "model.pt2 differs from the model by 0.1 in a logit" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
