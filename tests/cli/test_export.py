@@ -1,16 +1,11 @@
-"""`eomt export` as a user calls it: files that equal the model, and the runner of docs/onnx.md."""
+"""`eomt export` as a user calls it: files that equal the model."""
 
-import ast
 import json
-import re
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt import EoMTImageProcessor
@@ -21,8 +16,6 @@ from tests.models import tiny_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-DOCS = Path(__file__).parents[2] / "docs" / "onnx.md"
-ALLOWED = {"json", "sys", "numpy", "onnxruntime", "PIL"}
 
 
 def saved(folder, kind="dinov2", task="panoptic", masking=0.0, **overrides):
@@ -90,44 +83,6 @@ def test_a_program_runs_without_this_package(exported):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "(3, 12, 6) (3, 12, 16, 16)"
-
-
-def test_the_documents_runner(exported, tmp_path):
-    """The text's own lines, with the three packages it names: segments equal those computed from the model here."""
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    tree = ast.parse(code)
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names] if isinstance(node, ast.Import)
-            else [node.module] if isinstance(node, ast.ImportFrom) else []
-        )
-    }  # fmt: skip
-    assert imported == ALLOWED
-    body = code.split("\n\n")[2]  # after the imports, before the output
-    assert len(body.strip().splitlines()) == 10  # as the text says
-    (tmp_path / "run.py").write_text(code, encoding="utf-8")
-    command = [sys.executable, "-I", "run.py", str(exported / "out"), str(exported / "photo.png"), "segments.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-    processor = AutoImageProcessor.from_pretrained(exported / "model")
-    photo = Image.open(exported / "photo.png")
-    with torch.no_grad():
-        output = unmasked(exported / "model")(**processor(photo, return_tensors="pt"))
-    scores, labels = output.class_queries_logits[0].softmax(-1).max(-1)
-    kept = [q for q in range(12) if labels[q] < 5 and scores[q] > 0.8]
-    assert len(kept) > 1
-    said = [line.split() for line in done.stdout.splitlines()]
-    assert said == [[str(i), f"LABEL_{labels[q]}", f"{scores[q]:.3f}"] for i, q in enumerate(kept, start=1)]
-    weighted = scores[kept, None, None] * output.masks_queries_logits[0, kept].sigmoid()
-    owner = (weighted.argmax(0) + 1).repeat_interleave(4, 0).repeat_interleave(4, 1)[:43, :64]  # 60 × 90 → 43 × 64
-    expected = Image.fromarray(owner.numpy().astype(np.uint8)).resize((90, 60), Image.Resampling.NEAREST)
-    found = np.asarray(Image.open(tmp_path / "segments.png"))
-    assert found.shape == (60, 90)
-    assert len(np.unique(found)) > 1
-    assert (found != np.asarray(expected)).mean() < 0.01
 
 
 @pytest.mark.parametrize(("kind", "formats"), [

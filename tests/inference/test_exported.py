@@ -20,8 +20,8 @@ FORMATS = [name for name in ENGINES if not missing_packages(name)]
 openvino = pytest.mark.skipif("openvino" not in FORMATS, reason="openvino is not installed")
 
 
-def save(folder, kind="dinov2", task="panoptic", **overrides):
-    model = tiny_model(kind, seed=1, task=task, **overrides)
+def save(folder, kind="dinov2", task="panoptic", seed=1, **overrides):
+    model = tiny_model(kind, seed=seed, task=task, **overrides)
     with torch.no_grad():  # sure of its classes
         model.class_predictor.weight.mul_(40)
         model.mask_head[-1].weight.mul_(6)
