@@ -15,7 +15,7 @@ from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as
 
 from benchmarks.measure import seconds
 from eomt import EoMTImageProcessor
-from eomt.measure import extra_cpu_bytes
+from eomt.benchmarking.measure import extra_cpu_bytes
 
 PHOTO, SIZE, GRID = (1500, 2000), 640, 160
 QUERIES, CLASSES, FOUND = 200, 133, 20

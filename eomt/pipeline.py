@@ -1,4 +1,4 @@
-"""`EoMTImageSegmentationPipeline`: transformers' image-segmentation pipeline with whole, overlapping instances.
+"""`EoMTImageSegmentationPipeline`: transformers' image-segmentation pipeline with complete, overlapping instances.
 
     pipeline("image-segmentation", model=…, pipeline_class=EoMTImageSegmentationPipeline)
 
@@ -7,13 +7,16 @@ The stock pipeline works too; its instances cannot overlap, and it clips 16-bit 
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as rle
 from transformers import ImageSegmentationPipeline
 
+from eomt.configuration import TASK_ROWS
 from eomt.image_processing.images import open_image, upright
+from eomt.inference import post_process
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
-    """As the stock pipeline, except that an instance model's masks come out whole (they may overlap), best first, and
+    """As the stock pipeline, except that an instance model's masks are complete (they may overlap), best first, and
     that thresholds left out are the paper's: 0.8 and 0.8 for panoptic, the 0.5 people look at for instances."""
 
     def preprocess(self, image, subtask=None, timeout=None):
@@ -27,21 +30,25 @@ class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
         self, model_outputs, subtask=None, threshold=None, mask_threshold=0.5, overlap_mask_area_threshold=0.8
     ):
         task = subtask or self.image_processor.task
-        if task != "instance" or not hasattr(self.image_processor, "post_process_instance_segmentation"):
-            threshold = 0.8 if threshold is None else threshold
-            return super().postprocess(model_outputs, task, threshold, mask_threshold, overlap_mask_area_threshold)
-        result = self.image_processor.post_process_instance_segmentation(
-            model_outputs,
-            target_sizes=model_outputs["target_size"],
-            threshold=0.5 if threshold is None else threshold,
-            mask_threshold=mask_threshold,
-            return_binary_maps=True,
-        )[0]
+        if task not in TASK_ROWS:
+            raise ValueError(f"subtask is {task!r}; choose from {', '.join(TASK_ROWS)}")
+        threshold = TASK_ROWS[task].drawing_threshold if threshold is None else threshold
+        rules = {} if task == "semantic" else {"mask_threshold": mask_threshold}
+        if task == "panoptic":
+            rules |= {"threshold": threshold, "overlap_mask_area_threshold": overlap_mask_area_threshold}
+        found = post_process(self.image_processor, model_outputs, model_outputs["target_size"][0], task, **rules)
+        if task == "instance":
+            triples = zip(found["scores"].tolist(), found["labels"].tolist(), found["masks"])
+            segments = [(score, label, rle.decode(mask)) for score, label, mask in triples if score >= threshold]
+        else:
+            labels = found["segmentation"].numpy()
+            info = found.get("segments_info", [{"id": c, "label_id": c, "score": None} for c in np.unique(labels)])
+            segments = [(segment["score"], segment["label_id"], labels == segment["id"]) for segment in info]
         return [
             {
-                "score": segment["score"],
-                "label": self.model.config.id2label[segment["label_id"]],
-                "mask": Image.fromarray(mask.numpy().astype(np.uint8) * 255),
+                "score": score,
+                "label": self.model.config.id2label[label],
+                "mask": Image.fromarray(mask.astype("u1") * 255),
             }
-            for mask, segment in zip(result["segmentation"], result["segments_info"])
+            for score, label, mask in segments
         ]

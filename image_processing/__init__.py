@@ -1,11 +1,9 @@
-"""Pixels ↔ tensors: geometry and its inverse, targets, post-processing, pictures, processors."""
+"""Pixels ↔ tensors: geometry and its inverse, targets, post-processing, processors."""
 
-from .colours import class_colours
 from .geometry import Placement, input_size_of, placement
 from .images import read_image
 from .instance import instance_segmentation
 from .panoptic import panoptic_segmentation
-from .pictures import draw_confidence, draw_segments, side_by_side
 from .processor import (
     EoMTImageProcessor,
     EomtImageProcessor,
@@ -20,9 +18,6 @@ __all__ = [
     "EomtImageProcessor",
     "EomtImageProcessorPil",
     "Placement",
-    "class_colours",
-    "draw_confidence",
-    "draw_segments",
     "input_size_of",
     "instance_segmentation",
     "panoptic_segmentation",
@@ -30,5 +25,4 @@ __all__ = [
     "read_image",
     "semantic_scores",
     "semantic_segmentation",
-    "side_by_side",
 ]

@@ -43,11 +43,21 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels
                     f"--max-pixels {image.width * image.height} allows it"
                 )
             image.load()
-            return to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
+            return as_annotated(image, size)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
+
+
+def allow_pixels(count: int) -> None:
+    """Let Pillow open pictures of so many pixels in this process; it warns of half of its limit."""
+    Image.MAX_IMAGE_PIXELS = max(count, Image.MAX_IMAGE_PIXELS or 0)
+
+
+def as_annotated(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """Picture → RGB, turned as its EXIF orientation says, unless it has its annotation's `size` as it is stored."""
+    return to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
 
 
 def open_image(source, size: tuple[int, int] | None = None, timeout: float | None = None) -> Image.Image:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..configuration.labels import VOID
 from .geometry import Placement
 from .resampling import Resampler, tile_side
 
-VOID = -1
 _BAND = 256
 """Rows that are looked up at once."""
 _MAP_BYTES = 2**27
@@ -40,7 +40,7 @@ def instance_segmentation(
             (H, W) int32: the higher score wins a pixel, −1 is void, and a segment left without a pixel is not listed.
         mask_threshold: σ above which a pixel belongs to a mask.
     """
-    cut = torch.logit(torch.tensor(mask_threshold, dtype=torch.float64)).item()
+    cut = _logit(mask_threshold)
     logits, labels, scores, resampler = _best(mask_logits, class_logits, placement, threshold, top_k, cut)
     if return_binary_maps:
         maps = _binary_maps(logits, resampler, cut)
@@ -56,15 +56,20 @@ def instance_segmentation(
 
 
 def instance_maps(
-    mask_logits: Tensor, class_logits: Tensor, placement: Placement, top_k: int = 100
+    mask_logits: Tensor, class_logits: Tensor, placement: Placement, top_k: int = 100, mask_threshold: float = 0.5
 ) -> Iterator[tuple[Tensor, int, float]]:
     """As `instance_segmentation` with binary maps, threshold 0: (map (H, W) bool, label, score) one by one, so that a
     large image's maps need not all fit in memory."""
-    logits, labels, scores, resampler = _best(mask_logits, class_logits, placement, 0.0, top_k, 0.0)
+    cut = _logit(mask_threshold)
+    logits, labels, scores, resampler = _best(mask_logits, class_logits, placement, 0.0, top_k, cut)
     count = max(1, _MAP_BYTES // max(1, resampler.size[0] * resampler.size[1]))
     for start in range(0, len(labels), count):
         part = slice(start, start + count)
-        yield from zip(_binary_maps(logits[part], resampler, 0.0), labels[part], scores[part])
+        yield from zip(_binary_maps(logits[part], resampler, cut), labels[part], scores[part])
+
+
+def _logit(probability: float) -> float:
+    return torch.logit(torch.tensor(probability, dtype=torch.float64)).item()
 
 
 def _best(mask_logits: Tensor, class_logits: Tensor, placement: Placement, threshold: float, top_k: int, cut: float):

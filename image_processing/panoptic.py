@@ -13,10 +13,10 @@ Legend: `Q` queries, `K` kept queries, `C` classes, `g_h`, `g_w` the model's out
 import torch
 from torch import Tensor
 
+from ..configuration.labels import VOID
 from .geometry import Placement
 from .resampling import Resampler, first_best, tile_side
 
-VOID = -1
 _BAND = 256
 """Rows that are looked up at once."""
 _SLACK = 1e-3

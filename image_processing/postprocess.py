@@ -113,7 +113,7 @@ class PostProcessing:
             mask_threshold: σ from which a pixel belongs to a query's mask.
             overlap_mask_area_threshold: a query is dropped if it owns less than this share of its mask.
             stuff_classes: classes whose segments are merged; the processor's `stuff_label_ids` by default.
-            size: the processor's `size` the inputs were made with, if it was another.
+            size: the processor's `size` of the inputs, if it was another.
         """
         masks, classes, _ = _unpack(outputs)
         stuff = self.stuff_label_ids if stuff_classes is None else stuff_classes
@@ -144,7 +144,7 @@ class PostProcessing:
         Args:
             target_sizes: (height, width) of each original image; without, the map has the size of the model's input.
             threshold: lowest score that stays. 0 keeps all `top_k`, as the authors do for AP; to look at, take 0.5.
-            size: the processor's `size` the inputs were made with, if it was another.
+            size: the processor's `size` of the inputs, if it was another.
             mask_threshold: σ above which a pixel belongs to a mask.
             overlap_mask_area_threshold: without effect, instances may overlap; transformers' pipeline passes it.
             top_k: so many (query, class) pairs are considered.
@@ -162,7 +162,9 @@ class PostProcessing:
 
     @_of_task("panoptic", "instance")
     @_exact
-    def post_process_instance_rle(self, outputs, target_sizes: list[Size]) -> list[dict]:
+    def post_process_instance_rle(
+        self, outputs, target_sizes: list[Size], mask_threshold: float = 0.5, top_k: int = 100
+    ) -> list[dict]:
         """As `post_process_instance_segmentation` with binary maps, in little memory: for each image {"size", "masks",
         "labels", "scores"}, masks in COCO's run-length encoding."""
         from pycocotools import mask as rle
@@ -171,7 +173,7 @@ class PostProcessing:
         results = []
         for i, place in enumerate(self._padded(outputs, target_sizes, None)):
             found = {"size": place.original, "masks": [], "labels": [], "scores": []}
-            for mask, label, score in instance_maps(masks[i], classes[i], place):
+            for mask, label, score in instance_maps(masks[i], classes[i], place, top_k, mask_threshold):
                 found["masks"].append(rle.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8))))
                 found["labels"].append(label)
                 found["scores"].append(score)
@@ -191,7 +193,7 @@ class PostProcessing:
         Args:
             target_sizes: (height, width) of each original image. Without, nothing is stitched: one map for each model
                 input, at its size.
-            size: the processor's `size` the inputs were made with, if it was another.
+            size: the processor's `size` of the inputs, if it was another.
             return_segmentation_scores: objects with `segmentation` and `segmentation_scores` (C, H, W) instead.
         """
         results = []
@@ -217,8 +219,8 @@ class PostProcessing:
         return results
 
     def _place_input(self, target: Size, size, windowed: bool) -> Placement:
-        whole = bool(self.do_pad or self.do_split_image)  # neither: the resized image was the input as it is
-        return placement(*target, size, windowed=windowed, pad=whole, resize=bool(self.do_resize))
+        pad = bool(self.do_pad or self.do_split_image)  # neither: the resized image was the input as it is
+        return placement(*target, size, windowed=windowed, pad=pad, resize=bool(self.do_resize))
 
     def _padded(self, outputs, target_sizes, size) -> list[Placement]:
         """Placement of each image, one input an image."""

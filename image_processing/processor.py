@@ -99,7 +99,7 @@ class _EoMTProcessing(PostProcessing):
             self.do_split_image = False
         if self.do_pad is None:
             self.do_pad = not self.do_split_image
-        input_size_of(self.size, self.do_split_image)  # a size that cannot work is told here
+        input_size_of(self.size, self.do_split_image)  # an unusable size is reported here
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

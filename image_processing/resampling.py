@@ -36,6 +36,13 @@ def bilinear_matrix(source: int, target: int, rows: slice = slice(None)) -> Tens
     return weights
 
 
+def cells_used(weights: Tensor) -> tuple[slice, Tensor]:
+    """Some rows of a bilinear matrix (rows, source) → the source cells that they use, (rows, cells)."""
+    used = weights.any(0).nonzero()[:, 0]
+    cells = slice(int(used[0]), int(used[-1]) + 1)
+    return cells, weights[:, cells]
+
+
 def axis_weights(grid: int, input_side: int, valid: int, target: int) -> Tensor:
     """grid → input side → first `valid` pixels → target, along one axis: (target, grid), float64."""
     to_input = bilinear_matrix(grid, input_side)[:valid]  # [valid, grid]
@@ -44,7 +51,7 @@ def axis_weights(grid: int, input_side: int, valid: int, target: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BilinearRows:
-    """`bilinear_matrix`, made where it is sliced: between two long sides the whole would take GBs."""
+    """`bilinear_matrix`, computed for the rows asked for: between two long sides the full one would take GBs."""
 
     source: int
     target: int
@@ -58,7 +65,7 @@ class BilinearRows:
 
 @dataclass(frozen=True)
 class Tile:
-    """One rectangle of the result, and the block of the grid that it is made of."""
+    """One rectangle of the result, and the block of the grid it depends on."""
 
     rows: slice
     columns: slice
@@ -108,11 +115,8 @@ class Resampler:
                 yield Tile(rows, part, grid_rows, grid_columns, row_weights, column_weights.T)
 
     def _part(self, weights: Tensor | BilinearRows, start: int, side: int) -> tuple[slice, slice, Tensor]:
-        part = weights[start : start + side]
-        used = part.any(0).nonzero()[:, 0]
-        cells = slice(int(used[0]), int(used[-1]) + 1)
-        part = part[:, cells].to(self.device, torch.float32)
-        return slice(start, start + len(part)), cells, part
+        cells, part = cells_used(weights[start : start + side])
+        return slice(start, start + len(part)), cells, part.to(self.device, torch.float32)
 
 
 def first_best(planes: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ image, `H`, `W` the original one, `T` a tile of it, `a`, `b` the part of the res
     canvas             = mean of the windows that cover a pixel, (C, h, w)
     result             = argmax over c of the canvas, bilinearly resized to (H, W)
 
-The canvas is made a tile at a time, from the windows under the tile, and thrown away with it.
+The canvas is computed a tile at a time, from the windows under the tile, and discarded with it.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Placement
-from .resampling import Resampler, Tile, bilinear_matrix, first_best
+from .resampling import Resampler, Tile, bilinear_matrix, cells_used, first_best
 
 _TILE_BYTES = 2**25
 """Largest tensor of a tile (masks or scores of its part of the canvas)."""
@@ -83,10 +83,8 @@ def _canvas_block(mask_logits: Tensor, weights: Tensor, placement: Placement, ro
 @lru_cache(maxsize=256)
 def _band(grid: int, side: int, start: int, stop: int) -> tuple[slice, Tensor]:
     """Rows start:stop of the bilinear grid → side matrix: the cells they use, (stop − start, cells) fp32."""
-    part = _matrix(grid, side)[start:stop]
-    used = part.any(0).nonzero()[:, 0]
-    cells = slice(int(used[0]), int(used[-1]) + 1)
-    return cells, part[:, cells].contiguous()
+    cells, part = cells_used(_matrix(grid, side)[start:stop])
+    return cells, part.contiguous()
 
 
 @lru_cache(maxsize=16)

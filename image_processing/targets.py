@@ -15,15 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..configuration.labels import VOID
 from .geometry import Placement, Size
-
-VOID = -1
-"""Id of pixels that belong to no mask."""
 
 
 def rgb_to_id(rgb: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """(…, 3) uint8 → (…) ids, R + 256 G + 65536 B."""
-    rgb = rgb.astype(np.int64) if isinstance(rgb, np.ndarray) else rgb.long()
+    """(…, 3) or (…, 4) uint8 → (…) int32 ids, R + 256 G + 65536 B."""
+    rgb = rgb.astype(np.int32) if isinstance(rgb, np.ndarray) else rgb.int()
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 

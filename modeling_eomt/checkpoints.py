@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from ..configuration import EoMTConfig
@@ -12,7 +13,6 @@ from .state_dicts import StateDict, give, read_state_dict, require_fit, take
 
 logger = logging.get_logger(__name__)
 
-PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet; buffers of the authors' encoder
 NOT_OURS = ("network.encoder.pixel_mean", "network.encoder.pixel_std", "criterion.empty_weight")
 
 
@@ -51,7 +51,7 @@ def load_authors_checkpoint(
         if buffers_are_deltas:  # relative to a fresh model's, which are one
             ours["attn_mask_probs"] = ours["attn_mask_probs"] + 1
         ours["attn_mask_probs"] = ours["attn_mask_probs"].clamp(0, 1)
-    elif not torch.allclose(_pixel_mean(state), torch.tensor(PIXEL_MEAN), atol=1e-4):
+    elif not torch.allclose(_pixel_mean(state), torch.tensor(IMAGENET_DEFAULT_MEAN), atol=1e-4):
         logger.warning(
             f"the checkpoint normalises by mean {_pixel_mean(state).tolist()}; give the image processor the same"
         )
@@ -69,7 +69,7 @@ def convert_to_authors(model: EoMTForUniversalSegmentation, delta_from=None) -> 
             relative to a fresh model's, as the authors' loader sums them.
     """
     ours = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     if delta_from is not None:
         for name, tensor in delta_reference(delta_from, model.config).items():
             ours[name] = ours[name].float() - tensor.float()
@@ -82,4 +82,4 @@ def convert_to_authors(model: EoMTForUniversalSegmentation, delta_from=None) -> 
 
 
 def _pixel_mean(state: StateDict) -> Tensor:
-    return state.get("network.encoder.pixel_mean", torch.tensor(PIXEL_MEAN)).flatten().float()
+    return state.get("network.encoder.pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN)).flatten().float()

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as rle
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.image_processing.results import Results
+from eomt.inference.prediction_files import Results
 from eomt.modeling_eomt import convert_to_authors
 from eomt.training.data import load_data
 
@@ -122,10 +123,11 @@ def needed(good, folder, command, kind: str) -> None:
 def prediction(task: str):
     left = torch.arange(SIZE[1])[None].repeat(SIZE[0], 1) < 5
     if task == "semantic":
-        return left.int()
+        return {"segmentation": left.int()}
     if task == "panoptic":
         return {"segmentation": left.int(), "segments_info": [{"id": i, "label_id": i} for i in range(2)]}
-    return {"masks": torch.stack([left, ~left]), "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.5])}
+    masks = [rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in (left, ~left)]
+    return {"size": SIZE, "masks": masks, "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.5])}
 
 
 def run(command) -> str:

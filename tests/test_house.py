@@ -12,13 +12,15 @@ from eomt.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configuration", "image_processing", "modeling_eomt", "training", "eomt")
-MAY_IMPORT = {
-    "configuration": set(),
-    "image_processing": {"configuration"},
-    "modeling_eomt": {"configuration"},
-    "training": {"configuration", "image_processing", "modeling_eomt"},
-    "eomt": {"configuration", "image_processing", "modeling_eomt", "training"},
-}
+ORDER = (  # a room imports from rooms above its own line only
+    ("configuration",),
+    ("image_processing", "modeling_eomt"),
+    ("inference", "visualization"),
+    ("training",),
+    ("benchmarking", "cli"),
+)
+SIBLINGS = {("visualization", "inference"), ("cli", "benchmarking")}  # but for these: (importing, imported)
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
 
@@ -42,14 +44,20 @@ def imports(path: Path, top_level_only: bool = False):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_imports_point_upwards_only(folder):
-    for path in modules(folder):
+def test_every_room_has_its_place():
+    rooms = {*FOLDERS[:4], *(path.parent.name for path in (ROOT / "eomt").glob("*/__init__.py"))}
+    assert rooms == set(LEVEL)
+
+
+@pytest.mark.parametrize("room", LEVEL)
+def test_imports_point_upwards_only(room):
+    for path in modules(room if room in FOLDERS else f"eomt/{room}"):
         for name in imports(path):
-            parts = name.split(".")
-            assert parts[0] not in FOLDERS[:4], f"{path}: {name} would need a generic name in site-packages"
-            if parts[0] == "eomt" and len(parts) > 1 and parts[1] in FOLDERS[:4] and parts[1] != folder:
-                assert parts[1] in MAY_IMPORT[folder], f"{path} imports {name}"
+            top, _, rest = name.partition(".")
+            imported = rest.partition(".")[0]
+            assert top not in FOLDERS[:4], f"{path}: {name} would need a generic name in site-packages"
+            if top == "eomt" and imported in LEVEL and imported != room and (room, imported) not in SIBLINGS:
+                assert LEVEL[imported] < LEVEL[room], f"{path} imports {name}"
 
 
 def test_configuration_needs_no_torch():
@@ -61,7 +69,7 @@ def test_configuration_needs_no_torch():
 def test_importing_eomt_leaves_training_and_generic_names_alone():
     script = (
         "import sys, eomt; loaded = set(sys.modules); "
-        "assert not any(name.startswith('eomt.training') for name in loaded); "
+        "assert not any(name.startswith(('eomt.training', 'eomt.inference')) for name in loaded); "
         f"assert not loaded & {set(FOLDERS[:4])!r}, loaded & {set(FOLDERS[:4])!r}; "
         "assert not loaded & {'datasets', 'pycocotools', 'matplotlib.pyplot', 'timm'}"
     )

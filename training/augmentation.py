@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V2
 
+from ..image_processing.geometry import placement
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, 18 / 360  # factors 1 ± x; hue in parts of the circle
 
 
@@ -67,9 +69,7 @@ class Geometry:
     @classmethod
     def fit(cls, source: tuple[int, int], size: tuple[int, int]) -> "Geometry":
         """No chance: the largest size that fits, padded right and bottom, as the authors evaluate."""
-        factor = min(size[0] / source[0], size[1] / source[1])
-        resized = tuple(min(max(1, round(side * factor)), window) for side, window in zip(source, size))
-        return cls(source, resized, (0, 0), size, False)
+        return cls(source, placement(*source, size).resized, (0, 0), size, False)
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 (3, H, W) → uint8 (3, S_h, S_w), bilinear with antialias."""

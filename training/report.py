@@ -12,8 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..configuration.labels import LabelSpace
-from ..image_processing.colours import class_colours
-from ..image_processing.pictures import draw_segments, side_by_side
+from ..visualization.colors import class_colors
+from ..visualization.overlays import draw_segments, side_by_side
 from .evaluation import as_reference, metric_for
 from .metrics.average_precision import encode
 from .metrics.mean_iou import confusion
@@ -70,9 +70,9 @@ class ImageReport:
         for number, (score, name, (pixels, prediction, reference)) in enumerate(self.kept, 1):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
             entries = {"truth": reference, "prediction": prediction}
-            colours = class_colours(sorted(set(_labels(reference)) | set(_labels(prediction))))
+            colors = class_colors(sorted(set(_labels(reference)) | set(_labels(prediction))))
             panels = [
-                (title, draw_segments(image, *_segments(entry), self.space.id2label, colours=colours))
+                (title, draw_segments(image, *_segments(entry), self.space.id2label, colors=colors))
                 for title, entry in entries.items()
             ]
             path = folder / f"{number:02d}_{Path(name).stem}.jpg"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..image_processing.writing import write_json
+from ..inference.writing import write_json
 from .arguments import EoMTTrainingArguments
 
 FILE = "options.json"

@@ -4,33 +4,34 @@ import importlib
 import re
 import sys
 
+DTYPES = ("float32", "bfloat16", "float16")
 COMMANDS = {
-    "demo": "train a small model on made shapes, evaluate it, write pictures",
-    "predict": "segment images: overlays and machine-readable results",
-    "train": "fine-tune by a recipe of the paper or on your own data",
-    "evaluate": "score a model or a folder of predictions: PQ, mIoU, AP",
-    "convert": "authors' checkpoint ↔ hub format",
-    "export": "torch.export and ONNX files, checked against the model",
-    "benchmark": "parameters, GFLOPs, latency, throughput, memory; models side by side",
+    "demo": "train a small model on synthetic shapes, evaluate it, write pictures",
+    "predict": "segment images; write overlays and machine-readable results",
+    "train": "train a recipe of the paper, or fine-tune on your own data",
+    "evaluate": "compute PQ, AP or mIoU of a model or of a folder of predictions",
+    "convert": "convert between the authors' checkpoints and the hub format",
+    "export": "export to torch.export and ONNX, checked against the model",
+    "benchmark": "compare models: parameters, GFLOPs, latency, throughput, memory",
 }
 
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: eomt COMMAND [OPTIONS]   (eomt COMMAND --help tells the options)", "", *lines])
+    return "\n".join(["usage: eomt COMMAND [OPTIONS]   (eomt COMMAND --help lists the options)", "", *lines])
 
 
 def one_line(error: Exception) -> str:
-    """The message in one line; of an error in a data-loading process what it said there, without the traceback."""
+    """The message on one line; for an error in a data-loading process the original message, without its traceback."""
     text = str(error)
     if "in DataLoader worker process" in text:
         text = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)[-1]
     return " ".join(text.split())
 
 
-def known(error: Exception) -> str | None:
-    """What an error of a library means to a user; None where it may be a fault of ours."""
+def library_error(error: Exception) -> str | None:
+    """What an error raised by a library means to a user; None where it may be our own bug."""
     if "ignore_mismatched_sizes" in str(error):
         return "the weights have other shapes than config.json gives; both must come from the same checkpoint"
     signs = ("Error while serializing", "PytorchStreamWriter", "unexpected pos", "No space left", "File too large")
@@ -39,7 +40,7 @@ def known(error: Exception) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `eomt COMMAND …`; returns the exit code: 0 done, 1 done in part, 2 bad input, 130 interrupted."""
+    """Run `eomt COMMAND …` and return the exit code: 0 success, 1 partial success, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:
-        if (message := known(error)) is None:
+        if (message := library_error(error)) is None:
             raise
         print(f"eomt {argv[0]}: {message}", file=sys.stderr)
         return 2

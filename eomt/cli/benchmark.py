@@ -1,63 +1,63 @@
-"""`eomt benchmark`: what models cost, side by side: parameters, GFLOPs, latency, throughput, memory."""
+"""`eomt benchmark`: compare models by parameters, GFLOPs, latency, throughput and memory."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
-DTYPES = ("float32", "bfloat16", "float16")
+from eomt.cli import DTYPES
+from eomt.configuration import TASKS
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt benchmark",
         description="Compare models of universal segmentation (EoMT, Mask2Former, OneFormer, …) on one device, by the "
-        "paper's protocol (Section 4.1): batch 1, warm-up, median of synchronised runs. GFLOPs are counted as the "
+        "paper's protocol (Section 4.1): batch 1, warm-up, median of synchronized runs. GFLOPs are counted as the "
         "paper counts them: a multiply-add is one.",
     )
     p.add_argument(
         "--model", required=True, nargs="+", metavar="MODEL",
-        help="local directory, name on the hub, or a backbone's name (vit_large_patch14_reg4_dinov2): EoMT with "
-        "random weights",
+        help="local folders, hub names, or names of backbones (vit_large_patch14_reg4_dinov2), which become an EoMT "
+        "with random weights",
     )  # fmt: skip
     p.add_argument(
         "--image-size", nargs="+", metavar="SIZE",
-        help="640, or HEIGHTxWIDTH; every model at each of them (default: its own, else 640)",
+        help="sides or HEIGHTxWIDTH; every model is run at each (default: its own, else 640)",
     )  # fmt: skip
-    p.add_argument("--task", choices=("panoptic", "instance", "semantic"), default="panoptic", help="of backbones")
-    p.add_argument("--num-labels", type=int, metavar="C", help="of backbones (default 133, 80, 150 by task)")
-    p.add_argument("--num-queries", type=int, metavar="Q", help="of backbones (default: the paper's)")
-    p.add_argument("--num-blocks", type=int, metavar="L2", help="of backbones (default: the paper's)")
+    p.add_argument("--task", choices=TASKS, default=TASKS[0], help="for backbones (default panoptic)")
+    p.add_argument("--num-labels", type=int, metavar="C", help="for backbones (default 133, 80 or 150 by task)")
+    p.add_argument("--num-queries", type=int, metavar="Q", help="for backbones (default: the paper's)")
+    p.add_argument("--num-blocks", type=int, metavar="L2", help="for backbones (default: the paper's)")
     p.add_argument(
         "--masked", action=argparse.BooleanOptionalAction,
         help="masked attention at inference (default: off for backbones, as saved for others)",
     )  # fmt: skip
     p.add_argument(
         "--photo", metavar="HEIGHTxWIDTH",
-        help="count and time all windows that a photo of this size is cut into (semantic; Cityscapes: 1024x2048)",
+        help="semantic: count and time all windows of an image of this size (Cityscapes: 1024x2048)",
     )  # fmt: skip
-    p.add_argument("--count-only", action="store_true", help="parameters and GFLOPs; EoMT then needs no memory")
-    p.add_argument("--batch-size", type=int, default=1, metavar="N", help="of the throughput (default 1)")
-    p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
-    p.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic (default float32)")
-    p.add_argument("--autocast", action="store_true", help="weights stay float32, products run in --dtype (the paper)")
-    p.add_argument("--compile", action="store_true", help="torch.compile (the paper)")
-    p.add_argument("--warm-up", type=int, default=5, metavar="N", help="runs before the timed ones (default 5)")
-    p.add_argument("--repeats", type=int, default=20, metavar="N", help="timed runs (default 20)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     p.add_argument(
-        "--plot", type=Path, metavar="FILE", help="picture: quality against images per second (png, pdf, svg)"
+        "--count-only", action="store_true", help="only count parameters and GFLOPs, without allocating weights"
     )
+    p.add_argument("--batch-size", type=int, default=1, metavar="N", help="batch size of the throughput (default 1)")
+    p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
+    p.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic (default float32)")
+    p.add_argument(
+        "--autocast", action="store_true", help="mixed precision, as in the paper: float32 weights, products in --dtype"
+    )
+    p.add_argument("--compile", action="store_true", help="use torch.compile, as in the paper")
+    p.add_argument("--warm-up", type=int, default=5, metavar="N", help="untimed runs before (default 5)")
+    p.add_argument("--repeats", type=int, default=20, metavar="N", help="timed runs (default 20)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="plot quality against images per second (png, pdf, svg)")
     p.add_argument(
         "--quality", type=float, nargs="+", metavar="PERCENT",
-        help="PQ, mIoU or AP of each model, in order (default: what the paper reports, where it does)",
+        help="PQ, AP or mIoU of each model, in order (default: as reported in the paper, if it is)",
     )  # fmt: skip
-    p.add_argument("--force", action="store_true", help="replace the files of --json and --plot")
+    p.add_argument("--force", action="store_true", help="replace existing files of --json and --plot")
     return p
 
 
 def main(argv: list[str]) -> int:
-    """0: all measured; 1: some could not be run (out of memory, say), told at the end."""
     args = parser().parse_args(argv)
     for name in ("batch_size", "repeats"):
         if getattr(args, name) < 1:
@@ -71,176 +71,6 @@ def main(argv: list[str]) -> int:
     if args.autocast and args.dtype == "float32":
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
 
-    import torch
-    from accelerate import PartialState
-    from tqdm.auto import tqdm
-    from transformers.utils import logging
+    from eomt.benchmarking.compare import compare
 
-    from eomt.cli.checks import usable_device
-    from eomt.writing import require_free
-
-    for file in filter(None, (args.json, args.plot)):
-        require_free(file, args.force)
-    logging.set_verbosity_error()
-    contenders = _contenders(args)
-    if args.quality and len(args.quality) != len(contenders):
-        raise ValueError(f"--quality has {len(args.quality)} values for {len(contenders)} models and sizes")
-    if args.plot and not args.quality and not any(contender.reported() for contender in contenders):
-        raise ValueError("--plot: the paper reports none of these models; give --quality")
-    device = usable_device(args.device) if args.device else PartialState().device
-    rows = []
-    for i, contender in enumerate(tqdm(contenders, desc="benchmark", unit="model", disable=len(contenders) == 1)):
-        reported = contender.reported()
-        quality = args.quality[i] if args.quality else reported and reported.value
-        row = {"model": contender.name, "label": contender.label, "quality": quality}
-        row |= {"family": contender.family, "point": contender.short}
-        try:
-            row |= _measure(contender, args, device)
-        except RuntimeError as error:  # one model that does not fit the device leaves the others their turn
-            row["error"] = str(error).splitlines()[0]
-        rows.append(row)
-    print(_table(rows))
-    setting = {
-        "device": _device_name(device), "dtype": args.dtype, "autocast": args.autocast, "compile": args.compile,
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "warm_up": args.warm_up,
-        "repeats": args.repeats,
-    }  # fmt: skip
-    _write(args, rows, setting)
-    failed = [row for row in rows if "error" in row]
-    for row in failed:
-        print(f"eomt benchmark: {row['label']}: {row['error']}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _contenders(args) -> list:
-    from eomt.contenders import Contender
-
-    names = ("num_labels", "num_queries", "num_blocks")
-    overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    sizes = [_size(size, "--image-size") for size in args.image_size] if args.image_size else [None]
-    return [
-        Contender.find(model, size, task=args.task, masked=args.masked, **overrides)
-        for model in args.model
-        for size in sizes
-    ]
-
-
-def _size(text: str, option: str) -> int | tuple[int, int]:
-    try:
-        sides = [int(side) for side in text.lower().replace("×", "x").split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise ValueError(f"{option} {text}: give a side in pixels, or HEIGHTxWIDTH")
-    return sides[0] if len(sides) == 1 else tuple(sides)
-
-
-def _measure(contender, args, device) -> dict:
-    import torch
-
-    from eomt.configuration import as_pair
-    from eomt.image_processing.geometry import placement
-    from eomt.measure import peak_bytes, seconds_of
-
-    crops = 1
-    if args.photo:
-        crops = len(placement(*as_pair(_size(args.photo, "--photo")), contender.image_size, windowed=True).windows)
-    row = {"image_size": list(contender.image_size), "inputs_per_image": crops, "batch_size": args.batch_size}
-    if args.count_only:
-        parameters, flops = contender.count()
-        return row | {"parameters": parameters, "gflops": crops * flops / 1e9}
-
-    dtype = getattr(torch, args.dtype)
-    weights = torch.float32 if args.autocast else dtype
-    model = contender.load(device, weights)
-    parameters, flops = contender.count(model)
-    called = torch.compile(model) if args.compile else model
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=args.autocast)
-
-    def forward(images: int):
-        inputs = contender.inputs(images * crops, device, weights)
-
-        def run():
-            with torch.inference_mode(), autocast:
-                called(**inputs)
-
-        return run
-
-    single = forward(1)
-    latency = seconds_of(single, device, args.warm_up, args.repeats)
-    row |= {
-        "parameters": parameters,
-        "gflops": crops * flops / 1e9,
-        "masked": bool(getattr(model, "attn_mask_probs", torch.zeros(1)).any()),
-        "latency_ms": {name: 1e3 * value for name, value in latency.items()},
-        "images_per_second": 1 / latency["median"],
-        "peak_memory_bytes": peak_bytes(single, model, device),
-    }
-    row["throughput"] = row["images_per_second"]
-    if args.batch_size > 1:
-        batch = forward(args.batch_size)
-        row["throughput"] = args.batch_size / seconds_of(batch, device, args.warm_up, args.repeats)["median"]
-        row["peak_memory_bytes"] = peak_bytes(batch, model, device)
-    return row
-
-
-def _table(rows: list[dict]) -> str:
-    """Rows → aligned text; what was not measured is a dash."""
-    columns = {
-        "model": lambda row: row["label"],
-        "params": lambda row: f"{row['parameters'] / 1e6:.1f}M",
-        "GFLOPs": lambda row: f"{row['gflops']:.1f}",
-        "latency ms": lambda row: f"{row['latency_ms']['median']:.1f}",
-        "p10–p90": lambda row: f"{row['latency_ms']['p10']:.1f}–{row['latency_ms']['p90']:.1f}",
-        "images/s": lambda row: f"{row['images_per_second']:.2f}",
-        f"images/s at {rows[0].get('batch_size', 1)}": lambda row: f"{row['throughput']:.2f}",
-        "peak GiB": lambda row: f"{row['peak_memory_bytes'] / 2**30:.2f}",
-        "quality": lambda row: f"{row['quality']:.1f}",
-    }
-
-    if rows[0].get("batch_size", 1) == 1:
-        del columns["images/s at 1"]  # said already
-
-    def cell(row, write) -> str:
-        try:
-            return write(row)
-        except (KeyError, TypeError):
-            return "–"
-
-    cells = [list(columns), *([cell(row, write) for write in columns.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _write(args, rows: list[dict], setting: dict) -> None:
-    from eomt.writing import whole
-
-    if args.json:
-        with whole(args.json, force=args.force) as part:
-            part.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2), encoding="utf-8")
-    if args.plot:
-        from eomt.configuration.paper import METRICS
-        from eomt.tradeoff import draw_tradeoff
-
-        points = [row for row in rows if row["quality"] is not None and "images_per_second" in row]
-        for row in rows:
-            if row not in points:
-                print(f"eomt benchmark: {row['label']} is not in the picture: no quality or no speed", file=sys.stderr)
-        if not points:
-            raise ValueError("--plot: nothing to draw")
-        source = "as given" if args.quality else "as reported"
-        with whole(args.plot, force=args.force) as part:
-            draw_tradeoff(points, part, f"{METRICS[args.task]} in %, {source}", setting["device"])
-
-
-def _device_name(device) -> str:
-    import platform
-
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU" if device.type == "cpu" else device.type.upper()
+    return compare(args)

@@ -1,11 +1,10 @@
-"""`eomt evaluate`: the score of a model, or of a folder of any tool's predictions: PQ, AP or mIoU."""
+"""`eomt evaluate`: PQ, AP or mIoU of a model, or of predictions that any tool wrote."""
 
 import argparse
-import json
-import math
 import os
-import sys
-from pathlib import Path
+
+from eomt.cli import DTYPES
+from eomt.configuration import TASKS
 
 EPILOG = """examples:
   a model on COCO           eomt evaluate runs/mine --data COCO --batch-size 4
@@ -19,49 +18,17 @@ png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on t
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if (args.model is None) == (args.predictions is None):
-        raise ValueError("give either a model, or --predictions with a folder of them")
+        raise ValueError("give either a model or --predictions")
     if args.predictions and not args.task:
-        raise ValueError("--predictions needs --task: panoptic, instance or semantic")
+        raise ValueError(f"--predictions needs --task: {', '.join(TASKS)}")
     if args.predictions and args.save_predictions:
-        raise ValueError("--save-predictions is for a model; with --predictions they exist already")
+        raise ValueError("--save-predictions needs a model; --predictions reads files that exist already")
     if args.worst and not args.output:
-        raise ValueError("--worst needs --output, the folder for the pictures")
+        raise ValueError("--worst needs --output, the folder for its pictures")
 
-    from eomt.cli.checks import require_writable
-    from eomt.image_processing.writing import write_json
-    from eomt.training.processes import rank
-    from eomt.training.report import ImageReport, table, write_classes
+    from eomt.evaluate import evaluate
 
-    for folder in (args.output, args.save_predictions):
-        if folder:
-            require_writable(Path(folder))
-    _start_group(args)
-    model, processor = _load(args) if args.model else (None, None)
-    task = processor.task if processor else args.task
-    dataset, space = _data(args, task, model)
-    images = ImageReport(task, space, args.worst)
-    result = _score_model(args, model, processor, dataset, space, task, images) if model else None
-    if result is None:
-        result = _score_files(args, dataset, space, task, images)
-    images.gathered()
-    if rank() != 0:
-        return 0
-    summary = _summary(args, result, task, space, dataset)
-    if args.output:
-        folder = Path(args.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_classes(result, task, space, folder / "per_class.csv")
-        images.draw_confusion(folder / "confusion.png")
-        if args.worst:
-            summary["worst"] = images.draw_worst(folder / "worst")
-        write_json(folder / "metrics.json", _finite(summary), indent=2)
-    if args.json:
-        print(json.dumps(_finite(summary)))
-    else:
-        print(table(result, task, [(r["where"], r["percent"]) for r in summary["reported"]]))
-        print(_images_line(summary))
-        if args.output:
-            print(f"metrics.json, per_class.csv, confusion.png{', worst/' if args.worst else ''}: {args.output}")
+    evaluate(args)
     return 0
 
 
@@ -69,11 +36,13 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         "eomt evaluate", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("model", nargs="?", help="folder or hub name of a model")
-    p.add_argument("--predictions", metavar="PATH", help="score these files instead of a model")
+    p.add_argument("model", nargs="?", help="local folder or hub name")
+    p.add_argument("--predictions", metavar="PATH", help="evaluate these files instead of a model")
     p.add_argument("--data", required=True, metavar="PATH", help="folder or zip of the data set")
-    p.add_argument("--dataset", default="auto", help="coco, ade20k, cityscapes, yolo, folder; default: by its files")
-    p.add_argument("--task", choices=["panoptic", "instance", "semantic"], help="default: the model's")
+    p.add_argument(
+        "--dataset", default="auto", help="coco, ade20k, cityscapes, yolo or folder (default: detected from the files)"
+    )
+    p.add_argument("--task", choices=TASKS, help="required with --predictions (default: the model's)")
     p.add_argument("--split", default="val", choices=["train", "val"])
     p.add_argument(
         "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="label png values that mean void"
@@ -82,181 +51,29 @@ def parser() -> argparse.ArgumentParser:
         "--keep-empty",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="score images without annotations too, as the official servers do (default); the authors leave them out",
+        help="include images without annotations, as the official servers do (default); the authors leave them out",
     )
-    p.add_argument("--batch-size", type=int, default=1, help="images at once; the result is the same (default 1)")
-    p.add_argument("--num-workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that read images")
-    p.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    p.add_argument("--masked", action="store_true", help="with masked attention, and the score before each block")
-    p.add_argument("--output", metavar="FOLDER", help="write metrics.json, per_class.csv, confusion.png there")
-    p.add_argument("--worst", type=int, default=0, metavar="N", help="also the N worst images beside their truth")
-    p.add_argument("--save-predictions", metavar="FOLDER", help="write predictions as the official servers take them")
+    p.add_argument("--batch-size", type=int, default=1, help="images per batch (default 1)")
+    p.add_argument("--num-workers", type=int, default=min(4, os.cpu_count() or 1), help="data-loading processes")
+    p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
+    p.add_argument("--dtype", default="float32", choices=DTYPES)
+    p.add_argument(
+        "--masked", action="store_true", help="evaluate with masked attention, also before each masked block"
+    )
+    p.add_argument(
+        "--output", metavar="FOLDER", help="write metrics.json, per_class.csv and confusion.png to this folder"
+    )
+    p.add_argument(
+        "--worst",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --output: also draw the N worst images beside their ground truth",
+    )
+    p.add_argument(
+        "--save-predictions",
+        metavar="FOLDER",
+        help="write predictions in the formats of the official evaluation servers",
+    )
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return p
-
-
-def _start_group(args) -> None:
-    """Under torchrun: join the processes; on CPUs by gloo."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from accelerate import PartialState
-
-        from eomt.cli.checks import without_accelerator
-
-        state = PartialState(cpu=without_accelerator(args.device))
-        args.device = args.device or str(state.device)
-
-
-def _load(args):
-    """The model, on its device and without masked attention unless asked for, and its processor."""
-    import torch
-    from transformers import AutoImageProcessor
-    from transformers.utils.logging import disable_progress_bar
-
-    from eomt.cli.checks import load_model, require_model, usable_device
-
-    require_model(args.model)
-    if args.device:
-        usable_device(args.device)
-    disable_progress_bar()  # of loading weights; the evaluation has its own
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = load_model(args.model, dtype=getattr(torch, args.dtype))
-    if not hasattr(model, "set_attn_mask_probs"):
-        raise ValueError(f"{args.model}: a {type(model).__name__} is no EoMT model")
-    model.set_attn_mask_probs([float(args.masked)] * model.config.num_blocks)
-    processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
-    return model.eval().to(args.device or best), processor
-
-
-def _data(args, task: str, model):
-    """The split, ready for evaluation, with the model's classes where there is a model."""
-    from eomt.configuration.labels import LabelSpace
-    from eomt.training.data import EvaluationTransform, load_data
-    from eomt.training.data.predictions import folder_of
-    from eomt.training.data.rows import UnknownClass
-    from eomt.training.data.written import Written
-
-    wanted = LabelSpace.from_config(model.config, args.model) if model else None
-    options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids, "keep_empty": args.keep_empty}
-    options["automatic_split"] = True
-    try:
-        dataset, space = load_data(args.data, args.dataset, label_space=wanted, **options)
-    except UnknownClass as error:
-        dataset, space = load_data(args.data, args.dataset, **options)
-        if space.num_labels != wanted.num_labels:
-            hint = "; --ignore-ids leaves values of the label images out" if task == "semantic" else ""
-            raise ValueError(f"{error}; the data has {space.num_labels} classes{hint}") from None
-        note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
-        print(f"note: {note}", file=sys.stderr)
-    if args.predictions:
-        written = Written.of(folder_of(args.predictions))
-        space = written.named(space) if written else space
-    return dataset.with_transform(EvaluationTransform(space, task=task)), space
-
-
-def _score_model(args, model, processor, dataset, space, task: str, images) -> dict:
-    from eomt.image_processing.results import Results
-    from eomt.training.evaluation import evaluate_model
-    from eomt.training.processes import gather, rank
-
-    files, written = None, []
-    if args.save_predictions:
-        missing = [name for name, i in zip(space.names, space.dataset_ids) if i < 0]
-        if missing:
-            raise ValueError(f"class {missing[0]!r} has no id in {args.data}, so predictions of it cannot be written")
-        run = {"model": args.model, "data": str(args.data), "split": args.split}
-        files = Results(args.save_predictions, task, space, run)
-
-    def on_image(sample, prediction):
-        if files:
-            image_id = sample["image_id"]
-            written.append(image_id if isinstance(image_id, str) else str(Path(sample["file_name"]).with_suffix("")))
-            files.write(written[-1], sample["file_name"], prediction, image_id)
-        if args.output:
-            images(sample, prediction)
-
-    options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "intermediate": args.masked}
-    result = evaluate_model(model, processor, dataset, task=task, label_space=space, on_image=on_image, **options)
-    if files:
-        names = [name for of_process in gather(written) for name in of_process]
-        if rank() == 0:
-            files.finish(sorted(names))
-    return result
-
-
-def _score_files(args, dataset, space, task: str, images) -> dict:
-    from tqdm.auto import tqdm
-
-    from eomt.training.data.predictions import read_predictions
-    from eomt.training.evaluation import as_reference, metric_for
-
-    metric = metric_for(task, space)
-    pairs = read_predictions(args.predictions, task, space, dataset)
-    for sample, prediction in tqdm(pairs, total=len(dataset), desc="scoring", leave=False):
-        metric.add(prediction=prediction, reference=as_reference(sample))
-        if args.output:
-            images(sample, prediction)
-    return metric.compute()
-
-
-def _summary(args, result: dict, task: str, space, dataset) -> dict:
-    return {
-        "task": task,
-        "data": str(args.data),
-        "split": args.split,
-        "images": len(dataset),
-        "keep_empty": args.keep_empty,
-        "images_without_annotations": _empty(dataset),
-        "of": args.model or args.predictions,
-        "classes": space.name,
-        "metrics": result,
-        "reported": _reported(args, task, space),
-    }
-
-
-def _empty(dataset) -> int | None:
-    """Images without annotations; not known of label images, which would have to be read again."""
-    rows = dataset.with_format(None)
-    return sum(not s for s in rows["segments"]) if rows[0]["layout"] in ("panoptic", "instance") else None
-
-
-def _images_line(summary: dict) -> str:
-    line, empty = f"{summary['images']} images", summary["images_without_annotations"]
-    if not summary["keep_empty"]:
-        return f"{line}; those without annotations are left out (--no-keep-empty)"
-    return f"{line}, {empty} of them without annotations; --no-keep-empty leaves these out" if empty else line
-
-
-def _reported(args, task: str, space) -> list[dict]:
-    """What the paper or its model zoo reports for the recipes this model may be of: same data, task, architecture."""
-    if not args.model:
-        return []
-    from transformers import AutoConfig
-
-    from eomt.configuration import EoMTConfig
-    from eomt.configuration.labels import label_space
-    from eomt.configuration.recipes import RECIPES
-
-    fields = ("model_type", "hidden_size", "num_hidden_layers", "num_blocks", "num_queries", "patch_size", "image_size")
-    config, found = AutoConfig.from_pretrained(args.model), []
-    for recipe in RECIPES.values():
-        if recipe.task != task or label_space(f"{recipe.dataset}_{task}").names != space.names:
-            continue
-        theirs = EoMTConfig.for_backbone(
-            recipe.backbone, image_size=recipe.image_size, num_blocks=recipe.num_blocks, num_queries=recipe.num_queries
-        )
-        if all(getattr(theirs, name) == getattr(config, name) for name in fields):
-            where = f"{recipe.reported.metric}, {recipe.reported.table}: {recipe.name}"
-            found.append({"recipe": recipe.name, "where": where, "percent": recipe.reported.value})
-    return found
-
-
-def _finite(value):
-    """NaN, which JSON has not, becomes null; numpy's numbers become Python's."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

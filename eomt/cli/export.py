@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--image", type=Path, help="photo to check with (default: a synthetic one)")
     p.add_argument(
-        "--image-size", type=int, nargs="+", metavar="PIXELS",
+        "--image-size", nargs="+", metavar="PIXELS",
         help="side, or height and width, of the inputs (default: the image processor's)",
     )  # fmt: skip
     p.add_argument("--dynamic-size", action="store_true", help="any image size (DINOv3 models)")
@@ -40,55 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    from eomt.cli.checks import load_model, require_model, require_sides, require_writable
-    from eomt.writing import require_free
+    from eomt.export import export
 
-    require_sides(args.image_size)
-    require_free(args.output, args.force)
-    require_writable(args.output.parent)
-    from transformers import AutoImageProcessor
-
-    from eomt.inference.export_folder import ExportOptions, export_folder, require_options
-    from eomt.modeling_eomt import EoMTPreTrainedModel
-
-    options = ExportOptions(
-        formats=tuple(dict.fromkeys(args.format)),
-        precision=args.precision,
-        calibrate=args.calibrate,
-        calibration_images=args.calibration_images,
-        max_drop=args.max_drop,
-        image=args.image,
-        dynamic_size=args.dynamic_size,
-    )
-    require_options(options)
-    require_model(args.model)
-    of_model, of_processor = {}, {}
-    if args.image_size:
-        height, width = args.image_size * (3 - len(args.image_size))
-        of_model["image_size"] = height if height == width else (height, width)
-        of_processor["size"] = {"height": height, "width": width}
-    processor = AutoImageProcessor.from_pretrained(args.model, **of_processor)
-    model = load_model(args.model, dtype="float32", **of_model)
-    if not isinstance(model, EoMTPreTrainedModel):
-        raise ValueError(f"{args.model} is a {type(model).__name__}; only EoMT can be exported")
-    score = _score(args, processor) if args.data else None
-    export_folder(model, processor, args.output, options, score, args.force)
+    export(args)
     return 0
-
-
-def _score(args, processor):
-    """`model → (name, points)` of the task's metric on --data."""
-    from eomt.configuration.labels import LabelSpace
-    from eomt.training.data import EvaluationTransform, load_data
-    from eomt.training.evaluation import MAIN, evaluate_model
-
-    task = processor.task
-    data, labels = load_data(args.data, task=task, split=args.split)
-    data = data.with_transform(EvaluationTransform(labels, task=task))
-
-    def score(model) -> tuple[str, float]:
-        space = LabelSpace.from_config(model.config)
-        result = evaluate_model(model, processor, data, task=task, label_space=space)
-        return MAIN[task], 100 * result[MAIN[task]]
-
-    return score

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         return show_help()
     from transformers.utils.logging import disable_progress_bar
 
-    from eomt.image_processing.writing import write_json
+    from eomt.inference.writing import write_json
     from eomt.training.data.load import is_split_here
     from eomt.training.finetune import build_trainer, check, summary
     from eomt.training.resumption import check_options, write_options
@@ -138,7 +138,7 @@ def finish(trainer) -> int:
     trainer.create_model_card()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        from eomt.image_processing.writing import write_json
+        from eomt.inference.writing import write_json
         from eomt.training.progress import describe
 
         write_json(folder / "results.json", results, indent=2)

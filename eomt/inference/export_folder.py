@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from eomt.image_processing import read_image
-from eomt.image_processing.files import find_images
 from eomt.image_processing.geometry import input_size_of
 from eomt.inference.exported import ExportedEoMT
 from eomt.inference.exporting import (
@@ -23,7 +22,8 @@ from eomt.inference.exporting import (
     exportable,
     synthetic_photo,
 )
-from eomt.writing import whole
+from eomt.inference.image_files import find_images
+from eomt.inference.writing import atomic
 
 Score = Callable[[object], tuple[str, float]]
 """A model → the metric's name, and its value in points."""
@@ -60,7 +60,7 @@ def export_folder(
     calibration = _calibration(options, processor)
     wrapped = exportable(model)
     before = score(model) if score else None
-    with whole(output, folder=True, force=force) as folder:
+    with atomic(output, folder=True, force=force) as folder:
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
         for kind in options.formats:

@@ -3,6 +3,7 @@
 B images · Q queries · C labels · H, W pixels
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,9 @@ def export(
         example = torch.zeros(2, model.model.config.num_channels, *size)
         program = torch.export.export(model, (example,), dynamic_shapes=_shapes(model, dynamic_size))
     if kind == "pt2":
-        with open(path, "wb") as file:  # torch's own writer ends the process where the disk is full
-            torch.export.save(program, file)
+        written = io.BytesIO()  # torch's writer to a file ends the process where the disk is full
+        torch.export.save(program, written)
+        path.write_bytes(written.getbuffer())
     else:
         _write_openvino(program, path, model.model.config, size, precision, calibration, dynamic_size)
     return path

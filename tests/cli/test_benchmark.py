@@ -13,8 +13,8 @@ from transformers import (
     SwinConfig,
 )
 
+from eomt.benchmarking.measure import peak_bytes, seconds_of
 from eomt.cli import main
-from eomt.measure import peak_bytes, seconds_of
 from tests.models import tiny_model
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def test_several_sizes_and_mixed_precision(models, tmp_path):
 
 
 def test_the_paper_gives_the_quality_of_its_models():
-    from eomt.contenders import Contender
+    from eomt.benchmarking.candidates import Candidate
 
     reported = {
         ("vit_large_patch14_reg4_dinov2", 640, "panoptic"): 56.0,
@@ -113,22 +113,22 @@ def test_the_paper_gives_the_quality_of_its_models():
         ("deit3_large_patch16_384", 640, "panoptic"): 50.0,
     }
     for (name, size, task), value in reported.items():
-        assert Contender.find(name, size, task).reported().value == value
-    assert Contender.find("vit_large_patch14_reg4_dinov2", 320).reported() is None
-    assert Contender.find("vit_large_patch14_reg4_dinov2", 640, masked=True).reported() is None
+        assert Candidate.find(name, size, task).reported().value == value
+    assert Candidate.find("vit_large_patch14_reg4_dinov2", 320).reported() is None
+    assert Candidate.find("vit_large_patch14_reg4_dinov2", 640, masked=True).reported() is None
 
 
 def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, capsys, monkeypatch):
-    from eomt.contenders import Contender
+    from eomt.benchmarking.candidates import Candidate
 
-    load = Contender.load
+    load = Candidate.load
 
     def too_large(self, *args):
         if "mask2former" in self.name:
             raise RuntimeError("CUDA out of memory\nlong tale")
         return load(self, *args)
 
-    monkeypatch.setattr(Contender, "load", too_large)
+    monkeypatch.setattr(Candidate, "load", too_large)
     options = ("--image-size", "64", "--json", tmp_path / "out.json", *QUICK)
     assert benchmark(models / "mask2former", models / "eomt", *options) == 1
     first, second = json.loads((tmp_path / "out.json").read_text())["rows"]

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eomt import EoMTImageProcessor
-from eomt.cli import evaluate, main, one_line
-from eomt.cli.checks import require_model, usable_device
+from eomt import EoMTImageProcessor, evaluate
+from eomt.cli import evaluate as evaluate_command
+from eomt.cli import main, one_line
+from eomt.inference.loading import require_model, usable_device
 from eomt.training.data import load_data
 from eomt.training.data.shapes import make_shapes
 from tests.models import tiny_model
@@ -89,7 +90,7 @@ def test_evaluation_of_another_task_than_the_models(tmp_path):
     tiny_model(task="semantic").save_pretrained(tmp_path)
     EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
     for task, expected in (("panoptic", "panoptic"), (None, "semantic")):
-        args = evaluate.parser().parse_args([str(tmp_path), "--data", "x", *(["--task", task] if task else [])])
+        args = evaluate_command.parser().parse_args([str(tmp_path), "--data", "x", *(["--task", task] if task else [])])
         assert evaluate._load(args)[1].task == expected
 
 

@@ -177,7 +177,7 @@ def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     ([golden_file("dinov2"), "hub"], "give --heads"),
     ([golden_file("dinov2"), "hub", "--heads", "2"], "give --image-size HEIGHT WIDTH"),
-    ([golden_file("dinov2"), "hub", "--heads", "2", "--image-size", "1", "2", "3"], "height and width"),
+    ([golden_file("dinov2"), "hub", "--heads", "2", "--image-size", "1", "2", "3"], "HEIGHTxWIDTH"),
     ([golden_file("dinov2"), "hub", "--heads", "2", "--image-size", "64"], "mis-shaped"),
     ([golden_file("dinov2"), "hub", *SHAPE, "--labels", "nothing"], "neither a file nor one of"),
     ([golden_file("dinov2"), "hub", *SHAPE, "--labels", "coco_panoptic"], "133 labels were given"),

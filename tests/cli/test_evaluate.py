@@ -175,9 +175,9 @@ def test_the_papers_number_stands_beside_a_result_of_its_recipe(tmp_path):
     """Told by data, task and architecture; for a ViT-S on COCO panoptic at 640² the model zoo has one."""
     from argparse import Namespace
 
-    from eomt.cli.evaluate import _reported
     from eomt.configuration.labels import label_space
     from eomt.configuration.recipes import get_recipe
+    from eomt.evaluate import _reported
 
     recipe, space = get_recipe("coco_panoptic_eomt_small_640_2x"), label_space("coco_panoptic")
     config = EoMTConfig.for_backbone(recipe.backbone, image_size=640, id2label=space.id2label, label2id=space.label2id)

@@ -61,7 +61,7 @@ def test_an_output_that_cannot_be_is_found_before_the_scoring(folder, tmp_path, 
 def test_image_sizes_that_cannot_be(folder, tmp_path, capsys):
     for command in (f"export {folder}/model {tmp_path}/new", f"convert {folder}/authors.bin {tmp_path}/new --heads 4"):
         assert main([*command.split(), "--image-size", "0"]) == 2
-        assert "--image-size 0: give a side, or height and width, in pixels" in capsys.readouterr().err
+        assert "--image-size 0: give a side in pixels, or HEIGHTxWIDTH" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'0' is neither a positive number"):
         pair("0")
 

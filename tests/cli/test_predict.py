@@ -17,10 +17,10 @@ from pycocotools.coco import COCO
 from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.image_processing import read_image
-from eomt.image_processing.files import find_images
-from eomt.image_processing.results import VOID_LABEL, label_png
 from eomt.image_processing.targets import rgb_to_id
-from eomt.image_processing.writing import write_whole
+from eomt.inference.image_files import find_images
+from eomt.inference.prediction_files import VOID_LABEL, label_png
+from eomt.inference.writing import write_atomic
 from tests.models import tiny_model
 
 SIZES = {"000000000139": (40, 60), "000000000285": (64, 64), "000000000632": (90, 30)}
@@ -171,7 +171,7 @@ def test_a_failing_post_processing_costs_one_image(models, photos, tmp_path, cap
 
 
 def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monkeypatch):
-    from eomt.image_processing.results import Results
+    from eomt.inference.prediction_files import Results
 
     write, calls = Results.write, []
 
@@ -289,7 +289,6 @@ def test_masked_attention_is_turned_off_as_in_evaluate(models, photos, tmp_path,
     assert (tmp_path / "out/panoptic.json").read_text() == (tmp_path / "plain/panoptic.json").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_memory_a_pixel(models, tmp_path, task):
     """Peak of the process over 30 million pixels, less that over 10 million: at most 12 bytes a pixel, with overlays
@@ -362,7 +361,7 @@ def test_write_whole_leaves_nothing_behind(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "a" / "b.json", fails)
+        write_atomic(tmp_path / "a" / "b.json", fails)
     assert list((tmp_path / "a").iterdir()) == []
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eomt import EoMTForUniversalSegmentation
-from eomt.measure import extra_cpu_bytes
+from eomt.benchmarking.measure import extra_cpu_bytes
 from eomt.modeling_eomt import heads, layers
 from tests.models import BACKBONE_OF_KIND, targets, tiny_config, tiny_model
 

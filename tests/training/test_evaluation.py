@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 
 from eomt.configuration import EoMTConfig
 from eomt.configuration.labels import LabelSpace
 from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training.data import EvaluationTransform, load_data, make_shapes
-from eomt.training.evaluation import evaluate_model, predict
+from eomt.training.evaluation import evaluate_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,26 +106,14 @@ def test_any_batch_size_and_workers_give_the_same(shapes, task):
         assert json.dumps(evaluated(shapes, task, batch_size=2, num_workers=1)) == json.dumps(single)
     assert len(kept) == 7
     for alone, in_batch in kept.values():
-        if task == "semantic":
-            assert torch.equal(alone, in_batch)
-        elif task == "instance":
-            assert alone["masks"].any()
+        if task == "instance":
             assert torch.equal(alone["labels"], in_batch["labels"])
-            assert (alone["masks"] != in_batch["masks"]).float().mean() < 1e-3
+            masks, others = (coco_mask.decode(prediction["masks"]) for prediction in (alone, in_batch))
+            assert masks.any()
+            assert (masks != others).mean() < 1e-3
         else:
-            assert alone["segments_info"]
+            assert task == "semantic" or alone["segments_info"]
             assert torch.equal(alone["segmentation"], in_batch["segmentation"])
-
-
-def test_predictions_have_their_images_size_whatever_the_input(shapes):
-    dataset, space = load_data(shapes, task="panoptic", split="val")
-    dataset = dataset.with_transform(EvaluationTransform(space, task="panoptic"))
-    processor = EoMTImageProcessor(task="panoptic", size=64)
-    seen = []
-    for sample, predictions in predict(tiny_model("panoptic"), processor, dataset, task="panoptic", label_space=space):
-        assert predictions[""]["segmentation"].shape == sample["image"].shape[1:]
-        seen.append(sample["image_id"])
-    assert seen == [1_000_000 + i for i in range(7)]
 
 
 def test_intermediate_predictions_exist_with_masking_only(shapes):

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...image_processing.files import files_below
 from ...image_processing.images import orientation, to_rgb, upright
+from ...inference.image_files import files_below
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test")}  # best first
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -6,7 +6,7 @@
     semantic   `*.png`, one channel; Cityscapes label ids, ADE20K 1 … 150
 
 Ids are the data set's own everywhere (`LabelSpace.dataset_ids`), as any tool writes them for these servers. Where
-`images.json` lies beside them, they were written by `image_processing.results`, and fit by names (written.py).
+`images.json` lies beside them, they were written by `inference.prediction_files`, and fit by names (written.py).
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
-from eomt.flops import count_flops
+from eomt.benchmarking.flops import count_flops
 from eomt.modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from eomt.training import layerwise_lr_groups
 from tests.models import BACKBONE_OF_KIND, TINY, randomise, targets

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as rle
 
-from eomt.image_processing.results import Results
+from eomt.inference.prediction_files import Results
 from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
 from eomt.training.evaluation import as_reference, metric_for
@@ -29,9 +30,10 @@ def prediction(task: str, seed: int):
         info = [{"id": int(i), "label_id": int(i), "score": 0.9} for i in ids.unique() if i >= 0]
         return {"segmentation": ids.int(), "segments_info": info}
     if task == "instance":
-        masks = torch.stack([ids == i for i in range(3)])
-        return {"masks": masks, "labels": torch.tensor([1, 0, 1]), "scores": torch.tensor([0.9, 0.5, 1 / 3])}
-    return (ids.int() + 1) % 19
+        masks = [rle.encode(np.asfortranarray(ids.numpy() == i).astype(np.uint8)) for i in range(3)]
+        scores = torch.tensor([0.9, 0.5, 1 / 3])
+        return {"size": tuple(ids.shape), "masks": masks, "labels": torch.tensor([1, 0, 1]), "scores": scores}
+    return {"segmentation": (ids.int() + 1) % 19}
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
@@ -48,7 +50,7 @@ def test_written_and_read_back(tmp_path, task):
     assert set(found) == set(given)
     for key, p in found.items():
         if task == "semantic":
-            assert torch.equal(p, given[key])
+            assert torch.equal(p, given[key]["segmentation"])
         elif task == "panoptic":
             labels = {s["id"]: s["label_id"] for s in p["segments_info"]} | {0: -1}
             assert np.array_equal(np.vectorize(labels.get)(p["segmentation"]), given[key]["segmentation"])

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from .colours import Colour, class_colours, shade
-from .writing import write_whole
+from ..inference.writing import write_atomic
+from .colors import Color, class_colors, shade
 
 _SHORT_SIDE = 480
 """Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
@@ -36,7 +36,7 @@ def draw_segments(
     names: bool = True,
     legend: bool = False,
     ignore_index: int = 255,
-    colours: Mapping[int, Colour] | None = None,
+    colors: Mapping[int, Color] | None = None,
 ) -> Image.Image:
     """Photo, its segmentation → photo with tinted, outlined and named segments.
 
@@ -47,7 +47,7 @@ def draw_segments(
         id2label: class names; numbers without.
         names: write them where they fit inside their segment.
         legend: add a list of the classes with their share of the picture.
-        colours: {label: (r, g, b)}; give `class_colours` of all labels to pictures that are to be compared.
+        colors: {label: (r, g, b)}; give `class_colors` of all labels to pictures that are to be compared.
 
     Raises `ValueError` if the segmentation is of another size than the image.
     """
@@ -64,7 +64,7 @@ def draw_segments(
     canvas = np.array(image)  # [H s, W s, 3]
     line = max(2, round(min(canvas.shape[:2]) / 260))
     order = sorted(range(len(masks)), key=lambda k: -masks[k].area)  # small segments over large ones
-    of_class = {**class_colours(labels), **(colours or {})}
+    of_class = {**class_colors(labels), **(colors or {})}
     tints = [shade(of_class[c], labels[:k].count(c)) for k, c in enumerate(labels)]  # instances differ in shade
     for k in order:
         _tint(canvas, masks[k], np.asarray(tints[k], np.float32), opacity, line, factor)
@@ -104,7 +104,7 @@ def write_jpeg(path: Path, picture: Image.Image) -> None:
     longest = max(picture.size)
     if longest > _JPEG_SIDE:
         picture = picture.resize([max(1, side * _JPEG_SIDE // longest) for side in picture.size])
-    write_whole(path, lambda part: picture.save(part, quality=92))
+    write_atomic(path, lambda part: picture.save(part, quality=92))
 
 
 def draw_confidence(confidence) -> Image.Image:
@@ -148,8 +148,8 @@ def _of_stack(masks, k: int):
     return lambda rows, columns: np.asarray(masks[k])[rows, columns].astype(bool)
 
 
-def _tint(canvas: np.ndarray, mask: _Mask, colour: np.ndarray, opacity: float, line: int, factor: int) -> None:
-    """Blend the colour into the mask, opaque along its outline, with a fine light edge outside of that.
+def _tint(canvas: np.ndarray, mask: _Mask, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
+    """Blend the color into the mask, opaque along its outline, with a fine light edge outside of that.
 
     In bands of rows, each with so many rows around it that its outline is that of the mask.
     """
@@ -167,7 +167,7 @@ def _tint(canvas: np.ndarray, mask: _Mask, colour: np.ndarray, opacity: float, l
         depth = ndimage.distance_transform_cdt(part, "chessboard")[start : start + bottom - top, 1:-1]  # to the outside
         area = canvas[rows.start * factor + top : rows.start * factor + bottom, left:right]
         weight = (np.where(depth > line, opacity, 0.9) * (depth > 0)).astype(np.float32)
-        blended = area + weight[..., None] * (colour - area)
+        blended = area + weight[..., None] * (color - area)
         blended += np.float32(0.55) * (depth == 1)[..., None] * (255 - blended)
         area[:] = blended.round()
 
@@ -213,7 +213,7 @@ def _place(mask: _Mask, width: float, height: float) -> tuple[float, float] | No
     return (y_image, x_image) if inside[y, x] >= _INSIDE and fits else None
 
 
-def _with_legend(picture: Image.Image, rows: list[tuple[str, Colour, float]]) -> Image.Image:
+def _with_legend(picture: Image.Image, rows: list[tuple[str, Color, float]]) -> Image.Image:
     """Swatch, name and share of each class, in columns under the picture."""
     font = _font(max(12, round(min(picture.size) / 34)))
     line = round(font.size * 1.7)
@@ -224,11 +224,11 @@ def _with_legend(picture: Image.Image, rows: list[tuple[str, Colour, float]]) ->
     sheet = Image.new("RGB", (picture.width, picture.height + height), "white")
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    for i, (text, (_, colour, _)) in enumerate(zip(texts, rows)):
+    for i, (text, (_, color, _)) in enumerate(zip(texts, rows)):
         x = (i % columns) * cell + font.size // 2
         y = picture.height + font.size // 2 + (i // columns) * line + line // 2
         half = font.size // 2
-        draw.rounded_rectangle((x, y - half, x + 2 * half, y + half), half // 2, colour)
+        draw.rounded_rectangle((x, y - half, x + 2 * half, y + half), half // 2, color)
         draw.text((x + 2 * half + half, y), text, "black", font, anchor="lm")
     return sheet
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eomt.image_processing import class_colours, draw_confidence, draw_segments, side_by_side
-from eomt.image_processing.pictures import write_jpeg
+from eomt.visualization import class_colors, draw_confidence, draw_segments, side_by_side
+from eomt.visualization.overlays import write_jpeg
 
 GREY = Image.new("RGB", (640, 500), (128, 128, 128))
 
@@ -20,9 +20,9 @@ def two_segments():
 def test_segments_are_tinted_with_their_colour_and_void_is_not():
     ids, segments = two_segments()
     picture = np.asarray(draw_segments(GREY, torch.from_numpy(ids), segments, names=False, opacity=0.5), int)
-    colours = class_colours([3, 7])
-    assert np.abs(picture[60, 60] - (np.array(colours[3]) + 128) / 2).max() <= 1
-    assert np.abs(picture[400, 500] - (np.array(colours[7]) + 128) / 2).max() <= 1
+    colors = class_colors([3, 7])
+    assert np.abs(picture[60, 60] - (np.array(colors[3]) + 128) / 2).max() <= 1
+    assert np.abs(picture[400, 500] - (np.array(colors[7]) + 128) / 2).max() <= 1
     assert (picture[ids == -1] == 128).all()
     outline = np.abs(picture[60, :320] - picture[60, 60]).sum(-1) > 30
     assert outline[-2:].all()
@@ -86,8 +86,8 @@ def test_very_long_pictures_stay_small_enough_for_a_file(tmp_path):
 
 def test_colours_of_one_picture_differ():
     for start in range(0, 133, 9):
-        colours = np.array(list(class_colours(range(start, start + 12)).values()), int)
-        gaps = np.abs(colours[:, None] - colours[None]).sum(-1) + 999 * np.eye(len(colours), dtype=int)
+        colors = np.array(list(class_colors(range(start, start + 12)).values()), int)
+        gaps = np.abs(colors[:, None] - colors[None]).sum(-1) + 999 * np.eye(len(colors), dtype=int)
         assert gaps.min() >= 40
 
 

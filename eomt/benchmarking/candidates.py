@@ -7,19 +7,20 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
+from eomt.benchmarking.flops import count_flops
 from eomt.configuration import EoMTConfig, as_pair, find_backbone
-from eomt.configuration.paper import SIZES, Reported, reported_for
-from eomt.flops import count_flops
+from eomt.configuration.paper import Reported, reported_for
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.modeling_eomt.checkpoint_config import backbone_of
 
 LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
-DEFAULT_SIZE = 640  # pixels, where a configuration tells none
+DEFAULT_SIZE = 640  # pixels, where a configuration says none
+SIZES = ("small", "base", "large", "giant")
 ONEFORMER_TASK_TOKENS = 77
 
 
 @dataclass
-class Contender:
+class Candidate:
     """One model at one image size; weights come when `load` is called."""
 
     name: str
@@ -74,15 +75,15 @@ class Contender:
 
     @property
     def short(self) -> str:
-        """Name of the point in the picture, where the legend tells the family: ViT-L."""
+        """Name of the point in the picture, where the legend names the family: ViT-L."""
         if not self.is_eomt or not backbone_of(self.config)[1]:
             return Path(self.name).name
-        letters = {size: letter for letter, size in SIZES.items()}
-        return f"ViT-{letters[self._named_size()]}"
+        size = self._named_size()
+        return f"ViT-{'g' if size == 'giant' else size[0].upper()}"
 
     def _named_size(self) -> str:
         row, _ = backbone_of(self.config)
-        return next(name for name in SIZES.values() if f"_{name}_" in row.name)
+        return next(size for size in SIZES if f"_{size}_" in row.name)
 
     @property
     def family(self) -> str:

@@ -1,10 +1,10 @@
-"""The picture of the trade-off: quality against speed, like Figure 1 of the paper."""
+"""Plot of quality against speed, like Figure 1 of the paper."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
-def draw_tradeoff(points: Sequence[dict], path: Path, metric: str, device: str) -> None:
+def plot_quality_and_speed(points: Sequence[dict], path: Path, metric: str, device: str) -> None:
     """Points → a picture (png, pdf or svg by the file's suffix).
 
     points: {"point", "family", "images_per_second", "quality", "parameters"}. Area is the number of parameters; a
@@ -18,15 +18,15 @@ def draw_tradeoff(points: Sequence[dict], path: Path, metric: str, device: str) 
     families = list(dict.fromkeys(point["family"] for point in points))
     largest = max(point["parameters"] for point in points)
     for index, family in enumerate(families):
-        of_family = sorted((p for p in points if p["family"] == family), key=lambda p: p["parameters"])
-        speeds, qualities = ([point[key] for point in of_family] for key in ("images_per_second", "quality"))
+        members = sorted((p for p in points if p["family"] == family), key=lambda p: p["parameters"])
+        speeds, qualities = ([point[key] for point in members] for key in ("images_per_second", "quality"))
         (line,) = axes.plot(speeds, qualities, color=f"C{index % 10}", linewidth=1.5, alpha=0.7, zorder=1)
-        areas = [40 + 360 * point["parameters"] / largest for point in of_family]
+        areas = [40 + 360 * point["parameters"] / largest for point in members]
         axes.scatter(
             speeds, qualities, areas, color=line.get_color(), marker=markers[index % 8], edgecolor="white", zorder=2,
             label=family,
         )  # fmt: skip
-        for point, area in zip(of_family, areas):
+        for point, area in zip(members, areas):
             axes.annotate(
                 f"{point['point']}, {point['parameters'] / 1e6:.0f}M", (point["images_per_second"], point["quality"]),
                 xytext=(0, 4 + area**0.5 / 2), textcoords="offset points", fontsize=8, ha="center",

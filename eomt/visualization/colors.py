@@ -1,11 +1,11 @@
-"""Colours for classes: a class keeps its colour from picture to picture, and classes of one picture look different."""
+"""Colors for classes: a class keeps its color from picture to picture, and classes of one picture look different."""
 
 from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 _TO_LMS = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
 )
@@ -20,7 +20,7 @@ _CLOSE = 0.1
 """Distance in OKLab below which two tints over a photo are taken for the same."""
 
 
-def _rgb(lab: np.ndarray) -> Colour:
+def _rgb(lab: np.ndarray) -> Color:
     """OKLab (perceptual lightness, green-red, blue-yellow) → sRGB 0..255."""
     linear = (_TO_RGB @ (_TO_LMS @ lab) ** 3).clip(0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -38,8 +38,8 @@ def _palette() -> np.ndarray:
     return np.array(tints)
 
 
-def class_colours(labels: Iterable[int]) -> dict[int, Colour]:
-    """Labels of one picture (or of several to be compared) → a colour for each.
+def class_colors(labels: Iterable[int]) -> dict[int, Color]:
+    """Labels of one picture (or of several to be compared) → a color for each.
 
     A label has its own place in the palette; where that is too close to one already taken, the farthest free one.
     """
@@ -55,7 +55,7 @@ def class_colours(labels: Iterable[int]) -> dict[int, Colour]:
     return {label: _rgb(lab) for label, lab in chosen.items()}
 
 
-def shade(colour: Colour, instance: int) -> Colour:
-    """The `instance`-th shade of a colour: lighter and darker in turn, the first as it is."""
+def shade(color: Color, instance: int) -> Color:
+    """The `instance`-th shade of a color: lighter and darker in turn, the first as it is."""
     share = (0.0, 0.28, -0.28, 0.14, -0.14)[instance % 5]
-    return tuple(round(v + share * ((255 - v) if share > 0 else v)) for v in colour)
+    return tuple(round(v + share * ((255 - v) if share > 0 else v)) for v in color)

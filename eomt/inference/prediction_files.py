@@ -1,13 +1,13 @@
 """Predictions on disk, in the formats of the reference tools: COCO panoptic (png + json), COCO instance results (RLE),
-label png. Written image by image, whole or not at all, by any number of processes; what is there is not made again.
+label png. Written image by image, atomically, by any number of processes; what is done is not repeated.
 
     OUTPUT/panoptic/NAME.png  panoptic.json    ids R + 256 G + 65536 B from 1, 0 is void
     OUTPUT/instances.json                      [{"image_id", "category_id", "segmentation", "bbox", "score"}, …]
     OUTPUT/labels/NAME.png                     the class's id in each pixel, 8 or 16 bit
     OUTPUT/images.json                         {"images", "categories"}: names and ids of both
-    OUTPUT/records/NAME.json                   one image's part of the json files: its last file: it marks it as done.
-                                               "source": the image's file; if that changes, it is made again
-    OUTPUT/run.json                            what made all of it: results of another model or task are not mixed in
+    OUTPUT/records/NAME.json                   one image's part of the json files, written last: marks it as done.
+                                               "source": the image's file; if that changes, it is repeated
+    OUTPUT/run.json                            the settings of the run; those of another run are refused
 
 Category ids are the label space's own (COCO's 1..200, Cityscapes' 7..33), the model's labels where it has none. Image
 ids are the numbers in the files' names or those names: photos say no more; `eomt evaluate` matches them by file name.
@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from ..configuration.labels import LabelSpace
-from .writing import write_json, write_whole
+from eomt.configuration.labels import LabelSpace
+
+from .writing import write_atomic, write_json
 
 _BAND = 256
 """Rows that are recoded at once."""
@@ -44,7 +45,7 @@ def image_ids_of(names: Iterable[str]) -> dict[str, int | str]:
 
 
 def state_of(file: Path) -> dict:
-    """What tells a file from others and from what it was before it was changed."""
+    """What identifies a file and its version."""
     stat = file.stat()
     return {"file": str(file.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
@@ -72,25 +73,15 @@ def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: S
     return coded, segments
 
 
-def instance_results(image_id, masks, labels, scores, category_ids: Sequence[int]) -> list[dict]:
-    """(n, H, W) masks or n encoded ones, their labels and scores → COCO results; empty masks are left out."""
+def instance_results(image_id, prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
+    """n encoded masks, their labels and scores → COCO results; empty masks are left out."""
     results = []
-    for mask, label, score in zip(masks, labels, scores):
-        encoded = mask if isinstance(mask, dict) else rle.encode(np.asfortranarray(np.asarray(mask, np.uint8)))
-        if not rle.area(encoded):
+    for mask, label, score in zip(prediction["masks"], prediction["labels"], prediction["scores"]):
+        if not rle.area(mask):
             continue
-        results.append(
-            {
-                "image_id": image_id,
-                "category_id": int(category_ids[int(label)]),
-                "segmentation": {
-                    "size": [int(v) for v in encoded["size"]],
-                    "counts": encoded["counts"].decode("ascii"),
-                },
-                "bbox": [float(v) for v in rle.toBbox(encoded)],
-                "score": float(score),
-            }
-        )
+        segmentation = {"size": [int(v) for v in mask["size"]], "counts": mask["counts"].decode("ascii")}
+        result = {"image_id": image_id, "category_id": int(category_ids[int(label)]), "segmentation": segmentation}
+        results.append(result | {"bbox": [float(v) for v in rle.toBbox(mask)], "score": float(score)})
     return results
 
 
@@ -133,10 +124,10 @@ class Results:
     """Writes one run's predictions under a folder.
 
     Args:
-        output: the folder; made if it is not there.
+        output: the folder, created if missing.
         task: "panoptic", "instance" or "semantic".
         label_space: names and category ids of the labels.
-        run: what made the predictions (model, thresholds, …): results of another run are not mixed in.
+        run: settings (model, thresholds, …); a folder with results of others is refused.
 
     Raises `ValueError` if the folder holds results of a run with other settings.
     """
@@ -183,28 +174,22 @@ class Results:
         """One image's prediction. `name` may have folders in it; `file_name` is the image's, for the json; `source`
         the state of its file, for `discard_outdated`.
 
-        prediction: panoptic {"segmentation", "segments_info"}; instance the same with binary maps, or {"masks",
-        "labels", "scores"}, with "size" where masks are encoded; semantic an (H, W) map or {"segmentation"}.
+        prediction: of `segment` (see `post_process`).
         """
         image_id = image_id_of(name) if image_id is None else image_id
         ids = self.label_space.dataset_ids
         if self.task == "panoptic":
             coded, segments = panoptic_png(prediction["segmentation"], prediction["segments_info"], ids)
             size, png = coded.shape[:2], self.path("panoptic", name, ".png")
-            write_whole(png, Image.fromarray(coded).save)
+            write_atomic(png, Image.fromarray(coded).save)
             annotations = [{"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments}]
         elif self.task == "instance":
-            if "masks" in prediction:
-                masks, labels, scores = (prediction[key] for key in ("masks", "labels", "scores"))
-            else:
-                masks, info = prediction["segmentation"], prediction["segments_info"]
-                labels, scores = [s["label_id"] for s in info], [s["score"] for s in info]
-            size = prediction["size"] if "size" in prediction else tuple(masks.shape[-2:])
-            annotations = instance_results(image_id, masks, labels, scores, ids)
+            size = prediction["size"]
+            annotations = instance_results(image_id, prediction, ids)
         else:
-            labels = prediction["segmentation"] if isinstance(prediction, Mapping) else prediction
+            labels = prediction["segmentation"]
             size, annotations = tuple(labels.shape), []
-            write_whole(self.path("labels", name, ".png"), label_png(labels, ids).save)
+            write_atomic(self.path("labels", name, ".png"), label_png(labels, ids).save)
         image = {"id": image_id, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
         if self.task == "semantic":
             image["sem_seg_file_name"] = f"labels/{name}.png"
@@ -223,9 +208,9 @@ class Results:
         annotations = (entry for name in names for entry in self._record(name)["annotations"])
         if self.task == "panoptic":
             head = json.dumps({"images": images, "categories": categories})[:-1] + ', "annotations": '
-            write_whole(self.output / "panoptic.json", lambda part: _stream(part, head, annotations, "}"))
+            write_atomic(self.output / "panoptic.json", lambda part: _stream(part, head, annotations, "}"))
         elif self.task == "instance":
-            write_whole(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
+            write_atomic(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
 
     def _record(self, name: str) -> dict:
         return json.loads(self.path("records", name, ".json").read_text(encoding="utf-8"))

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation
+from eomt.benchmarking.candidates import Candidate
+from eomt.benchmarking.flops import count_flops
 from eomt.configuration.paper import REPORTED
-from eomt.contenders import Contender
-from eomt.flops import count_flops
 from eomt.image_processing.geometry import placement
 from tests.models import BACKBONE_OF_KIND, tiny_config, tiny_model
 
@@ -50,7 +50,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("backbone", "size", "options", "parameters", "gmacs", "inputs", "printed"), ROWS)
 def test_rows_of_the_paper(backbone, size, options, parameters, gmacs, inputs, printed):
-    counted_parameters, flops = Contender.find(backbone, size, **options).count()
+    counted_parameters, flops = Candidate.find(backbone, size, **options).count()
     assert counted_parameters == parameters
     assert round(flops / 1e9, 2) == gmacs
     per_photo = inputs * flops / 1e9
@@ -129,6 +129,6 @@ def test_rules(module, shape, flops, device):
 
 def test_a_config_of_another_size_is_counted_at_that_size():
     config = EoMTConfig.for_backbone(S, image_size=640)
-    small = Contender.find(S, 320)
+    small = Candidate.find(S, 320)
     assert small.config.image_size == 320 != config.image_size
-    assert small.count()[1] < 0.3 * Contender.find(S, 640).count()[1]
+    assert small.count()[1] < 0.3 * Candidate.find(S, 640).count()[1]

@@ -1,4 +1,4 @@
-"""Time and memory of a forward pass (paper, Section 4.1: batch 1, warmed up, synchronised)."""
+"""Time and memory of a forward pass (paper, Section 4.1: batch 1, warmed up, synchronized)."""
 
 import statistics
 import time
@@ -9,8 +9,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given; a no-op on the CPU."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all its work; a no-op on the CPU."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)
 
@@ -24,10 +24,10 @@ def seconds_of(run: Callable, device: torch.device, warm_up: int, repeats: int) 
         run()
     times = []
     for _ in range(repeats):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         run()
-        synchronise(device)
+        synchronize(device)
         times.append(time.perf_counter() - start)
     times.sort()
     last = len(times) - 1
@@ -39,11 +39,11 @@ def seconds_of(run: Callable, device: torch.device, warm_up: int, repeats: int) 
 
 
 def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | None:
-    """Bytes of tensors alive at once at most during `run`, weights included; None where the device does not tell."""
+    """Bytes of tensors alive at once at most during `run`, weights included; None where unknown."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        synchronise(device)
+        synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":
         return None

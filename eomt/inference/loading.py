@@ -1,8 +1,7 @@
-"""What several commands ask of their arguments before any work starts."""
+"""Devices and models that several commands take, checked before any work starts."""
 
 import json
 import re
-import tempfile
 from pathlib import Path
 
 
@@ -24,7 +23,7 @@ def usable_device(name: str, option: str = "--device"):
 
 
 def require_model(name: str) -> None:
-    """`ValueError` unless `name` is a directory that `save_pretrained` wrote, whole, or may be a name on the hub."""
+    """`ValueError` unless `name` is a complete directory of `save_pretrained`, or may be a name on the hub."""
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file():
             raise ValueError(f"there is no config.json in {name!r}; give a directory that save_pretrained wrote")
@@ -76,8 +75,8 @@ def load_model(name: str, **options):
     return model
 
 
-def without_accelerator(device: str | None = None) -> bool:
-    """Whether processes are to meet on the CPU: it is asked for, or there is nothing else."""
+def needs_cpu_group(device: str | None = None) -> bool:
+    """Whether a process group runs on the CPU: because `device` says so, or there is no accelerator."""
     import torch
 
     return device == "cpu" or not torch.accelerator.is_available()
@@ -97,16 +96,3 @@ def _require_settings(file: Path) -> None:
     names = content.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{file}: architectures is {names!r:.60}; it must be a list of strings")
-
-
-def require_writable(folder: Path) -> None:
-    """`OSError` unless files can be written to a folder, which is made: before the work whose results go there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-def require_sides(sides: list[int] | None, option: str = "--image-size") -> None:
-    """`ValueError` unless an image size is one or two positive numbers of pixels, or not given."""
-    if sides is not None and (len(sides) > 2 or min(sides) < 1):
-        raise ValueError(f"{option} {' '.join(map(str, sides))}: give a side, or height and width, in pixels")

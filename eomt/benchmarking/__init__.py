@@ -1,0 +1,1 @@
+"""Models side by side: parameters, GFLOPs, latency, memory, quality."""

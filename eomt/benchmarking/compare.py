@@ -1,0 +1,162 @@
+"""What `eomt benchmark` does: measure the candidates one after the other → a table, a json file, a plot."""
+
+import platform
+import sys
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from eomt.configuration import TASK_ROWS, as_pair
+from eomt.configuration.validation import parse_size
+from eomt.image_processing.geometry import placement
+from eomt.inference.loading import usable_device
+from eomt.inference.writing import atomic, require_free, write_json
+
+from .candidates import Candidate
+from .measure import peak_bytes, seconds_of
+from .plot import plot_quality_and_speed
+
+
+def compare(args) -> int:
+    """Measure and report; the exit code: 1 where some could not be run (out of memory, say), which are listed."""
+    for file in filter(None, (args.json, args.plot)):
+        require_free(file, args.force)
+    logging.set_verbosity_error()
+    candidates = _candidates(args)
+    if args.quality and len(args.quality) != len(candidates):
+        raise ValueError(f"--quality has {len(args.quality)} values for {len(candidates)} models and sizes")
+    if args.plot and not args.quality and not any(candidate.reported() for candidate in candidates):
+        raise ValueError("--plot: the paper reports none of these models; give --quality")
+    device = usable_device(args.device) if args.device else PartialState().device
+    rows = []
+    for i, candidate in enumerate(tqdm(candidates, desc="benchmark", unit="model", disable=len(candidates) == 1)):
+        reported = candidate.reported()
+        quality = args.quality[i] if args.quality else reported and reported.value
+        row = {"model": candidate.name, "label": candidate.label, "quality": quality}
+        row |= {"family": candidate.family, "point": candidate.short}
+        try:
+            row |= _measure(candidate, args, device)
+        except RuntimeError as error:  # one model that does not fit the device leaves the others their turn
+            row["error"] = str(error).splitlines()[0]
+        rows.append(row)
+    print(_table(rows))
+    setting = {
+        "device": _device_name(device), "dtype": args.dtype, "autocast": args.autocast, "compile": args.compile,
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "warm_up": args.warm_up,
+        "repeats": args.repeats,
+    }  # fmt: skip
+    _write(args, rows, setting)
+    failed = [row for row in rows if "error" in row]
+    for row in failed:
+        print(f"eomt benchmark: {row['label']}: {row['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _candidates(args) -> list:
+    names = ("num_labels", "num_queries", "num_blocks")
+    overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    sizes = [parse_size(size) for size in args.image_size] if args.image_size else [None]
+    return [
+        Candidate.find(model, size, task=args.task, masked=args.masked, **overrides)
+        for model in args.model
+        for size in sizes
+    ]
+
+
+def _measure(candidate, args, device) -> dict:
+    crops = 1
+    if args.photo:
+        crops = len(
+            placement(*as_pair(parse_size(args.photo, option="--photo")), candidate.image_size, windowed=True).windows
+        )
+    row = {"image_size": list(candidate.image_size), "inputs_per_image": crops, "batch_size": args.batch_size}
+    if args.count_only:
+        parameters, flops = candidate.count()
+        return row | {"parameters": parameters, "gflops": crops * flops / 1e9}
+
+    dtype = getattr(torch, args.dtype)
+    weights = torch.float32 if args.autocast else dtype
+    model = candidate.load(device, weights)
+    parameters, flops = candidate.count(model)
+    called = torch.compile(model) if args.compile else model
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=args.autocast)
+
+    def forward(images: int):
+        inputs = candidate.inputs(images * crops, device, weights)
+
+        def run():
+            with torch.inference_mode(), autocast:
+                called(**inputs)
+
+        return run
+
+    single = forward(1)
+    latency = seconds_of(single, device, args.warm_up, args.repeats)
+    row |= {
+        "parameters": parameters,
+        "gflops": crops * flops / 1e9,
+        "masked": bool(getattr(model, "attn_mask_probs", torch.zeros(1)).any()),
+        "latency_ms": {name: 1e3 * value for name, value in latency.items()},
+        "images_per_second": 1 / latency["median"],
+        "peak_memory_bytes": peak_bytes(single, model, device),
+    }
+    row["throughput"] = row["images_per_second"]
+    if args.batch_size > 1:
+        batch = forward(args.batch_size)
+        row["throughput"] = args.batch_size / seconds_of(batch, device, args.warm_up, args.repeats)["median"]
+        row["peak_memory_bytes"] = peak_bytes(batch, model, device)
+    return row
+
+
+def _table(rows: list[dict]) -> str:
+    """Rows → aligned text; what was not measured is a dash."""
+    columns = {
+        "model": lambda row: row["label"],
+        "params": lambda row: f"{row['parameters'] / 1e6:.1f}M",
+        "GFLOPs": lambda row: f"{row['gflops']:.1f}",
+        "latency ms": lambda row: f"{row['latency_ms']['median']:.1f}",
+        "p10–p90": lambda row: f"{row['latency_ms']['p10']:.1f}–{row['latency_ms']['p90']:.1f}",
+        "images/s": lambda row: f"{row['images_per_second']:.2f}",
+        f"images/s at {rows[0].get('batch_size', 1)}": lambda row: f"{row['throughput']:.2f}",
+        "peak GiB": lambda row: f"{row['peak_memory_bytes'] / 2**30:.2f}",
+        "quality": lambda row: f"{row['quality']:.1f}",
+    }
+
+    if rows[0].get("batch_size", 1) == 1:
+        del columns["images/s at 1"]  # said already
+
+    def cell(row, write) -> str:
+        try:
+            return write(row)
+        except (KeyError, TypeError):
+            return "–"
+
+    cells = [list(columns), *([cell(row, write) for write in columns.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _write(args, rows: list[dict], setting: dict) -> None:
+    if args.json:
+        write_json(args.json, {"setting": setting, "rows": rows}, indent=2)
+    if args.plot:
+        points = [row for row in rows if row["quality"] is not None and "images_per_second" in row]
+        for row in rows:
+            if row not in points:
+                print(f"eomt benchmark: {row['label']} is not in the picture: no quality or no speed", file=sys.stderr)
+        if not points:
+            raise ValueError("--plot: nothing to draw")
+        source = "as given" if args.quality else "as reported"
+        with atomic(args.plot, force=args.force) as part:
+            plot_quality_and_speed(points, part, f"{TASK_ROWS[args.task].metric} in %, {source}", setting["device"])
+
+
+def _device_name(device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU" if device.type == "cpu" else device.type.upper()

@@ -1,0 +1,51 @@
+"""What `eomt export` does: check the options, load the model, write the exported folder."""
+
+from transformers import AutoImageProcessor
+
+from eomt.configuration import TASK_ROWS
+from eomt.configuration.labels import LabelSpace
+from eomt.configuration.validation import parse_size
+from eomt.inference.export_folder import ExportOptions, export_folder, require_options
+from eomt.inference.loading import load_model, require_model
+from eomt.inference.writing import require_free, require_writable
+from eomt.modeling_eomt import EoMTPreTrainedModel
+from eomt.training.data import EvaluationTransform, load_data
+from eomt.training.evaluation import evaluate_model
+
+
+def export(args) -> None:
+    """Export by the options, `args` as the command's parser gives them."""
+    size = parse_size(*args.image_size) if args.image_size else None
+    require_free(args.output, args.force)
+    require_writable(args.output.parent)
+    options = ExportOptions(
+        formats=tuple(dict.fromkeys(args.format)),
+        precision=args.precision,
+        calibrate=args.calibrate,
+        calibration_images=args.calibration_images,
+        max_drop=args.max_drop,
+        image=args.image,
+        dynamic_size=args.dynamic_size,
+    )
+    require_options(options)
+    require_model(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model, **({"size": size} if size else {}))
+    model = load_model(args.model, dtype="float32", **({"image_size": size} if size else {}))
+    if not isinstance(model, EoMTPreTrainedModel):
+        raise ValueError(f"{args.model} is a {type(model).__name__}; only EoMT can be exported")
+    score = _score(args, processor) if args.data else None
+    export_folder(model, processor, args.output, options, score, args.force)
+
+
+def _score(args, processor):
+    """`model → (name, points)` of the task's metric on --data."""
+    task, key = processor.task, TASK_ROWS[processor.task].metric_key
+    data, labels = load_data(args.data, task=task, split=args.split)
+    data = data.with_transform(EvaluationTransform(labels, task=task))
+
+    def score(model) -> tuple[str, float]:
+        space = LabelSpace.from_config(model.config)
+        result = evaluate_model(model, processor, data, task=task, label_space=space)
+        return key, 100 * result[key]
+
+    return score

@@ -1,0 +1,187 @@
+"""The one inference loop: images → model inputs → model → segments by the task.
+
+`V` model inputs, more than images where windows are cut; `S_h`, `S_w` their size.
+
+`eomt predict`, `eomt evaluate`, the trainer's evaluation and the pipeline share it. A model is any callable that takes
+`pixel_values` and `patch_offsets` and returns EoMT's outputs.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from eomt.image_processing.images import open_image, to_rgb_tensor
+
+FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
+"""What one image may raise while the others continue: no picture, too large for memory, its file name too long, …"""
+
+
+@dataclass
+class Segmented:
+    """One image's result."""
+
+    item: object
+    "The entry of `images`."
+    size: tuple[int, int]
+    "(height, width) of the image and of its segmentation."
+    prediction: dict
+    "See `post_process`; on the host."
+    before_blocks: list[dict] = field(default_factory=list)
+    "The same of the predictions that masked attention makes, earliest first, where asked for."
+
+
+def open_source(source) -> Image.Image | torch.Tensor:
+    """Path, URL, base64 text or picture → RGB picture; array or tensor → (3, H, W)."""
+    return to_rgb_tensor(source) if hasattr(source, "shape") else open_image(source)
+
+
+def segment(
+    model,
+    processor,
+    images,
+    *,
+    task: str | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    read: Callable = open_source,
+    intermediate: bool = False,
+    on_error: Callable[[object, str], None] | None = None,
+    **rules,
+) -> Iterator[Segmented]:
+    """Segment images one batch after the other, in their order.
+
+    Args:
+        model: on its device, in its dtype and in evaluation mode.
+        images: a sequence or a data set of anything that `read` turns into an image.
+        task: the processor's by default.
+        num_workers: processes that read and resize.
+        intermediate: also give the predictions that masked attention makes; there are none where it is off.
+        on_error: called with (item, reason) for an image that cannot be read or segmented, which is then left out.
+            Without it the error is raised.
+        rules: thresholds and so on; see `post_process`.
+    """
+    device, dtype = _placed(model)
+    loader = DataLoader(
+        _Inputs(images, processor, read, on_error is not None),
+        batch_size=batch_size,
+        num_workers=min(num_workers, len(images)),
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        for item, reason in batch["failures"]:
+            on_error(item, reason)
+        if not batch["items"]:
+            continue
+        offsets = batch["patch_offsets"]
+        pixels = batch["pixel_values"].to(device, dtype, non_blocking=True)  # [V, 3, S_h, S_w]
+        try:
+            with torch.no_grad():  # inference tensors would stay in what FSDP gathers
+                outputs = model(pixel_values=pixels, patch_offsets=offsets or None)
+        except FAILS_ALONE as error:  # out of memory, on any device
+            if on_error is None:
+                raise
+            for item in batch["items"]:
+                on_error(item, reason_of(error))
+            continue
+        stages = [outputs]
+        if intermediate:
+            stages += [SimpleNamespace(**logits) for logits in outputs.auxiliary_logits or ()]
+        for i, (item, size) in enumerate(zip(batch["items"], batch["sizes"])):
+            try:
+                found = [
+                    post_process(processor, _outputs_of(i, stage, offsets), size, task, **rules) for stage in stages
+                ]
+            except FAILS_ALONE as error:
+                if on_error is None:
+                    raise
+                on_error(item, reason_of(error))
+            else:
+                yield Segmented(item, size, found[0], found[1:])
+                found = None  # large images' results are large
+
+
+def post_process(processor, outputs, size: tuple[int, int], task: str | None = None, **rules) -> dict:
+    """One image's outputs → its prediction at `size` (height, width), on the host.
+
+    Panoptic: {"segmentation" (H, W), "segments_info"}. Instance: {"size", "masks" (COCO's run-length encoding),
+    "labels" (n,), "scores" (n,)}, the best 100. Semantic: {"segmentation" (H, W)}, with `confidence=True` also
+    "confidence" (H, W).
+
+    Args:
+        task: the processor's by default.
+        rules: of the processor's method: for panoptic `threshold`, `stuff_classes`, …
+    """
+    task, sizes = task or processor.task, [size]
+    if task == "panoptic":
+        found = processor.post_process_panoptic_segmentation(outputs, sizes, **rules)[0]
+    elif task == "instance":
+        found = processor.post_process_instance_rle(outputs, sizes, **rules)[0]
+        found["labels"] = torch.tensor(found["labels"], dtype=torch.int64)
+        found["scores"] = torch.tensor(found["scores"], dtype=torch.float64)
+    elif rules.get("confidence"):
+        found = processor.post_process_semantic_confidence(outputs, sizes)[0]
+    else:
+        found = {"segmentation": processor.post_process_semantic_segmentation(outputs, sizes)[0]}
+    return {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in found.items()}
+
+
+def reason_of(error: Exception) -> str:
+    """The error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _placed(model) -> tuple[torch.device, torch.dtype]:
+    """Where a model takes its inputs, and their type; an exported model, which has no parameters, says so itself."""
+    weights = next(model.parameters(), model) if hasattr(model, "parameters") else model
+    return torch.device(weights.device), weights.dtype
+
+
+class _Inputs(Dataset):
+    """Items → {"item", "size", "pixel_values" (v, 3, S_h, S_w), "patch_offsets"}, or {"failure": (item, reason)}."""
+
+    def __init__(self, images, processor, read: Callable, catch: bool):
+        self.images, self.processor, self.read, self.catch = images, processor, read, catch
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.images[index]
+        try:
+            image = self.read(item)
+            inputs = self.processor(image, return_tensors="pt")
+        except FAILS_ALONE as error:
+            if not self.catch:
+                raise
+            return {"failure": (item, reason_of(error))}
+        size = image.size[::-1] if isinstance(image, Image.Image) else tuple(image.shape[-2:])
+        return {"item": item, "size": size, **inputs}
+
+
+def _collate(samples: list[dict]) -> dict:
+    """→ {"items", "sizes", "failures", "pixel_values" (V, 3, S_h, S_w), "patch_offsets" [(image, start, end)]}."""
+    good = [sample for sample in samples if "failure" not in sample]
+    offsets = [(i, int(start), int(end)) for i, sample in enumerate(good) for _, start, end in sample["patch_offsets"]]
+    return {
+        "items": [sample["item"] for sample in good],
+        "sizes": [sample["size"] for sample in good],
+        "failures": [sample["failure"] for sample in samples if "failure" in sample],
+        "pixel_values": torch.cat([sample["pixel_values"] for sample in good]) if good else None,
+        "patch_offsets": offsets,
+    }
+
+
+def _outputs_of(i: int, outputs, offsets: list[tuple[int, int, int]]) -> SimpleNamespace:
+    """A batch's outputs → those of its image `i`: of one input, or of its windows."""
+    rows = [v for v, (image, *_) in enumerate(offsets) if image == i] if offsets else [i]
+    part = slice(rows[0], rows[-1] + 1)
+    return SimpleNamespace(
+        masks_queries_logits=outputs.masks_queries_logits[part],
+        class_queries_logits=outputs.class_queries_logits[part],
+        patch_offsets=[(0, start, end) for _, start, end in offsets[part]] or None,
+    )

@@ -1,0 +1,65 @@
+"""Atomic writing: an output is complete or not there. It is written under a temporary name and renamed when done."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MODEL_FILES = ("config.json", "preprocessor_config.json")
+
+
+def require_free(target: Path, force: bool) -> None:
+    """Raise `ValueError` where `target` exists and must not be replaced.
+
+    With `force`, files are replaced, and folders that are empty or hold a model; never a folder with other work in it.
+    """
+    if not target.exists():
+        return
+    if not force:
+        raise ValueError(f"{target} exists; choose another name, or replace it with --force")
+    if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in MODEL_FILES):
+        raise ValueError(f"{target} is a folder with other files in it, not a model's; --force does not replace it")
+
+
+def require_writable(folder: Path) -> None:
+    """Create a folder; `OSError` unless files can be written to it. Asked before the work whose results go there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextmanager
+def atomic(target: str | os.PathLike, folder: bool = False, force: bool = False) -> Iterator[Path]:
+    """A path beside `target` to write to: it becomes `target` at the end, and is deleted when an error is raised."""
+    target = Path(target)
+    require_free(target, force)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    part = temporary / target.name
+    try:
+        if folder:
+            part.mkdir()
+        yield part
+        require_free(target, force)  # another run may have been faster
+        if target.is_dir():
+            target.rename(temporary / "replaced")
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+    """`write(temporary path)`, which then replaces `path`."""
+    with atomic(path, force=True) as part:
+        write(part)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | os.PathLike, value, indent: int | None = None) -> None:
+    write_text(path, json.dumps(value, indent=indent) + "\n")

@@ -1,0 +1,176 @@
+"""What `eomt predict` does: segment image files, write results for machines and overlays for people."""
+
+import math
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
+
+from eomt.configuration import TASK_ROWS
+from eomt.configuration.labels import LabelSpace, label_space
+from eomt.image_processing.images import allow_pixels, frames_of, read_image
+from eomt.inference.image_files import find_images
+from eomt.inference.loading import load_model, needs_cpu_group, require_model, usable_device
+from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
+from eomt.inference.segment import FAILS_ALONE, Segmented, reason_of, segment
+from eomt.inference.writing import write_atomic
+from eomt.visualization.overlays import draw_confidence, draw_segments, side_by_side, write_jpeg
+
+WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
+DRAWN_PIXELS = 25_000_000  # of an overlay: those of larger images are reduced
+
+
+def predict(args) -> int:
+    """Segment all images; the exit code: 1 where some could not be, which are listed at the end with the reason."""
+    require_model(args.model)
+    images = find_images(args.images, exclude=args.output)
+    state = PartialState(cpu=needs_cpu_group(args.device))
+    run = PredictionRun(args, state, image_ids_of(images))
+    items = run.remaining(list(images.items())[state.process_index :: state.num_processes])
+    started = time.perf_counter()
+    run(items)
+    done, failures = len(items) - len(run.failures), run.failures
+    state.wait_for_everyone()
+    if state.num_processes > 1:
+        done, failures = sum(gather_object([done])), gather_object(failures)
+    if state.is_main_process:
+        run.results.finish(images)
+        seconds = time.perf_counter() - started
+        skipped = len(images) - done - len(failures)
+        before = f" ({skipped} were there already)" if skipped else ""
+        print(f"{done} images{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {args.output}")
+        for path, reason in sorted(failures):
+            print(f"eomt predict: {path}: {reason}", file=sys.stderr)
+        if failures:
+            print(f"eomt predict: {len(failures)} of {len(images)} images could not be segmented", file=sys.stderr)
+    return 1 if failures else 0
+
+
+class PredictionRun:
+    """One process's part: model, processor, results; `image_ids` are the whole run's {name: id}."""
+
+    def __init__(self, args, state: PartialState, image_ids: dict[str, int | str]):
+        self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
+        self.failures: list[tuple[str, str]] = []  # (file, reason)
+        device = usable_device(args.device) if args.device else state.device
+        self.model = load_model(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
+        if self.model.attn_mask_probs.any():
+            if self.is_main:
+                print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
+            self.model.set_attn_mask_probs([0.0] * self.model.config.num_blocks)
+        self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
+        self.task = self.processor.task
+        if args.confidence and self.task != "semantic":
+            raise ValueError(f"--confidence is for semantic segmentation, this model's task is {self.task}")
+        self.threshold = TASK_ROWS[self.task].drawing_threshold if args.threshold is None else args.threshold
+        self.id2label = dict(self.model.config.id2label)
+        own = LabelSpace.from_config(self.model.config, name=str(args.model))
+        space = label_space(args.label_space) if args.label_space else own
+        if space.num_labels != own.num_labels:
+            raise ValueError(
+                f"--label-space {args.label_space} has {space.num_labels} classes, the model has {own.num_labels}"
+            )
+        settings = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
+        settings |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
+        settings["weights"] = weights_of(args.model)
+        with state.main_process_first():  # run.json is written once
+            self.results = Results(args.output, self.task, space, settings)
+        if args.compile:
+            self.model = torch.compile(self.model)
+
+    def remaining(self, items: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        """Those of the (name, file) pairs that an earlier run has not done, or from another version of the file."""
+        self.sources = {name: state_of(file) for name, file in items}
+        for name, source in self.sources.items():
+            self.results.discard_outdated(name, self.image_ids[name], source)
+        return [(name, file) for name, file in items if not self.results.is_done(name)]
+
+    def __call__(self, items: list[tuple[str, Path]]) -> None:
+        """Segment the (name, file) pairs and write their results in threads."""
+        allow_pixels(self.args.max_pixels)
+        writing: list[tuple[Path, int, Future]] = []  # file, pixels
+        bar = tqdm(total=len(items), desc="predict", unit="image", disable=not self.is_main)
+
+        def failed(item: tuple[str, Path], reason: str) -> None:
+            self.failures.append((str(item[1]), reason))
+            bar.update()
+
+        def finish(file: Path, pixels: int, future: Future) -> None:
+            try:
+                future.result()
+            except FAILS_ALONE as error:
+                self.failures.append((str(file), reason_of(error)))
+
+        rules = {"panoptic": {"threshold": self.threshold}, "semantic": {"confidence": self.args.confidence}}
+        segmented = segment(
+            self.model,
+            self.processor,
+            items,
+            batch_size=self.args.batch_size,
+            num_workers=self.args.workers,
+            read=partial(_read, max_pixels=self.args.max_pixels),
+            on_error=failed,
+            **rules.get(self.task, {}),
+        )
+        with ThreadPoolExecutor(max_workers=2) as pool, bar:
+            for result in segmented:
+                file = result.item[1]
+                if (frames := frames_of(file)) > 1:
+                    tqdm.write(f"note: {file}: the first of {frames} frames", file=sys.stderr)
+                writing.append((file, result.size[0] * result.size[1], pool.submit(self._write, result)))
+                del result
+                while len(writing) > 2 * self.args.batch_size + 2 or sum(w[1] for w in writing) > WAITING_PIXELS:
+                    finish(*writing.pop(0))
+                bar.update()
+            for waiting in writing:
+                finish(*waiting)
+
+    def _write(self, result: Segmented) -> None:
+        """Pictures first: the results' record marks the image as done."""
+        name, file = result.item
+        if not self.args.no_overlays or self.args.confidence:
+            self._draw(name, file, result.prediction)
+        file_name = str(Path(name).with_name(file.name))  # with its folders: names alone may repeat
+        self.results.write(name, file_name, result.prediction, self.image_ids[name], self.sources[name])
+
+    def _draw(self, name: str, file: Path, prediction: dict) -> None:
+        picture = read_image(file)
+        step = math.ceil(math.sqrt(picture.width * picture.height / DRAWN_PIXELS))
+        picture = picture.reduce(step) if step > 1 else picture
+        shown = self._shown(prediction, step)
+        if not self.args.no_overlays:
+            overlay = draw_segments(picture, *shown, self.id2label, legend=True)
+            write_jpeg(self.results.path("overlays", name, ".jpg"), overlay)
+        if self.args.confidence:
+            confidence = prediction["confidence"].numpy()
+            stored = np.empty(confidence.shape, np.uint16)
+            for row, values in zip(stored, confidence):
+                row[:] = np.floor(values * 65535)  # as BRAVO wants it
+            write_atomic(self.results.path("confidence", name, ".png"), Image.fromarray(stored).save)
+            plain = draw_segments(picture, *shown, self.id2label)
+            heat = draw_confidence(confidence[::step, ::step])
+            sheet = side_by_side([("image", picture), ("prediction", plain), ("confidence", heat)])
+            write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
+
+    def _shown(self, prediction: dict, step: int) -> tuple:
+        """The segmentation that is drawn, every `step`-th row and column, and its segments: of instances the likely."""
+        if self.task != "instance":
+            return prediction["segmentation"][::step, ::step], prediction.get("segments_info")
+        best = [k for k, score in enumerate(prediction["scores"].tolist()) if score >= self.threshold]
+        masks = EncodedMasks([prediction["masks"][k] for k in best], step)
+        return masks, [{"id": k, "label_id": int(prediction["labels"][k])} for k in best]
+
+
+def _read(item: tuple[str, Path], max_pixels: int) -> Image.Image:
+    """Called in the data-loading processes."""
+    allow_pixels(max_pixels)
+    return read_image(item[1], max_pixels=max_pixels)

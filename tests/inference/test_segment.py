@@ -1,0 +1,73 @@
+"""The inference loop: any image source, any batch size, one result an image, for anything that acts like a model."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eomt import EoMTImageProcessor
+from eomt.inference import segment
+from tests.models import tiny_model
+
+TASKS = ("panoptic", "instance", "semantic")
+
+
+def photos():
+    rng = np.random.default_rng(0)
+    sizes = [(50, 90), (64, 64), (130, 40), (30, 200)]
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+def same(found, expected):
+    for key, value in expected.items():
+        assert torch.equal(found[key], value) if isinstance(value, torch.Tensor) else found[key] == value
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_source_and_batch_size(task, tmp_path):
+    """Pictures, files and tensors; the segmentation has the image's own size whatever the input's."""
+    model, processor = tiny_model(task=task).eval(), EoMTImageProcessor(task=task, size=64)
+    pictures, files, tensors = photos(), [], []
+    for i, picture in enumerate(pictures):
+        files.append(tmp_path / f"{i}.png")
+        picture.save(files[-1])
+        tensors.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    expected = [found.prediction for found in segment(model, processor, pictures)]
+    for source in (files, tensors):
+        for found, picture, prediction in zip(segment(model, processor, source), pictures, expected, strict=True):
+            assert found.size == (picture.height, picture.width)
+            same(found.prediction, prediction)
+    if task != "instance":
+        assert all(p["segmentation"].shape == (i.height, i.width) for p, i in zip(expected, pictures))
+    together = segment(model, processor, files, batch_size=3, num_workers=1)
+    assert [found.item for found in together] == files
+
+
+def test_what_acts_like_a_model(tmp_path):
+    """An exported model is no module: it has a device and a type, and is called."""
+    model, processor = tiny_model(task="semantic").eval(), EoMTImageProcessor(task="semantic", size=64)
+    calls = []
+
+    class Exported(SimpleNamespace):
+        def __call__(self, pixel_values, patch_offsets=None):
+            calls.append(pixel_values.dtype)
+            return model(pixel_values, patch_offsets=patch_offsets)
+
+    exported = Exported(config=model.config, device="cpu", dtype=torch.float32)
+    for ours, theirs in zip(segment(exported, processor, photos()), segment(model, processor, photos()), strict=True):
+        same(ours.prediction, theirs.prediction)
+    assert calls == [torch.float32] * 4
+
+
+def test_an_image_that_fails_is_reported_or_raised(tmp_path):
+    model, processor = tiny_model().eval(), EoMTImageProcessor(size=64)
+    (tmp_path / "text.jpg").write_text("no image")
+    sources, failed = [photos()[0], str(tmp_path / "text.jpg"), photos()[1]], []
+    found = list(segment(model, processor, sources, batch_size=3, on_error=lambda *failure: failed.append(failure)))
+    assert [one.item for one in found] == [sources[0], sources[2]]
+    assert [item for item, _ in failed] == [sources[1]]
+    assert "cannot read image" in failed[0][1]
+    with pytest.raises(ValueError, match="cannot read image"):
+        list(segment(model, processor, sources))
