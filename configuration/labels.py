@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import count
 
+VOID = -1  # the id of pixels that belong to no segment, in maps of ids
 IGNORE_INDEX = 255  # the label of pixels that belong to no class, in semantic maps
 PACKAGED = {  # name → (file, which classes, whether stuff matters to the task)
     "coco_panoptic": ("coco", "all", True),

@@ -19,19 +19,29 @@ class TaskRow:
     """What follows from a task (paper, Section 4.1)."""
 
     metric: str
-    "Percent."
+    "As papers print it, in percent."
+    metric_key: str
+    "Its key in a metric's result, a fraction."
     num_queries: int
     windows: bool
     "Whether images are cut into overlapping windows instead of padded."
+    image_size: int
+    "Default side of the training crop, in pixels."
+    scale_range: tuple[float, float]
+    "Default scale jitter, relative to the crop."
     drawing_threshold: float | None
     "Score from which a segment is drawn; the panoptic one is also the paper's for the result."
+    description: str
 
 
 TASK_ROWS: dict[str, TaskRow] = {
-    "panoptic": TaskRow("PQ", 200, False, 0.8),
-    "instance": TaskRow("AP", 200, False, 0.5),
-    "semantic": TaskRow("mIoU", 100, True, None),
-}
+    "panoptic": TaskRow("PQ", "pq", 200, False, 640, (0.1, 2.0), 0.8,
+                        "every pixel gets a class and, where its class is countable, an object"),
+    "instance": TaskRow("AP", "ap", 200, False, 640, (0.1, 2.0), 0.5,
+                        "every object gets a class, a score and a mask; masks may overlap"),
+    "semantic": TaskRow("mIoU", "mean_iou", 100, True, 512, (0.5, 2.0), None,
+                        "every pixel gets a class"),
+}  # fmt: skip
 TASKS: tuple[str, ...] = tuple(TASK_ROWS)
 
 logger = logging.get_logger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..configuration import TASKS
+from ..configuration import TASK_ROWS, TASKS
 from ..configuration.recipes import Recipe, get_recipe
 from .options import option
 
@@ -22,7 +22,6 @@ REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave 
     "warmup_ratio": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
     "label_smoothing_factor": "EoMT's loss has no label smoothing",
 }
-METRIC = {"panoptic": "pq", "instance": "ap", "semantic": "mean_iou"}
 FULL_WARMUP_STEPS = 15_000  # runs at least this long warm up as the paper's do (its shortest: 19,902 steps)
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
 COMMON = {field.name: field.default for field in dataclasses.fields(Recipe)}  # what all recipes share
@@ -125,7 +124,7 @@ class EoMTTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is None and self.task and (
             self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
         ):  # fmt: skip
-            self.metric_for_best_model = METRIC[self.task]
+            self.metric_for_best_model = TASK_ROWS[self.task].metric_key
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else several processes would not find each other, and bf16 is refused
         self._fit_batches(recipe)

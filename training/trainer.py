@@ -15,18 +15,18 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..image_processing.writing import write_text
-from .accumulation import normaliser_shares
-from .annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
-from .checkpoints import WholeCheckpoints, checkpoint_to_resume
+from .callbacks.annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
+from .callbacks.curves import CurvesCallback
+from .callbacks.interruption import InterruptionCallback
 from .collator import EoMTDataCollator
-from .curves import CurvesCallback
-from .interruption import InterruptionCallback
-from .optimizer import BACKBONE, layerwise_lr_groups
+from .data.wrappers import RepeatableDataset
+from .evaluation_mixin import EvaluationMixin
+from .optimization.accumulation import normaliser_shares
+from .optimization.optimizer import BACKBONE, layerwise_lr_groups
+from .optimization.schedule import two_stage_warmup_poly_schedule
 from .processes import gather
-from .repeatable import RepeatableDataset
-from .schedule import two_stage_warmup_poly_schedule
-from .streamed import StreamedEvaluation
+from .run_checkpoints import AtomicCheckpointsMixin, checkpoint_to_resume
 
 logger = logging.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class NonFiniteLoss(ValueError):
     """The loss is NaN or infinite; the message has the step and the batch's files."""
 
 
-class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
+class EoMTTrainer(AtomicCheckpointsMixin, EvaluationMixin, Trainer):
     """Trains and evaluates EoMT; nothing has to be set by hand.
 
     On top of the stock Trainer: layer-wise learning rates, two-stage warm-up and polynomial decay; mask annealing;
@@ -289,7 +289,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
         """Write README.md in the output folder: recipe, settings and this run's own figures."""
-        from .model_cards import run_card
+        from .run_card import run_card
 
         if self.is_world_process_zero():
             card = run_card(

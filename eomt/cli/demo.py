@@ -73,8 +73,8 @@ def train(args: argparse.Namespace):
 
     from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
     from eomt.training import EoMTTrainer, EoMTTrainingArguments
+    from eomt.training.callbacks.progress import ReadableProgress
     from eomt.training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
-    from eomt.training.progress import ReadableProgress
 
     for name in ("steps", "train_images", "val_images"):
         if getattr(args, name) < 1:

@@ -29,8 +29,9 @@ def main(argv: list[str]) -> int:
 
     from eomt.cli.checks import require_writable
     from eomt.image_processing.writing import write_json
+    from eomt.training.metrics.tables import table, write_classes
     from eomt.training.processes import rank
-    from eomt.training.report import ImageReport, table, write_classes
+    from eomt.training.report import ImageReport
 
     for folder in (args.output, args.save_predictions):
         if folder:
@@ -134,9 +135,9 @@ def _data(args, task: str, model):
     """The split, ready for evaluation, with the model's classes where there is a model."""
     from eomt.configuration.labels import LabelSpace
     from eomt.training.data import EvaluationTransform, load_data
+    from eomt.training.data.prediction_index import PredictionIndex
     from eomt.training.data.predictions import folder_of
-    from eomt.training.data.rows import UnknownClass
-    from eomt.training.data.written import Written
+    from eomt.training.data.readers import UnknownClass
 
     wanted = LabelSpace.from_config(model.config, args.model) if model else None
     options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids, "keep_empty": args.keep_empty}
@@ -151,7 +152,7 @@ def _data(args, task: str, model):
         note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
         print(f"note: {note}", file=sys.stderr)
     if args.predictions:
-        written = Written.of(folder_of(args.predictions))
+        written = PredictionIndex.of(folder_of(args.predictions))
         space = written.named(space) if written else space
     return dataset.with_transform(EvaluationTransform(space, task=task)), space
 

@@ -23,9 +23,9 @@ def main(argv: list[str]) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from eomt.image_processing.writing import write_json
-    from eomt.training.data.load import is_split_here
-    from eomt.training.finetune import build_trainer, check, summary
-    from eomt.training.resumption import check_options, write_options
+    from eomt.training.data.load import splits_automatically
+    from eomt.training.run_options import check_options, write_options
+    from eomt.training.run_setup import build_trainer, check, summary
 
     disable_progress_bar()  # one bar, the run's, not one for each file that is saved
     data, model, args, resume = parse(argv)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         write_options(args, trainer.model.config)
     if trainer.is_world_process_zero():
         print(summary(trainer), flush=True)
-        if trainer.eval_dataset is not None and is_split_here(data.data, data.dataset, args.task):
+        if trainer.eval_dataset is not None and splits_automatically(data.data, data.dataset, args.task):
             splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
             names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
             write_json(Path(args.output_dir, "split.json"), names, indent=1)
@@ -62,8 +62,8 @@ def parse(argv: list[str]):
     from transformers import HfArgumentParser
 
     from eomt.training.arguments import EoMTTrainingArguments
-    from eomt.training.finetune import option_fields
     from eomt.training.options import DataOptions, ModelOptions
+    from eomt.training.run_setup import option_fields
 
     parser = HfArgumentParser(
         (DataOptions, ModelOptions, EoMTTrainingArguments),
@@ -119,7 +119,7 @@ def _parsed(parser, argv: list[str]):
 
 def finish(trainer) -> int:
     """Evaluate, save model, processor, card, curves and figures."""
-    from eomt.training.model_cards import evaluation_of_weights
+    from eomt.training.run_card import evaluation_of_weights
 
     folder = Path(trainer.args.output_dir)
     results = {}
@@ -130,7 +130,7 @@ def finish(trainer) -> int:
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         from eomt.image_processing.writing import write_json
-        from eomt.training.progress import describe
+        from eomt.training.callbacks.progress import describe
 
         write_json(folder / "results.json", results, indent=2)
         print(describe(results) or "not evaluated")

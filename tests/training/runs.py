@@ -53,7 +53,7 @@ def arm(when: str, trainer: EoMTTrainer) -> None:
     elif when == "before the rename":
         Path.rename = at_step(4, trainer, Path.rename)
     else:
-        import eomt.training.checkpoints as checkpoints
+        import eomt.training.run_checkpoints as checkpoints
 
         def half_gone(*args, **kwargs):
             Path(trainer.args.output_dir, "checkpoint-2", "optimizer.pt").unlink()

@@ -10,7 +10,8 @@ from PIL import Image
 
 from eomt.configuration.labels import LabelSpace
 from eomt.training.metrics import MeanIoU, PanopticQuality
-from eomt.training.report import ImageReport, table, write_classes
+from eomt.training.metrics.tables import table, write_classes
+from eomt.training.report import ImageReport
 
 SPACE = LabelSpace("made", ("a", "b", "c"), (2,), (1, 5, 9))
 

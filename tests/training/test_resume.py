@@ -10,7 +10,7 @@ import torch
 
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training import EoMTTrainer
-from eomt.training.checkpoints import is_complete, last_complete_checkpoint
+from eomt.training.run_checkpoints import is_complete, last_complete_checkpoint
 from tests.training.runs import KILLS, resumable
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 

@@ -17,10 +17,11 @@ import torch
 
 from ...configuration.labels import LabelSpace
 from .decode import to_labels
-from .files import Tree, read_classes, read_map, safe_name
+from .files import Tree, safe_name
+from .images import read_classes, read_map
 from .polygons import check_shape, to_rle
+from .prediction_index import PredictionIndex
 from .rows import is_id, is_number
-from .written import Written
 
 
 def read_predictions(path: str | Path, task: str, label_space: LabelSpace, dataset) -> Iterator[tuple[dict, object]]:
@@ -33,7 +34,7 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
     name = None if Path(path).is_dir() else Path(path).name
     plain = dataset.with_format(None)
     images = plain["image_id"][:]
-    written = Written.of(tree)
+    written = PredictionIndex.of(tree)
     ids = written.image_ids(plain) if written else dict(zip(images, images))
     space = written.space(label_space) if written else label_space
     if task == "semantic":
@@ -106,7 +107,7 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list, ids
     return prediction_of
 
 
-def _written_pngs(tree: Tree, written: Written, ids: dict) -> dict:
+def _written_pngs(tree: Tree, written: PredictionIndex, ids: dict) -> dict:
     """The data set's image id → label png, as `images.json` says."""
     pngs = {ids[entry["id"]]: entry.get("sem_seg_file_name") for entry in written.images}
     absent = next((png for png in pngs.values() if png not in tree.names), "")

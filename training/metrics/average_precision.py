@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from ..data.polygons import areas_of
+from ..rle import encode_masks, rle_areas
 from .streaming import StreamingMetric, image_name
 
 AREAS = ("", "small", "medium", "large")  # COCOeval's order: all, < 32², 32² … 96², > 96² pixels
@@ -90,10 +90,10 @@ def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> 
             raise ValueError(f"{what}: masks must be (n, H, W) or a list of RLEs, not of shape {masks.shape}")
         if masks.size and masks.dtype != bool and not np.isin(masks, (0, 1)).all():
             raise ValueError(f"{what}: masks must be bool, or 0 and 1; threshold them first")
-        masks = encode(masks)
+        masks = encode_masks(masks)
     masks = [m if isinstance(m["counts"], bytes) else m | {"counts": str(m["counts"]).encode()} for m in masks]
     values = {"masks": masks, "labels": _numbers(entry["labels"]).astype(np.int64)}
-    defaults = {"iscrowd": np.zeros(len(masks)), "area": areas_of(masks)}
+    defaults = {"iscrowd": np.zeros(len(masks)), "area": rle_areas(masks)}
     for key in extras:
         given = entry.get(key)
         if given is None and key not in defaults:
@@ -108,13 +108,6 @@ def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> 
     if outside.any():
         raise ValueError(f"{what}: label {values['labels'][outside.argmax()]} is not in 0 … {num_labels - 1}")
     return values
-
-
-def encode(masks: np.ndarray) -> list[dict]:
-    """bool (n, H, W) → n compressed RLEs."""
-    if not len(masks):
-        return []
-    return coco_mask.encode(np.asfortranarray(np.asarray(masks, np.uint8).transpose(1, 2, 0)))
 
 
 def _numbers(value) -> np.ndarray:

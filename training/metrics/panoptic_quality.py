@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ...configuration.labels import VOID
 from .streaming import StreamingMetric, image_name, integer_map, same_size
 
 MAX_TABLE = 1 << 16  # smaller ids are looked up in a table, others by bisection
@@ -119,7 +120,7 @@ class _Segments:
 
     def index(self, values: np.ndarray) -> np.ndarray:
         """Ids of pixels → 1 + position in the list, 0 for void; `ValueError` for an id that is not listed."""
-        ids = np.concatenate([[-1], self.ids])  # void first, so that its position is 0
+        ids = np.concatenate([[VOID], self.ids])  # void first, so that its position is 0
         if 0 not in self.ids:
             ids = np.concatenate([ids, [0]])
         position = np.arange(len(ids)) % (len(self.ids) + 1)  # an unlisted 0, last, is void as well

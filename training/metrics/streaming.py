@@ -62,7 +62,7 @@ class StreamingMetric(evaluate.Metric):
         self.state = self._empty()
         return self._result(states)
 
-    def of_image(self, prediction, reference) -> dict:
+    def compute_image(self, prediction, reference) -> dict:
         """The result of one image alone; what was added before and other processes stay out of it."""
         kept, self.state = self.state, self._empty()
         try:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
-from .made import SIZE, panoptic_ids, panoptic_json, panoptic_png, picture, png, write, zipped
-from .test_coco import extracted
+from .readers.test_coco import extracted
+from .synthetic import SIZE, panoptic_ids, panoptic_json, panoptic_png, picture, png, write, zipped
 
 
 def sample_of(root, task="semantic", transform=EvaluationTransform, **options):
@@ -85,7 +85,7 @@ def test_a_damaged_archive_and_a_member_outside_of_it(tmp_path):
     [
         ({"task": "semantic", "split": "test"}, "there is no split 'test'"),
         ({"task": "semantic", "dataset": "voc"}, "there is no data set format 'voc'"),
-        ({"task": "instance", "dataset": "folder"}, "folder data has truth for semantic, not for 'instance'"),
+        ({"task": "instance", "dataset": "folder"}, "folder data has ground truth for semantic, not for 'instance'"),
     ],
 )
 def test_wrong_arguments(tmp_path, options, message):

@@ -4,8 +4,11 @@ import math
 
 from transformers.trainer_callback import ProgressCallback
 
-from .arguments import METRIC
-from .model_cards import readable
+from ...configuration import TASK_ROWS
+from ..run_card import readable
+
+DETAILS = ("sq", "rq", "pq_things", "pq_stuff", "ap_50", "ap_75", "overall_accuracy", "loss")
+PARTS = (("mask", "mask"), ("dice", "dice"), ("class", "cross_entropy"))
 
 
 def describe(logs: dict) -> str | None:
@@ -20,13 +23,10 @@ def describe(logs: dict) -> str | None:
         )
     prefix = next((key.split("_")[0] for key in logs if key.endswith("_runtime")), None)
     if prefix and prefix != "train":
-        shown = [*METRIC.values(), "sq", "rq", "pq_things", "pq_stuff", "ap_50", "ap_75", "overall_accuracy", "loss"]
+        shown = [*(row.metric_key for row in TASK_ROWS.values()), *DETAILS]
         values = [f"{name} {readable(name, logs[f'{prefix}_{name}'])}" for name in shown if f"{prefix}_{name}" in logs]
         return f"{prefix}: {', '.join(values)} ({logs.get(f'{prefix}_samples_per_second', 0):.2f} images/s)"
     return None
-
-
-PARTS = (("mask", "mask"), ("dice", "dice"), ("class", "cross_entropy"))
 
 
 class ReadableProgress(ProgressCallback):

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from transformers.trainer_utils import speed_metrics
 
 from ..configuration.labels import LabelSpace
+from .data.wrappers import SignalSafeDataset
 from .evaluation import evaluate_model
-from .interruption import Undisturbed
 
 
-class StreamedEvaluation:
+class EvaluationMixin:
     """Mixin of a `Trainer`: `evaluate` gives PQ, mIoU or AP and keeps no predictions.
 
     `evaluation_details`: the last metric in full, lists per class included.
@@ -66,7 +66,7 @@ class StreamedEvaluation:
                 return evaluate_model(
                     model,
                     self.processing_class,
-                    Undisturbed(dataset),
+                    SignalSafeDataset(dataset),
                     task=model.config.task,
                     label_space=LabelSpace.from_config(model.config),
                     batch_size=args.per_device_eval_batch_size,

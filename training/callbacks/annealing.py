@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback
 
-from ..configuration.recipes import annealing_steps
+from ...configuration.recipes import annealing_steps
 
 __all__ = ["MaskAnnealingCallback", "annealing_steps", "mask_annealing_probability"]
 

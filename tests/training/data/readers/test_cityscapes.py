@@ -6,7 +6,7 @@ import pytest
 from eomt.configuration.labels import label_space
 from eomt.training.data import EvaluationTransform, load_data
 
-from .made import SIZE, picture, png, write, zipped
+from ..synthetic import SIZE, picture, png, write, zipped
 
 
 def label_ids() -> np.ndarray:
@@ -46,7 +46,7 @@ def test_semantic(tmp_path, as_zip):
 
 
 def test_other_tasks_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"cityscapes data has truth for semantic, not for 'panoptic'"):
+    with pytest.raises(ValueError, match=r"cityscapes data has ground truth for semantic, not for 'panoptic'"):
         load_data(written(tmp_path, as_zip=False), task="panoptic")
 
 

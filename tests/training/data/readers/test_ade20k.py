@@ -6,7 +6,7 @@ import pytest
 from eomt.configuration.labels import LabelSpace, label_space
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
-from .made import SIZE, picture, png, write, zipped
+from ..synthetic import SIZE, picture, png, write, zipped
 
 MAIN, THINGS = "ADEChallengeData2016", "annotations_instance"
 

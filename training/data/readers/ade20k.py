@@ -1,17 +1,18 @@
 """ADE20K (150 classes), semantic and panoptic: `ADEChallengeData2016.zip`, `annotations_instance.zip`, or extracted.
 
-Semantic pngs hold 1 … 150, 0 is unlabelled. Panoptic truth is made of two pngs, as in the authors' code: stuff from the
-semantic one, things from the instance one: its red channel is the category 1 … 100 (the c-th class that is not stuff),
-its green channel the instance, 0 being none. Things overwrite stuff. There are no crowds.
+Semantic pngs hold 1 … 150, 0 is unlabelled. Panoptic ground truth comes from two pngs, as in the authors' code: stuff
+from the semantic one, things from the instance one: its red channel is the category 1 … 100 (the c-th class that is
+not stuff), its green channel the instance, 0 being none. Things overwrite stuff. There are no crowds.
 """
 
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ...configuration.labels import LabelSpace, label_space
-from .files import Tree, first_tree
-from .rows import Rows
+from ....configuration.labels import LabelSpace, label_space
+from ..files import Tree, first_tree
+from ..rows import Rows
+from .options import ReadOptions
 
 FOLDERS = {"train": "training", "val": "validation"}
 ROOT = "ADEChallengeData2016"
@@ -21,8 +22,8 @@ def is_ade20k(path: Path) -> bool:
     return path.name in (ROOT, f"{ROOT}.zip") or any((path / name).exists() for name in (ROOT, f"{ROOT}.zip"))
 
 
-def read_ade20k(path: Path, task: str, split: str) -> Rows:
-    """Rows of one split, ordered as the authors' (by the number in the name)."""
+def read_ade20k(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
+    """Rows of one split, ordered as the authors' (by the number in the name), and the label space."""
     main = first_tree((path / ROOT, ""), (path / f"{ROOT}.zip", ROOT), (path, ROOT if path.is_file() else ""))
     rows = Rows(str(main), "semantic" if task == "semantic" else "ade20k_panoptic")
     maps = _stems(main, f"annotations/{FOLDERS[split]}")
@@ -44,7 +45,7 @@ def read_ade20k(path: Path, task: str, split: str) -> Rows:
             continue
         other = tree.locate(things[stem]) if things else ""
         rows.add(stem, PurePosixPath(image).name, main.locate(image), main.locate(maps[stem]), other)
-    return rows
+    return rows, options.match(label_space(f"ade20k_{task}"), path)
 
 
 def _stems(tree: Tree, folder: str) -> dict[str, str]:

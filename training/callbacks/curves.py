@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from .arguments import METRIC
+from ...configuration import TASK_ROWS
 
 RATES = {"learning_rate": "heads", "learning_rate_last_block": "last block", "learning_rate_first_block": "first block"}
 PARTS = {"loss_mask": "mask", "loss_dice": "dice", "loss_cross_entropy": "class"}
@@ -20,7 +20,9 @@ def plot_curves(log_history: list[dict], path: str | Path) -> None:
         return [step for step, _ in rows], [value for _, value in rows]
 
     keys = {key for row in log_history for key in row}
-    metrics = [f"eval_{name}" for name in (*METRIC.values(), "loss") if f"eval_{name}" in keys]
+    metrics = [
+        f"eval_{name}" for name in (*(row.metric_key for row in TASK_ROWS.values()), "loss") if f"eval_{name}" in keys
+    ]
     blocks = sorted((key for key in keys if key.startswith("attn_mask_prob_")), key=lambda key: int(key.split("_")[-1]))
     panels = [
         ("loss", [("loss", "sum, all predictions"), *((k, f"{name}, last prediction") for k, name in PARTS.items())]),

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
-from .made import SIZE, damaged, instance_json, panoptic_ids, panoptic_json, panoptic_png, picture, write, zipped
+from ..synthetic import SIZE, damaged, instance_json, panoptic_ids, panoptic_json, panoptic_png, picture, write, zipped
 
 PNGS = {
     "panoptic_val2017/000000000010.png": panoptic_png(panoptic_ids()),
@@ -158,7 +158,7 @@ def test_one_json_without_a_split_serves_both(tmp_path):
 
 def test_a_models_classes_are_matched_by_name(tmp_path):
     from eomt.configuration.labels import LabelSpace, label_space
-    from eomt.training.data.rows import UnknownClass
+    from eomt.training.data.readers import UnknownClass
 
     root = extracted(tmp_path)
     wanted = LabelSpace("model", ("cat", "dog", "person"))

@@ -1,12 +1,10 @@
 """Ctrl-C and SIGTERM (a preempted job): finish the step, save a checkpoint, then stop. A second one stops at once."""
 
-import os
 import signal
 import threading
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import Dataset, get_worker_info
 from transformers import TrainerCallback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,25 +46,3 @@ class InterruptionCallback(TrainerCallback):
                 signal.signal(number, handler)
         if self.signalled:
             raise KeyboardInterrupt
-
-
-def leave_group() -> None:
-    """In a data loader's worker: leave the run's process group, which a terminal's Ctrl-C and `timeout` signal as a
-    whole. A worker that dies of it would take the main process with it in the middle of a step."""
-    if get_worker_info() is not None and hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class Undisturbed(Dataset):
-    """A data set whose workers leave the interruption to the main process."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int):
-        leave_group()
-        return self.dataset[index]

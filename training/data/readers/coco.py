@@ -8,15 +8,16 @@ Labels are the json's categories in ascending id order, which for COCO gives the
 
 from pathlib import Path, PurePosixPath
 
-from ...configuration.labels import LabelSpace, label_space
+from ....configuration.labels import LabelSpace, label_space
+from ..files import SPLIT_NAMES, Tree, safe_name
+from ..polygons import check_shape
+from ..rows import Rows, is_id, is_number, segment
 from .coco_layout import Finder, annotation_file, png_tree, search_trees
-from .files import SPLIT_NAMES, Tree, safe_name
-from .polygons import check_shape
-from .rows import Rows, is_id, is_number, segment
+from .options import ReadOptions
 
 
-def read_coco(path: Path, task: str, split: str, space_of, keep_empty: bool) -> tuple[Rows, LabelSpace]:
-    """Rows and label space of one split. `space_of(space)` turns the json's label space into the wanted one."""
+def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
+    """Rows and label space of one split."""
     trees = search_trees(path, task, split)
     tree, name = annotation_file(trees, task, split, path)
     data, source = tree.json(name), f"{tree}/{name}"
@@ -27,16 +28,16 @@ def read_coco(path: Path, task: str, split: str, space_of, keep_empty: bool) -> 
         wrong = next((i for i, entry in enumerate(entries) if not isinstance(entry, dict)), None)
         if wrong is not None:
             raise ValueError(f"{source}: entry {wrong} of {key!r} is no object")
-    space = space_of(_json_space(data, task, source))
+    space = options.match(_json_space(data, task, source), path)
     rows = Rows(source, "panoptic" if task == "panoptic" else "instance")
     images = _images(data["images"], rows, source)
     finder = Finder(
         trees, prefer=SPLIT_NAMES[split], avoid=PurePosixPath(name).stem, near=str(PurePosixPath(name).parent)
     )
     if task == "panoptic":
-        _panoptic(data, images, space, rows, finder, png_tree(tree, name), source, keep_empty)
+        _panoptic(data, images, space, rows, finder, png_tree(tree, name), source, options.keep_empty)
     else:
-        _instance(data, images, space, rows, finder, source, keep_empty)
+        _instance(data, images, space, rows, finder, source, options.keep_empty)
     return rows, space
 
 

@@ -6,8 +6,8 @@ for beside the json, in a folder of the split, then anywhere, and panoptic pngs 
 
 from pathlib import Path, PurePosixPath
 
-from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, safe_name
-from .nested import unpacked
+from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, safe_name
+from ..nested_zip import unpacked
 
 
 def search_trees(path: Path, task: str, split: str) -> list[Tree]:

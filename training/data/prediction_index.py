@@ -13,7 +13,7 @@ from .rows import is_id
 _UNNAMED = re.compile(r"(class|LABEL)_\d+")  # classes that nobody has named
 
 
-class Written:
+class PredictionIndex:
     """`images.json` of a folder of predictions: {"images": [{"id", "file_name"}], "categories": [{"id", "name"}]}."""
 
     def __init__(self, tree: Tree, name: str = "images.json"):
@@ -30,7 +30,7 @@ class Written:
         self.categories = {e["id"]: e["name"] for e in categories}
 
     @classmethod
-    def of(cls, tree: Tree) -> "Written | None":
+    def of(cls, tree: Tree) -> "PredictionIndex | None":
         return cls(tree) if "images.json" in tree.names else None
 
     def image_ids(self, dataset) -> dict:

@@ -69,7 +69,7 @@ def _weights(checkpoint: Path) -> list[Path]:
     return [checkpoint / "model.safetensors"]
 
 
-class WholeCheckpoints:
+class AtomicCheckpointsMixin:
     """Mixin of a `Trainer`: `checkpoint-<step>` appears by one rename, after every process has written its part."""
 
     _staged = False

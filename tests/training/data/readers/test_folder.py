@@ -9,7 +9,7 @@ from eomt.image_processing.results import label_png
 from eomt.training import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
-from .made import SIZE, picture, png, write, zipped
+from ..synthetic import SIZE, picture, png, write, zipped
 
 
 def labels() -> np.ndarray:
