@@ -1,4 +1,4 @@
-"""Data sets, augmentation, optimiser and schedule, mask annealing, metrics, trainer.
+"""Data sets, augmentation, optimizer and schedule, mask annealing, metrics, trainer.
 
 Public names are imported on first use, so that annealing alone does not cost the import of the Trainer.
 """

@@ -14,7 +14,7 @@ from ..configuration.paper import Reported, reported_for
 from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, TrainingSet
 
 PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
-PRETRAINING = {  # how a backbone's timm name shows it, what it is, its weights' licence
+PRETRAINING = {  # how a backbone's timm name shows it, what it is, its weights' license
     "dinov2": ("DINOv2 with registers", "Apache-2.0"),
     "dinov3": ("DINOv3", "DINOv3 License"),
     "eva02": ("EVA-02", "MIT"),
@@ -27,7 +27,7 @@ LIMITS = """- Knows only the classes it was trained on; what else is in a pictur
 
 
 def pretraining(backbone: str) -> tuple[str, str]:
-    """Backbone's timm name → (pre-training, licence of its weights)."""
+    """Backbone's timm name → (pre-training, license of its weights)."""
     return next((value for key, value in PRETRAINING.items() if key in backbone), (backbone, "see its source"))
 
 
@@ -72,7 +72,7 @@ def _cost(recipe: Recipe) -> str:
 def _settings(recipe: Recipe) -> str:
     starts, ends = recipe.annealing_steps()
     l2 = "decayed like the others" if recipe.llrd_l2_enabled else "at the full rate"
-    jitter = "colour jitter, " if recipe.color_jitter else ""
+    jitter = "color jitter, " if recipe.color_jitter else ""
     low, high = recipe.scale_range
     return table(
         ("setting", "value"),
@@ -83,7 +83,7 @@ def _settings(recipe: Recipe) -> str:
                 "images a step; steps an epoch; epochs",
                 f"{recipe.batch_size}; {recipe.steps_per_epoch:,}; {recipe.epochs}",
             ),
-            ("optimiser steps", recipe.total_steps),
+            ("optimizer steps", recipe.total_steps),
             ("learning rate", f"{recipe.learning_rate:g}, × {recipe.llrd:g} a block below; last blocks {l2}"),
             ("warm-up steps", f"heads {recipe.warmup_steps[0]:,}, then backbone {recipe.warmup_steps[1]:,}"),
             ("decay", f"polynomial, power {recipe.poly_power}"),
@@ -141,7 +141,7 @@ repository's tests do not have.
 
 Cost of inference: {_cost(recipe)}
 
-## Licence
+## License
 
 Code: Apache-2.0. Backbone weights: {weights_license}. Data: {data.terms}. Trained weights carry the terms of both.
 
@@ -173,7 +173,7 @@ mask annealing removes the restriction step by step, so that inference needs non
 ## Recipes
 
 Results are the authors' (COCO, ADE20K and Cityscapes val), none is re-measured here. GFLOPs an image; FPS on an H100 \
-(§4.1); optimiser steps at {next(iter(RECIPES.values())).batch_size} images a step. `zoo`: the authors' repository.
+(§4.1); optimizer steps at {next(iter(RECIPES.values())).batch_size} images a step. `zoo`: the authors' repository.
 
 {table(("recipe", "result", "source", "GFLOPs", "FPS", "steps"), rows)}
 
@@ -181,7 +181,7 @@ Results are the authors' (COCO, ADE20K and Cityscapes val), none is re-measured 
 
 {table(("data set", "images", "classes", "terms"), data)}
 
-## Licence
+## License
 
 Code: Apache-2.0. Weights carry the terms of their backbone ({licenses}) \
 and of the data they were trained on.

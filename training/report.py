@@ -55,15 +55,15 @@ class ImageReport:
         self.kept = sorted([*self.kept, *entries], key=lambda entry: entry[:2])[: self.worst]
 
     def draw_worst(self, folder: Path) -> list[dict]:
-        """Write photo, truth and prediction side by side, the worst first; returns their names and scores."""
+        """Write photo, ground truth and prediction side by side, the worst first; returns their names and scores."""
         folder.mkdir(parents=True, exist_ok=True)
         listed = []
         for number, (score, name, (pixels, prediction, reference)) in enumerate(self.kept, 1):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
-            entries = {"truth": reference, "prediction": prediction}
-            colours = class_colours(sorted(set(_labels(reference)) | set(_labels(prediction))))
+            entries = {"ground truth": reference, "prediction": prediction}
+            colors = class_colours(sorted(set(_labels(reference)) | set(_labels(prediction))))
             panels = [
-                (title, draw_segments(image, *_segments(entry), self.space.id2label, colours=colours))
+                (title, draw_segments(image, *_segments(entry), self.space.id2label, colours=colors))
                 for title, entry in entries.items()
             ]
             path = folder / f"{number:02d}_{Path(name).stem}.jpg"
@@ -103,15 +103,17 @@ def _confusion_of(task: str, prediction, reference: dict, space: LabelSpace) -> 
     if task == "semantic":
         return confusion(prediction, reference, space.num_labels, space.ignore_index)
     if task == "panoptic":
-        void = space.num_labels  # no label: void in the truth is skipped, in the prediction it is "nothing"
+        void = space.num_labels  # no label: void in the ground truth is skipped, in the prediction it is "nothing"
         maps = [_class_map(entry, void, entry is reference) for entry in (prediction, reference)]
         return confusion(*maps, space.num_labels, void)
     matrix = np.zeros((space.num_labels, space.num_labels + 1), np.int64)
     keep = [i for i, s in enumerate(prediction["scores"].tolist()) if s >= SHOWN_SCORE]
-    found, truth = _rles(prediction["masks"]), _rles(reference["masks"])
+    found, annotated = _rles(prediction["masks"]), _rles(reference["masks"])
     crowd = np.asarray(reference["iscrowd"]).astype(bool)
     labels = prediction["labels"].tolist()
-    overlap = coco_mask.iou([found[i] for i in keep], truth, [0] * len(truth)) if keep and truth else None  # [k, n]
+    overlap = (
+        coco_mask.iou([found[i] for i in keep], annotated, [0] * len(annotated)) if keep and annotated else None
+    )  # [k, n]
     for k, label in enumerate(np.asarray(reference["labels"]).tolist()):
         if not crowd[k]:
             best = int(np.argmax(overlap[:, k])) if overlap is not None else -1

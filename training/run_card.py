@@ -44,7 +44,7 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
         ("queries; blocks that see them", f"{config.num_queries}; the last {config.num_blocks}"),
         ("classes", config.num_labels),
         ("image size", str(config.image_size)),
-        ("optimiser steps done, of", f"{state.global_step:,}, {state.max_steps:,}"),
+        ("optimizer steps done, of", f"{state.global_step:,}, {state.max_steps:,}"),
         ("images a step", args.total_batch_size),
         ("learning rate", f"{args.learning_rate:g}, × {args.llrd:g} a block below"),
         ("warm-up steps", f"heads {heads:,}, then backbone {backbone:,}"),

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written aside, renamed when whole, checked before they are resumed."""
+"""Atomic checkpoints: written in a staging folder, renamed when complete, checked before a run resumes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-STAGING = ".saving"  # below the output folder; what is in it is not whole
+STAGING = ".saving"  # below the output folder; what is in it is not complete
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
@@ -26,8 +26,8 @@ def checkpoint_to_resume(folder: str | os.PathLike) -> str | None:
     checkpoint, found = last_complete_checkpoint(folder), _latest_first(folder)
     if checkpoint is None and found:
         raise ValueError(
-            f"{found[0]} cannot be resumed, nor any other there: its {lacking(found[0])} is missing or damaged; move "
-            "the checkpoints away to start again, or choose another output_dir"
+            f"{found[0]} and all others are incomplete: its {missing_file(found[0])} is missing or damaged; "
+            "move the checkpoints away to start again, or choose another output_dir"
         )
     return checkpoint
 
@@ -39,11 +39,11 @@ def _latest_first(folder: str | os.PathLike) -> list[Path]:
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether state, weights, optimiser and schedule of a checkpoint folder are all there and not cut short."""
-    return lacking(checkpoint) is None
+    """Whether state, weights, optimizer and schedule of a checkpoint folder are all there and not cut short."""
+    return missing_file(checkpoint) is None
 
 
-def lacking(checkpoint: str | os.PathLike) -> str | None:
+def missing_file(checkpoint: str | os.PathLike) -> str | None:
     """The first file of a checkpoint folder that is missing or cut short, or None."""
     checkpoint = Path(checkpoint)
     sharded = any(checkpoint.glob("pytorch_model_fsdp*")) or any(checkpoint.glob("global_step*"))  # FSDP, DeepSpeed
@@ -51,7 +51,7 @@ def lacking(checkpoint: str | os.PathLike) -> str | None:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "trainer_state.json"
-    if sharded:  # their own files; the rename says that they are whole
+    if sharded:  # their own files; the rename says that they are complete
         return None
     try:
         for file in _weights(checkpoint):

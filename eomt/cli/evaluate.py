@@ -152,7 +152,7 @@ def _data(args, task: str, model):
         note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
         print(f"note: {note}", file=sys.stderr)
     if args.predictions:
-        written = PredictionIndex.of(folder_of(args.predictions))
+        written = PredictionIndex.find(folder_of(args.predictions))
         space = written.named(space) if written else space
     return dataset.with_transform(EvaluationTransform(space, task=task)), space
 

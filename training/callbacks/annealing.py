@@ -15,7 +15,7 @@ __all__ = ["MaskAnnealingCallback", "annealing_steps", "mask_annealing_probabili
 
 
 def mask_annealing_probability(step: int, start: int, end: int, power: float = 0.9) -> float:
-    """Optimiser steps done → probability that a query keeps its mask: 1 before `start`, 0 from `end` on,
+    """Optimizer steps done → probability that a query keeps its mask: 1 before `start`, 0 from `end` on,
     (1 − (step − start)/(end − start))^power in between (§3.3: polynomial, power 0.9)."""
     if step >= end:
         return 0.0
@@ -27,11 +27,11 @@ def mask_annealing_probability(step: int, start: int, end: int, power: float = 0
 class MaskAnnealingCallback(TrainerCallback):
     """Sets the model's mask probabilities before every training batch; works in the stock `transformers.Trainer`.
 
-    The batch after t optimiser steps uses P(t), a resumed run included: nothing is remembered but the steps, and those
+    The batch after t optimizer steps uses P(t), a resumed run included: nothing is remembered but the steps, and those
     follow from the run's length. Logged as `attn_mask_prob_<i>`, i = 0 the earliest masked block.
 
     Args:
-        start_steps, end_steps: optimiser steps, one per masked block. None: `annealing_steps` of the run's length.
+        start_steps, end_steps: optimizer steps, one per masked block. None: `annealing_steps` of the run's length.
         power: exponent of the decay.
     """
 

@@ -11,7 +11,7 @@ PARTS = {"loss_mask": "mask", "loss_dice": "dice", "loss_cross_entropy": "class"
 
 
 def plot_curves(log_history: list[dict], path: str | Path) -> None:
-    """`trainer.state.log_history` → a png with up to four panels over the optimiser steps."""
+    """`trainer.state.log_history` → a png with up to four panels over the optimizer steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,7 +39,7 @@ def plot_curves(log_history: list[dict], path: str | Path) -> None:
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for key, label in lines:
             axes.plot(*series(key), label=label, marker="o" if len(series(key)[0]) < 20 else None, markersize=3)
-        axes.set(title=title, xlabel="optimiser step")
+        axes.set(title=title, xlabel="optimizer step")
         if title == "loss":
             axes.set_yscale("log")
         axes.grid(alpha=0.3)

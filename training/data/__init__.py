@@ -34,7 +34,7 @@ Three steps, each usable alone:
 
 `EoMTDataCollator(image_mean=…, image_std=…)` (training/collator.py) stacks TrainTransform's or the processor's samples
 into {"pixel_values" float32 (B, 3, H, W), "mask_labels" list of (n, H, W), "class_labels" list of (n,), "file_name"?}:
-uint8 pixels are divided by 255 and normalised there, float ones pass as they are.
+uint8 pixels are divided by 255 and normalized there, float ones pass as they are.
 
 `evaluate_model(model, processor, dataset, *, task, label_space, batch_size=1, num_workers=0, intermediate=False, …) ->
 dict of floats and lists` (training/evaluation.py) streams a dataset with EvaluationTransform through the metric.

@@ -88,12 +88,12 @@ def contact_sheet(samples: list[dict], label_space: LabelSpace) -> Image.Image:
     rows = -(-len(samples) // columns)
     step = TILE + GAP
     sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "white")
-    colours = class_colours(sorted({label for s in samples for label in s["class_labels"].tolist()}))
+    colors = class_colours(sorted({label for s in samples for label in s["class_labels"].tolist()}))
     for i, sample in enumerate(samples):
         image = Image.fromarray(sample["pixel_values"].permute(1, 2, 0).numpy())
         info = [{"id": k, "label_id": label} for k, label in enumerate(sample["class_labels"].tolist())]
         masks = sample["mask_labels"].numpy()  # [n, S_h, S_w]
-        tile = draw_segments(image, masks, info, label_space.id2label, colours=colours)
+        tile = draw_segments(image, masks, info, label_space.id2label, colours=colors)
         tile.thumbnail((TILE, TILE))
         sheet.paste(tile, (GAP + i % columns * step, GAP + i // columns * step))
     return sheet

@@ -62,7 +62,7 @@ def decode(row: dict, space: LabelSpace) -> Sample:
     listed = {s["id"] for s in segments}
     unlisted = [i for i in distinct_values(ids) if i not in listed and i != 0]
     if unlisted:
-        raise ValueError(f"{name}: its panoptic png has id {unlisted[0]}, which segments_info lacks")
+        raise ValueError(f"{name}: its panoptic png has id {unlisted[0]}, which is not in segments_info")
     ids[ids == 0] = VOID
     return Sample(image, segments, ids=ids)
 

@@ -24,7 +24,7 @@ def open_image(location: str, name: str) -> Image.Image:
 def read_image(location: str, name: str, size: tuple[int, int] | None = None) -> torch.Tensor:
     """An RGB image: uint8 (3, H, W), turned as its EXIF orientation says.
 
-    size: (H, W) of its annotation. Where the stored image has it, the annotation was made on that: no turning.
+    size: (H, W) of its annotation. Where the stored image has it, the annotation is for that: no rotation.
     """
     image = open_image(location, name)
     image = to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))

@@ -16,7 +16,7 @@ from .files import MOST_ARCHIVE, Tree, open_member
 def unpacked(tree: Tree, name: str) -> Path:
     """A path to the inner archive `name` of a tree; a copy in the `datasets` cache where the tree is itself a zip.
 
-    The copy's name depends on the archive's path, size and date; it appears whole or not at all, so processes may race.
+    The copy's name depends on the archive's path, size and date; it is written atomically, so processes may race.
     """
     if not tree.is_archive:
         return Path(tree.locate(name))

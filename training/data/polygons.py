@@ -51,8 +51,8 @@ def _check_rle(shape: dict, size: tuple[int | None, int | None]) -> str | None:
 def _runs(text: str) -> list[int] | None:
     """COCO's compressed counts → run lengths; None where the text is cut or has foreign characters.
 
-    Six bits a character from "0" on: five of the number, lowest first, and one that says it goes on; the last's highest
-    is the sign. From the fourth on, a number is the difference to the run before the last.
+    Six bits a character from "0" on: five of the number, lowest first, and one that says the number continues; the
+    last's highest is the sign. From the fourth on, a number is the difference to the run before the last.
     """
     runs: list[int] = []
     value = shift = 0

@@ -30,7 +30,7 @@ class PredictionIndex:
         self.categories = {e["id"]: e["name"] for e in categories}
 
     @classmethod
-    def of(cls, tree: Tree) -> "PredictionIndex | None":
+    def find(cls, tree: Tree) -> "PredictionIndex | None":
         return cls(tree) if "images.json" in tree.names else None
 
     def image_ids(self, dataset) -> dict:

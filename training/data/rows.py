@@ -1,6 +1,6 @@
 """Rows: what a data set reader hands on, and the problems it found on the way.
 
-Readers fill `Rows`; every malformed annotation is collected with its file and id, and all are told at once before
+Readers fill `Rows`; every malformed annotation is collected with its file and id, and all are reported at once before
 training starts. The Arrow table holds paths and small annotations only.
 """
 

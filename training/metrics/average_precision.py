@@ -22,7 +22,7 @@ MAX_DETECTIONS = 100
 
 
 class MaskAveragePrecision(StreamingMetric):
-    """AP and AR of masks as COCO defines them; fractions 0 … 1, and −1 where there is no truth, as pycocotools has it.
+    """AP and AR of masks as COCO defines them; fractions 0 … 1, −1 without ground truth, as in pycocotools.
 
     >>> metric = MaskAveragePrecision(num_labels=80)
     >>> metric.add_batch(predictions=[{"masks": masks, "labels": labels, "scores": scores}],
@@ -45,11 +45,11 @@ class MaskAveragePrecision(StreamingMetric):
             raise ValueError(f"{name}was added twice")
         self.state["seen"].add(key)
         found = _masks(prediction, f"{name}prediction", self.num_labels, ("scores",))
-        truth = _masks(reference, f"{name}truth", self.num_labels, ("iscrowd", "area"))
-        sizes = {tuple(rle["size"]) for rle in (*found["masks"], *truth["masks"])}
+        annotated = _masks(reference, f"{name}ground truth", self.num_labels, ("iscrowd", "area"))
+        sizes = {tuple(rle["size"]) for rle in (*found["masks"], *annotated["masks"])}
         if len(sizes) > 1:
-            raise ValueError(f"{name}masks of unlike sizes {sorted(sizes)} (H, W) in one image")
-        self.state["images"].append((key, len(self.state["images"]), _match(found, truth)))
+            raise ValueError(f"{name}masks of different sizes {sorted(sizes)} (H, W) in one image")
+        self.state["images"].append((key, len(self.state["images"]), _match(found, annotated)))
 
     def _result(self, states: list[dict]) -> dict:
         images = [(key, number, rank, m) for rank, state in enumerate(states) for key, number, m in state["images"]]
@@ -114,14 +114,14 @@ def _numbers(value) -> np.ndarray:
     return value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def _match(found: dict, truth: dict) -> dict[int, list]:
-    """One image by COCOeval: label → an entry an area range of (scores, matched, ignored, ignored truths)."""
+def _match(found: dict, reference: dict) -> dict[int, list]:
+    """One image by COCOeval: label → an entry an area range of (scores, matched, ignored, ignored ground truths)."""
     evaluator = COCOeval(iouType="segm")
     for i, (mask, label, score) in enumerate(zip(found["masks"], found["labels"].tolist(), found["scores"].tolist())):
         area = float(coco_mask.area(mask))
         evaluator._dts[0, label].append({"id": i + 1, "segmentation": mask, "score": score, "area": area})
-    columns = (truth[key].tolist() for key in ("labels", "iscrowd", "area"))
-    for i, (mask, label, crowd, area) in enumerate(zip(truth["masks"], *columns)):
+    columns = (reference[key].tolist() for key in ("labels", "iscrowd", "area"))
+    for i, (mask, label, crowd, area) in enumerate(zip(reference["masks"], *columns)):
         crowd = int(bool(crowd))
         entry = {"id": i + 1, "segmentation": mask, "area": area, "iscrowd": crowd, "ignore": crowd}
         evaluator._gts[0, label].append(entry)
@@ -138,13 +138,13 @@ def _match(found: dict, truth: dict) -> dict[int, list]:
 
 def _unpack(entries: list, area: int) -> dict:
     """What `accumulate` reads of COCOeval's per-image result."""
-    scores, matched, ignored, truth_ignored = entries[area]
+    scores, matched, ignored, reference_ignored = entries[area]
     count = 10  # IoU thresholds
     return {
         "dtScores": scores,
         "dtMatches": np.unpackbits(matched, axis=0, count=count),
         "dtIgnore": np.unpackbits(ignored, axis=0, count=count).astype(bool),
-        "gtIgnore": truth_ignored.astype(int),
+        "gtIgnore": reference_ignored.astype(int),
     }
 
 

@@ -2,8 +2,8 @@
 
     H, W image;  P predicted segments, T true ones;  index 0 of a count table is void
 
-PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, the truth no crowd, where void is
-taken out of the union. An unmatched crowd is no FN; an unmatched prediction with more than half its area on void and
+PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, ground truth that is no crowd;
+void is taken out of the union. An unmatched crowd is no FN; an unmatched prediction with more than half its area on void and
 its class's crowd is no FP. Means are over the classes with TP + FP + FN > 0.
 """
 
@@ -45,7 +45,10 @@ class PanopticQuality(StreamingMetric):
 
     def _add(self, prediction: dict, reference: dict) -> None:
         name = image_name(reference, prediction)
-        predicted, true = _Segments(prediction, name + "prediction", self), _Segments(reference, name + "truth", self)
+        predicted, true = (
+            _Segments(prediction, name + "prediction", self),
+            _Segments(reference, name + "ground truth", self),
+        )
         same_size(predicted.map.shape, true.map.shape, name)
         counts = _overlaps(true, predicted)  # int64 [1 + T, 1 + P] pixels; row and column 0 are void
         area = counts.sum(0)[1:]  # [P]
@@ -135,7 +138,7 @@ class _Segments:
         place = np.minimum(np.searchsorted(ids[order], values), len(ids) - 1)
         unlisted = ids[order][place] != values
         if unlisted.any():
-            raise ValueError(f"{self.what}: the map has id {values[unlisted.argmax()]}, which segments_info lacks")
+            raise ValueError(f"{self.what}: the map has id {values[unlisted.argmax()]}, which is not in segments_info")
         return position[order][place]
 
 

@@ -33,7 +33,7 @@ def table(result: dict, task: str, reported: list[tuple[str, float]] = ()) -> st
 
 
 def write_classes(result: dict, task: str, label_space: LabelSpace, path: Path) -> None:
-    """`per_class.csv`: a line a class, fractions 0 … 1, blank where a class has neither truth nor prediction."""
+    """`per_class.csv`: a line a class, fractions 0 … 1, blank where a class has neither ground truth nor prediction."""
     rows: list[dict] = []
     for label, name in enumerate(label_space.names):
         if task == "semantic":

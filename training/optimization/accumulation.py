@@ -7,7 +7,7 @@ unequally; weighing each batch by its share in the step's totals does not.
 import torch
 
 
-def normaliser_shares(batches: list[dict], config, accelerator) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def normalizer_shares(batches: list[dict], config, accelerator) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """A step's batches on this process → each one's (share of the masks, share of the class weights), all processes'.
 
     Known before any matching: an image matches as many masks as it has targets, at most one a query; a matched query

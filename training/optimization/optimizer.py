@@ -27,10 +27,10 @@ def lr_multiplier(name: str, depth: int, num_blocks: int, llrd: float, llrd_l2_e
 def layerwise_lr_groups(
     model: nn.Module, lr: float = 1e-4, llrd: float = 0.8, llrd_l2_enabled: bool = True
 ) -> list[dict]:
-    """Model → optimiser parameter groups, one per trainable tensor: "params", "lr", "name", "is_backbone".
+    """Model → optimizer parameter groups, one per trainable tensor: "params", "lr", "name", "is_backbone".
 
     A group's rate follows from its parameter's name alone, not from the order of `named_parameters()`. Weight decay is
-    left to the optimiser and holds for every tensor, norms, biases, positions and queries included (authors' code).
+    left to the optimizer and holds for every tensor, norms, biases, positions and queries included (authors' code).
     The authors' `lr_mult` has no parameter here: in their code the branch that multiplies by it cannot be reached, and
     all that a value other than 1 does is what `llrd_l2_enabled=False` does.
     """

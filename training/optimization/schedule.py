@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 def learning_rate_factor(
     step: int, is_backbone: bool, warmup_steps: tuple[int, int], total_steps: int, power: float
 ) -> float:
-    """Optimiser steps done → factor on the group's learning rate.
+    """Optimizer steps done → factor on the group's learning rate.
 
     Heads: linear 0 → 1 in w1 steps, then (1 − (t−w1)/(T−w1))^power.
     Backbone: 0 for w1 steps, linear 0 → 1 in w2 steps, then (1 − (t−w1−w2)/(T−w1−w2))^power.
@@ -34,15 +34,15 @@ def two_stage_warmup_poly_schedule(
     total_steps: int | None = None,
     power: float = 0.9,
 ) -> LambdaLR:
-    """Optimiser whose groups say "is_backbone" (see `layerwise_lr_groups`) → scheduler to step after every update.
+    """Optimizer whose groups say "is_backbone" (see `layerwise_lr_groups`) → scheduler to step after every update.
 
     Args:
-        warmup_steps: (heads, backbone after that), optimiser steps.
-        total_steps: the run's length T in optimiser steps; the rate is 0 from there on.
+        warmup_steps: (heads, backbone after that), optimizer steps.
+        total_steps: the run's length T in optimizer steps; the rate is 0 from there on.
         power: exponent of the decay.
     """
     if total_steps is None or total_steps < 1:
-        raise ValueError(f"total_steps={total_steps}: give the run's length in optimiser steps")
+        raise ValueError(f"total_steps={total_steps}: give the run's length in optimizer steps")
     if len(warmup_steps) != 2 or min(warmup_steps) < 0:
         raise ValueError(f"warmup_steps={warmup_steps}: give two step counts, for the heads and then for the backbone")
     return LambdaLR(

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-SIZE = (12, 16)  # H, W of every made image
+SIZE = (12, 16)  # H, W of every synthetic image
 
 
 def picture(seed: int = 0, size=SIZE, kind: str = "JPEG") -> bytes:

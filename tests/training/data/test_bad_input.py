@@ -58,7 +58,7 @@ def test_an_id_of_the_png_that_the_json_lacks(tmp_path):
     ids = panoptic_ids()
     ids[0, 0] = 1234
     root = write(extracted(tmp_path), {"annotations/panoptic_val2017/000000000010.png": panoptic_png(ids)})
-    with pytest.raises(ValueError, match=r"000000000010.jpg: its panoptic png has id 1234, which segments_info lacks"):
+    with pytest.raises(ValueError, match=r"0010.jpg: its panoptic png has id 1234, which is not in segments_info"):
         sample_of(root, task="panoptic")
 
 

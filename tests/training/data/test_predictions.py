@@ -1,4 +1,4 @@
-"""Predictions as files: ours are read back the same, other tools' habits, and every fault told by file and id."""
+"""Predictions as files: ours are read back the same, other tools' habits, and every fault reported by file and id."""
 
 import json
 

@@ -40,8 +40,8 @@ def read_ade20k(path: Path, task: str, split: str, options: ReadOptions) -> tupl
         things = _stems(tree, FOLDERS[split])
     for stem, image in _stems(main, f"images/{FOLDERS[split]}").items():
         if stem not in maps or (task == "panoptic" and stem not in things):
-            lacking = "annotations" if stem not in maps else "annotations_instance"
-            rows.problem(image, f"there is no png named {stem!r} in {lacking}/{FOLDERS[split]}")
+            folder = "annotations" if stem not in maps else "annotations_instance"
+            rows.problem(image, f"there is no png named {stem!r} in {folder}/{FOLDERS[split]}")
             continue
         other = tree.locate(things[stem]) if things else ""
         rows.add(stem, PurePosixPath(image).name, main.locate(image), main.locate(maps[stem]), other)

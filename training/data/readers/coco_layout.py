@@ -1,6 +1,6 @@
 """Where a COCO data set keeps its files: official archives, extracted folders, exports of other tools.
 
-Nothing is asked of the user but the folder: the annotation file is told by its name or its contents, an image is looked
+The user gives the folder only: the annotation file is recognized by its name or its contents, an image is looked
 for beside the json, in a folder of the split, then anywhere, and panoptic pngs by COCO's convention.
 """
 

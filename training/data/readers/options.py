@@ -6,14 +6,14 @@ from ....configuration.labels import LabelSpace
 
 
 class UnknownClass(ValueError):
-    """The data has a class that the wanted label space lacks; the message names it."""
+    """The data has a class that is not in the wanted label space; the message names it."""
 
 
 def check_names(space: LabelSpace, given: LabelSpace, source: str) -> LabelSpace:
     """The wanted label space with this data set's ids: classes are matched by name, so order may differ.
 
-    A class of the data that the wanted space lacks is an `UnknownClass` error. Which classes are stuff is the data's to
-    say where the wanted space does not (models of plain transformers).
+    A class that the wanted space does not have is an `UnknownClass` error. The data decides which classes are stuff
+    where the wanted space does not (models of plain transformers).
     """
     by_name = dict(zip(space.names, space.dataset_ids))
     missing = [name for name in by_name if name not in given.label2id]

@@ -19,7 +19,7 @@ LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "masks", "mask"
 def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list[tuple[str, str | None]]:
     """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
 
-    Images that differ in their suffix only would share a label: a problem, told to `rows`.
+    Images that differ in their suffix only would share a label: a problem, reported to `rows`.
     """
     images: dict[tuple, str] = {}
     others: list[tuple[tuple, str]] = []

@@ -17,17 +17,17 @@ def label_ids() -> np.ndarray:
 
 
 def written(root, as_zip: bool):
-    images, truth = {}, {}
+    images, ground_truth = {}, {}
     for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "munster"), ("test", "bonn")):
         stem = f"{split}/{city}/{city}_000000_000019"
         images[f"leftImg8bit/{stem}_leftImg8bit.png"] = picture(kind="PNG")
-        truth[f"gtFine/{stem}_gtFine_labelIds.png"] = png(label_ids())
-        truth[f"gtFine/{stem}_gtFine_instanceIds.png"] = png(label_ids())
-        truth[f"gtFine/{stem}_gtFine_polygons.json"] = "{}"
+        ground_truth[f"gtFine/{stem}_gtFine_labelIds.png"] = png(label_ids())
+        ground_truth[f"gtFine/{stem}_gtFine_instanceIds.png"] = png(label_ids())
+        ground_truth[f"gtFine/{stem}_gtFine_polygons.json"] = "{}"
     if as_zip:
-        archives = {"leftImg8bit_trainvaltest.zip": images, "gtFine_trainvaltest.zip": truth}
+        archives = {"leftImg8bit_trainvaltest.zip": images, "gtFine_trainvaltest.zip": ground_truth}
         return write(root, {name: zipped(files) for name, files in archives.items()})
-    return write(root, images | truth)
+    return write(root, images | ground_truth)
 
 
 @pytest.mark.parametrize("as_zip", [True, False])

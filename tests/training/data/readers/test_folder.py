@@ -1,4 +1,4 @@
-"""Own data without a json: images beside label pngs or YOLO txt, in each layout; what is wrong with them is told."""
+"""Own data without a json: images beside label pngs or YOLO txt, in each layout; mistakes are reported."""
 
 import numpy as np
 import pytest
