@@ -122,11 +122,25 @@ class Recipe:
     evaluation_epochs: int = 1
     "Epochs between evaluations."
     checkpoint: str | None = None
-    "The authors' trained weights on the hub."
+    "The authors' trained weights on the hub; differences from the backbone's for DINOv3 (see `is_delta`)."
 
     @property
     def training_set(self) -> TrainingSet:
         return TRAINING_SETS[self.dataset, self.task]
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether `checkpoint` holds differences from the backbone's weights."""
+        return "dinov3" in self.backbone
+
+    @property
+    def hub_model(self) -> str | None:
+        """The authors' trained weights as transformers loads them."""
+        if not (self.checkpoint and self.is_delta):
+            return self.checkpoint
+        dataset = {"ade20k": "ade"}.get(self.dataset, self.dataset)
+        size = next(size for size in _BLOCKS if f"_{size}_" in self.backbone)
+        return f"tue-mps/eomt-dinov3-{dataset}-{self.task}-{size}-{self.image_size}"
 
     @property
     def num_labels(self) -> int:
@@ -202,7 +216,16 @@ _ALL = [
     _recipe("cityscapes", "semantic", "large", 1024),
     # DINOv3. The authors' two 1280 configurations leave `img_size` out and so would run at 640; here 1280 is 1280.
     *(
-        _recipe("coco", "panoptic", size, 640, "_2x_dinov3", backbone=DINOV3.format(size), **_V3_FIRST)
+        _recipe(
+            "coco",
+            "panoptic",
+            size,
+            640,
+            "_2x_dinov3",
+            backbone=DINOV3.format(size),
+            checkpoint=f"tue-mps/coco_panoptic_eomt_{size}_640_dinov3",
+            **_V3_FIRST,
+        )
         for size in ("small", "base")
     ),
     *(

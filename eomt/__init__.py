@@ -4,18 +4,46 @@ In a checkout the sub-packages `eomt.configuration`, `eomt.image_processing`, `e
 are the top-level folders of the repository; a wheel holds them inside `eomt/`.
 """
 
+import importlib
+import sys
 from pathlib import Path
 
 _root = Path(__file__).resolve().parent.parent
 if not (_root / "eomt" / "configuration").is_dir() and (_root / "configuration").is_dir():
     __path__.append(str(_root))  # a checkout, installed or not: the folders lie beside this one
 
-from eomt.auto import register  # noqa: E402  after the path is set
-from eomt.configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config  # noqa: E402
-from eomt.image_processing import EoMTImageProcessor  # noqa: E402
-from eomt.modeling_eomt import EoMTForUniversalSegmentation  # noqa: E402
-
-register()
-
+_MODULE_OF = {
+    "EoMTConfig": "configuration",
+    "EoMTDINOv3Config": "configuration",
+    "EoMTEVA02Config": "configuration",
+    "EoMTImageProcessor": "image_processing",
+    "EoMTForUniversalSegmentation": "modeling_eomt",
+}
 __version__ = "0.1.0"
-__all__ = ["EoMTConfig", "EoMTDINOv3Config", "EoMTEVA02Config", "EoMTForUniversalSegmentation", "EoMTImageProcessor"]
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def _is_command() -> bool:
+    """Whether this process is `eomt …` or `python -m eomt …`: it registers when a command runs, because importing
+    torch takes seconds and `--help` does not need it."""
+    program = Path((getattr(sys, "argv", None) or [""])[0]).name
+    if program == "-m":  # the module to run is being looked for
+        started = sys.orig_argv
+        return "-m" in started and started[started.index("-m") + 1 : started.index("-m") + 2] == [__name__]
+    return program in ("eomt", "eomt.exe")
+
+
+if not _is_command():
+    from eomt.auto import register
+
+    register()

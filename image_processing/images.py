@@ -25,17 +25,23 @@ _TURNS = {
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> Image.Image:
     """Image file → RGB picture, turned as its EXIF orientation says.
 
     Args:
         size: (height, width) of the file's annotation. Where the stored picture has it, the annotation was made on
             that, and the picture is not turned.
+        max_pixels: larger pictures are refused before they are decoded.
 
     Raises `ValueError` with the path for files that are no image or are cut short, `OSError` for missing ones.
     """
     try:
         with Image.open(path) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"{image.width} × {image.height} pixels need about {12 * image.width * image.height / 1e9:.1f} GB; "
+                    f"--max-pixels {image.width * image.height} allows it"
+                )
             image.load()
             return to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
     except (FileNotFoundError, PermissionError, IsADirectoryError):
@@ -115,7 +121,11 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
     Grey is repeated, alpha dropped, 16-bit scaled to 8. Raises `ValueError` for any other shape.
     """
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+        image = to_rgb(image)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, 1024):  # Pillow's conversion takes the memory three times
+            pixels[top : top + 1024] = image.crop((0, top, image.width, min(top + 1024, image.height)))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(
             f"cannot make an image of {type(image).__name__}; give a PIL image, an array, a tensor or a path"

@@ -17,6 +17,8 @@ from .geometry import Placement
 from .resampling import Resampler, first_best, tile_side
 
 VOID = -1
+_BAND = 256
+"""Rows that are looked up at once."""
 _SLACK = 1e-3
 """Margin (logits) by which a bound must decide before a tile is not computed: far above fp32 rounding."""
 
@@ -58,7 +60,10 @@ def panoptic_segmentation(
         if label in stuff:
             stuff_segment[label] = len(segments)
         segments.append({"id": len(segments), "label_id": label, "was_fused": label in stuff, "score": score})
-    return torch.tensor(segment_of, dtype=torch.int32, device=device)[owner], segments
+    segment_of = torch.tensor(segment_of, dtype=torch.int32, device=device)
+    for rows in owner.split(_BAND):  # an index needs int64, which the whole map would take twice the memory of
+        rows.copy_(segment_of[rows.long()])
+    return owner, segments
 
 
 def _owners(logits: Tensor, scores: Tensor, placement: Placement, mask_threshold: float) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ Legend: `H`, `W` the image; `n` segments; `s` the factor small images are enlarg
 fine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ _WIDEST = 8000
 """Panels side by side are at most so wide (pixels): one of 1 × 3000 is not enlarged to 480 × 1.4 million."""
 _JPEG_SIDE = 65500
 """Longest side that a JPEG file can have (pixels)."""
+_BAND_PIXELS = 2**21
+"""Pixels that are tinted at once."""
 _INSIDE = 0.72
 """Share of a name's box that must lie in its segment; names that fit nowhere are left to the legend."""
 
@@ -39,8 +41,8 @@ def draw_segments(
     """Photo, its segmentation → photo with tinted, outlined and named segments.
 
     Args:
-        segmentation: (H, W) ids with `segments_info`; (n, H, W) masks, one for each of `segments_info`; or (H, W) class
-            labels without it (−1 and `ignore_index` are void).
+        segmentation: (H, W) ids with `segments_info`; (n, H, W) masks or a list of n, one for each of `segments_info`;
+            or (H, W) class labels without it (−1 and `ignore_index` are void).
         segments_info: `{"id", "label_id", "score" (optional)}`, as the post-processing gives them.
         id2label: class names; numbers without.
         names: write them where they fit inside their segment.
@@ -49,30 +51,33 @@ def draw_segments(
 
     Raises `ValueError` if the segmentation is of another size than the image.
     """
-    masks, labels = _masks(np.asarray(segmentation), segments_info, ignore_index)
+    segmentation = segmentation if isinstance(segmentation, Sequence) else np.asarray(segmentation)
+    masks = _masks(segmentation, segments_info, ignore_index)
+    labels = [mask.label for mask in masks]
     image = image.convert("RGB")
     if masks and masks[0].shape != image.size[::-1]:
         height, width = masks[0].shape
         raise ValueError(f"segmentation of {height} × {width} does not fit its image of {image.height} × {image.width}")
     factor = max(1, round(_SHORT_SIDE / max(1, min(image.size)))) if max(image.size) < 2 * _SHORT_SIDE else 1
-    canvas = np.asarray(
-        image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC), np.float32
-    )
-    canvas = canvas.copy()  # [H s, W s, 3]
+    if factor > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    canvas = np.array(image)  # [H s, W s, 3]
     line = max(2, round(min(canvas.shape[:2]) / 260))
-    order = sorted(range(len(masks)), key=lambda k: -int(masks[k].sum()))  # small segments over large ones
+    order = sorted(range(len(masks)), key=lambda k: -masks[k].area)  # small segments over large ones
     of_class = {**class_colours(labels), **(colours or {})}
     tints = [shade(of_class[c], labels[:k].count(c)) for k, c in enumerate(labels)]  # instances differ in shade
     for k in order:
         _tint(canvas, masks[k], np.asarray(tints[k], np.float32), opacity, line, factor)
-    picture = Image.fromarray(canvas.round().astype(np.uint8))
+    total = canvas.shape[0] * canvas.shape[1] / factor**2
+    picture = Image.fromarray(canvas)
+    del canvas
     name_of = {c: str(id2label.get(c, c)) if id2label else str(c) for c in set(labels)}
     if names:
         _write_names(picture, masks, [name_of[c] for c in labels], tints, order, factor)
     if legend and masks:
         rows = {}
         for mask, c in zip(masks, labels):
-            rows[c] = rows.get(c, 0.0) + float(mask.mean())
+            rows[c] = rows.get(c, 0.0) + mask.area / total
         rows = sorted(rows.items(), key=lambda row: -row[1])
         picture = _with_legend(picture, [(name_of[c], of_class[c], share) for c, share in rows])
     return picture
@@ -110,34 +115,61 @@ def draw_confidence(confidence) -> Image.Image:
     return Image.fromarray((colormaps["inferno"](values)[..., :3] * 255).round().astype(np.uint8))
 
 
-def _masks(segmentation: np.ndarray, segments_info, ignore_index: int) -> tuple[list[np.ndarray], list[int]]:
-    """Any form → n masks (H, W) and their labels; empty masks are left out."""
+class _Mask:
+    """A segment's box and area, and its pixels when they are asked for: all segments' pixels may not fit in memory."""
+
+    def __init__(self, read: Callable[[slice, slice], np.ndarray], label: int):
+        """`read(rows, columns)`: that part of the mask, bool."""
+        self.read, self.label = read, int(label)
+        everything = read(slice(None), slice(None))
+        rows, columns = np.flatnonzero(everything.any(1)), np.flatnonzero(everything.any(0))
+        self.shape, self.area = everything.shape, int(np.count_nonzero(everything))
+        self.box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else None
+
+
+def _masks(segmentation, segments_info, ignore_index: int) -> list[_Mask]:
+    """Any form → masks with their labels; empty masks are left out."""
     if segments_info is None:
-        present = [int(c) for c in np.unique(segmentation) if c >= 0 and c != ignore_index]
-        pairs = [(segmentation == c, c) for c in present]
-    elif segmentation.ndim == 3:
-        pairs = [(mask.astype(bool), s["label_id"]) for mask, s in zip(segmentation, segments_info)]
+        bands = (np.unique(segmentation[top : top + 256]) for top in range(0, len(segmentation), 256))
+        present = sorted({int(c) for band in bands for c in band if c >= 0 and c != ignore_index})
+        masks = [_Mask(_of_id(segmentation, c), c) for c in present]
+    elif isinstance(segmentation, Sequence) or segmentation.ndim == 3:
+        masks = [_Mask(_of_stack(segmentation, k), s["label_id"]) for k, s in enumerate(segments_info)]
     else:
-        pairs = [(segmentation == s["id"], s["label_id"]) for s in segments_info]
-    pairs = [(mask, int(label)) for mask, label in pairs if mask.any()]
-    return [mask for mask, _ in pairs], [label for _, label in pairs]
+        masks = [_Mask(_of_id(segmentation, s["id"]), s["label_id"]) for s in segments_info]
+    return [mask for mask in masks if mask.area]
 
 
-def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+def _of_id(segmentation: np.ndarray, segment: int):
+    return lambda rows, columns: segmentation[rows, columns] == segment
 
 
-def _tint(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, opacity: float, line: int, factor: int) -> None:
-    """Blend the colour into the mask, opaque along its outline, with a fine light edge outside of that."""
-    rows, columns = _box(mask)
-    part = np.pad(mask[rows, columns].repeat(factor, 0).repeat(factor, 1), 1)
-    depth = ndimage.distance_transform_cdt(part, "chessboard")[1:-1, 1:-1]  # pixels to the outside
-    area = canvas[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
-    weight = np.where(depth > line, opacity, 0.9) * (depth > 0)
-    area += weight[..., None] * (colour - area)
-    edge = (depth == 1)[..., None]
-    area += 0.55 * edge * (255 - area)
+def _of_stack(masks, k: int):
+    return lambda rows, columns: np.asarray(masks[k])[rows, columns].astype(bool)
+
+
+def _tint(canvas: np.ndarray, mask: _Mask, colour: np.ndarray, opacity: float, line: int, factor: int) -> None:
+    """Blend the colour into the mask, opaque along its outline, with a fine light edge outside of that.
+
+    In bands of rows, each with so many rows around it that its outline is that of the mask.
+    """
+    rows, columns = mask.box
+    pixels = mask.read(rows, columns)
+    height, band = len(pixels) * factor, max(64, _BAND_PIXELS // (pixels.shape[1] * factor))
+    left, right = columns.start * factor, columns.stop * factor
+    for top in range(0, height, band):
+        bottom = min(top + band, height)
+        first, last = max(0, top - line - 1), min(height, bottom + line + 1)
+        part = pixels[first // factor : -(-last // factor)].repeat(factor, 0).repeat(factor, 1)
+        part = part[first % factor : first % factor + last - first]
+        part = np.pad(part, ((int(first == 0), int(last == height)), (1, 1)))
+        start = top - first + int(first == 0)
+        depth = ndimage.distance_transform_cdt(part, "chessboard")[start : start + bottom - top, 1:-1]  # to the outside
+        area = canvas[rows.start * factor + top : rows.start * factor + bottom, left:right]
+        weight = (np.where(depth > line, opacity, 0.9) * (depth > 0)).astype(np.float32)
+        blended = area + weight[..., None] * (colour - area)
+        blended += np.float32(0.55) * (depth == 1)[..., None] * (255 - blended)
+        area[:] = blended.round()
 
 
 def _write_names(picture: Image.Image, masks, texts, tints, order, factor: int) -> None:
@@ -164,11 +196,11 @@ def _write_names(picture: Image.Image, masks, texts, tints, order, factor: int) 
             break
 
 
-def _place(mask: np.ndarray, width: float, height: float) -> tuple[float, float] | None:
+def _place(mask: _Mask, width: float, height: float) -> tuple[float, float] | None:
     """Centre (y, x) of a box of width × height that lies inside the mask as far as possible; `None` if too little."""
-    rows, columns = _box(mask)
-    part = mask[rows, columns]
-    if part.sum() < _INSIDE * width * height:
+    rows, columns = mask.box
+    part = mask.read(rows, columns)
+    if mask.area < _INSIDE * width * height:
         return None
     step = max(1, max(part.shape) // 160)
     small = np.pad(part[::step, ::step], 1).astype(np.float32)

@@ -11,12 +11,13 @@ Outputs need `masks_queries_logits` (V, Q, g_h, g_w) and `class_queries_logits` 
 import functools
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .geometry import Placement, Size, input_size_of, placement
-from .instance import instance_segmentation
+from .instance import instance_maps, instance_segmentation
 from .panoptic import panoptic_segmentation
 from .semantic import semantic_scores, semantic_segmentation
 
@@ -157,6 +158,24 @@ class PostProcessing:
                 masks[i], classes[i], place, threshold, top_k, return_binary_maps, mask_threshold
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
+        return results
+
+    @_of_task("panoptic", "instance")
+    @_exact
+    def post_process_instance_rle(self, outputs, target_sizes: list[Size]) -> list[dict]:
+        """As `post_process_instance_segmentation` with binary maps, in little memory: for each image {"size", "masks",
+        "labels", "scores"}, masks in COCO's run-length encoding."""
+        from pycocotools import mask as rle
+
+        masks, classes, _ = _unpack(outputs)
+        results = []
+        for i, place in enumerate(self._padded(outputs, target_sizes, None)):
+            found = {"size": place.original, "masks": [], "labels": [], "scores": []}
+            for mask, label, score in instance_maps(masks[i], classes[i], place):
+                found["masks"].append(rle.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8))))
+                found["labels"].append(label)
+                found["scores"].append(score)
+            results.append(found)
         return results
 
     @_exact

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from .images import frames_of, read_image
@@ -22,12 +23,18 @@ def failure(file: Path, error: Exception) -> tuple[str, str]:
     return str(file), (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-class ImageInputs(Dataset):
-    """(name, file) pairs → {"name", "file", "picture", "frames", "pixel_values" (v, 3, S_h, S_w),
-    "patch_offsets"}, or {"failure": (file, reason)}."""
+def allow_pixels(count: int) -> None:
+    """Let Pillow open pictures of so many pixels in this process; it warns of half of its limit."""
+    Image.MAX_IMAGE_PIXELS = max(count, Image.MAX_IMAGE_PIXELS or 0)
 
-    def __init__(self, items: Sequence[tuple[str, Path]], processor):
-        self.items, self.processor = list(items), processor
+
+class ImageInputs(Dataset):
+    """(name, file) pairs → {"name", "file", "size" (height, width), "frames", "pixel_values" (v, 3, S_h, S_w),
+    "patch_offsets"}, or {"failure": (file, reason)}. Pictures do not travel between processes: who wants one reads it
+    again. Those of more than `max_pixels` are failures."""
+
+    def __init__(self, items: Sequence[tuple[str, Path]], processor, max_pixels: int):
+        self.items, self.processor, self.max_pixels = list(items), processor, max_pixels
 
     def __len__(self) -> int:
         return len(self.items)
@@ -35,11 +42,18 @@ class ImageInputs(Dataset):
     def __getitem__(self, index: int) -> dict:
         name, file = self.items[index]
         try:
-            picture = read_image(file)
+            allow_pixels(self.max_pixels)
+            picture = read_image(file, max_pixels=self.max_pixels)
             inputs = self.processor(picture, return_tensors="pt")
         except FAILS_ALONE as error:
             return {"failure": failure(file, error)}
-        return {"name": name, "file": file, "picture": picture, "frames": frames_of(file), **inputs}
+        return {
+            "name": name,
+            "file": file,
+            "size": (picture.height, picture.width),
+            "frames": frames_of(file),
+            **inputs,
+        }
 
 
 def collate(samples: list[dict]) -> dict:

@@ -25,6 +25,8 @@ from pycocotools import mask as rle
 from ..configuration.labels import LabelSpace
 from .writing import write_json, write_whole
 
+_BAND = 256
+"""Rows that are recoded at once."""
 VOID_LABEL = 255
 """Pixels of no class in a label png (65535 where a class has an id of 255 or more)."""
 
@@ -49,30 +51,31 @@ def state_of(file: Path) -> dict:
 
 def weights_of(model: str | Path) -> dict[str, list[int]]:
     """A local model directory's weight files: {name: [size, mtime_ns]}; none of a model on the hub."""
-    files = [file for suffix in ("safetensors", "bin") for file in sorted(Path(model).glob(f"*.{suffix}"))]
+    files = [file for suffix in ("safetensors", "bin", "onnx", "pt2") for file in sorted(Path(model).glob(f"*.{suffix}"))]
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):
     """(H, W) ids, segments → (H, W, 3) uint8 of COCO's coding, its `segments_info`. Ids start at 1: 0 is void."""
-    ids = np.asarray(segmentation).astype(np.int64)
-    coded, segments = np.zeros(ids.shape, np.int64), []
+    ids, segments = np.asarray(segmentation), []
+    coded = np.zeros((*ids.shape, 3), np.uint8)
     for number, segment in enumerate(segments_info, start=1):
         inside = ids == segment["id"]
-        coded[inside] = number
+        for channel in range(3):
+            np.copyto(coded[..., channel], number >> 8 * channel & 255, where=inside, casting="unsafe")
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
         box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1] if len(rows) else [0] * 4
         entry = {"id": number, "category_id": int(category_ids[segment["label_id"]]), "iscrowd": 0}
-        entry |= {"area": int(inside.sum()), "bbox": [int(v) for v in box]}
+        entry |= {"area": int(np.count_nonzero(inside)), "bbox": [int(v) for v in box]}
         segments.append(entry | ({"score": float(segment["score"])} if "score" in segment else {}))
-    return np.stack([coded % 256, coded // 256 % 256, coded // 65536], -1).astype(np.uint8), segments
+    return coded, segments
 
 
 def instance_results(image_id, masks, labels, scores, category_ids: Sequence[int]) -> list[dict]:
-    """(n, H, W) masks, their labels and scores → COCO results; empty masks are left out."""
+    """(n, H, W) masks or n encoded ones, their labels and scores → COCO results; empty masks are left out."""
     results = []
     for mask, label, score in zip(masks, labels, scores):
-        encoded = rle.encode(np.asfortranarray(np.asarray(mask, np.uint8)))
+        encoded = mask if isinstance(mask, dict) else rle.encode(np.asfortranarray(np.asarray(mask, np.uint8)))
         if not rle.area(encoded):
             continue
         results.append(
@@ -95,14 +98,34 @@ def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
 
     Ids beyond 16 bits are colors, R + 256 G + 65536 B, and so is the picture; void is white.
     """
-    labels = np.asarray(segmentation).astype(np.int64)
+    labels = np.asarray(segmentation)
     if max(category_ids) > 65535:
-        packed = np.array([*category_ids, 0xFFFFFF])[np.where((labels >= 0) & (labels < len(category_ids)), labels, -1)]
-        return Image.fromarray(np.stack([packed % 256, packed // 256 % 256, packed // 65536], -1).astype(np.uint8))
-    wide = max(category_ids) >= VOID_LABEL
-    table = np.array([*category_ids, 65535 if wide else VOID_LABEL])
-    known = (labels >= 0) & (labels < len(category_ids))
-    return Image.fromarray(table[np.where(known, labels, -1)].astype(np.uint16 if wide else np.uint8))
+        void, kind, shape = 0xFFFFFF, np.uint8, (*labels.shape, 3)
+    elif max(category_ids) >= VOID_LABEL:
+        void, kind, shape = 65535, np.uint16, labels.shape
+    else:
+        void, kind, shape = VOID_LABEL, np.uint8, labels.shape
+    table = np.array([*category_ids, void])
+    if len(shape) == 3:
+        table = np.stack([table % 256, table // 256 % 256, table // 65536], -1)
+    table, coded = table.astype(kind), np.empty(shape, kind)
+    for top in range(0, len(labels), _BAND):
+        band = labels[top : top + _BAND]
+        coded[top : top + _BAND] = table[np.where((band >= 0) & (band < len(category_ids)), band, -1)]
+    return Image.fromarray(coded)
+
+
+class EncodedMasks(Sequence):
+    """Run-length encoded masks, decoded one at a time: each is an (H, W) array, every `step`-th row and column."""
+
+    def __init__(self, encoded: Sequence[dict], step: int = 1):
+        self.encoded, self.step = encoded, step
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return rle.decode(self.encoded[index])[:: self.step, :: self.step].copy()
 
 
 class Results:
@@ -160,7 +183,7 @@ class Results:
         the state of its file, for `discard_outdated`.
 
         prediction: panoptic {"segmentation", "segments_info"}; instance the same with binary maps, or {"masks",
-        "labels", "scores"}; semantic an (H, W) map or {"segmentation"}.
+        "labels", "scores"}, with "size" where masks are encoded; semantic an (H, W) map or {"segmentation"}.
         """
         image_id = image_id_of(name) if image_id is None else image_id
         ids = self.label_space.dataset_ids
@@ -175,7 +198,7 @@ class Results:
             else:
                 masks, info = prediction["segmentation"], prediction["segments_info"]
                 labels, scores = [s["label_id"] for s in info], [s["score"] for s in info]
-            size = tuple(masks.shape[-2:])
+            size = prediction["size"] if "size" in prediction else tuple(masks.shape[-2:])
             annotations = instance_results(image_id, masks, labels, scores, ids)
         else:
             labels = prediction["segmentation"] if isinstance(prediction, Mapping) else prediction

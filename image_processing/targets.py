@@ -53,7 +53,7 @@ def label_ids(
     ids: Tensor,
     *,
     segments_info: Sequence[Mapping] | None = None,
-    instance_id_to_semantic_id: Mapping[int, int] | None = None,
+    instance_id_to_semantic_id: Mapping[int, int] | np.ndarray | None = None,
     ignore_index: int | None = None,
     do_reduce_labels: bool = False,
     num_labels: int | None = None,
@@ -63,7 +63,8 @@ def label_ids(
 
     Args:
         segments_info: `{"id", "label_id" or "category_id", "iscrowd"}` per segment.
-        instance_id_to_semantic_id: class of each instance id; ids 0 and `ignore_index` may be missing and are void.
+        instance_id_to_semantic_id: class of each instance id, or an array indexed by it; ids 0 and `ignore_index` may
+            be missing and are void.
         ignore_index: id of ignored pixels. Of a plain label map also 255, unless another is given.
         do_reduce_labels: label 0 is background: ignored, and the others move down by one.
         num_labels: number of classes, to check the labels against.
@@ -74,7 +75,8 @@ def label_ids(
         labels = _labels_of_segments(present, segments_info, drop_crowds)
         labels.pop(ignore_index, None)
     elif instance_id_to_semantic_id is not None:
-        mapping = {int(k): int(v) for k, v in instance_id_to_semantic_id.items()}
+        pairs = getattr(instance_id_to_semantic_id, "items", lambda: enumerate(instance_id_to_semantic_id))()
+        mapping = {int(k): int(v) for k, v in pairs}
         unknown = [i for i in present if i not in mapping and i not in (0, ignore_index)]
         if unknown:
             raise ValueError(f"instance id {unknown[0]} of the map is missing from instance_id_to_semantic_id")

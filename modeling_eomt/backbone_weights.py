@@ -128,8 +128,8 @@ class BackboneShape(NamedTuple):
     depth: int
 
     def __str__(self) -> str:
-        name = {"vit": "DINOv2 or DeiT-III", "dinov3": "DINOv3", "eva02": "EVA-02"}[self.layout]
-        return f"a {name} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
+        name = {"vit": "a DINOv2 or DeiT-III", "dinov3": "a DINOv3", "eva02": "an EVA-02"}[self.layout]
+        return f"{name} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
 
 
 def describe(state: StateDict) -> BackboneShape:
@@ -153,7 +153,8 @@ def _require_same_kind(state: StateDict, config: EoMTConfig) -> None:
     wanted = BackboneShape(config.layout, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
     if found != wanted:
         raise ValueError(
-            f"the backbone is {found}; the configuration wants {wanted}; EoMTConfig.for_backbone(name) gives one that fits"
+            f"the backbone is {found}; the configuration wants {wanted}; "
+            "EoMTConfig.for_backbone(name) gives one that fits"
         )
 
 

@@ -155,7 +155,7 @@ def check_targets(
     Raises:
         ValueError: when masks and labels do not pair up or, for labels on the host, when one is outside the config's.
     """
-    masks, labels = list(mask_labels), list(class_labels)
+    masks, labels = ([torch.as_tensor(value) for value in values] for values in (mask_labels, class_labels))
     if not len(masks) == len(labels) == len(class_logits):
         raise ValueError(
             f"{len(masks)} mask_labels and {len(labels)} class_labels for {len(class_logits)} images; give one each"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from eomt.cli import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configuration", "image_processing", "modeling_eomt", "training", "eomt")
 MAY_IMPORT = {
@@ -65,6 +67,34 @@ def test_importing_eomt_leaves_training_and_generic_names_alone():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=lambda a: a[0] if a else "eomt")
+@pytest.mark.parametrize("started", ["-m eomt", "eomt"])
+def test_help_imports_no_torch(arguments, started):
+    """Counted in modules, not in seconds."""
+    if started == "eomt":  # as the console script does
+        start = "sys.argv[0] = '/bin/eomt'; from eomt.cli import main; main()"
+    else:
+        start = "runpy.run_module('eomt', run_name='__main__', alter_sys=True)"
+        start = f"sys.argv[0] = '-m'; sys.orig_argv = [sys.executable, '-m', 'eomt']; {start}"
+    script = f"import runpy, sys\ntry:\n    {start}\nexcept SystemExit as end:\n    assert not end.code\n"
+    script += "assert not {'torch', 'torchao', 'transformers.modeling_utils'} & set(sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: eomt" in done.stdout
+
+
+def test_importing_eomt_registers_whatever_runs_it():
+    script = (
+        "import sys; sys.argv = [{!r}]; import eomt; from transformers import AutoConfig; "
+        "assert AutoConfig.for_model('eomt').__class__ is eomt.EoMTConfig"
+    )
+    for program in ("train.py", "-m", "pytest"):
+        done = subprocess.run([sys.executable, "-c", script.format(program)], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_wheel_holds_what_git_has(tmp_path):

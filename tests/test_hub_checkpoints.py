@@ -1,6 +1,8 @@
 """The hub's checkpoints as they are: configurations and processors of plain transformers, which know no task."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +89,31 @@ def test_the_task_is_inferred_and_saved(name, renamed, tmp_path, caplog):
     assert (config.task, processor.task, processor.do_split_image) == (other, other, False)
 
 
+CARDS = {
+    "coco_panoptic_eomt_large_640": "coco_panoptic_eomt_large_640",
+    "cityscapes_semantic_eomt_large_1024": "cityscapes_semantic_eomt_large_1024",
+    "coco_instance_eomt_large_640_dinov3": "eomt-dinov3-coco-instance-large-640",
+    "ade20k_semantic_eomt_large_512_dinov3": "eomt-dinov3-ade-semantic-large-512",
+}
+
+
+@pytest.mark.parametrize("recipe", CARDS)
+def test_the_code_of_a_card_runs_on_a_folder_of_its_hub_name(recipe, tmp_path, monkeypatch):
+    from PIL import Image
+
+    card = (Path(__file__).parent.parent / "model_cards" / f"{recipe}.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    name = CARDS[recipe]
+    *contents, task = HUB[name]
+    write_hub_folder(tmp_path / "tue-mps" / name, *contents)  # in place of the download
+    Image.new("RGB", (60, 32), "white").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    assert isinstance(found["segment"].model, eomt.EoMTForUniversalSegmentation)
+    assert found["segment"].image_processor.task == task
+
+
 def test_each_file_knows_what_only_the_other_says(tmp_path):
     folder = write_hub_folder(tmp_path / "a", "dinov2", ["cell", "tissue"], 200, WINDOWS, weights=False)
     assert [part.task for part in loaded(folder)] == ["semantic", "semantic"]  # by the windows
@@ -168,3 +195,38 @@ def test_two_queries_of_one_stuff_class_are_one_segment_and_score_as_one(tmp_pat
     reference = {"segmentation": torch.ones(32, 32, dtype=torch.int32), "segments_info": [segment]}
     metric.add(prediction=found, reference=as_reference({"image_id": 1, "file_name": "1", "reference": reference}))
     assert metric.compute()["pq_stuff"] == 1
+
+
+def test_the_trainer_scores_split_stuff_of_a_hub_checkpoint_as_one(tmp_path, monkeypatch):
+    """Two queries that each hold half of one sky, through the whole of `EoMTTrainer.evaluate`."""
+    import numpy as np
+
+    from eomt.training import EoMTTrainer, EoMTTrainingArguments
+
+    *contents, _ = HUB["coco_panoptic_eomt_large_640"]
+    folder = write_hub_folder(tmp_path / "model", *contents)
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder)
+    sky = model.config.label2id["sky-other-merged"]
+    forward = type(model).forward
+
+    def two_halves(self, pixel_values, **kwargs):
+        output = forward(self, pixel_values, **kwargs)
+        output.masks_queries_logits.fill_(-20.0)
+        output.masks_queries_logits[:, 0, :, : output.masks_queries_logits.shape[-1] // 2] = 20.0
+        output.masks_queries_logits[:, 1, :, output.masks_queries_logits.shape[-1] // 2 :] = 20.0
+        output.class_queries_logits.fill_(-20.0)
+        output.class_queries_logits[:, 2:, -1] = 20.0
+        output.class_queries_logits[:, :2, sky] = 20.0
+        return output
+
+    monkeypatch.setattr(type(model), "forward", two_halves)
+    reference = {
+        "segmentation": np.ones((32, 32), np.int32),
+        "segments_info": [{"id": 1, "label_id": sky, "iscrowd": 0}],
+    }
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    data = [{"image": image, "reference": reference, "image_id": 1, "file_name": "1.png"}]
+    args = EoMTTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", disable_tqdm=True)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    results = EoMTTrainer(model, args, eval_dataset=data, processing_class=processor).evaluate()
+    assert results["eval_pq"] == results["eval_pq_stuff"] == 1

@@ -5,16 +5,15 @@ What is left out (None) is taken from `recipe`, and without a recipe from what t
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import TrainingArguments
 
 from ..configuration import TASK_ROWS, TASKS
 from ..configuration.recipes import Recipe, get_recipe
-from .options import option
+from .run_options import COMMON, FULL_WARMUP_STEPS, MASKING, RunOptions
 
-MASKING = ("annealed", "always", "switched-off", "never")
 REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave no room for → what to use
     "lr_scheduler_type": "the schedule is warm-up and polynomial decay: poly_power, 1 for a linear one",
     "lr_scheduler_kwargs": "the schedule is set by head_warmup_steps, backbone_warmup_steps and poly_power",
@@ -22,88 +21,16 @@ REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave 
     "warmup_ratio": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
     "label_smoothing_factor": "EoMT's loss has no label smoothing",
 }
-FULL_WARMUP_STEPS = 15_000  # runs at least this long warm up as the paper's do (its shortest: 19,902 steps)
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
-COMMON = {field.name: field.default for field in dataclasses.fields(Recipe)}  # what all recipes share
 
 
 @dataclass
-class EoMTTrainingArguments(TrainingArguments):
-    """Arguments of `EoMTTrainer`; every field of `TrainingArguments` is there too.
+class EoMTTrainingArguments(RunOptions, TrainingArguments):
+    """Arguments of `EoMTTrainer`: `RunOptions`, and every other field of `TrainingArguments`.
 
     Raises:
         ValueError: on construction, when a value is out of its range or the batch sizes do not fit each other.
     """
-
-    recipe: str | None = option(
-        "Name of a run of the paper whose values are the defaults, such as coco_panoptic_eomt_large_640."
-    )
-    task: str | None = option(f"{', '.join(TASKS)}; default: the recipe's, else the model's.")
-    learning_rate: float | None = option("Learning rate of heads and last block; default: the recipe's, else 1e-4.")
-    num_train_epochs: float | None = option("Passes over the data; default: the recipe's, else 12.")
-    total_batch_size: int | None = option(
-        "Images per optimizer step over all processes, kept by gradient accumulation whatever their number; "
-        "default: the recipe's 16, or per_device_train_batch_size × processes where that is given without a recipe."
-    )
-    per_device_train_batch_size: int | None = option(
-        "Images per process and forward pass; default: 4, or less where 4 does not divide the batch."
-    )
-    gradient_accumulation_steps: int | None = option("Default: what makes up total_batch_size.")
-    weight_decay: float = option("Of every parameter, including norms, biases and queries.", COMMON["weight_decay"])
-    max_grad_norm: float = option("Maximum global gradient norm.", COMMON["max_grad_norm"])
-    llrd: float | None = option(
-        "Layer-wise learning rate decay factor from block to block; default: the recipe's, else 0.8."
-    )
-    llrd_l2_enabled: bool | None = option(
-        "Apply the decay to the last blocks, which process the queries, too; default: the recipe's, else true."
-    )
-    head_warmup_steps: int | None = option(
-        "Warm-up steps of the heads, during which the backbone is not trained; default: the "
-        f"recipe's, else 500; scaled down for runs shorter than {FULL_WARMUP_STEPS} steps."
-    )
-    backbone_warmup_steps: int | None = option(
-        "Warm-up steps of the backbone after that; default: the recipe's, else 1000; likewise scaled."
-    )
-    poly_power: float | None = option("Power of the learning rate's decay; default 0.9.")
-    masking: str = option(
-        "Masked attention (paper, Table 7). annealed: dropped block by block during training, none at inference. "
-        "always: in training and at inference. switched-off: in training, but not at inference. "
-        "never: no masked attention and only the last prediction supervised.",
-        "annealed",
-        choices=list(MASKING),
-    )
-    annealing_start_steps: list[int] | None = field(
-        default=None,
-        metadata={"help": "Step at which each masked block's annealing starts; default: from the run's length."},
-    )
-    annealing_end_steps: list[int] | None = field(
-        default=None,
-        metadata={"help": "Step at which each masked block's annealing ends; default: from the run's length."},
-    )
-    annealing_power: float | None = option("Power of the mask probability's decay; default 0.9.")
-    freeze_backbone: bool = option("Train only queries and heads.", False)
-    class_head: str = option(
-        "keep, or new: initialize the class head at random, to fine-tune on other classes.",
-        "keep",
-        choices=["keep", "new"],
-    )
-    rope_augmentation: bool = option(
-        "Keep DINOv3's random shift, stretch and zoom of positions where the checkpoint has them; the authors train "
-        "without.",
-        False,
-    )
-    precision: str | None = option(
-        "fp32, bf16 or fp16 autocast; default: the recipe's fp16 on a GPU, else fp32. Sets bf16 and fp16.",
-        choices=["fp32", "bf16", "fp16"],
-    )
-    evaluate_blocks: bool = option("Also evaluate the prediction before each masked block; needs a second pass.", False)
-    seed: int = option("Random seed of weights, data order, augmentation, mask annealing and sampled points.", 0)
-    remove_unused_columns: bool = option("Must be false: the data's columns are not the model's arguments.", False)
-    label_names: list[str] | None = field(default=None, metadata={"help": "Default: mask_labels and class_labels."})
-    dataloader_drop_last: bool | None = option("Drop an epoch's last incomplete batch; default: true with a recipe.")
-    logging_nan_inf_filter: bool = option("Must be false: a non-finite loss stops the run.", False)
-    ddp_find_unused_parameters: bool | None = option("Every parameter has a gradient in every step, so false.", False)
-    ddp_broadcast_buffers: bool | None = option("Every process anneals by itself, so false.", False)
 
     def __post_init__(self):
         self._check()
@@ -123,22 +50,25 @@ class EoMTTrainingArguments(TrainingArguments):
             self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
         ):  # fmt: skip
             self.metric_for_best_model = TASK_ROWS[self.task].metric_key
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # else several processes would not find each other, and bf16 is refused
         self._fit_batches(recipe)
         self._choose_precision(recipe)
+        if not torch.accelerator.is_available():  # with it, processes of torchrun form a group and bf16 is allowed
+            self.use_cpu = True
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
-        started = int(os.environ.get("WORLD_SIZE", 1))
-        if self.world_size != started:
-            raise ValueError(
-                f"WORLD_SIZE is {started}, but the processes that found each other are {self.world_size}: they would "
-                "train apart in one folder; start them with torchrun, or unset WORLD_SIZE"
-            )
+        self._require_group()
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process; start one process each "
                 f"(torchrun --nproc_per_node {self.n_gpu} --no-python eomt train …) or set CUDA_VISIBLE_DEVICES to one"
+            )
+
+    def _require_group(self) -> None:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if processes != self.world_size:
+            raise ValueError(
+                f"WORLD_SIZE is {processes}, but {self.world_size} process takes part: each would train by itself into "
+                "the same folder; start one process, or set ACCELERATE_USE_CPU=true to train on CPUs together"
             )
 
     @property

@@ -58,6 +58,17 @@ segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
 ```"""
 
 
+def _deltas(recipe: Recipe) -> str:
+    size = recipe.backbone.split("_")[1][0]
+    return f"""`{recipe.checkpoint}` has the same weights as differences from DINOv3's, which transformers cannot \
+load. With a download of it and of `facebook/dinov3-vit{size}16-pretrain-lvd1689m` (its license has to be accepted on \
+the hub):
+
+```bash
+eomt convert DOWNLOAD FOLDER --reference-backbone DINOV3
+```"""
+
+
 def _cost(recipe: Recipe) -> str:
     row: Reported = reported_for(recipe.name.replace("_2x", "")) or recipe.reported  # twice the epochs, same model
     if row.gflops is None:
@@ -107,11 +118,11 @@ def recipe_card(recipe: Recipe) -> str:
     row, data = recipe.reported, recipe.training_set
     weights, weights_license = pretraining(recipe.backbone)
     start = f"Training starts from the result of `{recipe.initial_checkpoint}`, its class head left out.\n\n"
-    trained = (
-        f"The authors' weights of this recipe: `{recipe.checkpoint}`.\n\n{usage(recipe.checkpoint)}"
-        if recipe.checkpoint
-        else "The authors publish no weights of this recipe."
-    )
+    trained = "The authors publish no weights of this recipe."
+    if recipe.checkpoint:
+        trained = f"The authors' weights of this recipe: `{recipe.hub_model}`.\n\n{usage(recipe.hub_model)}"
+    if recipe.is_delta:
+        trained += f"\n\n{_deltas(recipe)}"
     where = "the authors' model zoo" if row.table == "model zoo" else f"the paper, {row.table}"
     return f"""{front_matter(recipe.task, recipe.dataset)}
 

@@ -1,6 +1,5 @@
 """What `eomt train` asks for besides `EoMTTrainingArguments`: the data and the model."""
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -99,11 +98,3 @@ def listed(text: str | None, kind=str) -> list:
         return [kind(part.strip()) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{text!r} is no list of numbers separated by commas") from None
-
-
-def option_fields() -> set[str]:
-    """Names of the options that are ours, for a help text without the hundred of the stock Trainer."""
-    from .arguments import EoMTTrainingArguments
-
-    own = EoMTTrainingArguments.__annotations__
-    return {f.name for kind in (DataOptions, ModelOptions) for f in dataclasses.fields(kind)} | set(own)

@@ -11,8 +11,8 @@ from .data.check import check_data, describe
 from .data.load import splits_automatically
 from .initial_model import starting_config, starting_task
 from .options import DataOptions, ModelOptions
+from .resumption import check_options, write_options
 from .run_card import evaluation_of_weights
-from .run_options import check_options, write_options
 from .run_setup import build_trainer, load_split, train_transform
 from .trainer import EoMTTrainer
 

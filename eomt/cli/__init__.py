@@ -48,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"eomt: there is no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        if not {"-h", "--help"} & {*argv}:
+            from eomt.auto import register
+
+            register()
         return importlib.import_module(f"eomt.cli.{argv[0]}").main(argv[1:]) or 0
     except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
         print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)

@@ -45,12 +45,20 @@ def require_model(name: str) -> None:
 
 
 def load_model(name: str, **options):
-    """The model in `name`, as the Auto classes give it; options are `from_pretrained`'s.
+    """The model in `name`, as the Auto classes give it, or an exported one; options are `from_pretrained`'s.
 
     Raises:
         ValueError: when weights are missing, left over, of another shape or not finite. `from_pretrained` would draw
             random ones in their place, and the results would be wrong without an error.
     """
+    from eomt.inference.engines import exported_engines
+
+    if exported_engines(name):
+        from eomt.inference.exported import ExportedEoMT
+
+        dtype = str(options.get("dtype", "float32")).removeprefix("torch.")
+        names = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}  # None: what the file was exported for
+        return ExportedEoMT.from_pretrained(name, dtype=names.get(dtype, dtype))
     from transformers import AutoModelForUniversalSegmentation
     from transformers.utils import logging
 

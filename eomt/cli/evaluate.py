@@ -114,13 +114,11 @@ def _load(args):
     from transformers import AutoImageProcessor
     from transformers.utils.logging import disable_progress_bar
 
-    import eomt.auto
     from eomt.cli.checks import load_model, require_model, usable_device
 
     require_model(args.model)
     if args.device:
         usable_device(args.device)
-    eomt.auto.register()
     disable_progress_bar()  # of loading weights; the evaluation has its own
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     model = load_model(args.model, dtype=getattr(torch, args.dtype))

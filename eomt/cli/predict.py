@@ -1,11 +1,15 @@
 """`eomt predict`: photos in, segments out; pictures for people, COCO files and label pngs for machines."""
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
+MAX_PIXELS = 100_000_000
+WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
+DRAWN_PIXELS = 25_000_000  # of an overlay: of larger images it is reduced
 PICTURE_THRESHOLD = {"panoptic": 0.8, "instance": 0.5, "semantic": None}
 
 
@@ -37,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
         "the model, of the data it was trained on. Image ids are the numbers in file names, else these names",
     )
     p.add_argument("--no-overlays", action="store_true", help="machine-readable results only")
+    p.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"refuse larger images; memory grows by about 13 bytes a pixel (default {MAX_PIXELS:,})",
+    )
     p.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read and resize (default 1)")
     return p
 
@@ -46,6 +57,8 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: give at least 1")
+    if args.max_pixels < 1:
+        raise ValueError(f"--max-pixels {args.max_pixels}: give at least 1")
     if args.workers < 0:
         raise ValueError(f"--workers {args.workers}: give 0 or more")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
@@ -98,6 +111,10 @@ class _Job:
         self.device = usable_device(args.device) if args.device else state.device
         self.dtype = getattr(torch, args.dtype)
         model = load_model(args.model, dtype=self.dtype)
+        if model.attn_mask_probs.any():
+            if state.is_main_process:
+                print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
+            model.set_attn_mask_probs([0.0] * model.config.num_blocks)
         self.model = model.eval().to(self.device)
         self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
         self.task = self.processor.task
@@ -139,10 +156,18 @@ class _Job:
         from torch.utils.data import DataLoader
         from tqdm.auto import tqdm
 
-        from eomt.image_processing.reading import FAILS_ALONE, ImageInputs, collate, failure, outputs_of
+        from eomt.image_processing.reading import (
+            FAILS_ALONE,
+            ImageInputs,
+            allow_pixels,
+            collate,
+            failure,
+            outputs_of,
+        )
 
+        allow_pixels(self.args.max_pixels)
         loader = DataLoader(
-            ImageInputs(items, self.processor),
+            ImageInputs(items, self.processor, self.args.max_pixels),
             batch_size=self.args.batch_size,
             num_workers=min(self.args.workers, len(items)),
             collate_fn=collate,
@@ -150,7 +175,7 @@ class _Job:
         )
         failures, writing = [], []
 
-        def written(file: Path, future: Future) -> None:
+        def written(file: Path, future: Future, pixels: int) -> None:
             try:
                 future.result()
             except FAILS_ALONE as error:
@@ -172,25 +197,30 @@ class _Job:
                         if item["frames"] > 1:
                             tqdm.write(f"note: {item['file']}: the first of {item['frames']} frames", file=sys.stderr)
                         try:
-                            prediction = self._segments(outputs_of(i, outputs, batch), item["picture"])
+                            prediction = self._segments(outputs_of(i, outputs, batch), item["size"])
                         except FAILS_ALONE as error:
                             failures.append(failure(item["file"], error))
                         else:
-                            writing.append((item["file"], pool.submit(self._write, item, prediction)))
-                    while len(writing) > 2 * self.args.batch_size + 2:  # pictures wait in memory: not too many
-                        written(*writing.pop(0))
+                            future = pool.submit(self._write, item, prediction)
+                            writing.append((item["file"], future, item["size"][0] * item["size"][1]))
+                            del prediction, future
+                        # results wait in memory: not too many
+                        while (
+                            len(writing) > 2 * self.args.batch_size + 2 or sum(w[-1] for w in writing) > WAITING_PIXELS
+                        ):
+                            written(*writing.pop(0))
                 bar.update(done)
-            for file, future in writing:
-                written(file, future)
+            for waiting in writing:
+                written(*waiting)
         return len(items) - len(failures), failures
 
-    def _segments(self, outputs, picture) -> dict:
-        """One image's outputs → its prediction on the host, at its own size."""
-        sizes = [(picture.height, picture.width)]
+    def _segments(self, outputs, size: tuple[int, int]) -> dict:
+        """One image's outputs → its prediction on the host, at its own (height, width)."""
+        sizes = [size]
         if self.task == "panoptic":
             found = self.processor.post_process_panoptic_segmentation(outputs, sizes, threshold=self.threshold)
         elif self.task == "instance":
-            found = self.processor.post_process_instance_segmentation(outputs, sizes, return_binary_maps=True)
+            found = self.processor.post_process_instance_rle(outputs, sizes)
         elif self.args.confidence:
             found = self.processor.post_process_semantic_confidence(outputs, sizes)
         else:
@@ -200,32 +230,44 @@ class _Job:
 
     def _write(self, item: dict, prediction: dict) -> None:
         """Pictures first: the results' record marks the image as done."""
-        from eomt.image_processing.pictures import draw_confidence, draw_segments, side_by_side, write_jpeg
-        from eomt.image_processing.writing import write_whole
-
-        name, picture, overlay = item["name"], item["picture"], None
         if not self.args.no_overlays or self.args.confidence:
-            overlay = draw_segments(picture, *self._to_draw(prediction), self.id2label, legend=True)
-        if not self.args.no_overlays:
-            write_jpeg(self.results.path("overlays", name, ".jpg"), overlay)
-        if self.args.confidence:
-            import numpy as np
-            from PIL import Image
-
-            confidence = prediction["confidence"].numpy()
-            stored = Image.fromarray(np.floor(confidence * 65535).astype(np.uint16))  # as BRAVO wants it
-            write_whole(self.results.path("confidence", name, ".png"), stored.save)
-            plain = draw_segments(picture, *self._to_draw(prediction), self.id2label)
-            sheet = side_by_side(
-                [("image", picture), ("prediction", plain), ("confidence", draw_confidence(confidence))]
-            )
-            write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
+            self._draw(item, prediction)
+        name = item["name"]
         file_name = str(Path(name).with_name(item["file"].name))  # with its folders: names alone may repeat
         self.results.write(name, file_name, prediction, self.image_ids[name], self.sources[name])
 
-    def _to_draw(self, prediction: dict) -> tuple:
-        segments = prediction.get("segments_info")
+    def _draw(self, item: dict, prediction: dict) -> None:
+        import numpy as np
+        from PIL import Image
+
+        from eomt.image_processing import read_image
+        from eomt.image_processing.pictures import draw_confidence, draw_segments, side_by_side, write_jpeg
+        from eomt.image_processing.writing import write_whole
+
+        name, picture = item["name"], read_image(item["file"])
+        step = math.ceil(math.sqrt(picture.width * picture.height / DRAWN_PIXELS))
+        picture = picture.reduce(step) if step > 1 else picture
+        shown = self._to_draw(prediction, step)
+        if not self.args.no_overlays:
+            overlay = draw_segments(picture, *shown, self.id2label, legend=True)
+            write_jpeg(self.results.path("overlays", name, ".jpg"), overlay)
+        if self.args.confidence:
+            confidence = prediction["confidence"].numpy()
+            stored = np.empty(confidence.shape, np.uint16)
+            for row, values in zip(stored, confidence):
+                row[:] = np.floor(values * 65535)  # as BRAVO wants it
+            write_whole(self.results.path("confidence", name, ".png"), Image.fromarray(stored).save)
+            plain = draw_segments(picture, *shown, self.id2label)
+            heat = draw_confidence(confidence[::step, ::step])
+            sheet = side_by_side([("image", picture), ("prediction", plain), ("confidence", heat)])
+            write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
+
+    def _to_draw(self, prediction: dict, step: int) -> tuple:
+        """Segmentation and segments, every `step`-th row and column."""
         if self.task != "instance":
-            return prediction["segmentation"], segments
-        shown = [i for i, segment in enumerate(segments) if segment["score"] >= self.threshold]
-        return prediction["segmentation"][shown], [segments[i] for i in shown]
+            return prediction["segmentation"][::step, ::step], prediction.get("segments_info")
+        from eomt.image_processing.results import EncodedMasks
+
+        best = [k for k, score in enumerate(prediction["scores"]) if score >= self.threshold]
+        masks = EncodedMasks([prediction["masks"][k] for k in best], step)
+        return masks, [{"id": k, "label_id": prediction["labels"][k]} for k in best]

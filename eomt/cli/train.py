@@ -13,13 +13,12 @@ EPILOG = """examples:
 More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --help-all adds the options of transformers'
 TrainingArguments; --list-recipes lists the recipes."""
 
-STOCK_SHOWN = ("output_dir", "max_steps", "logging_steps", "eval_strategy", "eval_steps", "save_steps", "bf16", "fp16",
-               "torch_compile", "report_to", "dataloader_num_workers", "activation_checkpointing")  # fmt: skip
-
 
 def main(argv: list[str]) -> int:
     if "--list-recipes" in argv:
         return list_recipes()
+    if {"-h", "--help"} & {*argv}:
+        return show_help()
     from eomt.training.run import check_run, run
 
     data, model, args, resume = parse(argv)
@@ -31,15 +30,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse(argv: list[str]):
-    """Command line → (DataOptions, ModelOptions, EoMTTrainingArguments, whether to resume)."""
-    from transformers import HfArgumentParser
-
-    from eomt.training.arguments import EoMTTrainingArguments
-    from eomt.training.options import DataOptions, ModelOptions, option_fields
+def _parser(options: tuple):
+    from transformers.hf_argparser import HfArgumentParser  # not from transformers: that imports torch
 
     parser = HfArgumentParser(
-        (DataOptions, ModelOptions, EoMTTrainingArguments),
+        options,
         prog="eomt train",
         usage="eomt train --data PATH [--recipe NAME | --task TASK --backbone NAME] [options]",
         description=__doc__,
@@ -49,6 +44,24 @@ def parse(argv: list[str]):
     parser.add_argument(
         "--resume", action="store_true", help="Resume from the last complete checkpoint, if there is one."
     )
+    return parser
+
+
+def show_help() -> int:
+    """Our options and the stock Trainer's most used, without importing torch."""
+    from eomt.training.options import DataOptions, ModelOptions
+    from eomt.training.run_options import RunOptions, StockOptions
+
+    _parser((DataOptions, ModelOptions, RunOptions, StockOptions)).parse_args(["--help"])
+    return 0
+
+
+def parse(argv: list[str]):
+    """Command line → (DataOptions, ModelOptions, EoMTTrainingArguments, whether to resume)."""
+    from eomt.training.arguments import EoMTTrainingArguments
+    from eomt.training.options import DataOptions, ModelOptions
+
+    parser = _parser((DataOptions, ModelOptions, EoMTTrainingArguments))
     parser.set_defaults(
         eval_strategy="steps",
         eval_steps=0.1,
@@ -62,11 +75,6 @@ def parse(argv: list[str]):
     )
     if "--help-all" in argv:
         argv = ["--help"]
-    else:
-        shown = {*option_fields(), *STOCK_SHOWN, "help", "resume"}
-        for action in parser._actions:
-            if action.dest not in shown:
-                action.help = argparse.SUPPRESS
     values, data, model, args = _parsed(parser, argv)
     return data, model, args, values.resume
 

@@ -15,7 +15,8 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.export import made_photo
+from eomt.inference.engines import TorchExportEngine
+from eomt.inference.exporting import synthetic_photo
 from tests.models import tiny_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -50,7 +51,7 @@ def exported(tmp_path_factory):
     """A model with masking on, and its export."""
     folder = tmp_path_factory.mktemp("export")
     photo = folder / "photo.png"
-    made_photo(60, 90).save(photo)
+    synthetic_photo(60, 90).save(photo)
     saved(folder / "model", masking=1.0, num_queries=12)
     assert export(folder / "model", folder / "out", "--image", photo) == 0
     return folder
@@ -137,7 +138,7 @@ def test_every_family(kind, formats, tmp_path, capsys):
     saved(tmp_path / "model", kind)
     assert export(tmp_path / "model", tmp_path / "out", "--format", *formats) == 0
     said = capsys.readouterr().out
-    assert said.count("on a made image logits differ by at most") == len(formats)
+    assert said.count("on a synthetic image logits differ by at most") == len(formats)
     assert "done:" in said
 
 
@@ -152,7 +153,7 @@ def test_masking_that_is_turned_off_is_said(tmp_path, capsys):
 def test_another_size_and_windows(tmp_path):
     """A semantic model cuts the photo into several inputs: they are the batch of the check."""
     saved(tmp_path / "model", task="semantic")
-    made_photo(40, 150).save(tmp_path / "photo.png")
+    synthetic_photo(40, 150).save(tmp_path / "photo.png")
     options = ("--format", "pt2", "--image-size", "32", "48", "--image", tmp_path / "photo.png")
     assert export(tmp_path / "model", tmp_path / "out", *options) == 0
     pixels = torch.randn(3, 3, 32, 48)
@@ -162,28 +163,10 @@ def test_another_size_and_windows(tmp_path):
     assert tuple(json.loads((tmp_path / "out/config.json").read_text())["image_size"]) == (32, 48)
 
 
-def test_int8(tmp_path, capsys):
-    pytest.importorskip("torchao")
-    saved(tmp_path / "model", hidden_size=192)
-    assert export(tmp_path / "model", tmp_path / "int8", "--int8") == 0
-    kept = re.search(
-        r"int8: ([\d.]+) % of queries keep their class, ([\d.]+) % of mask pixels", capsys.readouterr().out
-    )
-    assert float(kept[1]) > 80
-    assert float(kept[2]) > 95
-    parameters = dict(unmasked(tmp_path / "model").named_parameters())
-    total = sum(parameter.numel() for parameter in parameters.values())
-    encoder = sum(p.numel() for name, p in parameters.items() if name.startswith("layers.") and p.ndim == 2)
-    for name in ("model.onnx", "model.pt2"):  # one byte a weight in place of four; a graph of ~1 MB
-        assert (tmp_path / "int8" / name).stat().st_size < 4 * total - 0.75 * 3 * encoder, name
-
-
 def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch, capsys):
-    import eomt.export
-
     saved(tmp_path / "model")
-    correct = eomt.export.run
-    monkeypatch.setattr(eomt.export, "run", lambda *args: tuple(t + 0.1 for t in correct(*args)))
+    correct = TorchExportEngine.run
+    monkeypatch.setattr(TorchExportEngine, "run", lambda *args: tuple(t + 0.1 for t in correct(*args)))
     assert export(tmp_path / "model", tmp_path / "out", "--format", "pt2") == 2
     assert "model.pt2 differs from the model by 0.1 in a logit" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

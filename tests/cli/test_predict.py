@@ -268,6 +268,50 @@ def test_bad_options_are_one_line(models, photos, tmp_path, capsys, options, mes
     assert message in error
 
 
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(models, photos, tmp_path, capsys):
+    assert predict(photos, models["panoptic"], tmp_path / "out", "--max-pixels", "3000") == 1
+    printed = capsys.readouterr()
+    assert "2 images in" in printed.out
+    assert "000000000285.png: cannot read image" in printed.err
+    assert "--max-pixels 4096 allows it" in printed.err
+
+
+def test_masked_attention_is_turned_off_as_in_evaluate(models, photos, tmp_path, capsys):
+    from transformers import AutoModelForUniversalSegmentation
+
+    masked = shutil.copytree(models["panoptic"], tmp_path / "masked")
+    model = AutoModelForUniversalSegmentation.from_pretrained(masked)
+    model.set_attn_mask_probs([1.0] * 2)
+    model.save_pretrained(masked)
+    assert predict(photos, masked, tmp_path / "out") == 0
+    assert capsys.readouterr().err.count("masked attention is on in this checkpoint; it is turned off") == 1
+    assert predict(photos, models["panoptic"], tmp_path / "plain") == 0
+    assert (tmp_path / "out/panoptic.json").read_text() == (tmp_path / "plain/panoptic.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_memory_a_pixel(models, tmp_path, task):
+    """Peak of the process over 30 million pixels, less that over 10 million: at most 12 bytes a pixel, with overlays
+    off, which are of a limited size."""
+    peaks = []
+    for side in (3200, 5500):
+        Image.new("RGB", (side, side), "gray").save(tmp_path / f"{side}.png")
+        script = (
+            "import resource, sys; from eomt.cli import main; assert main(sys.argv[1:]) == 0; "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        run = ["predict", str(tmp_path / f"{side}.png"), "--model", str(models[task]), "--output", str(tmp_path / task)]
+        run += ["--workers", "0", "--no-overlays", "--device", "cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            [sys.executable, "-c", script, *run], env=environment, capture_output=True, text=True, check=True
+        )
+        peaks.append(int(done.stdout.split()[-1]) * 1024)
+        shutil.rmtree(tmp_path / task)
+    assert (peaks[1] - peaks[0]) / (5500**2 - 3200**2) < 12.5
+
+
 def test_missing_and_empty_sources(models, tmp_path, capsys):
     assert predict(tmp_path / "nowhere", models["panoptic"], tmp_path / "out") == 2
     (tmp_path / "empty").mkdir()

@@ -145,3 +145,16 @@ def test_masks_partition_the_placed_map(h, w, size, windowed, seed):
         assert torch.equal(masks.sum(0) == 1, part >= 0)
         assert masks.flatten(1).any(1).all()
         assert 4 not in classes.tolist()
+
+
+def test_numpy_everywhere():
+    """As transformers' Mask2Former takes them: maps, and the class of each instance id by position."""
+    from eomt import EoMTImageProcessor
+
+    image, ids = np.zeros((32, 32, 3), np.uint8), np.repeat(np.array([[1], [2]], np.uint16), 16, 0).repeat(32, 1)
+    processor = EoMTImageProcessor(task="instance", size=32)
+    by_array = processor([image], [ids], np.array([0, 4, 2]), return_tensors="pt")
+    by_dict = processor([image], [ids], {np.int64(1): np.int64(4), 2: 2}, return_tensors="pt")
+    for found in (by_array, by_dict):
+        assert found["class_labels"][0].tolist() == [4, 2]
+        assert np.array_equal(found["mask_labels"][0][1].numpy(), ids == 2)

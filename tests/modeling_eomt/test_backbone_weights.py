@@ -18,6 +18,7 @@ TIMM = {  # timm's architecture → ours; where the names differ, timm has the s
     "eva02_large_patch14_224": None,
     "vit_small_patch16_dinov3": None,
     "vit_small_patch16_dinov3_qkvb": "vit_small_patch16_dinov3",
+    "vit_small_patch14_dinov2": None,
 }
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_blocks": 1, "num_queries": 5}
 
@@ -75,14 +76,17 @@ def test_timm_features(name, form, tmp_path):
 
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("form", ["model", "directory"])
+@pytest.mark.parametrize("registers", [True, False])
 @torch.no_grad()
-def test_transformers_dinov2_features(swiglu, form, tmp_path):
-    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+def test_transformers_dinov2_features(swiglu, form, registers, tmp_path):
+    import transformers
 
     settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-    backbone = randomised(Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**settings, use_swiglu_ffn=swiglu)))
+    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    config = getattr(transformers, f"{kind}Config")(**settings, use_swiglu_ffn=swiglu)
+    backbone = randomised(getattr(transformers, f"{kind}Model")(config))
     backbone.save_pretrained(tmp_path)
-    name = "vit_giant_patch14_reg4_dinov2" if swiglu else "vit_small_patch14_reg4_dinov2"
+    name = f"vit_{'giant' if swiglu else 'small'}_patch14_{'reg4_' if registers else ''}dinov2"
     source = backbone if form == "model" else tmp_path
     config = config_for(name, patch_size=14, image_size=56)
     model = EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
@@ -155,12 +159,12 @@ def test_heads_and_queries_stay_fresh():
 
 
 @pytest.mark.parametrize(("source", "name", "overrides", "message"), [
-    ("deit3_large_patch16_384", "vit_small_patch14_reg4_dinov2", {}, "is a deit3 ViT .* wants dinov2"),
-    ("vit_small_patch16_dinov3", "vit_small_patch14_reg4_dinov2", {}, "is a dinov3 ViT .* wants dinov2"),
-    ("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", {}, "is a dinov2 ViT .* wants dinov3"),
-    ("eva02_large_patch14_224", "deit3_large_patch16_384", {}, "is a eva02 ViT .* wants deit3"),
-    ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"hidden_size": 96}, "width 48 .* width 96"),
-    ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"num_hidden_layers": 3}, "depth 2; .* depth 3"),
+    ("deit3_large_patch16_384", "vit_small_patch14_reg4_dinov2", {}, "depth 2 and 0 registers; .* and 4 registers"),
+    ("vit_small_patch16_dinov3", "vit_small_patch14_reg4_dinov2", {}, "is a DINOv3 ViT .* wants a DINOv2"),
+    ("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", {}, "is a DINOv2 .* wants a DINOv3"),
+    ("eva02_large_patch14_224", "deit3_large_patch16_384", {}, "is an? EVA-02 ViT .* wants a DINOv2 or DeiT-III"),
+    ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"hidden_size": 96}, "width 48, .* width 96"),
+    ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"num_hidden_layers": 3}, "depth 2 .* depth 3"),
     ("vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2", {}, "mis-shaped"),  # MLP against SwiGLU
 ])  # fmt: skip
 def test_another_family_width_or_depth_is_a_clear_error(source, name, overrides, message):

@@ -157,3 +157,15 @@ def test_a_broken_query_is_matched_last():
     logits[0, :2] = float("nan")
     (matches,) = match([GivenLogits(logits, torch.randn(1, 4, 6))], masks, labels, config)
     assert sorted(matches[0][0].tolist()) == [2, 3]
+
+
+def test_numpy_labels_give_the_same_loss():
+    from tests.models import targets, tiny_model
+
+    masks, labels = targets()
+    losses = []
+    for convert in (lambda values: values, lambda values: [value.numpy() for value in values]):
+        model = tiny_model()
+        torch.manual_seed(0)
+        losses.append(model(torch.zeros(2, 3, 64, 64), convert(masks), convert(labels)).loss.item())
+    assert losses[0] == losses[1]

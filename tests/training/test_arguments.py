@@ -3,6 +3,7 @@ from transformers import HfArgumentParser
 
 from eomt.configuration.recipes import RECIPES
 from eomt.training import EoMTTrainingArguments
+from eomt.training.run_options import RunOptions, StockOptions
 
 
 def arguments(tmp_path, **options):
@@ -113,8 +114,9 @@ def test_command_line_reads_them_and_every_new_field_has_help(tmp_path):
     assert (args.llrd, args.llrd_l2_enabled, args.learning_rate, args.task) == (0.9, False, 1e-4, "semantic")
     assert args.annealing_start_steps == [1, 2]
     assert args.precision == "fp32"
-    for name in EoMTTrainingArguments.__annotations__:
+    for name in RunOptions.__annotations__:
         assert EoMTTrainingArguments.__dataclass_fields__[name].metadata["help"], name
+    assert set(StockOptions.__annotations__) <= set(EoMTTrainingArguments.__dataclass_fields__)
 
 
 def test_metric_for_the_best_model_is_the_tasks(tmp_path):

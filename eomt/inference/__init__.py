@@ -1,0 +1,1 @@
+"""Images in, segments out: models, exported models and their engines, files."""

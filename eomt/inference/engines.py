@@ -1,0 +1,141 @@
+"""What runs an exported EoMT: OpenVINO, ONNX Runtime or PyTorch; images in, class and mask logits out.
+
+B images · Q queries · C labels · H, W pixels
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+INPUT = "pixel_values"  # (B, 3, H, W), normalized
+OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISION_KEY = "eomt_precision"  # in the file's own metadata
+
+Logits = tuple[np.ndarray, np.ndarray]
+
+
+class OpenVINOEngine:
+    """`openvino_model.xml` and `.bin`, on the CPU."""
+
+    name = "openvino"
+    file = "openvino_model.xml"
+    packages = ("openvino",)
+    DTYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+    def __init__(self, path: Path, dtype: str | None = None):
+        import openvino
+
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{path} is not a readable OpenVINO model: {_first_line(error)}") from None
+        self.precision = str(model.get_rt_info([PRECISION_KEY]).value) if model.has_rt_info([PRECISION_KEY]) else "fp32"
+        _, _, *sides = model.input(0).get_partial_shape()
+        self.size = tuple(side.get_length() if side.is_static else None for side in sides)
+        # Processors with bf16 would compute in bf16 unless told otherwise; int8 says what the layers beside it use.
+        dtype = dtype or ("fp32" if self.precision == "int8" else self.precision)
+        self.dtype = dtype
+        self._model = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": self.DTYPES[dtype]})
+        self._outputs = [self._model.output(name) for name in OUTPUTS]
+
+    def run(self, pixels: np.ndarray) -> Logits:
+        found = self._model.create_infer_request().infer([pixels])
+        return tuple(np.array(found[output]) for output in self._outputs)
+
+
+class ONNXEngine:
+    """`model.onnx`, on the CPU."""
+
+    name = "onnx"
+    file = "model.onnx"
+    packages = ("onnxruntime",)
+    DTYPES = {"fp32": "float32"}
+
+    def __init__(self, path: Path, dtype: str | None = None):
+        import onnxruntime
+
+        try:
+            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common class
+            raise ValueError(f"{path} is not a readable ONNX model: {_first_line(error)}") from None
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.precision = metadata.get(PRECISION_KEY, "fp32")
+        self.dtype = "fp32"
+        self.size = tuple(side if isinstance(side, int) else None for side in self._session.get_inputs()[0].shape[2:])
+
+    def run(self, pixels: np.ndarray) -> Logits:
+        return tuple(self._session.run(list(OUTPUTS), {INPUT: pixels}))
+
+
+class TorchExportEngine:
+    """`model.pt2`, a torch.export program."""
+
+    name = "pt2"
+    file = "model.pt2"
+    packages = ()
+    DTYPES = {"fp32": "float32"}
+
+    def __init__(self, path: Path, dtype: str | None = None):
+        import torch
+
+        try:
+            program = torch.export.load(path)
+        except Exception as error:  # whatever a damaged archive raises
+            raise ValueError(f"{path} is not a readable torch.export program: {_first_line(error)}") from None
+        self.precision = self.dtype = "fp32"
+        sides = program.graph_module.graph.find_nodes(op="placeholder", target=INPUT)[0].meta["val"].shape[2:]
+        self.size = tuple(side if isinstance(side, int) else None for side in sides)
+        self._module = program.module()
+
+    def run(self, pixels: np.ndarray) -> Logits:
+        import torch
+
+        with torch.no_grad():
+            return tuple(output.numpy() for output in self._module(torch.from_numpy(pixels)))
+
+
+ENGINES = {engine.name: engine for engine in (OpenVINOEngine, ONNXEngine, TorchExportEngine)}  # fastest first
+
+
+def exported_engines(folder: str | Path) -> list[str]:
+    """The engines whose files lie in a folder, fastest first; none for anything but an exported folder."""
+    return [name for name, engine in ENGINES.items() if Path(folder, engine.file).is_file()]
+
+
+def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = None):
+    """An exported folder → a running engine.
+
+    Args:
+        engine: "openvino", "onnx", "pt2", or "auto": the fastest whose file is there and whose package is installed.
+        dtype: "fp32", "bf16" or "fp16", what the engine computes in; the file's own precision by default.
+
+    Raises:
+        ValueError: when there is no such file, package or number type, or the file cannot be read.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f"engine is {engine!r}; choose from auto, {', '.join(ENGINES)}")
+    found = exported_engines(folder)
+    if not found:
+        raise ValueError(f"{folder} holds no exported model ({', '.join(e.file for e in ENGINES.values())})")
+    if engine != "auto" and engine not in found:
+        raise ValueError(f"{folder} holds no {ENGINES[engine].file}; it was exported for {', '.join(found)}")
+    candidates = found if engine == "auto" else [engine]
+    usable = [name for name in candidates if not missing_packages(name)]
+    if not usable:
+        packages = missing_packages(candidates[0])
+        raise ValueError(f"{candidates[0]} needs {' and '.join(packages)}: pip install {' '.join(packages)}")
+    kind = ENGINES[usable[0]]
+    if dtype is not None and dtype not in kind.DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; {kind.name} computes in {', '.join(kind.DTYPES)}")
+    return kind(Path(folder, kind.file), dtype)
+
+
+def missing_packages(engine: str) -> list[str]:
+    return [name for name in ENGINES[engine].packages if importlib.util.find_spec(name) is None]
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

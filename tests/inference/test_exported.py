@@ -1,0 +1,209 @@
+"""Exported folders in the model's place: same outputs, same segments, every engine and precision; bad folders."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
+
+from eomt import EoMTImageProcessor
+from eomt.cli import main
+from eomt.inference.engines import ENGINES, missing_packages, open_engine
+from eomt.inference.exported import ExportedEoMT
+from eomt.inference.exporting import synthetic_photo
+from eomt.training.data import make_shapes
+from tests.models import tiny_model
+
+FORMATS = [name for name in ENGINES if not missing_packages(name)]
+openvino = pytest.mark.skipif("openvino" not in FORMATS, reason="openvino is not installed")
+
+
+def save(folder, kind="dinov2", task="panoptic", **overrides):
+    model = tiny_model(kind, seed=1, task=task, **overrides)
+    with torch.no_grad():  # sure of its classes
+        model.class_predictor.weight.mul_(40)
+        model.mask_head[-1].weight.mul_(6)
+    model.save_pretrained(folder)
+    EoMTImageProcessor(task=task, size=64).save_pretrained(folder)
+    return folder
+
+
+def export(*arguments) -> int:
+    return main(["export", *map(str, arguments)])
+
+
+def load(folder):
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
+    model.set_attn_mask_probs([0, 0])
+    return model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    save(folder / "model", num_labels=8)  # as many as the synthetic shapes have
+    assert export(folder / "model", folder / "out", "--format", *FORMATS) == 0
+    return folder
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_outputs_are_the_models(folders, engine):
+    exported = ExportedEoMT.from_pretrained(folders / "out", engine=engine)
+    assert (exported.engine.name, exported.engine.precision, exported.engine.size) == (engine, "fp32", (64, 64))
+    for batch in (1, 3):
+        pixels = torch.randn(batch, 3, 64, 64)
+        with torch.no_grad():
+            expected, found = load(folders / "model")(pixels), exported(pixels, patch_offsets=[(0, 0, 64)] * batch)
+        assert type(found) is type(expected)
+        assert found.patch_offsets == [(0, 0, 64)] * batch
+        for name in ("class_queries_logits", "masks_queries_logits"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_the_pipeline_gives_the_same_segments(task, tmp_path):
+    folders, engine = tmp_path, FORMATS[0]
+    save(folders / "model", task=task)
+    assert export(folders / "model", folders / "out", "--format", engine) == 0
+    photos = [synthetic_photo(50, 80), synthetic_photo(90, 60), synthetic_photo(40, 130)]
+    results = []
+    for model in (load(folders / "model"), ExportedEoMT.from_pretrained(folders / "out", engine=engine)):
+        processor = AutoImageProcessor.from_pretrained(folders / "out")
+        segment = pipeline("image-segmentation", model=model, image_processor=processor)
+        results += [[segment(photo) for photo in photos], segment(photos, batch_size=3)]
+    plain, plain_batch, exported, exported_batch = results
+    assert sum(map(len, plain)) > 0
+    for ours in (plain_batch, exported, exported_batch):
+        for found, expected in zip(ours, plain, strict=True):
+            assert [segment["label"] for segment in found] == [segment["label"] for segment in expected]
+            for one, other in zip(found, expected):
+                assert (np.asarray(one["mask"]) != np.asarray(other["mask"])).mean() < 1e-3
+
+
+@pytest.mark.parametrize(("format", "precision"), [
+    pytest.param("openvino", "bf16", marks=openvino), pytest.param("openvino", "int8", marks=openvino),
+    ("onnx", "fp16"), ("onnx", "int8"),
+])  # fmt: skip
+def test_smaller_number_types(format, precision, tmp_path, capfd):
+    if missing_packages(format):
+        pytest.skip(f"{format} is not installed")
+    save(tmp_path / "model")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(3):
+        synthetic_photo(60 + index, 80).save(photos / f"{index}.png")
+    calibrate = ["--calibrate", photos] if precision == "int8" else []
+    options = ("--format", format, "--precision", precision, *calibrate)
+    assert export(tmp_path / "model", tmp_path / "out", *options) == 0
+    assert f"{precision}, " in capfd.readouterr().out
+    model = ExportedEoMT.from_pretrained(tmp_path / "out")
+    assert model.engine.precision == precision
+    pixels = EoMTImageProcessor(task="panoptic", size=64)(synthetic_photo(), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected, found = load(tmp_path / "model")(pixels), model(pixels)
+    gap = (expected.masks_queries_logits - found.masks_queries_logits).abs().max()
+    assert 0 < gap < 0.2 * expected.masks_queries_logits.abs().max()
+
+
+@openvino
+def test_any_size_where_positions_are_rotary(tmp_path, capsys):
+    save(tmp_path / "v3", "dinov3")
+    assert export(tmp_path / "v3", tmp_path / "out", "--format", "openvino", "--dynamic-size") == 0
+    pixels = torch.randn(2, 3, 96, 32)
+    with torch.no_grad():
+        expected = load(tmp_path / "v3")(pixels).masks_queries_logits
+    found = ExportedEoMT.from_pretrained(tmp_path / "out")(pixels).masks_queries_logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    save(tmp_path / "v2")
+    capsys.readouterr()
+    assert export(tmp_path / "v2", tmp_path / "none", "--format", "openvino", "--dynamic-size") == 2
+    assert "a 'eomt' model has learned positions" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@openvino
+def test_bfloat16_only_when_asked_for(folders):
+    """Processors with bf16 infer in bf16 unless the engine is told otherwise."""
+    model, pixels = load(folders / "model"), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(pixels).masks_queries_logits
+    rough = ExportedEoMT.from_pretrained(folders / "out", engine="openvino", dtype=torch.bfloat16)
+    assert rough.engine.dtype == "bf16"
+    torch.testing.assert_close(rough(pixels).masks_queries_logits, expected, rtol=0.1, atol=0.5)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_commands_take_an_exported_folder(folders, command, tmp_path):
+    if command == "predict":
+        synthetic_photo(50, 80).save(tmp_path / "a.png")
+        run = ["predict", tmp_path / "a.png", "--model"]
+    else:
+        make_shapes(tmp_path / "data", train=1, val=3)
+        run = ["evaluate"]
+    results = []
+    for model in ("model", "out"):
+        output = tmp_path / model
+        place = [folders / model] if command == "predict" else [folders / model, "--data", tmp_path / "data"]
+        assert main([*map(str, [*run, *place, "--output", output, "--device", "cpu"])]) == 0
+        file = output / ("panoptic.json" if command == "predict" else "metrics.json")
+        results.append(json.loads(file.read_text()))
+    if command == "evaluate":
+        assert results[0]["metrics"]["pq"] == results[1]["metrics"]["pq"]
+    else:
+        assert results[0]["annotations"] == results[1]["annotations"]
+
+
+def test_what_cannot_be_run(folders, tmp_path, monkeypatch):
+    exported = ExportedEoMT.from_pretrained(folders / "out", engine="pt2")
+    with pytest.raises(ValueError, match="32 × 64 pixels; the file takes 64 × 64"):
+        exported(torch.zeros(1, 3, 32, 64))
+    with pytest.raises(ValueError, match="has no loss"):
+        exported(torch.zeros(1, 3, 64, 64), mask_labels=[], class_labels=[])
+    with pytest.raises(ValueError, match="has no masked attention"):
+        exported.set_attn_mask_probs([1.0])
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        ExportedEoMT.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="engine is 'tensorrt'; choose from auto, openvino, onnx, pt2"):
+        open_engine(folders / "out", "tensorrt")
+    with pytest.raises(ValueError, match="dtype is 'bf16'; pt2 computes in fp32"):
+        open_engine(folders / "out", "pt2", "bf16")
+    (tmp_path / "config.json").write_text((folders / "out/config.json").read_text())
+    with pytest.raises(ValueError, match="holds no exported model"):
+        ExportedEoMT.from_pretrained(tmp_path)
+    for engine in ENGINES.values():
+        (tmp_path / engine.file).write_bytes(b"<net name='cut")
+    for engine in FORMATS:
+        with pytest.raises(ValueError, match="is not a readable"):
+            ExportedEoMT.from_pretrained(tmp_path, engine=engine)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="openvino needs openvino: pip install openvino"):
+        ExportedEoMT.from_pretrained(tmp_path, engine="openvino")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ValueError, match="holds a 'vit' model, not an EoMT"):
+        ExportedEoMT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--format", "pt2", "--precision", "int8"], "--format pt2 has no --precision int8; choose from fp32"),
+    (["--format", "onnx", "--precision", "int8"], "--calibrate IMAGES"),
+    (["--format", "onnx", "--calibrate", "x.png"], "--calibrate has no effect with --precision fp32"),
+    (["--format", "onnx", "--precision", "int8", "--calibrate", "text.txt"], "text.txt"),
+])  # fmt: skip
+def test_export_refuses(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("no image")
+    assert export(tmp_path / "model", tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_cannot_be_read_for_calibration(tmp_path, capsys):
+    save(tmp_path / "model")
+    (tmp_path / "cut.png").write_bytes(Image.new("RGB", (8, 8)).tobytes()[:20])
+    options = ("--format", "onnx", "--precision", "int8", "--calibrate", tmp_path / "cut.png")
+    assert export(tmp_path / "model", tmp_path / "out", *options) == 2
+    assert "cut.png" in capsys.readouterr().err
+    assert len(capsys.readouterr().err.splitlines()) <= 1

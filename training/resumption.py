@@ -1,0 +1,63 @@
+"""Options that a resumed run must share with the original: saved beside the checkpoints, then compared."""
+
+import json
+from pathlib import Path
+
+from ..image_processing.writing import write_json
+from .arguments import EoMTTrainingArguments
+
+FILE = "options.json"
+OF_RUN = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
+    "task",
+    "learning_rate",
+    "weight_decay",
+    "llrd",
+    "llrd_l2_enabled",
+    "poly_power",
+    "head_warmup_steps",
+    "backbone_warmup_steps",
+    "total_batch_size",
+    "masking",
+    "freeze_backbone",
+    "seed",
+)
+OF_MODEL = (  # the backbone, as far as its weights would not fit
+    "model_type",
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_register_tokens",
+    "mlp_ratio",
+    "use_swiglu_ffn",
+    "num_blocks",
+    "num_queries",
+    "num_labels",
+)
+
+
+def run_options(args: EoMTTrainingArguments, config) -> dict:
+    """A run's arguments and model configuration → what must not change on the way, as JSON gives it back."""
+    values = {name: getattr(args, name) for name in OF_RUN} | {name: getattr(config, name, None) for name in OF_MODEL}
+    return json.loads(json.dumps(values))
+
+
+def write_options(args: EoMTTrainingArguments, config) -> None:
+    """Keep a new run's options in its output folder."""
+    write_json(Path(args.output_dir, FILE), run_options(args, config), indent=2)
+
+
+def check_options(args: EoMTTrainingArguments, config) -> None:
+    """`ValueError` naming what differs from the run in the output folder; a run that kept no options passes."""
+    file = Path(args.output_dir, FILE)
+    if not file.exists():
+        return
+    before, now = json.loads(file.read_text(encoding="utf-8")), run_options(args, config)
+    changed = [
+        f"{name} {before[name]}, not {now[name]}" for name in now if name in before and before[name] != now[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"{args.output_dir}: its run has {'; '.join(changed)}; give the same to resume, or take another output_dir"
+        )
