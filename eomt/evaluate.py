@@ -18,12 +18,13 @@ from eomt.inference.loading import load_model, require_model, usable_device
 from eomt.inference.prediction_files import Results
 from eomt.inference.writing import require_writable, write_json
 from eomt.training.data import EvaluationTransform, load_data
+from eomt.training.data.prediction_index import PredictionIndex
 from eomt.training.data.predictions import folder_of, read_predictions
-from eomt.training.data.rows import UnknownClass
-from eomt.training.data.written import Written
+from eomt.training.data.readers import UnknownClass
 from eomt.training.evaluation import as_reference, evaluate_model, metric_for
+from eomt.training.metrics.tables import table, write_classes
 from eomt.training.processes import gather, rank
-from eomt.training.report import ImageReport, table, write_classes
+from eomt.training.report import ImageReport
 
 
 def evaluate(args) -> None:
@@ -101,7 +102,7 @@ def _data(args, task: str, model):
         note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
         print(f"note: {note}", file=sys.stderr)
     if args.predictions:
-        written = Written.of(folder_of(args.predictions))
+        written = PredictionIndex.find(folder_of(args.predictions))
         space = written.named(space) if written else space
     return dataset.with_transform(EvaluationTransform(space, task=task)), space
 

@@ -27,7 +27,7 @@ from eomt.training.data import load_data
 
 from .models import tiny_model
 from .mutations import damage_bytes, damage_json
-from .training.data.made import (
+from .training.data.synthetic import (
     SIZE,
     instance_json,
     panoptic_ids,

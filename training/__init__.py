@@ -1,16 +1,16 @@
-"""Data sets, augmentation, optimiser and schedule, mask annealing, metrics, trainer.
+"""Data sets, augmentation, optimizer and schedule, mask annealing, metrics, trainer.
 
-Public names are imported on first use, so that `eomt.training.annealing` does not cost the import of the Trainer.
+Public names are imported on first use, so that annealing alone does not cost the import of the Trainer.
 """
 
 import importlib
 
 _MODULE_OF = {
-    "annealing_steps": "annealing",
-    "mask_annealing_probability": "annealing",
-    "MaskAnnealingCallback": "annealing",
-    "layerwise_lr_groups": "optimizer",
-    "two_stage_warmup_poly_schedule": "schedule",
+    "annealing_steps": "callbacks.annealing",
+    "mask_annealing_probability": "callbacks.annealing",
+    "MaskAnnealingCallback": "callbacks.annealing",
+    "layerwise_lr_groups": "optimization.optimizer",
+    "two_stage_warmup_poly_schedule": "optimization.schedule",
     "EoMTTrainingArguments": "arguments",
     "EoMTTrainer": "trainer",
     "EoMTDataCollator": "collator",

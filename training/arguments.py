@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainingArguments
 
-from ..configuration import TASKS
+from ..configuration import TASK_ROWS, TASKS
 from ..configuration.recipes import Recipe, get_recipe
 from .run_options import COMMON, FULL_WARMUP_STEPS, MASKING, RunOptions
 
@@ -21,7 +21,6 @@ REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave 
     "warmup_ratio": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
     "label_smoothing_factor": "EoMT's loss has no label smoothing",
 }
-METRIC = {"panoptic": "pq", "instance": "ap", "semantic": "mean_iou"}
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
 
 
@@ -50,7 +49,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         if self.metric_for_best_model is None and self.task and (
             self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
         ):  # fmt: skip
-            self.metric_for_best_model = METRIC[self.task]
+            self.metric_for_best_model = TASK_ROWS[self.task].metric_key
         self._fit_batches(recipe)
         self._choose_precision(recipe)
         if not torch.accelerator.is_available():  # with it, processes of torchrun form a group and bf16 is allowed

@@ -1,4 +1,4 @@
-"""Augmentation as in the authors' code: colour jitter, flip, scale jitter, pad, random crop, drop empty.
+"""Augmentation as in the authors' code: color jitter, flip, scale jitter, pad, random crop, drop empty.
 
     H, W image;  h, w after scale jitter;  S_h, S_w the crop;  n segments
 

@@ -1,4 +1,4 @@
-"""Samples → a batch for the model: pixels stacked and normalised, masks and classes as lists.
+"""Samples → a batch for the model: pixels stacked and normalized, masks and classes as lists.
 
 B images;  n_i segments of image i;  H, W input size
 """
@@ -17,7 +17,7 @@ class EoMTDataCollator:
     list of (n_i,), "file_name"?}.
 
     Takes `TrainTransform`'s samples and `EoMTImageProcessor`'s outputs, of one image each (with or without a batch
-    dimension; a windowed image gives several) or batches of them. uint8 pixels are divided by 255 and normalised with
+    dimension; a windowed image gives several) or batches of them. uint8 pixels are divided by 255 and normalized with
     `image_mean` and `image_std`; float pixels pass as they are. Works in the stock Trainer with
     `remove_unused_columns=False`; `keep_file_names=True` hands the names on (`EoMTTrainer` wants them).
     """
@@ -28,7 +28,7 @@ class EoMTDataCollator:
 
     @classmethod
     def from_processor(cls, processor, **options) -> "EoMTDataCollator":
-        """A collator that normalises as the processor does."""
+        """A collator that normalizes as the processor does."""
         return cls(tuple(processor.image_mean), tuple(processor.image_std), **options)
 
     def __call__(self, samples: list[dict]) -> dict:
@@ -42,8 +42,8 @@ class EoMTDataCollator:
             names.append(sample.get("file_name"))
         sizes = {tuple(image.shape) for image in pixels}
         if len(sizes) > 1:
-            raise ValueError(f"images of one batch have unlike sizes {sorted(sizes)}; give the transform one size")
-        batch = {"pixel_values": self._normalised(torch.stack(pixels))}  # [B, 3, H, W]
+            raise ValueError(f"images of one batch have different sizes {sorted(sizes)}; give the transform one size")
+        batch = {"pixel_values": self._normalized(torch.stack(pixels))}  # [B, 3, H, W]
         if masks or labels:
             if not len(masks) == len(labels) == len(pixels):
                 raise ValueError(f"{len(pixels)} images with {len(masks)} mask_labels and {len(labels)} class_labels")
@@ -52,7 +52,7 @@ class EoMTDataCollator:
             batch["file_name"] = names
         return batch
 
-    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.dtype != torch.uint8:
             return pixels
         mean, std = (

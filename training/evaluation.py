@@ -78,7 +78,7 @@ def evaluate_model(
         if on_image is not None:
             on_image(sample, result.prediction)
     # a process without an image of its own has seen no intermediate prediction: all take part in all sums
-    suffixes = sorted({suffix for of_process in gather(list(metrics)) for suffix in of_process})
+    suffixes = sorted({suffix for names in gather(list(metrics)) for suffix in names})
     result: dict = {}
     for suffix in suffixes:
         metric = metrics[suffix] if suffix in metrics else metric_for(task, label_space)
@@ -87,7 +87,7 @@ def evaluate_model(
 
 
 def as_reference(sample: dict):
-    """The sample's reference with the image's name in it, so that a metric's error can tell it."""
+    """The sample's reference with the image's name in it, so that a metric's error can name it."""
     names = {"image_id": sample["image_id"], "file_name": sample["file_name"]}
     reference = sample["reference"]
     return reference | names if isinstance(reference, dict) else {"segmentation": reference} | names

@@ -2,28 +2,23 @@
 
     python -m eomt.training.model_cards [FOLDER]      # rewrites FOLDER (default: model_cards)
 
-A test holds the committed files to what this writes. `EoMTTrainer.create_model_card` uses the same parts for a run of
-one's own.
+A test holds the committed files to what this writes. `run_card` uses the same parts.
 """
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..configuration import TASK_ROWS
 from ..configuration.paper import Reported, reported_for
-from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, TrainingSet, annealing_steps
+from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, TrainingSet
 
 PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
-PRETRAINING = {  # how a backbone's timm name shows it, what it is, its weights' licence
+PRETRAINING = {  # how a backbone's timm name shows it, what it is, its weights' license
     "dinov2": ("DINOv2 with registers", "Apache-2.0"),
     "dinov3": ("DINOv3", "DINOv3 License"),
     "eva02": ("EVA-02", "MIT"),
     "deit3": ("DeiT-III", "Apache-2.0"),
-}
-TASKS = {
-    "panoptic": "every pixel gets a class and, where its class is countable, an object",
-    "instance": "every object gets a class, a score and a mask; masks may overlap",
-    "semantic": "every pixel gets a class",
 }
 LIMITS = """- Knows only the classes it was trained on; what else is in a picture becomes the nearest class or nothing.
 - Small objects are the weak side: patches are 16×16 pixels, and without a pixel decoder nothing finer enters the model.
@@ -32,7 +27,7 @@ LIMITS = """- Knows only the classes it was trained on; what else is in a pictur
 
 
 def pretraining(backbone: str) -> tuple[str, str]:
-    """Backbone's timm name → (pre-training, licence of its weights)."""
+    """Backbone's timm name → (pre-training, license of its weights)."""
     return next((value for key, value in PRETRAINING.items() if key in backbone), (backbone, "see its source"))
 
 
@@ -66,7 +61,7 @@ segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
 def _deltas(recipe: Recipe) -> str:
     size = recipe.backbone.split("_")[1][0]
     return f"""`{recipe.checkpoint}` has the same weights as differences from DINOv3's, which transformers cannot \
-load. With a download of it and of `facebook/dinov3-vit{size}16-pretrain-lvd1689m` (its licence has to be accepted on \
+load. With a download of it and of `facebook/dinov3-vit{size}16-pretrain-lvd1689m` (its license has to be accepted on \
 the hub):
 
 ```bash
@@ -88,7 +83,7 @@ def _cost(recipe: Recipe) -> str:
 def _settings(recipe: Recipe) -> str:
     starts, ends = recipe.annealing_steps()
     l2 = "decayed like the others" if recipe.llrd_l2_enabled else "at the full rate"
-    jitter = "colour jitter, " if recipe.color_jitter else ""
+    jitter = "color jitter, " if recipe.color_jitter else ""
     low, high = recipe.scale_range
     return table(
         ("setting", "value"),
@@ -99,7 +94,7 @@ def _settings(recipe: Recipe) -> str:
                 "images a step; steps an epoch; epochs",
                 f"{recipe.batch_size}; {recipe.steps_per_epoch:,}; {recipe.epochs}",
             ),
-            ("optimiser steps", recipe.total_steps),
+            ("optimizer steps", recipe.total_steps),
             ("learning rate", f"{recipe.learning_rate:g}, × {recipe.llrd:g} a block below; last blocks {l2}"),
             ("warm-up steps", f"heads {recipe.warmup_steps[0]:,}, then backbone {recipe.warmup_steps[1]:,}"),
             ("decay", f"polynomial, power {recipe.poly_power}"),
@@ -134,8 +129,8 @@ def recipe_card(recipe: Recipe) -> str:
 # {recipe.name}
 
 EoMT, {row.backbone} pre-trained by {weights}, for {recipe.task} segmentation at {recipe.image_size}²: \
-{TASKS[recipe.task]}. A plain ViT whose last {recipe.num_blocks} blocks also see {recipe.num_queries} learned queries, \
-each of which becomes one mask and class. Paper: {PAPER}.
+{TASK_ROWS[recipe.task].description}. A plain ViT whose last {recipe.num_blocks} blocks also see \
+{recipe.num_queries} learned queries, each of which becomes one mask and class. Paper: {PAPER}.
 
 {trained}
 
@@ -157,7 +152,7 @@ repository's tests do not have.
 
 Cost of inference: {_cost(recipe)}
 
-## Licence
+## License
 
 Code: Apache-2.0. Backbone weights: {weights_license}. Data: {data.terms}. Trained weights carry the terms of both.
 
@@ -176,7 +171,7 @@ def package_card() -> str:
         source = row.table if row.table != "model zoo" else "zoo"
         rows.append((name, f"{row.value} {row.metric}", source, row.gflops, row.fps, recipe.total_steps))
     data = [(d.title, _images(d), d.num_labels, d.terms) for d in TRAINING_SETS.values()]
-    licences = ", ".join(f"{weights}: {name}" for weights, name in PRETRAINING.values())
+    licenses = ", ".join(f"{weights}: {name}" for weights, name in PRETRAINING.values())
     return f"""{front_matter("universal", "eomt")}
 
 # EoMT
@@ -189,7 +184,7 @@ mask annealing removes the restriction step by step, so that inference needs non
 ## Recipes
 
 Results are the authors' (COCO, ADE20K and Cityscapes val), none is re-measured here. GFLOPs an image; FPS on an H100 \
-(§4.1); optimiser steps at {next(iter(RECIPES.values())).batch_size} images a step. `zoo`: the authors' repository.
+(§4.1); optimizer steps at {next(iter(RECIPES.values())).batch_size} images a step. `zoo`: the authors' repository.
 
 {table(("recipe", "result", "source", "GFLOPs", "FPS", "steps"), rows)}
 
@@ -197,89 +192,10 @@ Results are the authors' (COCO, ADE20K and Cityscapes val), none is re-measured 
 
 {table(("data set", "images", "classes", "terms"), data)}
 
-## Licence
+## License
 
-Code: Apache-2.0. Weights carry the terms of their backbone ({licences}) \
+Code: Apache-2.0. Weights carry the terms of their backbone ({licenses}) \
 and of the data they were trained on.
-
-## Limits
-
-{LIMITS}
-"""
-
-
-def readable(name: str, value: float) -> str:
-    """A figure as papers print it: metrics, which are fractions, in percent; losses and counts as they are."""
-    if "loss" in name or isinstance(value, int):
-        return f"{value:.4g}"
-    return f"{100 * value:.1f}" if value >= 0 else "–"  # AP of sizes that do not occur is -1
-
-
-def evaluation_of_weights(args, state) -> dict:
-    """The logged evaluation of the weights a finished run has: the best ones', where those were loaded, or the last's.
-
-    Empty where it is not logged.
-    """
-    evaluations = [row for row in state.log_history if any(key.startswith("eval_") for key in row)]
-    best = args.load_best_model_at_end and state.best_model_checkpoint is not None  # as the stock Trainer asks
-    step = state.best_global_step if best else state.global_step
-    return next((row for row in reversed(evaluations) if row.get("step") == step), {})
-
-
-def run_card(config, args, state, name: str, license_name: str | None = None) -> str:
-    """A run's model configuration, `EoMTTrainingArguments` and `TrainerState` → its card, with its own figures."""
-    results = {
-        key.removeprefix("eval_"): value
-        for key, value in evaluation_of_weights(args, state).items()
-        if key.startswith("eval_") and "per_second" not in key and "runtime" not in key
-    }
-    losses = [row["loss"] for row in state.log_history if "loss" in row]
-    recipe = args.recipe_values
-    starts, ends = args.annealing(state.max_steps, config.num_blocks)
-    if starts is None:
-        starts, ends = annealing_steps(state.max_steps, config.num_blocks)
-    anneal = (
-        ", ".join(f"{start:,}–{end:,}" for start, end in zip(starts, ends)) if args.masking == "annealed" else "none"
-    )
-    heads, backbone = args.warmup(state.max_steps)
-    settings = [
-        ("model", f"`{config.model_type}`, {config.num_hidden_layers} blocks of width {config.hidden_size}"),
-        ("queries; blocks that see them", f"{config.num_queries}; the last {config.num_blocks}"),
-        ("classes", config.num_labels),
-        ("image size", str(config.image_size)),
-        ("optimiser steps done, of", f"{state.global_step:,}, {state.max_steps:,}"),
-        ("images a step", args.total_batch_size),
-        ("learning rate", f"{args.learning_rate:g}, × {args.llrd:g} a block below"),
-        ("warm-up steps", f"heads {heads:,}, then backbone {backbone:,}"),
-        ("weight decay; gradient norm", f"{args.weight_decay:g}; {args.max_grad_norm:g}"),
-        ("masking; annealing steps", f"{args.masking}; {anneal}"),
-        ("precision; seed", f"{args.mixed_precision if args.mixed_precision != 'no' else 'fp32'}; {args.seed}"),
-    ]
-    figures = [(key, readable(key, value)) for key, value in results.items()]
-    measured = table(("figure (metrics in percent)", "value"), figures)
-    reference = (
-        f"\nThe run follows the recipe `{recipe.name}`, for which the authors report "
-        f"{recipe.reported.value} {recipe.metric} ({recipe.reported.table}).\n"
-        if recipe
-        else ""
-    )
-    return f"""{front_matter(config.task, "own-data" if recipe is None else recipe.dataset, license_name)}
-
-# {name}
-
-EoMT for {config.task} segmentation: {TASKS[config.task]}. Paper: {PAPER}.
-
-{usage(name)}
-
-## Training
-{reference}
-{table(("setting", "value"), settings)}
-
-{f"Loss, first and last logged: {losses[0]:.4g}, {losses[-1]:.4g}." if losses else "No loss was logged."}
-
-## Result
-
-{measured if results else "Not evaluated."}
 
 ## Limits
 

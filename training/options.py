@@ -11,16 +11,14 @@ def option(text: str, default=None, **metadata):
 
 @dataclass
 class DataOptions:
-    """The data set and how training looks at it; None: the recipe's, or what the task's recipes share."""
+    """The data set and its augmentation. None: the recipe's value, or the task's default."""
 
     data: str = field(
         metadata={"help": "Folder of the data set, or of its official zips; `eomt.training.data` lists the formats."}
     )
-    dataset: str = option("auto, coco, ade20k, cityscapes, yolo or folder; auto looks at the files.", "auto")
+    dataset: str = option("auto, coco, ade20k, cityscapes, yolo or folder; auto detects the format.", "auto")
     class_names: str | None = option("Names of the label png's values 0, 1, …, separated by commas.")
-    ignore_ids: str | None = option(
-        "Values of the label png that mean unlabelled, separated by commas; 255 always does."
-    )
+    ignore_ids: str | None = option("Label png values to ignore, separated by commas; 255 is always ignored.")
     image_size: str | None = option(
         "Training crop: a side in pixels, or HEIGHTxWIDTH; default: the recipe's, else 640 (semantic: 512)."
     )
@@ -30,18 +28,16 @@ class DataOptions:
     color_jitter: bool | None = option(
         "Jitter brightness, contrast, saturation and hue; default: the recipe's, else false."
     )
-    augment: bool = option(
-        "Flip, scale and crop at random; false fits each image into the crop, for overfitting tests.", True
-    )
+    augment: bool = option("Flip, scale and crop at random; false only resizes and pads, for overfitting tests.", True)
     keep_empty: bool | None = option(
-        "Use images without segments too; default: true, but not to train on with a recipe, as its authors did."
+        "Keep images without segments; default: true, but false for training with a recipe, as in the paper."
     )
-    check: bool = option("Read every image, print counts, draw samples as training sees them; do not train.", False)
+    check: bool = option("Read every image, print statistics and draw augmented samples, without training.", False)
 
 
 @dataclass
 class ModelOptions:
-    """The model to start from; None: the recipe's, or the backbone's."""
+    """The model to start from. None: the recipe's value, or the backbone's."""
 
     backbone: str | None = option(
         "Pre-trained ViT by timm's or the hub's name; default: the recipe's, else vit_base_patch14_reg4_dinov2."
@@ -51,25 +47,25 @@ class ModelOptions:
     )
     checkpoint: str | None = option(
         "EoMT to start from: a folder or hub name (save_pretrained) or an authors' .bin/.ckpt; "
-        "class_head=new leaves its class head out. Default: none, or what the recipe starts from."
+        "class_head=new reinitializes its class head. Default: the recipe's, else none."
     )
     num_queries: int | None = option("Default: 200; 100 for semantic segmentation.")
-    num_blocks: int | None = option("How many last blocks see the queries; default: 3 (S, B), 4 (L), 5 (g).")
+    num_blocks: int | None = option("Number of last blocks that process the queries; default: 3 (S, B), 4 (L), 5 (g).")
     patch_size: int | None = option("Pixels; default 16.")
     hidden_size: int | None = option(
         "Width, for a scaled model of the backbone's family; needs backbone_weights=scratch."
     )
-    num_hidden_layers: int | None = option("Depth, likewise.")
-    num_attention_heads: int | None = option("Heads, likewise.")
+    num_hidden_layers: int | None = option("Number of blocks; likewise.")
+    num_attention_heads: int | None = option("Number of heads; likewise.")
     train_num_points: int | None = option(
-        "Points of each mask the loss samples; default 12544, fewer suffice for small crops."
+        "Points sampled per mask for the loss; default 12544; fewer suffice for small crops."
     )
     layerscale_value: float | None = option(
         "Initial layer scale; the backbone's 1e-5 is slow from scratch, where the default is 0.1."
     )
 
     def overrides(self) -> dict:
-        """What was given of the configuration's fields."""
+        """The configuration fields that were set."""
         names = (
             "num_queries",
             "num_blocks",

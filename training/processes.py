@@ -1,4 +1,4 @@
-"""The processes of torch.distributed where a group is initialised (torchrun, accelerate, the Trainer), else one."""
+"""The processes of torch.distributed where a group is initialized (torchrun, accelerate, the Trainer), else one."""
 
 import torch.distributed as dist
 

@@ -1,9 +1,8 @@
-"""What an evaluation leaves for people: the worst images as pictures, a confusion matrix, a table, a csv of classes.
+"""What an evaluation leaves for people: the worst images as pictures, a confusion matrix.
 
 C classes;  H, W image;  n instances
 """
 
-import csv
 import math
 from pathlib import Path
 
@@ -11,23 +10,15 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
 from ..visualization.colors import class_colors
 from ..visualization.overlays import draw_segments, side_by_side
 from .evaluation import as_reference, metric_for
-from .metrics.average_precision import encode
 from .metrics.mean_iou import confusion
 from .processes import gather
+from .rle import encode_masks
 
-MAIN = {"panoptic": "pq", "instance": "ap", "semantic": "mean_iou"}
-GROUPS = [("", ""), ("_things", " th"), ("_stuff", " st")]
-_PQ = [("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ")]
-ROWS = {  # the table: the metric's keys and what papers call them
-    "panoptic": [(key + group, name + short) for group, short in GROUPS for key, name in _PQ],
-    "instance": [("ap", "AP"), ("ap_50", "AP50"), ("ap_75", "AP75")]
-    + [(f"ap_{size}", f"AP {size[0].upper()}") for size in ("small", "medium", "large")],
-    "semantic": [("mean_iou", "mIoU"), ("mean_accuracy", "mAcc"), ("overall_accuracy", "aAcc")],
-}
 SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5  # instances below these are neither drawn nor counted in the confusion
 MOST_CLASSES = 40  # of a confusion picture
 
@@ -46,7 +37,7 @@ class ImageReport:
         self.confusion += _confusion_of(self.task, prediction, reference, self.space)
         if not self.worst:
             return
-        score = self.metric.of_image(prediction, reference)[MAIN[self.task]]
+        score = self.metric.compute_image(prediction, reference)[TASK_ROWS[self.task].metric_key]
         if math.isnan(score) or score < 0:  # nothing there to be found
             return
         if len(self.kept) == self.worst and (score, sample["file_name"]) >= self.kept[-1][:2]:
@@ -64,12 +55,12 @@ class ImageReport:
         self.kept = sorted([*self.kept, *entries], key=lambda entry: entry[:2])[: self.worst]
 
     def draw_worst(self, folder: Path) -> list[dict]:
-        """Write photo, truth and prediction side by side, the worst first; returns their names and scores."""
+        """Write photo, ground truth and prediction side by side, the worst first; returns their names and scores."""
         folder.mkdir(parents=True, exist_ok=True)
         listed = []
         for number, (score, name, (pixels, prediction, reference)) in enumerate(self.kept, 1):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
-            entries = {"truth": reference, "prediction": prediction}
+            entries = {"ground truth": reference, "prediction": prediction}
             colors = class_colors(sorted(set(_labels(reference)) | set(_labels(prediction))))
             panels = [
                 (title, draw_segments(image, *_segments(entry), self.space.id2label, colors=colors))
@@ -77,7 +68,7 @@ class ImageReport:
             ]
             path = folder / f"{number:02d}_{Path(name).stem}.jpg"
             side_by_side([(Path(name).name, image), *panels]).save(path, quality=90)
-            listed.append({"file_name": name, MAIN[self.task]: score, "picture": str(path)})
+            listed.append({"file_name": name, TASK_ROWS[self.task].metric_key: score, "picture": str(path)})
         return listed
 
     def draw_confusion(self, path: Path) -> None:
@@ -107,52 +98,22 @@ class ImageReport:
         plt.close(figure)
 
 
-def table(result: dict, task: str, reported: list[tuple[str, float]] = ()) -> str:
-    """The metric's main numbers in percent, and beside them what the paper reports: [(where, percent), …]."""
-    suffixes = sorted({key.removeprefix(MAIN[task]) for key in result if key.startswith(f"{MAIN[task]}_block_")})
-    lines = []
-    for suffix in ("", *suffixes):
-        cells = [(name, result[key + suffix]) for key, name in ROWS[task] if key + suffix in result]
-        title = f"before block {suffix.rpartition('_')[2]}" if suffix else ""
-        if not lines:
-            lines.append("".join(f"{name:>9}" for name, _ in cells))
-        lines.append("".join(f"{100 * v:9.2f}" if v == v and v >= 0 else f"{'–':>9}" for _, v in cells) + f"  {title}")
-    lines += [f"{value:9.2f}  {where}" for where, value in reported]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def write_classes(result: dict, task: str, label_space: LabelSpace, path: Path) -> None:
-    """`per_class.csv`: a line a class, fractions 0 … 1, blank where a class has neither truth nor prediction."""
-    rows: list[dict] = []
-    for label, name in enumerate(label_space.names):
-        if task == "semantic":
-            values = {"iou": result["per_category_iou"][label], "accuracy": result["per_category_accuracy"][label]}
-        else:
-            values = dict(result["per_class"][label])
-            if task == "panoptic" and not values["tp"] + values["fp"] + values["fn"]:
-                values |= dict.fromkeys(("pq", "sq", "rq"), math.nan)
-        blank = {k: "" if isinstance(v, float) and (v != v or v < 0) else v for k, v in values.items()}
-        rows.append({"label": label, "name": name, "dataset_id": label_space.dataset_ids[label]} | blank)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _confusion_of(task: str, prediction, reference: dict, space: LabelSpace) -> np.ndarray:
     """One image's (C, C + 1), true × predicted, the last column nothing: pixels, or instances matched at IoU 0.5."""
     if task == "semantic":
         return confusion(prediction, reference, space.num_labels, space.ignore_index)
     if task == "panoptic":
-        void = space.num_labels  # no label: void in the truth is skipped, in the prediction it is "nothing"
+        void = space.num_labels  # no label: void in the ground truth is skipped, in the prediction it is "nothing"
         maps = [_class_map(entry, void, entry is reference) for entry in (prediction, reference)]
         return confusion(*maps, space.num_labels, void)
     matrix = np.zeros((space.num_labels, space.num_labels + 1), np.int64)
     keep = [i for i, s in enumerate(prediction["scores"].tolist()) if s >= SHOWN_SCORE]
-    found, truth = _rles(prediction["masks"]), _rles(reference["masks"])
+    found, annotated = _rles(prediction["masks"]), _rles(reference["masks"])
     crowd = np.asarray(reference["iscrowd"]).astype(bool)
     labels = prediction["labels"].tolist()
-    overlap = coco_mask.iou([found[i] for i in keep], truth, [0] * len(truth)) if keep and truth else None  # [k, n]
+    overlap = (
+        coco_mask.iou([found[i] for i in keep], annotated, [0] * len(annotated)) if keep and annotated else None
+    )  # [k, n]
     for k, label in enumerate(np.asarray(reference["labels"]).tolist()):
         if not crowd[k]:
             best = int(np.argmax(overlap[:, k])) if overlap is not None else -1
@@ -172,7 +133,7 @@ def _class_map(entry: dict, void: int, skip_crowds: bool) -> np.ndarray:
 
 
 def _rles(masks) -> list[dict]:
-    return list(masks) if isinstance(masks, list) else encode(np.asarray(masks))
+    return list(masks) if isinstance(masks, list) else encode_masks(np.asarray(masks))
 
 
 def _drawable(entry):

@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the run it goes on with: kept beside the checkpoints, then compared."""
+"""Options that a resumed run must share with the original: saved beside the checkpoints, then compared."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from ..inference.writing import write_json
 from .arguments import EoMTTrainingArguments
 
 FILE = "options.json"
-OF_RUN = (  # a checkpoint's optimiser brings its own rates and decay; the trainer compares the runs' lengths
+OF_RUN = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
     "task",
     "learning_rate",
     "weight_decay",

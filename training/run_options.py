@@ -26,32 +26,32 @@ class RunOptions:
     learning_rate: float | None = option("Learning rate of heads and last block; default: the recipe's, else 1e-4.")
     num_train_epochs: float | None = option("Passes over the data; default: the recipe's, else 12.")
     total_batch_size: int | None = option(
-        "Images per optimiser step over all processes, kept by gradient accumulation whatever their number; "
+        "Images per optimizer step over all processes, kept by gradient accumulation whatever their number; "
         "default: the recipe's 16, or per_device_train_batch_size × processes where that is given without a recipe."
     )
     per_device_train_batch_size: int | None = option(
-        "Images at once per process; default: 4, or less where 4 does not fit."
+        "Images per process and forward pass; default: 4, or less where 4 does not divide the batch."
     )
     gradient_accumulation_steps: int | None = option("Default: what makes up total_batch_size.")
-    weight_decay: float = option("Of every parameter, norms, biases and queries included.", COMMON["weight_decay"])
-    max_grad_norm: float = option("Gradients are clipped to this global norm.", COMMON["max_grad_norm"])
+    weight_decay: float = option("Of every parameter, including norms, biases and queries.", COMMON["weight_decay"])
+    max_grad_norm: float = option("Maximum global gradient norm.", COMMON["max_grad_norm"])
     llrd: float | None = option(
-        "Layer-wise decay: a block's learning rate over that of the block above; default: the recipe's, else 0.8."
+        "Layer-wise learning rate decay factor from block to block; default: the recipe's, else 0.8."
     )
     llrd_l2_enabled: bool | None = option(
-        "Whether the last blocks, those that see the queries, are decayed too; default: the recipe's, else true."
+        "Apply the decay to the last blocks, which process the queries, too; default: the recipe's, else true."
     )
     head_warmup_steps: int | None = option(
-        "Optimiser steps in which the heads' learning rate rises while the backbone stands still; default: the "
-        f"recipe's, else 500; in proportion less in a run shorter than {FULL_WARMUP_STEPS} steps."
+        "Warm-up steps of the heads, during which the backbone is not trained; default: the "
+        f"recipe's, else 500; scaled down for runs shorter than {FULL_WARMUP_STEPS} steps."
     )
     backbone_warmup_steps: int | None = option(
-        "Steps in which the backbone's rate rises after that; default: the recipe's, else 1000; likewise."
+        "Warm-up steps of the backbone after that; default: the recipe's, else 1000; likewise scaled."
     )
     poly_power: float | None = option("Power of the learning rate's decay; default 0.9.")
     masking: str = option(
         "Masked attention (paper, Table 7). annealed: dropped block by block during training, none at inference. "
-        "always: in training and at inference. switched-off: in training only, all at once gone at inference. "
+        "always: in training and at inference. switched-off: in training, but not at inference. "
         "never: no masked attention and only the last prediction supervised.",
         "annealed",
         choices=list(MASKING),
@@ -62,15 +62,15 @@ class RunOptions:
     )
     annealing_end_steps: list[int] | None = field(
         default=None,
-        metadata={"help": "Step at which each masked block is without mask; default: from the run's length."},
+        metadata={"help": "Step at which each masked block's annealing ends; default: from the run's length."},
     )
     annealing_power: float | None = option("Power of the mask probability's decay; default 0.9.")
     rope_augmentation: bool = option(
         "DINOv3: rescale patch coordinates at random, as the configuration's pos_embed_rescale says.", False
     )
-    freeze_backbone: bool = option("Train queries and heads only.", False)
+    freeze_backbone: bool = option("Train only queries and heads.", False)
     class_head: str = option(
-        "keep, or new: the class head starts from random weights (fine-tuning on other classes).",
+        "keep, or new: initialize the class head at random, to fine-tune on other classes.",
         "keep",
         choices=["keep", "new"],
     )
@@ -78,14 +78,12 @@ class RunOptions:
         "fp32, bf16 or fp16 autocast; default: the recipe's fp16 on a GPU, else fp32. Sets bf16 and fp16.",
         choices=["fp32", "bf16", "fp16"],
     )
-    evaluate_blocks: bool = option(
-        "Also evaluate the prediction before each block that is still masked; costs a second pass.", False
-    )
-    seed: int = option("Of initial weights, order of the images, augmentation, mask dropping and sampled points.", 0)
-    remove_unused_columns: bool = option("Must stay false: the data's columns are not the model's arguments.", False)
+    evaluate_blocks: bool = option("Also evaluate the prediction before each masked block; needs a second pass.", False)
+    seed: int = option("Random seed of weights, data order, augmentation, mask annealing and sampled points.", 0)
+    remove_unused_columns: bool = option("Must be false: the data's columns are not the model's arguments.", False)
     label_names: list[str] | None = field(default=None, metadata={"help": "Default: mask_labels and class_labels."})
-    dataloader_drop_last: bool | None = option("Leave out an epoch's last, smaller batch; default: true with a recipe.")
-    logging_nan_inf_filter: bool = option("Must stay false: a loss that is not finite stops the run.", False)
+    dataloader_drop_last: bool | None = option("Drop an epoch's last incomplete batch; default: true with a recipe.")
+    logging_nan_inf_filter: bool = option("Must be false: a non-finite loss stops the run.", False)
     ddp_find_unused_parameters: bool | None = option("Every parameter has a gradient in every step, so false.", False)
     ddp_broadcast_buffers: bool | None = option("Every process anneals by itself, so false.", False)
 
@@ -95,7 +93,7 @@ class StockOptions:
     """The options of `TrainingArguments` that `eomt train --help` shows, with `eomt train`'s defaults."""
 
     output_dir: str | None = option("Folder of the run; default: runs/ and the recipe's or the data's name.")
-    max_steps: int = option("Optimiser steps, in place of num_train_epochs.", -1)
+    max_steps: int = option("Optimizer steps, in place of num_train_epochs.", -1)
     logging_steps: float = option("Steps between two lines of the log.", 20)
     eval_strategy: str = option("When to evaluate: no, steps or epoch.", "steps")
     eval_steps: float = option("Steps between evaluations, or below 1 their share of the run.", 0.1)

@@ -15,18 +15,18 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..inference.writing import write_text
-from .accumulation import normaliser_shares
-from .annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
-from .checkpoints import WholeCheckpoints, checkpoint_to_resume
+from .callbacks.annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
+from .callbacks.curves import CurvesCallback
+from .callbacks.interruption import InterruptionCallback
 from .collator import EoMTDataCollator
-from .curves import CurvesCallback
-from .interruption import InterruptionCallback
-from .optimizer import BACKBONE, layerwise_lr_groups
+from .data.wrappers import RepeatableDataset
+from .evaluation_mixin import EvaluationMixin
+from .optimization.accumulation import normalizer_shares
+from .optimization.optimizer import BACKBONE, layerwise_lr_groups
+from .optimization.schedule import two_stage_warmup_poly_schedule
 from .processes import gather
-from .repeatable import RepeatableDataset
-from .schedule import two_stage_warmup_poly_schedule
-from .streamed import StreamedEvaluation
+from .run_checkpoints import AtomicCheckpointsMixin, checkpoint_to_resume
 
 logger = logging.get_logger(__name__)
 
@@ -39,13 +39,13 @@ class NonFiniteLoss(ValueError):
     """The loss is NaN or infinite; the message has the step and the batch's files."""
 
 
-class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
+class EoMTTrainer(AtomicCheckpointsMixin, EvaluationMixin, Trainer):
     """Trains and evaluates EoMT; nothing has to be set by hand.
 
     On top of the stock Trainer: layer-wise learning rates, two-stage warm-up and polynomial decay; mask annealing;
     every loss part, the learning rates of heads, first and last block and the mask probabilities in the logs; an
     accumulated batch's loss and gradient equal to those of the same batch at once; repeatable augmentation, so that
-    `train(resume_from_checkpoint=True)` continues as if never interrupted; checkpoints that are whole or absent.
+    `train(resume_from_checkpoint=True)` continues as if never interrupted; atomic checkpoints.
 
     Args:
         model: `EoMTForUniversalSegmentation`.
@@ -70,7 +70,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
             data_collator = EoMTDataCollator(keep_file_names=True)
         super().__init__(model, args, data_collator, **kwargs)
         self._file_names: list[str] | None = None
-        self._shares = None  # of each accumulated batch in the step's normalisers
+        self._shares = None  # of each accumulated batch in the step's normalizers
         self._loss_parts: dict[str, torch.Tensor] = defaultdict(float)  # summed since the last log
         self._lost = self._lost_in_a_row = 0  # batches whose loss overflowed: since the last log, and just now
         self._resumed: str | None = None
@@ -166,7 +166,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         config = self.accelerator.unwrap_model(self.model).config
-        self._shares = iter(normaliser_shares(batches, config, self.accelerator)) if len(batches) > 1 else None
+        self._shares = iter(normalizer_shares(batches, config, self.accelerator)) if len(batches) > 1 else None
         return batches, items
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -231,9 +231,9 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
         rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
         last = f"layers.{self.accelerator.unwrap_model(self.model).config.num_hidden_layers - 1}."
         for key, prefix in (("first", "layers.0."), ("last", last)):
-            of_block = next((rate for name, rate in rates.items() if name.startswith(prefix)), None)
-            if of_block is not None:  # a frozen backbone has none
-                self._learning_rates[f"learning_rate_{key}_block"] = of_block
+            rate = next((value for name, value in rates.items() if name.startswith(prefix)), None)
+            if rate is not None:  # a frozen backbone has none
+                self._learning_rates[f"learning_rate_{key}_block"] = rate
         return next(rate for name, rate in rates.items() if not name.startswith(BACKBONE))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -289,7 +289,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
         """Write README.md in the output folder: recipe, settings and this run's own figures."""
-        from .model_cards import run_card
+        from .run_card import run_card
 
         if self.is_world_process_zero():
             card = run_card(
@@ -299,7 +299,7 @@ class EoMTTrainer(WholeCheckpoints, StreamedEvaluation, Trainer):
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the training data which epoch it is in, and the trainer what a resumed run was."""
+    """Sets the training data's epoch, and restores the trainer's sums of a resumed run."""
 
     def __init__(self, trainer: EoMTTrainer):
         self.trainer = trainer

@@ -8,7 +8,7 @@ EPILOG = """examples:
   a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
   own data                eomt train --data DATA --task semantic --backbone vit_small_patch14_reg4_dinov2
   look at the data        eomt train --data DATA --task instance --check
-  go on after a stop      the same command with --resume
+  resume after a stop     the same command with --resume
   four GPUs               torchrun --nproc_per_node 4 --no-python eomt train …    (a step stays 16 images)
 More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --help-all adds the options of transformers'
 TrainingArguments; --list-recipes lists the recipes."""
@@ -19,45 +19,21 @@ def main(argv: list[str]) -> int:
         return list_recipes()
     if {"-h", "--help"} & {*argv}:
         return show_help()
-    from transformers.utils.logging import disable_progress_bar
+    from eomt.training.run import check_run, run
 
-    from eomt.inference.writing import write_json
-    from eomt.training.data.load import is_split_here
-    from eomt.training.finetune import build_trainer, check, summary
-    from eomt.training.resumption import check_options, write_options
-
-    disable_progress_bar()  # one bar, the run's, not one for each file that is saved
     data, model, args, resume = parse(argv)
     if data.check:
-        report, good = check(data, model, args)
+        report, readable = check_run(data, model, args)
         print(report)
-        return 0 if good else 1
-    has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
-    if has_checkpoints and not resume:
-        raise ValueError(
-            f"{args.output_dir} has checkpoints of a run; add --resume to go on or choose another --output-dir"
-        )
-    trainer = build_trainer(data, model, args)
-    if has_checkpoints:
-        check_options(args, trainer.model.config)
-    elif trainer.is_world_process_zero():
-        write_options(args, trainer.model.config)
-    if trainer.is_world_process_zero():
-        print(summary(trainer), flush=True)
-        if trainer.eval_dataset is not None and is_split_here(data.data, data.dataset, args.task):
-            splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
-            names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
-            write_json(Path(args.output_dir, "split.json"), names, indent=1)
-            print(
-                f"split      {len(names['val'])} images of train are held out, as there is no val: split.json",
-                flush=True,
-            )
-    trainer.train(resume_from_checkpoint=resume or None)
-    return finish(trainer)
+        return 0 if readable else 1
+    run(data, model, args, resume)
+    return 0
 
 
-def _parser(kind, options: tuple):
-    parser = kind(
+def _parser(options: tuple):
+    from transformers.hf_argparser import HfArgumentParser  # not from transformers: that imports torch
+
+    parser = HfArgumentParser(
         options,
         prog="eomt train",
         usage="eomt train --data PATH [--recipe NAME | --task TASK --backbone NAME] [options]",
@@ -66,30 +42,26 @@ def _parser(kind, options: tuple):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--resume", action="store_true", help="Go on from the last complete checkpoint, if there is one."
+        "--resume", action="store_true", help="Resume from the last complete checkpoint, if there is one."
     )
     return parser
 
 
 def show_help() -> int:
     """Our options and the stock Trainer's most used, without importing torch."""
-    from transformers.hf_argparser import HfArgumentParser
-
     from eomt.training.options import DataOptions, ModelOptions
     from eomt.training.run_options import RunOptions, StockOptions
 
-    _parser(HfArgumentParser, (DataOptions, ModelOptions, RunOptions, StockOptions)).parse_args(["--help"])
+    _parser((DataOptions, ModelOptions, RunOptions, StockOptions)).parse_args(["--help"])
     return 0
 
 
 def parse(argv: list[str]):
     """Command line → (DataOptions, ModelOptions, EoMTTrainingArguments, whether to resume)."""
-    from transformers import HfArgumentParser
-
     from eomt.training.arguments import EoMTTrainingArguments
     from eomt.training.options import DataOptions, ModelOptions
 
-    parser = _parser(HfArgumentParser, (DataOptions, ModelOptions, EoMTTrainingArguments))
+    parser = _parser((DataOptions, ModelOptions, EoMTTrainingArguments))
     parser.set_defaults(
         eval_strategy="steps",
         eval_steps=0.1,
@@ -124,27 +96,6 @@ def _parsed(parser, argv: list[str]):
         {k: v for k, v in vars(values).items() if k != "resume"}, allow_extra_keys=False
     )
     return values, data, model, args
-
-
-def finish(trainer) -> int:
-    """Evaluate, save model, processor, card, curves and figures."""
-    from eomt.training.model_cards import evaluation_of_weights
-
-    folder = Path(trainer.args.output_dir)
-    results = {}
-    if trainer.eval_dataset is not None:
-        results = evaluation_of_weights(trainer.args, trainer.state) or trainer.evaluate()
-    trainer.save_model()
-    trainer.create_model_card()
-    if trainer.is_world_process_zero():
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        from eomt.inference.writing import write_json
-        from eomt.training.progress import describe
-
-        write_json(folder / "results.json", results, indent=2)
-        print(describe(results) or "not evaluated")
-        print(f"model, processor, README.md, curves.png and results.json: {folder}")
-    return 0
 
 
 def list_recipes() -> int:

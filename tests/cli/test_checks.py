@@ -82,7 +82,7 @@ def test_predict_into_a_file(tmp_path, capsys):
 def test_panoptic_data_has_no_semantic_truth(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/panoptic_train.json").write_text("{}")
-    with pytest.raises(ValueError, match="coco data has truth for panoptic and instance, not for 'semantic'"):
+    with pytest.raises(ValueError, match="coco data has ground truth for panoptic and instance, not for 'semantic'"):
         load_data(tmp_path, task="semantic")
 
 

@@ -17,8 +17,8 @@ from eomt.configuration import EoMTConfig
 from eomt.configuration.labels import LabelSpace
 from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
-from eomt.training.finetune import load_split
 from eomt.training.options import DataOptions
+from eomt.training.run_setup import load_split
 from tests.models import tiny_config
 
 SIZE = (48, 64)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
-KILLS = ("in a step", "before a save", "half an optimiser", "before the rename", "while the old one goes")
+KILLS = ("in a step", "before a save", "half an optimizer", "before the rename", "while the old one goes")
 
 
 def fixed_points(*size, device=None, **kwargs):
@@ -40,7 +40,7 @@ def arm(when: str, trainer: EoMTTrainer) -> None:
         trainer.add_callback(type("InStep", (TrainerCallback,), {"on_pre_optimizer_step": staticmethod(at_step(5))})())
     elif when == "before a save":
         trainer.save_model = at_step(4, trainer, trainer.save_model)
-    elif when == "half an optimiser":
+    elif when == "half an optimizer":
         real = torch.save
 
         def half(value, path, *args):
@@ -53,7 +53,7 @@ def arm(when: str, trainer: EoMTTrainer) -> None:
     elif when == "before the rename":
         Path.rename = at_step(4, trainer, Path.rename)
     else:
-        import eomt.training.checkpoints as checkpoints
+        import eomt.training.run_checkpoints as checkpoints
 
         def half_gone(*args, **kwargs):
             Path(trainer.args.output_dir, "checkpoint-2", "optimizer.pt").unlink()
@@ -83,7 +83,7 @@ def kill(folder: Path) -> None:
         assert os.WTERMSIG(status) == signal.SIGKILL, f"{when}: the child was not killed"
 
 
-def whole_batches(folder, device_batch: int) -> EoMTTrainer:
+def train_on_full_batches(folder, device_batch: int) -> EoMTTrainer:
     """Two steps on 4 images, whatever the number of processes; notes the first step's gradients."""
     torch.rand = fixed_points
     args = tiny_arguments(
@@ -109,7 +109,7 @@ def whole_batches(folder, device_batch: int) -> EoMTTrainer:
 
 
 def ddp(folder: Path) -> None:
-    trainer = whole_batches(folder, 2)
+    trainer = train_on_full_batches(folder, 2)
     assert trainer.args.world_size == 2
     if trainer.is_world_process_zero():
         torch.save(trainer.gradients, folder / "gradients.pt")
@@ -138,8 +138,8 @@ def cli(folder: Path) -> None:
     from eomt.training.data.shapes import make_shapes
 
     if int(os.environ["RANK"]) == 0:
-        make_shapes(folder / "making", train=2, val=1)
-        (folder / "making").rename(folder / "data")
+        make_shapes(folder / "partial", train=2, val=1)
+        (folder / "partial").rename(folder / "data")
     while not (folder / "data").is_dir():
         time.sleep(0.1)
     options = "--task panoptic --backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 "
@@ -150,7 +150,7 @@ def cli(folder: Path) -> None:
 
 
 def fsdp(folder: Path) -> None:
-    """One sharded step: the Trainer ignores FSDP on a CPU, so what the model and the optimiser need is called here."""
+    """One sharded step: the Trainer ignores FSDP on a CPU, so what the model and the optimizer need is called here."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -190,7 +190,7 @@ def group(folder: Path) -> None:
 
 
 def signal_group() -> None:
-    """From another process, since workers spare their parent's signals. Only ever the group this test made."""
+    """From another process, since workers spare their parent's signals. Only ever the group this test created."""
     assert os.getpgrp() == os.getpid(), "run with start_new_session=True"
     sender = f"import os, signal; os.killpg({os.getpgrp()}, signal.SIGTERM)"
     subprocess.run([sys.executable, "-c", sender], start_new_session=True, check=True)

@@ -1,4 +1,4 @@
-"""The collator: uint8 normalised, float as it is, the processor's samples too, and the stock Trainer takes it."""
+"""The collator: uint8 normalized, float as it is, the processor's samples too, and the stock Trainer takes it."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def sample(n: int = 2, seed: int = 0) -> dict:
     }
 
 
-def test_uint8_pixels_are_scaled_and_normalised_and_targets_stay_lists():
+def test_uint8_pixels_are_scaled_and_normalized_and_targets_stay_lists():
     samples = [sample(2, 0), sample(0, 1)]
     batch = EoMTDataCollator(keep_file_names=True)(samples)
     expected = torch.stack(
@@ -60,7 +60,7 @@ def test_samples_of_the_processor(tensors):
     assert torch.equal(EoMTDataCollator()(unbatched)["pixel_values"], batch["pixel_values"])
 
 
-def test_it_normalises_as_the_processor_does():
+def test_it_normalizes_as_the_processor_does():
     processor = EoMTImageProcessor(task="panoptic", size=32, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     collator = EoMTDataCollator.from_processor(processor)
@@ -72,7 +72,7 @@ def test_it_normalises_as_the_processor_does():
 
 
 def test_what_does_not_fit_is_told():
-    with pytest.raises(ValueError, match="unlike sizes"):
+    with pytest.raises(ValueError, match="different sizes"):
         EoMTDataCollator()([sample(), sample() | {"pixel_values": torch.zeros(3, 8, 8)}])
     with pytest.raises(ValueError, match="1 images with 1 mask_labels and 0 class_labels"):
         EoMTDataCollator()([{k: v for k, v in sample().items() if k != "class_labels"}])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eomt.training import EoMTTrainingArguments
-from tests.training.runs import whole_batches
+from tests.training.runs import train_on_full_batches
 from tests.training.tiny import tiny_arguments
 
 
@@ -23,8 +23,8 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    monkeypatch.setattr(torch, "rand", torch.rand)  # restored after whole_batches replaces it
-    alone = whole_batches(tmp_path / "alone", 4)
+    monkeypatch.setattr(torch, "rand", torch.rand)  # restored after train_on_full_batches replaces it
+    alone = train_on_full_batches(tmp_path / "alone", 4)
 
     gradients = torch.load(both / "gradients.pt")
     assert gradients.keys() == alone.gradients.keys()

@@ -54,7 +54,7 @@ def evaluated(folder, task: str, batch_size: int = 1, masking: float = 0.0, **op
     model = tiny_model(task)
     model.set_attn_mask_probs([masking])
     processor = EoMTImageProcessor(task=task, size=64)
-    if task == "semantic":  # the panoptic truth as a label map
+    if task == "semantic":  # the panoptic ground truth as a label map
         dataset = SemanticOf(dataset.with_transform(EvaluationTransform(space, task="panoptic")))
     elif task == "instance":
         dataset = InstanceOf(dataset.with_transform(EvaluationTransform(space, task="panoptic")))
@@ -134,7 +134,7 @@ def test_two_processes_give_exactly_what_one_gives_without_the_images_run_twice(
 
 
 class Many(torch.utils.data.Dataset):
-    """`count` images of one size, made on the fly."""
+    """`count` images of one size, drawn on the fly."""
 
     def __init__(self, count: int):
         self.count = count
@@ -162,7 +162,7 @@ from eomt.image_processing import EoMTImageProcessor
 from eomt.training.evaluation import evaluate_model
 torch.set_num_threads(1)
 model, processor = tiny_model("semantic"), EoMTImageProcessor(task="semantic", size=64)
-space = LabelSpace("made", [str(i) for i in range(8)])
+space = LabelSpace("synthetic", [str(i) for i in range(8)])
 model.set_attn_mask_probs([0.0])
 for count in (20, 20, 200):
     evaluate_model(model, processor, Many(count), task="semantic", label_space=space, batch_size=2, progress=False)

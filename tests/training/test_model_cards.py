@@ -22,7 +22,7 @@ def test_card_states_the_essentials(name):
         f"**{recipe.reported.value} {recipe.metric}**",
         f"{recipe.total_steps:,}",
         recipe.backbone,
-        "## Licence",
+        "## License",
         "## Limits",
         "Not re-measured here",
     ):

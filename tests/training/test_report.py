@@ -10,9 +10,10 @@ from PIL import Image
 
 from eomt.configuration.labels import LabelSpace
 from eomt.training.metrics import MeanIoU, PanopticQuality
-from eomt.training.report import ImageReport, table, write_classes
+from eomt.training.metrics.tables import table, write_classes
+from eomt.training.report import ImageReport
 
-SPACE = LabelSpace("made", ("a", "b", "c"), (2,), (1, 5, 9))
+SPACE = LabelSpace("synthetic", ("a", "b", "c"), (2,), (1, 5, 9))
 
 
 def sample(name: str, reference) -> dict:
@@ -64,16 +65,16 @@ def test_confusion_of_panoptic_leaves_void_and_crowds_out():
 def test_confusion_of_instances_matches_by_overlap_whatever_the_class():
     masks = torch.zeros(3, 10, 10, dtype=torch.bool)
     masks[0, :5], masks[1, 6:8], masks[2, 9:] = True, True, True
-    truth = {"masks": masks.numpy(), "labels": [0, 1, 2], "iscrowd": [0, 0, 1]}
+    annotated = {"masks": masks.numpy(), "labels": [0, 1, 2], "iscrowd": [0, 0, 1]}
     found = {
         "masks": masks[[0, 1, 1]],
         "labels": torch.tensor([2, 1, 0]),
         "scores": torch.tensor([0.9, 0.8, 0.1]),  # the last is too unsure to be shown
     }
     report = ImageReport("instance", SPACE)
-    report(sample("a", truth), found)
+    report(sample("a", annotated), found)
     assert report.confusion.tolist() == [[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    report(sample("b", truth), {"masks": masks[:0], "labels": torch.zeros(0).long(), "scores": torch.zeros(0)})
+    report(sample("b", annotated), {"masks": masks[:0], "labels": torch.zeros(0).long(), "scores": torch.zeros(0)})
     assert report.confusion[:, -1].tolist() == [1, 1, 0]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training import EoMTTrainer
-from eomt.training.checkpoints import is_complete, last_complete_checkpoint
+from eomt.training.run_checkpoints import is_complete, last_complete_checkpoint
 from tests.training.runs import KILLS, resumable
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
@@ -28,7 +28,7 @@ def killed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    trainer = resumable(tmp_path_factory.mktemp("whole"), save_strategy="no")
+    trainer = resumable(tmp_path_factory.mktemp("uninterrupted"), save_strategy="no")
     trainer.train()
     return losses(trainer)
 
@@ -36,7 +36,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("when", KILLS)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(killed, uninterrupted, when):
     folder = killed / str(KILLS.index(when))
-    step = 2 if when in ("before a save", "half an optimiser", "before the rename") else 4
+    step = 2 if when in ("before a save", "half an optimizer", "before the rename") else 4
     assert last_complete_checkpoint(folder) == str(folder / f"checkpoint-{step}")
     trainer = resumable(folder)
     trainer.train(resume_from_checkpoint=True)
@@ -52,9 +52,9 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process(tmp_
     assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-3"]
     resumed = resumable(tmp_path / "cut", images=60, save_strategy="no")
     resumed.train(resume_from_checkpoint=True)
-    whole = resumable(tmp_path / "whole", images=60, save_strategy="no")
-    whole.train()
-    assert losses(resumed) == losses(whole)
+    uninterrupted = resumable(tmp_path / "uninterrupted", images=60, save_strategy="no")
+    uninterrupted.train()
+    assert losses(resumed) == losses(uninterrupted)
 
 
 def test_workers_do_not_change_a_run(tmp_path, uninterrupted):
@@ -89,7 +89,7 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
 
 def test_checkpoints_of_which_none_is_complete_are_not_trained_over(tmp_path):
     resumable(tmp_path, max_steps=4, save_only_model=True, save_total_limit=None).train()
-    message = r"checkpoint-4 cannot be resumed, nor any other there: its optimizer.pt is missing or damaged; move"
+    message = r"checkpoint-4 and all others are incomplete: its optimizer.pt is missing or damaged; move"
     with pytest.raises(ValueError, match=message):
         resumable(tmp_path).train(resume_from_checkpoint=True)
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
@@ -128,17 +128,17 @@ def test_resuming_without_a_checkpoint_starts_at_the_beginning(tmp_path, uninter
 
 def test_the_first_log_of_a_resumed_run_is_over_all_of_its_steps(tmp_path):
     """A checkpoint between two logs: what was summed up to then is in it."""
-    for name in ("whole", "cut"):
+    for name in ("uninterrupted", "cut"):
         resumable(tmp_path / name, logging_steps=4, save_steps=3, save_total_limit=None).train()
     shutil.rmtree(tmp_path / "cut" / "checkpoint-9")
-    for step, name in ((6, "cut"), (9, "whole")):
+    for step, name in ((6, "cut"), (9, "uninterrupted")):
         state = json.loads((tmp_path / name / f"checkpoint-{step}" / "trainer_state.json").read_text())
         assert max(row["step"] for row in state["log_history"]) < step
     shutil.rmtree(tmp_path / "cut" / "checkpoint-10", ignore_errors=True)
     resumed = resumable(tmp_path / "cut", logging_steps=4, save_strategy="no")
     resumed.train(resume_from_checkpoint=True)
-    whole = json.loads((tmp_path / "whole" / "checkpoint-9" / "trainer_state.json").read_text())["log_history"]
-    expected = {row["step"]: row["loss"] for row in whole if "loss" in row}
+    state = json.loads((tmp_path / "uninterrupted" / "checkpoint-9" / "trainer_state.json").read_text())
+    expected = {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
     assert set(expected) == {4, 8}
     assert {step: loss for step, (loss, _) in losses(resumed).items()} == expected
 

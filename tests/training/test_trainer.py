@@ -118,12 +118,12 @@ def test_accumulated_batches_equal_the_whole_batch(tmp_path, monkeypatch):
         trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(noise=0))
         trainer.train()
         results.append((logs_of(trainer), [p.detach() for p in trainer.model.parameters()]))
-    (whole, whole_weights), (parts, parts_weights) = results
-    for one, other in zip(whole, parts):
+    (full, full_weights), (parts, parts_weights) = results
+    for one, other in zip(full, parts):
         for key in one:
             if key.startswith(("loss", "grad_norm")):
                 assert one[key] == pytest.approx(other[key], rel=1e-4), key
-    for one, other in zip(whole_weights, parts_weights):
+    for one, other in zip(full_weights, parts_weights):
         assert torch.allclose(one, other, atol=2e-5)
 
 
@@ -159,8 +159,8 @@ def test_interruption_saves_and_the_rest_follows_on(tmp_path, number):
             return super().__getitem__(index)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is started with it ignored
-    whole = EoMTTrainer(tiny_model(), options("whole"), train_dataset=Samples())
-    whole.train()
+    uninterrupted = EoMTTrainer(tiny_model(), options("uninterrupted"), train_dataset=Samples())
+    uninterrupted.train()
     first = EoMTTrainer(tiny_model(), options("cut"), train_dataset=Interrupting())
     with pytest.raises(KeyboardInterrupt):
         first.train()
@@ -170,7 +170,7 @@ def test_interruption_saves_and_the_rest_follows_on(tmp_path, number):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     second = EoMTTrainer(tiny_model(), options("cut"), train_dataset=Samples())
     second.train(resume_from_checkpoint=True)
-    assert [row["loss"] for row in logs_of(second)] == [row["loss"] for row in logs_of(whole)]
+    assert [row["loss"] for row in logs_of(second)] == [row["loss"] for row in logs_of(uninterrupted)]
 
 
 def test_frozen_backbone_and_new_class_head(tmp_path):
@@ -216,8 +216,8 @@ def test_one_overflow_in_fp16_is_left_out_and_many_in_a_row_end_the_run(tmp_path
         assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
         rows = logs_of(trainer)
         assert len(rows) == 2
-        whole = [row["loss"] for row in rows]
-        assert max(whole) < 1.25 * min(whole)  # a mean over the three steps that were taken is no lower
+        losses = [row["loss"] for row in rows]
+        assert max(losses) < 1.25 * min(losses)  # a mean over the three steps that were taken is no lower
 
 
 def test_position_augmentation_of_a_checkpoint_is_off_unless_asked(tmp_path):

@@ -1,4 +1,4 @@
-"""A tiny model and made samples, shared by the trainer's tests (run as a script by some of them)."""
+"""A tiny model and synthetic samples, shared by the trainer's tests (run as a script by some of them)."""
 
 import torch
 from torch.utils.data import Dataset

@@ -9,7 +9,7 @@ Three steps, each usable alone:
 1. `load_data(path, dataset="auto", *, task, split="train", label_space=None, keep_empty=True,
    automatic_split=False) ->
    (datasets.Dataset, LabelSpace)`. `path`: a folder (extracted data, official zips, or own data). `dataset`: "auto" or
-   one of `DATASETS`. Rows hold paths and small annotations only, never pixels: safe to pickle, spawn and fork;
+   one of `READERS`. Rows hold paths and small annotations only, never pixels: safe to pickle, spawn and fork;
    archives are opened on first use in each process. Every annotation is checked here, before training starts:
    `ValueError` with the file and the id. Columns:
        image_id     int64 (COCO) or string      file_name    what errors call the image
@@ -34,14 +34,15 @@ Three steps, each usable alone:
 
 `EoMTDataCollator(image_mean=…, image_std=…)` (training/collator.py) stacks TrainTransform's or the processor's samples
 into {"pixel_values" float32 (B, 3, H, W), "mask_labels" list of (n, H, W), "class_labels" list of (n,), "file_name"?}:
-uint8 pixels are divided by 255 and normalised there, float ones pass as they are.
+uint8 pixels are divided by 255 and normalized there, float ones pass as they are.
 
 `evaluate_model(model, processor, dataset, *, task, label_space, batch_size=1, num_workers=0, intermediate=False, …) ->
 dict of floats and lists` (training/evaluation.py) streams a dataset with EvaluationTransform through the metric.
 """
 
-from .load import DATASETS, load_data
+from .load import load_data
+from .readers import READERS
 from .shapes import make_shapes
 from .transforms import EvaluationTransform, TrainTransform
 
-__all__ = ["DATASETS", "EvaluationTransform", "TrainTransform", "load_data", "make_shapes"]
+__all__ = ["READERS", "EvaluationTransform", "TrainTransform", "load_data", "make_shapes"]

@@ -15,8 +15,8 @@ from ...configuration.labels import LabelSpace
 from ...inference.writing import write_json
 from ...visualization.colors import class_colors
 from ...visualization.overlays import draw_segments
+from ..rle import rle_areas
 from .decode import decode
-from .polygons import areas_of
 from .transforms import TrainTransform
 
 TILE, GAP, COLUMNS = 360, 8, 4  # pixels of the contact sheet
@@ -118,7 +118,7 @@ class _Counted:
             pixels = dict(zip(ids.tolist(), counts.tolist()))
             areas = [pixels.get(s["id"], 0) for s in sample.segments]
         else:
-            areas = areas_of(sample.rles).tolist()
+            areas = rle_areas(sample.rles).tolist()
         segments = [(s["label_id"], bool(s["iscrowd"]), area) for s, area in zip(sample.segments, areas)]
         return {"size": tuple(sample.image.shape[1:]), "segments": segments}
 

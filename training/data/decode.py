@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ...configuration.labels import LabelSpace
-from .ade20k import panoptic_map
-from .files import read_classes, read_image, read_map
+from ...configuration.labels import VOID, LabelSpace
+from .images import distinct_values, read_classes, read_image, read_map
 from .polygons import to_rle
+from .readers.ade20k import panoptic_map
 
 MAX_TABLE = 1 << 16  # smaller ids are looked up in a table, others by bisection
-VOID = -1  # in an id map: a pixel of no segment
 
 
 @dataclass
@@ -57,11 +56,13 @@ def decode(row: dict, space: LabelSpace) -> Sample:
     ids = _sized(ids, size, name)
     if row["layout"] in ("semantic", "semantic_colors"):
         ids = to_labels(ids, space, name)
-        return Sample(image, [{"id": i, "label_id": i, "iscrowd": 0} for i in _values(ids) if i != VOID], ids=ids)
+        return Sample(
+            image, [{"id": i, "label_id": i, "iscrowd": 0} for i in distinct_values(ids) if i != VOID], ids=ids
+        )
     listed = {s["id"] for s in segments}
-    unlisted = [i for i in _values(ids) if i not in listed and i != 0]
+    unlisted = [i for i in distinct_values(ids) if i not in listed and i != 0]
     if unlisted:
-        raise ValueError(f"{name}: its panoptic png has id {unlisted[0]}, which segments_info lacks")
+        raise ValueError(f"{name}: its panoptic png has id {unlisted[0]}, which is not in segments_info")
     ids[ids == 0] = VOID
     return Sample(image, segments, ids=ids)
 
@@ -97,20 +98,11 @@ def to_labels(values: np.ndarray, space: LabelSpace, name: str) -> np.ndarray:
         place = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
         if (ids[place] == values).all():
             return labels[place]
-    wrong = next(v for v in _values(values) if v not in known)
+    wrong = next(v for v in distinct_values(values) if v not in known)
     raise ValueError(
         f"{name}: its label image has the value {wrong}, which is neither a class nor ignored; correct it, or add it "
         "to the class names or the ignored ids"
     )
-
-
-def _values(ids: np.ndarray) -> list[int]:
-    """The distinct values of a map, ascending. Only where a run starts is looked at: maps are piecewise constant."""
-    flat = ids.ravel()
-    if not flat.size:
-        return []
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    return np.unique(np.append(flat[starts], flat[0])).tolist()
 
 
 def _sized(ids: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from datasets import Dataset
 
-from .coco_layout import mentions, search_trees
 from .files import SPLIT_NAMES, Tree
+from .readers.coco_layout import mentions, search_trees
 
 SHARE = 0.1
 SEED = "0"

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
 FAR = 10  # × the image's longer side: a coordinate beyond it is a mistake, and pycocotools would run out of memory
@@ -52,8 +51,8 @@ def _check_rle(shape: dict, size: tuple[int | None, int | None]) -> str | None:
 def _runs(text: str) -> list[int] | None:
     """COCO's compressed counts → run lengths; None where the text is cut or has foreign characters.
 
-    Six bits a character from "0" on: five of the number, lowest first, and one that says it goes on; the last's highest
-    is the sign. From the fourth on, a number is the difference to the run before the last.
+    Six bits a character from "0" on: five of the number, lowest first, and one that says the number continues; the
+    last's highest is the sign. From the fourth on, a number is the difference to the run before the last.
     """
     runs: list[int] = []
     value = shift = 0
@@ -84,8 +83,3 @@ def to_rle(shape, height: int, width: int) -> dict:
     if isinstance(shape["counts"], list):
         return coco_mask.frPyObjects(shape, height, width)
     return {"size": list(shape["size"]), "counts": shape["counts"].encode()}
-
-
-def areas_of(rles: list[dict]) -> np.ndarray:
-    """Pixels of each mask: (n,). One by one: pycocotools' own list overflows at 256 masks with numpy 2.4."""
-    return np.array([int(coco_mask.area(rle)) for rle in rles], np.int64)

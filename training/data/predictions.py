@@ -6,7 +6,7 @@
     semantic   `*.png`, one channel; Cityscapes label ids, ADE20K 1 … 150
 
 Ids are the data set's own everywhere (`LabelSpace.dataset_ids`), as any tool writes them for these servers. Where
-`images.json` lies beside them, they were written by `inference.prediction_files`, and fit by names (written.py).
+`images.json` lies beside them, `inference.prediction_files` wrote them, and they fit by names (prediction_index.py).
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,11 @@ import torch
 
 from ...configuration.labels import LabelSpace
 from .decode import to_labels
-from .files import Tree, read_classes, read_map, safe_name
+from .files import Tree, safe_name
+from .images import read_classes, read_map
 from .polygons import check_shape, to_rle
+from .prediction_index import PredictionIndex
 from .rows import is_id, is_number
-from .written import Written
 
 
 def read_predictions(path: str | Path, task: str, label_space: LabelSpace, dataset) -> Iterator[tuple[dict, object]]:
@@ -33,17 +34,17 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
     name = None if Path(path).is_dir() else Path(path).name
     plain = dataset.with_format(None)
     images = plain["image_id"][:]
-    written = Written.of(tree)
-    ids = written.image_ids(plain) if written else dict(zip(images, images))
-    space = written.space(label_space) if written else label_space
+    index = PredictionIndex.find(tree)
+    ids = index.image_ids(plain) if index else dict(zip(images, images))
+    space = index.space(label_space) if index else label_space
     if task == "semantic":
-        pngs = _written_pngs(tree, written, ids) if written else _label_pngs(tree, images)
+        pngs = _indexed_pngs(tree, index, ids) if index else _label_pngs(tree, images)
         _complete(pngs, images, str(tree))
         prediction_of = _semantic(tree, pngs, space, plain[0]["layout"] == "semantic_colors")
     else:
         prediction_of = {"panoptic": _panoptic, "instance": _instance}[task](tree, name, space, images, ids)
-    for index, image_id in enumerate(images):
-        sample = dataset[index]
+    for position, image_id in enumerate(images):
+        sample = dataset[position]
         yield sample, prediction_of(image_id, tuple(sample["image"].shape[1:]))
 
 
@@ -106,12 +107,12 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list, ids
     return prediction_of
 
 
-def _written_pngs(tree: Tree, written: Written, ids: dict) -> dict:
+def _indexed_pngs(tree: Tree, index: PredictionIndex, ids: dict) -> dict:
     """The data set's image id → label png, as `images.json` says."""
-    pngs = {ids[entry["id"]]: entry.get("sem_seg_file_name") for entry in written.images}
+    pngs = {ids[entry["id"]]: entry.get("sem_seg_file_name") for entry in index.images}
     absent = next((png for png in pngs.values() if png not in tree.names), "")
     if absent != "":
-        raise ValueError(f"{written.source}: its label image {absent!r} is not below {tree}")
+        raise ValueError(f"{index.source}: its label image {absent!r} is not below {tree}")
     return pngs
 
 
@@ -120,8 +121,8 @@ def _label_pngs(tree: Tree, images: list) -> dict:
     known, pngs = set(images), {}
     for png in (n for n in tree.names if n.lower().endswith(".png")):
         path = PurePosixPath(png).with_suffix("")
-        whole = "/".join(path.parts[path.parts[0] == "labels" :])  # images of one name in several folders
-        key = next((k for k in (whole, *_prefixes(path.name)) if k in known), None)
+        full_name = "/".join(path.parts[path.parts[0] == "labels" :])  # images of one name in several folders
+        key = next((k for k in (full_name, *_prefixes(path.name)) if k in known), None)
         if key is None:
             raise ValueError(f"{tree}/{png}: the data set has no image {path.name!r}")
         if key in pngs:

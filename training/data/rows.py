@@ -1,6 +1,6 @@
 """Rows: what a data set reader hands on, and the problems it found on the way.
 
-Readers fill `Rows`; every malformed annotation is collected with its file and id, and all are told at once before
+Readers fill `Rows`; every malformed annotation is collected with its file and id, and all are reported at once before
 training starts. The Arrow table holds paths and small annotations only.
 """
 
@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass, field
 
 from datasets import Dataset, Features, List, Value
-
-from ...configuration.labels import LabelSpace
 
 SEGMENT = {
     "id": Value("int64"),
@@ -75,23 +73,3 @@ def is_number(value) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
         return False
-
-
-class UnknownClass(ValueError):
-    """The data has a class that the wanted label space lacks; the message names it."""
-
-
-def check_names(space: LabelSpace, given: LabelSpace, source: str) -> LabelSpace:
-    """The wanted label space with this data set's ids: classes are matched by name, so order may differ.
-
-    A class of the data that the wanted space lacks is an `UnknownClass` error. Which classes are stuff is the data's to
-    say where the wanted space does not (models of plain transformers).
-    """
-    by_name = dict(zip(space.names, space.dataset_ids))
-    missing = [name for name in by_name if name not in given.label2id]
-    if missing:
-        raise UnknownClass(f"{source}: its class {missing[0]!r} is not among the {given.num_labels} of {given.name!r}")
-    stuff = given.stuff_label_ids or tuple(sorted(given.label2id[space.names[i]] for i in space.stuff_label_ids))
-    unused = iter(range(-1, -1 - given.num_labels, -1))  # classes this data set does not have: ids it cannot contain
-    ids = tuple(by_name[name] if name in by_name else next(unused) for name in given.names)
-    return LabelSpace(given.name, given.names, stuff, ids, space.ignored_ids, given.ignore_index)

@@ -1,4 +1,4 @@
-"""A made data set in COCO panoptic format: things (four shapes) over stuff (four textures), truth as pngs and json.
+"""A synthetic data set in COCO panoptic format: things (four shapes) over stuff (four textures), with pngs and json.
 
 What makes it a fair miniature: objects overlap and are cut by the border, a class has a usual hue but hues overlap, so
 that shape or texture decides, sizes and aspect ratios vary, every pixel has noise. Image i of a seed is always the
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckle", "gradient")
-USUAL_HUE = {  # in parts of the colour circle: a few percent of the things look more like another class by it
+USUAL_HUE = {  # in parts of the color circle: a few percent of the things look more like another class by it
     **{"circle": 0.0, "square": 0.25, "triangle": 0.5, "star": 0.75},
     **{"stripes": 0.11, "checks": 0.0, "speckle": 0.33, "gradient": 0.58},  # sand, brick, grass, sky; paler
 }
@@ -26,7 +26,7 @@ CATEGORIES = [
     {"id": i, "name": name, "supercategory": "thing" if name in THINGS else "stuff", "isthing": int(name in THINGS)}
     for i, name in enumerate((*THINGS, *STUFF), 1)
 ]
-MIN_PIXELS = 24  # a segment with fewer visible pixels is no segment: nobody could tell what it is
+MIN_PIXELS = 24  # a segment with fewer visible pixels is no segment: nobody could recognize it
 
 
 def make_shapes(
@@ -72,11 +72,11 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
     for number in range(rng.integers(1, 5)):
         thing = int(rng.integers(len(THINGS)))
         radius = rng.uniform(0.16, 0.34) * min(height, width)
-        centre = rng.uniform(0.08, 0.92, 2) * (width, height)
-        mask = _mask(THINGS[thing], centre, radius, rng.uniform(-0.5, 0.5), rng.uniform(0.75, 1.0), height, width)
+        center = rng.uniform(0.08, 0.92, 2) * (width, height)
+        mask = _mask(THINGS[thing], center, radius, rng.uniform(-0.5, 0.5), rng.uniform(0.75, 1.0), height, width)
         hue = (USUAL_HUE[THINGS[thing]] + rng.normal(0, 0.07)) % 1
-        colour = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1), rng.uniform(0.75, 1)))
-        image[mask] = colour * rng.uniform(0.85, 1.0)
+        color = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1), rng.uniform(0.75, 1)))
+        image[mask] = color * rng.uniform(0.85, 1.0)
         ids[mask] = 100 + number
         category[100 + number] = thing + 1
     image = Image.fromarray((image * 255).round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5))
@@ -102,7 +102,7 @@ def _regions(rng, height: int, width: int, count: int) -> np.ndarray:
 
 
 def _texture(rng, name: str, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) in 0 … 1: two muted colours mixed by the texture's pattern."""
+    """(H, W, 3) in 0 … 1: two muted colors mixed by the texture's pattern."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(6, 12)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -120,7 +120,7 @@ def _texture(rng, name: str, height: int, width: int) -> np.ndarray:
     return dark + mix[..., None] * (light - dark)
 
 
-def _mask(name: str, centre, radius: float, angle: float, squeeze: float, height: int, width: int) -> np.ndarray:
+def _mask(name: str, center, radius: float, angle: float, squeeze: float, height: int, width: int) -> np.ndarray:
     """bool (H, W): the shape, turned and squeezed along one axis."""
     if name == "circle":
         turn, reach = np.linspace(0, 2 * np.pi, 40, endpoint=False), np.ones(40)
@@ -132,7 +132,7 @@ def _mask(name: str, centre, radius: float, angle: float, squeeze: float, height
         turn, reach = np.arange(10) * np.pi / 5, np.tile([1.3, 0.5], 5)
     points = np.stack([np.cos(turn) * reach, np.sin(turn) * reach * squeeze], -1)  # [points, (x, y)]
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    outline = (points @ rotation) * radius + centre
+    outline = (points @ rotation) * radius + center
     canvas = Image.new("1", (int(width), int(height)))
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in outline.tolist()], fill=1)
     return np.array(canvas, bool)

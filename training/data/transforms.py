@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from ...configuration.labels import LabelSpace
+from ...configuration.labels import VOID, LabelSpace
 from ..augmentation import Geometry, color_jitter, masks_of_positions, positions_of_ids
-from .decode import VOID, Sample, decode
-from .polygons import areas_of
+from ..rle import rle_areas
+from .decode import Sample, decode
 
 TRIES = 10  # crops drawn before an image with segments is taken without any; the authors draw without end
 
@@ -100,7 +100,7 @@ class EvaluationTransform(_Transform):
         return np.where(sample.ids == VOID, self.label_space.ignore_index, sample.ids).astype(np.int32)
 
     def _instance(self, sample: Sample) -> dict:
-        counted = areas_of(sample.rles)
+        counted = rle_areas(sample.rles)
         area = [s["area"] if s["area"] >= 0 else float(pixels) for s, pixels in zip(sample.segments, counted)]
         return {
             "masks": sample.rles,

@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from ..data.polygons import areas_of
+from ..rle import encode_masks, rle_areas
 from .streaming import StreamingMetric, image_name
 
 AREAS = ("", "small", "medium", "large")  # COCOeval's order: all, < 32², 32² … 96², > 96² pixels
@@ -22,7 +22,7 @@ MAX_DETECTIONS = 100
 
 
 class MaskAveragePrecision(StreamingMetric):
-    """AP and AR of masks as COCO defines them; fractions 0 … 1, and −1 where there is no truth, as pycocotools has it.
+    """AP and AR of masks as COCO defines them; fractions 0 … 1, −1 without ground truth, as in pycocotools.
 
     >>> metric = MaskAveragePrecision(num_labels=80)
     >>> metric.add_batch(predictions=[{"masks": masks, "labels": labels, "scores": scores}],
@@ -45,11 +45,11 @@ class MaskAveragePrecision(StreamingMetric):
             raise ValueError(f"{name}was added twice")
         self.state["seen"].add(key)
         found = _masks(prediction, f"{name}prediction", self.num_labels, ("scores",))
-        truth = _masks(reference, f"{name}truth", self.num_labels, ("iscrowd", "area"))
-        sizes = {tuple(rle["size"]) for rle in (*found["masks"], *truth["masks"])}
+        annotated = _masks(reference, f"{name}ground truth", self.num_labels, ("iscrowd", "area"))
+        sizes = {tuple(rle["size"]) for rle in (*found["masks"], *annotated["masks"])}
         if len(sizes) > 1:
-            raise ValueError(f"{name}masks of unlike sizes {sorted(sizes)} (H, W) in one image")
-        self.state["images"].append((key, len(self.state["images"]), _match(found, truth)))
+            raise ValueError(f"{name}masks of different sizes {sorted(sizes)} (H, W) in one image")
+        self.state["images"].append((key, len(self.state["images"]), _match(found, annotated)))
 
     def _result(self, states: list[dict]) -> dict:
         images = [(key, number, rank, m) for rank, state in enumerate(states) for key, number, m in state["images"]]
@@ -90,10 +90,10 @@ def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> 
             raise ValueError(f"{what}: masks must be (n, H, W) or a list of RLEs, not of shape {masks.shape}")
         if masks.size and masks.dtype != bool and not np.isin(masks, (0, 1)).all():
             raise ValueError(f"{what}: masks must be bool, or 0 and 1; threshold them first")
-        masks = encode(masks)
+        masks = encode_masks(masks)
     masks = [m if isinstance(m["counts"], bytes) else m | {"counts": str(m["counts"]).encode()} for m in masks]
     values = {"masks": masks, "labels": _numbers(entry["labels"]).astype(np.int64)}
-    defaults = {"iscrowd": np.zeros(len(masks)), "area": areas_of(masks)}
+    defaults = {"iscrowd": np.zeros(len(masks)), "area": rle_areas(masks)}
     for key in extras:
         given = entry.get(key)
         if given is None and key not in defaults:
@@ -110,25 +110,18 @@ def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> 
     return values
 
 
-def encode(masks: np.ndarray) -> list[dict]:
-    """bool (n, H, W) → n compressed RLEs."""
-    if not len(masks):
-        return []
-    return coco_mask.encode(np.asfortranarray(np.asarray(masks, np.uint8).transpose(1, 2, 0)))
-
-
 def _numbers(value) -> np.ndarray:
     return value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def _match(found: dict, truth: dict) -> dict[int, list]:
-    """One image by COCOeval: label → an entry an area range of (scores, matched, ignored, ignored truths)."""
+def _match(found: dict, reference: dict) -> dict[int, list]:
+    """One image by COCOeval: label → an entry an area range of (scores, matched, ignored, ignored ground truths)."""
     evaluator = COCOeval(iouType="segm")
     for i, (mask, label, score) in enumerate(zip(found["masks"], found["labels"].tolist(), found["scores"].tolist())):
         area = float(coco_mask.area(mask))
         evaluator._dts[0, label].append({"id": i + 1, "segmentation": mask, "score": score, "area": area})
-    columns = (truth[key].tolist() for key in ("labels", "iscrowd", "area"))
-    for i, (mask, label, crowd, area) in enumerate(zip(truth["masks"], *columns)):
+    columns = (reference[key].tolist() for key in ("labels", "iscrowd", "area"))
+    for i, (mask, label, crowd, area) in enumerate(zip(reference["masks"], *columns)):
         crowd = int(bool(crowd))
         entry = {"id": i + 1, "segmentation": mask, "area": area, "iscrowd": crowd, "ignore": crowd}
         evaluator._gts[0, label].append(entry)
@@ -145,13 +138,13 @@ def _match(found: dict, truth: dict) -> dict[int, list]:
 
 def _unpack(entries: list, area: int) -> dict:
     """What `accumulate` reads of COCOeval's per-image result."""
-    scores, matched, ignored, truth_ignored = entries[area]
+    scores, matched, ignored, reference_ignored = entries[area]
     count = 10  # IoU thresholds
     return {
         "dtScores": scores,
         "dtMatches": np.unpackbits(matched, axis=0, count=count),
         "dtIgnore": np.unpackbits(ignored, axis=0, count=count).astype(bool),
-        "gtIgnore": truth_ignored.astype(int),
+        "gtIgnore": reference_ignored.astype(int),
     }
 
 

@@ -42,13 +42,13 @@ def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: n
     """Two label maps (H, W) → int64 (C, C + 1), true × predicted. `skip`: bool (H, W), pixels that do not count."""
     name = image_name(reference, prediction)
     maps = [entry["segmentation"] if isinstance(entry, dict) else entry for entry in (prediction, reference)]
-    predicted, true = integer_map(maps[0], f"{name}prediction"), integer_map(maps[1], f"{name}truth")
+    predicted, true = integer_map(maps[0], f"{name}prediction"), integer_map(maps[1], f"{name}ground truth")
     same_size(predicted.shape, true.shape, name)
     counts = true != ignore_index  # [H, W]
     if skip is not None:
         counts &= ~skip
     predicted, true = predicted[counts].astype(np.int64), true[counts].astype(np.int64)  # [pixels]
-    for what, values in (("prediction", predicted), ("truth", true)):
+    for what, values in (("prediction", predicted), ("ground truth", true)):
         outside = (values < 0) | (values >= num_labels)
         if what == "prediction":
             outside &= values != ignore_index

@@ -23,8 +23,8 @@ class OutOfDistribution(StreamingMetric):
     ...                  references=[{"segmentation": labels, "invalid": invalid}])
 
     `confidence`: float (H, W), clipped to 0 … 1, or BRAVO's uint16. `invalid`: (H, W), non-zero where an object of no
-    known class lies. Pixels with the truth `ignore_index` count nowhere. `pixels` in a reference: flat indices, the
-    sample that AUPRC is taken over (BRAVO's ≤ 100,000 an image; default: every pixel).
+    known class lies. Pixels whose ground truth is `ignore_index` do not count. `pixels` in a reference: flat
+    indices, the sample that AUPRC is taken over (BRAVO's ≤ 100,000 an image; default: every pixel).
     AUPRC is Σ Δrecall · precision over falling scores, ties as one step; nan where no image has an invalid pixel.
     """
 
@@ -44,8 +44,8 @@ class OutOfDistribution(StreamingMetric):
         level = confidence_levels(prediction["confidence"])  # [H, W]
         true = _array(reference["segmentation"])
         if not invalid.shape == level.shape == true.shape:
-            shapes = f"invalid {invalid.shape}, confidence {level.shape}, truth {true.shape}"
-            raise ValueError(f"{name}maps of unlike sizes (H, W): {shapes}")
+            shapes = f"invalid {invalid.shape}, confidence {level.shape}, ground truth {true.shape}"
+            raise ValueError(f"{name}maps of different sizes (H, W): {shapes}")
         arguments = (self.num_labels, self.ignore_index)
         self.state["confusion"] += confusion(prediction, reference, *arguments, skip=invalid)
         counts = (true != self.ignore_index).ravel()

@@ -2,15 +2,16 @@
 
     H, W image;  P predicted segments, T true ones;  index 0 of a count table is void
 
-PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, the truth no crowd, where void is
-taken out of the union. An unmatched crowd is no FN; an unmatched prediction with more than half its area on void and
-its class's crowd is no FP. Means are over the classes with TP + FP + FN > 0.
+PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, ground truth that is no crowd;
+void is taken out of the union. An unmatched crowd is no FN; an unmatched prediction with more than half its area on
+void and its class's crowd is no FP. Means are over the classes with TP + FP + FN > 0.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
 
+from ...configuration.labels import VOID
 from .streaming import StreamingMetric, image_name, integer_map, same_size
 
 MAX_TABLE = 1 << 16  # smaller ids are looked up in a table, others by bisection
@@ -44,7 +45,10 @@ class PanopticQuality(StreamingMetric):
 
     def _add(self, prediction: dict, reference: dict) -> None:
         name = image_name(reference, prediction)
-        predicted, true = _Segments(prediction, name + "prediction", self), _Segments(reference, name + "truth", self)
+        predicted, true = (
+            _Segments(prediction, name + "prediction", self),
+            _Segments(reference, name + "ground truth", self),
+        )
         same_size(predicted.map.shape, true.map.shape, name)
         counts = _overlaps(true, predicted)  # int64 [1 + T, 1 + P] pixels; row and column 0 are void
         area = counts.sum(0)[1:]  # [P]
@@ -119,7 +123,7 @@ class _Segments:
 
     def index(self, values: np.ndarray) -> np.ndarray:
         """Ids of pixels → 1 + position in the list, 0 for void; `ValueError` for an id that is not listed."""
-        ids = np.concatenate([[-1], self.ids])  # void first, so that its position is 0
+        ids = np.concatenate([[VOID], self.ids])  # void first, so that its position is 0
         if 0 not in self.ids:
             ids = np.concatenate([ids, [0]])
         position = np.arange(len(ids)) % (len(self.ids) + 1)  # an unlisted 0, last, is void as well
@@ -134,7 +138,7 @@ class _Segments:
         place = np.minimum(np.searchsorted(ids[order], values), len(ids) - 1)
         unlisted = ids[order][place] != values
         if unlisted.any():
-            raise ValueError(f"{self.what}: the map has id {values[unlisted.argmax()]}, which segments_info lacks")
+            raise ValueError(f"{self.what}: the map has id {values[unlisted.argmax()]}, which is not in segments_info")
         return position[order][place]
 
 

@@ -1,7 +1,7 @@
 """The base of the metrics: an `evaluate.Metric` that keeps statistics, never predictions, and sums over processes.
 
 `add_batch` reduces to statistics at once; `compute` sums them over the processes of torch.distributed where a group is
-initialised (torchrun, accelerate, the Trainer) and gives every process the same result, exactly that of one process:
+initialized (torchrun, accelerate, the Trainer) and gives every process the same result, exactly that of one process:
 counts are integers, so no order of summation shows. Nothing is downloaded and nothing written.
 """
 
@@ -18,7 +18,7 @@ from ..processes import gather, in_group
 class StreamingMetric(evaluate.Metric):
     """Sub-classes give `description`, `_empty()`, `_add(prediction, reference)` and `_result(states) -> dict`.
 
-    `self.state` is what `_empty` made and `_add` changes; `_result` takes the states of all processes, by rank.
+    `self.state` comes from `_empty` and is updated by `_add`; `_result` takes the states of all processes, by rank.
     """
 
     description = ""
@@ -30,7 +30,7 @@ class StreamingMetric(evaluate.Metric):
         super().__init__(**kwargs)
         if self.num_process > 1 and not in_group():
             raise ValueError(
-                f"num_process={self.num_process} needs an initialised torch.distributed group (torchrun, accelerate)"
+                f"num_process={self.num_process} needs an initialized torch.distributed group (torchrun, accelerate)"
             )
         self.state = self._empty()
 
@@ -62,7 +62,7 @@ class StreamingMetric(evaluate.Metric):
         self.state = self._empty()
         return self._result(states)
 
-    def of_image(self, prediction, reference) -> dict:
+    def compute_image(self, prediction, reference) -> dict:
         """The result of one image alone; what was added before and other processes stay out of it."""
         kept, self.state = self.state, self._empty()
         try:
@@ -93,7 +93,9 @@ def integer_map(value, what: str) -> np.ndarray:
 
 def same_size(prediction: tuple, reference: tuple, what: str) -> None:
     if tuple(prediction) != tuple(reference):
-        raise ValueError(f"{what}the prediction is {_size(prediction)}, its truth {_size(reference)}; resize it first")
+        raise ValueError(
+            f"{what}the prediction is {_size(prediction)}, its ground truth {_size(reference)}; resize it first"
+        )
 
 
 def image_name(*entries) -> str:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
-from .made import SIZE, panoptic_ids, panoptic_json, panoptic_png, picture, png, write, zipped
-from .test_coco import extracted
+from .readers.test_coco import extracted
+from .synthetic import SIZE, panoptic_ids, panoptic_json, panoptic_png, picture, png, write, zipped
 
 
 def sample_of(root, task="semantic", transform=EvaluationTransform, **options):
@@ -58,7 +58,7 @@ def test_an_id_of_the_png_that_the_json_lacks(tmp_path):
     ids = panoptic_ids()
     ids[0, 0] = 1234
     root = write(extracted(tmp_path), {"annotations/panoptic_val2017/000000000010.png": panoptic_png(ids)})
-    with pytest.raises(ValueError, match=r"000000000010.jpg: its panoptic png has id 1234, which segments_info lacks"):
+    with pytest.raises(ValueError, match=r"0010.jpg: its panoptic png has id 1234, which is not in segments_info"):
         sample_of(root, task="panoptic")
 
 
@@ -85,7 +85,7 @@ def test_a_damaged_archive_and_a_member_outside_of_it(tmp_path):
     [
         ({"task": "semantic", "split": "test"}, "there is no split 'test'"),
         ({"task": "semantic", "dataset": "voc"}, "there is no data set format 'voc'"),
-        ({"task": "instance", "dataset": "folder"}, "folder data has truth for semantic, not for 'instance'"),
+        ({"task": "instance", "dataset": "folder"}, "folder data has ground truth for semantic, not for 'instance'"),
     ],
 )
 def test_wrong_arguments(tmp_path, options, message):

@@ -9,8 +9,8 @@ from PIL import Image
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.data.check import check_data, describe
 
-from .made import SIZE, annotation, instance_json, picture, png, write
-from .test_coco import extracted
+from .readers.test_coco import extracted
+from .synthetic import SIZE, annotation, instance_json, picture, png, write
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])

@@ -1,4 +1,4 @@
-"""Predictions as files: ours are read back the same, other tools' habits, and every fault told by file and id."""
+"""Predictions as files: ours are read back the same, other tools' habits, and every fault reported by file and id."""
 
 import json
 
@@ -13,9 +13,9 @@ from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
 from eomt.training.evaluation import as_reference, metric_for
 
-from .made import CATEGORIES, SIZE, annotation, damaged, panoptic_ids, panoptic_png, write
-from .test_cityscapes import written as cityscapes
-from .test_coco import extracted
+from .readers.test_cityscapes import written as cityscapes
+from .readers.test_coco import extracted
+from .synthetic import CATEGORIES, SIZE, annotation, damaged, panoptic_ids, panoptic_png, write
 
 
 def opened(root, task):
@@ -161,7 +161,7 @@ def test_any_damage_to_a_file_is_a_value_error_or_harmless(tmp_path, task):
         file.write_text(json.dumps(data))
         try:
             for sample, prediction in read_predictions(folder, task, space, dataset):
-                metric.of_image(prediction, as_reference(sample))
+                metric.compute_image(prediction, as_reference(sample))
         except ValueError as error:
             refused.append(str(error))
     assert len(refused) > 30

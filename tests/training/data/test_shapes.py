@@ -1,4 +1,4 @@
-"""The made data set: valid COCO panoptic truth, repeatable, and read back as written."""
+"""The synthetic data set: valid COCO panoptic annotations, repeatable, and read back as written."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_written_and_read_back(tmp_path):
     assert len(dataset) == 2
     assert space.names[:2] == ("circle", "square")
     assert space.stuff_label_ids == (4, 5, 6, 7)
-    truth = json.loads((tmp_path / "annotations/panoptic_val.json").read_text())
+    annotations = json.loads((tmp_path / "annotations/panoptic_val.json").read_text())
     sample = dataset.with_transform(EvaluationTransform(space, task="panoptic"))[1]
     pixels, ids, segments = draw(np.random.default_rng((0, 1_000_001)), (40, 60))
     assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), pixels)
@@ -37,7 +37,7 @@ def test_written_and_read_back(tmp_path):
         np.where(sample["reference"]["segmentation"] < 0, 0, sample["reference"]["segmentation"]), ids
     )
     assert [s["label_id"] for s in sample["reference"]["segments_info"]] == [s["category_id"] - 1 for s in segments]
-    assert truth["annotations"][1]["segments_info"] == segments
+    assert annotations["annotations"][1]["segments_info"] == segments
 
 
 def test_a_training_sample_without_chance_is_the_picture_itself(tmp_path):

@@ -17,27 +17,29 @@ KEYS = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large")
 RECALL_KEYS = ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
 
 
-def made(seed, images=6, labels=3, detections=12, size=(150, 160)):
+def synthetic(seed, images=6, labels=3, detections=12, size=(150, 160)):
     """Predictions and references: boxes of all sizes, crowds, wrong classes, tied scores, an empty image each way."""
     rng = np.random.default_rng(seed)
     predictions, references = [], []
     for i in range(images):
-        truth = np.zeros((0 if i == 1 else 6, *size), bool)
-        for mask in truth:
+        annotated = np.zeros((0 if i == 1 else 6, *size), bool)
+        for mask in annotated:
             y, x, h, w = rng.integers(0, 90), rng.integers(0, 90), *rng.integers(6, 140, 2)
             mask[y : y + h, x : x + w] = True
-        truth = truth[truth.any((1, 2))]
-        classes = rng.integers(0, labels, len(truth))
-        chosen = rng.integers(0, max(1, len(truth)), 0 if i == 2 else detections)
+        annotated = annotated[annotated.any((1, 2))]
+        classes = rng.integers(0, labels, len(annotated))
+        chosen = rng.integers(0, max(1, len(annotated)), 0 if i == 2 else detections)
         found = np.zeros((len(chosen), *size), bool)
         for mask, k in zip(found, chosen):
-            if len(truth) and rng.random() < 0.8:
-                mask[:] = np.roll(truth[k], rng.integers(-4, 5, 2), (0, 1))
+            if len(annotated) and rng.random() < 0.8:
+                mask[:] = np.roll(annotated[k], rng.integers(-4, 5, 2), (0, 1))
             else:
                 mask[10:30, 10 : 20 + 5 * k] = True
-        guess = [classes[k] if len(truth) and rng.random() < 0.8 else rng.integers(labels) for k in chosen]
+        guess = [classes[k] if len(annotated) and rng.random() < 0.8 else rng.integers(labels) for k in chosen]
         predictions.append({"masks": found, "labels": np.array(guess, int), "scores": rng.random(len(chosen)).round(1)})
-        references.append({"masks": truth, "labels": classes, "iscrowd": (rng.random(len(truth)) < 0.2).astype(int)})
+        references.append(
+            {"masks": annotated, "labels": classes, "iscrowd": (rng.random(len(annotated)) < 0.2).astype(int)}
+        )
     return predictions, references
 
 
@@ -72,7 +74,7 @@ def pycocotools_stats(predictions, references, labels):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_pycocotools(seed):
-    predictions, references = made(seed)
+    predictions, references = synthetic(seed)
     if seed == 3:  # the annotation's own area decides the size class
         for reference in references:
             reference["area"] = reference["masks"].sum((1, 2)) * 0.4
@@ -89,14 +91,14 @@ def test_equals_pycocotools(seed):
 
 
 def test_more_than_a_hundred_detections_of_a_class():
-    predictions, references = made(9, images=2, labels=1, detections=130)
+    predictions, references = synthetic(9, images=2, labels=1, detections=130)
     metric = MaskAveragePrecision(num_labels=1)
     metric.add_batch(predictions=predictions, references=references)
     assert metric.compute()["ap"] == pytest.approx(pycocotools_stats(predictions, references, 1).stats[0], abs=1e-12)
 
 
 def test_rle_tensor_and_array_are_the_same():
-    predictions, references = made(1)
+    predictions, references = synthetic(1)
     metric = MaskAveragePrecision(num_labels=3)
     metric.add_batch(predictions=predictions, references=references)
     expected = metric.compute()
@@ -114,7 +116,7 @@ def test_rle_tensor_and_array_are_the_same():
 
 
 def test_no_mask_outlives_its_batch():
-    predictions, references = made(0, images=3)
+    predictions, references = synthetic(0, images=3)
     metric = MaskAveragePrecision(num_labels=3)
     metric.add_batch(predictions=predictions, references=references)
     assert len(pickle.dumps(metric.state)) < 20_000  # the masks of 3 images: 1.3 MB
@@ -139,7 +141,7 @@ def test_nothing_found_and_nothing_there():
         ({"labels": [2]}, "label 2 is not in 0 … 1"),
         ({"labels": [0, 1]}, "2 labels for 1 masks"),
         ({"scores": None}, "it has no 'scores'"),
-        ({"masks": np.ones((1, 5, 4), bool)}, r"masks of unlike sizes \[\(4, 4\), \(5, 4\)\]"),
+        ({"masks": np.ones((1, 5, 4), bool)}, r"masks of different sizes \[\(4, 4\), \(5, 4\)\]"),
         ({"masks": np.full((1, 4, 4), 0.5)}, "threshold them first"),
         ({"masks": np.ones((4, 4), bool)}, r"masks must be \(n, H, W\)"),
     ],

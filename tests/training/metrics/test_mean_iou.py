@@ -41,9 +41,9 @@ def test_nothing_added_is_nan_not_zero():
     ("prediction", "reference", "message"),
     [
         ([[2]], [[0]], "prediction: label 2 is not in 0 … 1"),
-        ([[0]], [[7]], "truth: label 7"),
-        ([[0]], [[-1]], "truth: label -1"),
-        ([[0, 0]], [[0]], "the prediction is 1×2, its truth 1×1"),
+        ([[0]], [[7]], "ground truth: label 7"),
+        ([[0]], [[-1]], "ground truth: label -1"),
+        ([[0, 0]], [[0]], "the prediction is 1×2, its ground truth 1×1"),
         ([[0.0]], [[0]], "must hold integers"),
         ([0], [[0]], "must be a map"),
     ],

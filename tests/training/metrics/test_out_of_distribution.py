@@ -18,7 +18,7 @@ def brute_average_precision(positive, score):
     return total
 
 
-def made(seed, images=3, size=(13, 17)):
+def synthetic(seed, images=3, size=(13, 17)):
     rng = np.random.default_rng(seed)
     predictions, references = [], []
     for _ in range(images):
@@ -33,7 +33,7 @@ def made(seed, images=3, size=(13, 17)):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_brute_force(seed):
-    predictions, references = made(seed)
+    predictions, references = synthetic(seed)
     metric = OutOfDistribution(num_labels=3)
     metric.add_batch(predictions=predictions, references=references)
     result = metric.compute()
@@ -53,7 +53,7 @@ def test_equals_brute_force(seed):
 
 
 def test_uint16_tensors_and_the_sampled_pixels():
-    predictions, references = made(7, images=1)
+    predictions, references = synthetic(7, images=1)
     stored = {"confidence": np.floor(predictions[0]["confidence"].clip(0, 1) * 65535).astype(np.uint16)}
     metric = OutOfDistribution(num_labels=3)
     metric.add(prediction=predictions[0], reference=references[0])
@@ -92,7 +92,7 @@ def test_perfect_and_reversed_confidence():
 
 
 def test_maps_of_unlike_sizes_are_refused():
-    with pytest.raises(ValueError, match="image a: maps of unlike sizes"):
+    with pytest.raises(ValueError, match="image a: maps of different sizes"):
         OutOfDistribution(num_labels=1).add(
             prediction={"segmentation": np.zeros((2, 2), int), "confidence": np.ones((2, 3))},
             reference={"segmentation": np.zeros((2, 2), int), "invalid": np.zeros((2, 2)), "file_name": "a"},

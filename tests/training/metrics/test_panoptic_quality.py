@@ -20,11 +20,11 @@ def rgb_ids(path):
 
 
 def test_equals_panopticapi_on_coco():
-    truth = json.loads((GOLDEN / "coco-sample/panoptic_examples.json").read_text())
+    examples = json.loads((GOLDEN / "coco-sample/panoptic_examples.json").read_text())
     predictions = json.loads((GOLDEN / "panoptic_pred.json").read_text())["annotations"]
     expected = json.loads((GOLDEN / "panoptic_pq.json").read_text())
-    ids = sorted(c["id"] for c in truth["categories"])
-    stuff = [i for i, c in enumerate(ids) if not next(x for x in truth["categories"] if x["id"] == c)["isthing"]]
+    ids = sorted(c["id"] for c in examples["categories"])
+    stuff = [i for i, c in enumerate(ids) if not next(x for x in examples["categories"] if x["id"] == c)["isthing"]]
 
     def entry(annotation, folder):
         info = [
@@ -34,7 +34,7 @@ def test_equals_panopticapi_on_coco():
         return {"segmentation": rgb_ids(GOLDEN / folder / annotation["file_name"]), "segments_info": info}
 
     metric = PanopticQuality(num_labels=133, stuff_label_ids=stuff)
-    for annotation in truth["annotations"]:
+    for annotation in examples["annotations"]:
         prediction = next(p for p in predictions if p["image_id"] == annotation["image_id"])
         metric.add_batch(
             predictions=[entry(prediction, "panoptic_pred")],
@@ -98,7 +98,7 @@ def scene(rng, num_labels, size=(30, 40), crowd=0.0, first=0):
 
 
 def disturbed(rng, reference):
-    """A prediction near the truth: shifted, some classes wrong."""
+    """A prediction near the ground truth: shifted, some classes wrong."""
     ids = np.roll(reference["segmentation"], rng.integers(-2, 3), 1)
     ids = np.where(rng.random(ids.shape) < 0.05, -1, ids)
     info = [
@@ -166,7 +166,7 @@ def test_the_last_id_of_a_dtype_is_itself(dtype, last):
         ({"segmentation": np.full((4, 4), 9)}, "the map has id 9"),
         ({"segmentation": np.full((4, 4), -2)}, "the map has id -2"),
         ({"segmentation": np.zeros((4, 4))}, "must hold integers"),
-        ({"segmentation": np.ones((4, 5), int)}, "the prediction is 4×5, its truth 4×4"),
+        ({"segmentation": np.ones((4, 5), int)}, "the prediction is 4×5, its ground truth 4×4"),
         ({"segments_info": [{"id": 1, "label_id": 7}]}, "segment 1 has label_id 7"),
         ({"segments_info": [{"id": 1, "label_id": 0}] * 2}, "id 1 is listed twice"),
         (

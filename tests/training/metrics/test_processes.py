@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def results(rank: int = 0, world: int = 1) -> dict:
-    """All four metrics over seven made images, of which this process takes every `world`-th."""
+    """All four metrics over seven synthetic images, of which this process takes every `world`-th."""
     rng = np.random.default_rng(0)
     metrics = {
         "pq": PanopticQuality(num_labels=3, stuff_label_ids=[2]),

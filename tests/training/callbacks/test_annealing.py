@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from eomt.training import MaskAnnealingCallback, annealing_steps, mask_annealing_probability
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+AUTHORS = [  # total steps, blocks, starts, ends: as printed in the authors' configs
+    (88_692, 4, [14782, 29564, 44346, 59128], [29564, 44346, 59128, 73910]),
+    (88_692, 3, [14782, 36955, 59128], [29564, 51737, 73910]),
+    (177_384, 3, [29564, 73910, 118256], [59128, 103474, 147820]),
+    (88_692, 5, [14782, 25869, 36955, 48042, 59128], [29564, 40651, 51737, 62824, 73910]),
+    (39_122, 4, [6520, 13040, 19560, 26080], [13040, 19560, 26080, 32600]),
+    (39_122, 5, [6520, 11410, 16300, 21190, 26080], [13040, 17930, 22820, 27710, 32600]),
+    (19_902, 4, [3317, 6634, 9951, 13268], [6634, 9951, 13268, 16585]),
+]
+
+
+@pytest.mark.parametrize(("total", "blocks", "starts", "ends"), AUTHORS)
+def test_steps_are_the_authors(total, blocks, starts, ends):
+    assert annealing_steps(total, blocks) == (starts, ends)
+
+
+def test_one_block_is_annealed_in_the_middle():
+    assert annealing_steps(600, 1) == ([250], [350])
+
+
+@given(st.integers(1, 10**6), st.integers(1, 40))
+def test_steps_are_ordered_and_every_mask_is_gone_before_the_last_step(total, blocks):
+    starts, ends = annealing_steps(total, blocks)
+    assert starts == sorted(starts)
+    assert len(starts) == len(ends) == blocks
+    assert all(isinstance(step, int) for step in starts + ends)
+    assert all(0 <= start <= end < total for start, end in zip(starts, ends))
+    if blocks > 1 and total > 30:  # within rounding of the formula
+        for i, (start, end) in enumerate(zip(starts, ends)):
+            assert start == pytest.approx(total / 6 + i * (total / 2) / (blocks - 1), abs=3)
+            assert end == pytest.approx(start + total / 6, abs=1)
+
+
+def test_probabilities_are_the_authors():
+    for case in json.loads((GOLDEN / "annealing.json").read_text()):
+        for step, expected in case["prob_at_step"].items():
+            found = mask_annealing_probability(int(step), case["start"], case["end"], case["power"])
+            assert found == pytest.approx(expected, abs=1e-12), (case, step)
+
+
+class Recorder(nn.Module):
+    """A model that notes, for each training batch, the probabilities it was given."""
+
+    def __init__(self, num_blocks=2):
+        super().__init__()
+        self.config = type("Config", (), {"num_blocks": num_blocks, "to_json_string": lambda self: "{}"})()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.probs = None
+        self.seen = []
+
+    def set_attn_mask_probs(self, probs):
+        self.probs = list(probs)
+
+    def forward(self, x, labels=None):
+        if self.training:
+            self.seen.append(self.probs)
+        return {"loss": (self.weight * x - 1).square().mean(), "logits": x}
+
+
+def run(tmp_path, callback, max_steps=12, resume=None, num_blocks=2, **arguments):
+    model = Recorder(num_blocks)
+    data = [{"x": torch.tensor([float(i)]), "labels": torch.zeros(1)} for i in range(8)]
+    options = {"per_device_train_batch_size": 2, "logging_steps": 3, "report_to": "none", "disable_tqdm": True}
+    args = TrainingArguments(tmp_path, max_steps=max_steps, use_cpu=True, **(options | arguments))
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[callback])
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def expected(steps, max_steps=12, blocks=2):
+    pairs = list(zip(*annealing_steps(max_steps, blocks)))
+    return [[mask_annealing_probability(t, start, end) for start, end in pairs] for t in steps]
+
+
+def test_stock_trainer_batch_t_uses_p_of_t(tmp_path):
+    trainer = run(tmp_path, MaskAnnealingCallback(), save_strategy="no")
+    assert trainer.model.seen == expected(range(12))
+    assert any(0 < p < 1 for probs in trainer.model.seen for p in probs)
+    assert trainer.model.probs == [0.0, 0.0]
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert [[log["attn_mask_prob_0"], log["attn_mask_prob_1"]] for log in logs] == expected([3, 6, 9, 12])
+
+
+def test_accumulated_batches_share_their_step_and_evaluation_does_not_shift_it(tmp_path):
+    trainer = run(tmp_path, MaskAnnealingCallback(), save_strategy="no", gradient_accumulation_steps=2)
+    assert trainer.model.seen == [probs for probs in expected(range(12)) for _ in range(2)]
+
+
+def test_resume_continues_the_schedule(tmp_path):
+    run(tmp_path, MaskAnnealingCallback(), save_steps=5)
+    trainer = run(tmp_path, MaskAnnealingCallback(), resume=str(tmp_path / "checkpoint-5"))
+    assert trainer.model.seen == expected(range(5, 12))
+
+
+def test_own_steps_and_wrong_ones(tmp_path):
+    trainer = run(tmp_path, MaskAnnealingCallback([0, 4], [4, 8], power=1.0), save_strategy="no")
+    assert trainer.model.seen[:5] == [[1.0, 1.0], [0.75, 1.0], [0.5, 1.0], [0.25, 1.0], [0.0, 1.0]]
+    with pytest.raises(ValueError, match="num_blocks=3"):
+        run(tmp_path, MaskAnnealingCallback([0, 4], [4, 8]), num_blocks=3)
+    with pytest.raises(ValueError, match="both"):
+        MaskAnnealingCallback(start_steps=[1])
+    with pytest.raises(ValueError, match="one pair per block"):
+        MaskAnnealingCallback([1], [2, 3])

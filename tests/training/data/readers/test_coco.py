@@ -1,0 +1,286 @@
+"""COCO panoptic and instance: official zips, extracted folders, Roboflow's layout; pixels and labels as written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+
+from ..synthetic import SIZE, damaged, instance_json, panoptic_ids, panoptic_json, panoptic_png, picture, write, zipped
+
+PNGS = {
+    "panoptic_val2017/000000000010.png": panoptic_png(panoptic_ids()),
+    "panoptic_val2017/000000000009.png": panoptic_png(np.zeros(SIZE, int)),
+    "__MACOSX/._panoptic_val2017": b"",
+}
+IMAGES = {"val2017/000000000010.jpg": picture(10), "val2017/000000000009.jpg": picture(9)}
+
+
+def official_zips(root):
+    panoptic = {"annotations/panoptic_val2017.json": panoptic_json(), "annotations/panoptic_val2017.zip": zipped(PNGS)}
+    instance = {
+        "annotations/instances_val2017.json": instance_json(),
+        "annotations/captions_val2017.json": {"images": [], "annotations": []},
+    }
+    return write(
+        root,
+        {
+            "val2017.zip": zipped(IMAGES),
+            "panoptic_annotations_trainval2017.zip": zipped(panoptic),
+            "annotations_trainval2017.zip": zipped(instance),
+        },
+    )
+
+
+def extracted(root):
+    inner = {f"annotations/{name}": content for name, content in PNGS.items() if not name.startswith("__")}
+    annotations = {
+        "annotations/panoptic_val2017.json": panoptic_json(),
+        "annotations/instances_val2017.json": instance_json(),
+    }
+    return write(root, IMAGES | inner | annotations)
+
+
+def half_extracted(root):
+    """The outer archive unpacked, the pngs still zipped beside their json, images in `images/`."""
+    images = {f"images/{name}": content for name, content in IMAGES.items()}
+    annotations = {
+        "annotations/panoptic_val2017.json": panoptic_json(),
+        "annotations/panoptic_val2017.zip": zipped(PNGS),
+        "annotations/instances_val2017.json": instance_json(),
+    }
+    return write(root, images | annotations)
+
+
+LAYOUTS = [official_zips, extracted, half_extracted]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_panoptic(tmp_path, layout):
+    dataset, space = load_data(layout(tmp_path / "data"), task="panoptic", split="val")
+    assert space.names == ("person", "dog", "flower")  # ascending category ids
+    assert space.stuff_label_ids == (2,)
+    assert space.dataset_ids == (1, 18, 119)
+    assert dataset["image_id"][:] == [9, 10]  # by the number in the name
+    sample = dataset.with_transform(EvaluationTransform(space, task="panoptic"))[1]
+    expected = panoptic_ids()
+    assert sample["image"].shape == (3, *SIZE)
+    assert np.array_equal(sample["reference"]["segmentation"], np.where(expected == 0, -1, expected))
+    assert sample["reference"]["segments_info"] == [
+        {"id": 5, "label_id": 0, "iscrowd": 1},
+        {"id": 300, "label_id": 2, "iscrowd": 0},
+        {"id": 70000, "label_id": 1, "iscrowd": 0},
+    ]
+    train = dataset.with_transform(TrainTransform(space, task="panoptic", size=SIZE, augment=False))
+    assert train[1]["class_labels"].tolist() == [2, 1]  # the crowd is dropped
+    assert np.array_equal(train[1]["mask_labels"].numpy(), [expected == 300, expected == 70000])
+    assert train[0]["mask_labels"].shape == (0, *SIZE)  # "nothing here"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_instance(tmp_path, layout):
+    dataset, space = load_data(layout(tmp_path / "data"), task="instance", split="val")
+    assert space.names == ("person", "dog")
+    assert space.stuff_label_ids == ()
+    nothing, sample = dataset.with_transform(EvaluationTransform(space, task="instance"))[:].values(), None
+    assert [len(r["masks"]) for r in list(nothing)[1]] == [0, 3]
+    sample = dataset.with_transform(EvaluationTransform(space, task="instance"))[1]
+    masks = coco_mask.decode(sample["reference"]["masks"]).transpose(2, 0, 1)  # [n, H, W]
+    polygon, left, corner = (np.zeros(SIZE, bool) for _ in range(3))
+    polygon[2:6, 2:8], left[:, :2], corner[-5:, -1] = True, True, True
+    assert np.array_equal(masks, [polygon, left, corner])
+    assert sample["reference"]["labels"].tolist() == [1, 0, 0]
+    assert sample["reference"]["iscrowd"].tolist() == [0, 0, 1]
+    assert sample["reference"]["area"].tolist() == [24.5, 24, 5]
+    train = dataset.with_transform(TrainTransform(space, task="instance", size=SIZE, augment=False))
+    assert train[0]["mask_labels"].shape == (0, *SIZE)
+    assert np.array_equal(train[1]["mask_labels"].numpy(), [polygon, left])
+    assert train[1]["class_labels"].dtype == torch.int64
+
+
+def test_the_inner_archive_is_copied_once_and_again_when_the_outer_changes(tmp_path):
+    root = official_zips(tmp_path / "data")
+    load_data(root, task="panoptic", split="val")
+    load_data(root, task="panoptic", split="val")
+    assert len(list((tmp_path / "cache/eomt").iterdir())) == 1
+    archive = root / "panoptic_annotations_trainval2017.zip"
+    archive.write_bytes(archive.read_bytes())
+    load_data(root, task="panoptic", split="val")
+    assert len(list((tmp_path / "cache/eomt").iterdir())) == 2
+
+
+def test_images_without_segments_can_be_left_out(tmp_path):
+    root = extracted(tmp_path)
+    for task in ("panoptic", "instance"):
+        assert load_data(root, task=task, split="val", keep_empty=False)[0]["image_id"][:] == [10]
+
+
+def test_roboflow_layout(tmp_path):
+    """Each split's json lies beside its images; category 0 names the data set itself."""
+    data = instance_json()
+    data["categories"] = [
+        {"id": 0, "name": "pets", "supercategory": "none"},
+        {"id": 1, "name": "person", "supercategory": "pets"},
+        {"id": 18, "name": "dog", "supercategory": "pets"},
+    ]
+    for folder, seed in (("train", 1), ("valid", 2)):
+        write(
+            tmp_path / folder,
+            {
+                "_annotations.coco.json": data,
+                "000000000010.jpg": picture(seed),
+                "000000000009.jpg": picture(seed),
+            },
+        )
+    for split, seed in (("train", 1), ("val", 2)):
+        dataset, space = load_data(tmp_path, task="instance", split=split)
+        assert space.names == ("person", "dog")
+        folder = "train" if split == "train" else "valid"
+        assert {row["image"] for row in dataset} == {
+            str(tmp_path / folder / f"{n}.jpg") for n in ("000000000009", "000000000010")
+        }, seed
+
+
+def test_one_json_without_a_split_serves_both(tmp_path):
+    write(tmp_path, {"photos/000000000010.jpg": picture(), "photos/000000000009.jpg": picture()})
+    write(tmp_path, {"labels.json": instance_json()})
+    for split in ("train", "val"):
+        assert len(load_data(tmp_path, task="instance", split=split)[0]) == 2
+
+
+def test_a_models_classes_are_matched_by_name(tmp_path):
+    from eomt.configuration.labels import LabelSpace, label_space
+    from eomt.training.data.readers import UnknownClass
+
+    root = extracted(tmp_path)
+    wanted = LabelSpace("model", ("cat", "dog", "person"))
+    dataset, space = load_data(root, task="instance", split="val", label_space=wanted)
+    assert space.names == wanted.names
+    assert [s["label_id"] for s in dataset[1]["segments"]] == [1, 2, 2]
+    dataset, _ = load_data(root, task="panoptic", split="val", label_space=label_space("coco_panoptic"))
+    assert [s["label_id"] for s in dataset[1]["segments"]] == [0, 88, 16]  # person, flower, dog of the 133
+    with pytest.raises(UnknownClass, match="its class 'person' is not among the 1 of 'model'"):
+        load_data(root, task="instance", split="val", label_space=LabelSpace("model", ("dog",)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][0].update(image_id=77), "there is no image with id 77"),
+        (
+            lambda d: d["annotations"][0]["segments_info"][1].update(category_id=7),
+            "segment 70000: category 7 is not in",
+        ),
+        (lambda d: d["annotations"][0]["segments_info"][1].update(id=300), "segment id 300 is there twice"),
+        (lambda d: d["annotations"][0]["segments_info"][1].update(id=0), "segment id 0 is not an integer in 1"),
+        (lambda d: d["annotations"][0].update(file_name="../../etc/passwd"), "'../../etc/passwd' is empty or leaves"),
+        (lambda d: d["annotations"][0].update(file_name="no.png"), r"image 10 .*its png 'no.png' is not below"),
+        (lambda d: d["images"][0].update(file_name="/etc/passwd"), "'/etc/passwd' is empty or leaves"),
+        (lambda d: d["images"][0].update(file_name="gone.jpg"), "image 'gone.jpg' is not below"),
+        (lambda d: d["images"][0].update(id=9), "image id 9 is there twice"),
+        (lambda d: d["categories"][0].update(id=1), "category id 1 is there twice"),
+        (lambda d: d.pop("categories"), "it has no list 'categories'"),
+        (lambda d: d["images"].clear(), "there is no image with id 10"),
+    ],
+)
+def test_malformed_panoptic_json_is_told_before_training(tmp_path, change, message):
+    data = panoptic_json()
+    change(data)
+    root = write(extracted(tmp_path), {"annotations/panoptic_val2017.json": data})
+    with pytest.raises(ValueError, match=message) as error:
+        load_data(root, task="panoptic", split="val")
+    assert "panoptic_val2017.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"segmentation": [[1, 2, 3, 4]]},
+            "annotation 1: a polygon needs an even number of at least 6 coordinates, not 4",
+        ),
+        ({"segmentation": []}, "annotation 1: it has no segmentation"),
+        ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"its RLE has size \[5, 5\], its image \[12, 16\]"),
+        ({"segmentation": {"size": list(SIZE), "counts": [3]}}, "its RLE counts add up to 3 pixels"),
+        ({"segmentation": [[0, 0, "a", 1, 1, 1]]}, "a coordinate that is not a number"),
+        (
+            {"segmentation": [[0, 0, 161, 0, 1, 1]]},
+            "annotation 1: a polygon has the coordinate 161, far outside of its",
+        ),
+        (
+            {"segmentation": [[0, 0, -1e10, 0, 1, 1]]},
+            r"a polygon has the coordinate -1e\+10, far outside",
+        ),
+        ({"segmentation": [[0, 0, 10**400, 0, 1, 1]]}, "a coordinate that is not a number"),
+        ({"category_id": 99}, "annotation 1: category 99 is not in the categories"),
+        ({"id": 2}, "annotation 2: an annotation needs an integer id of its own"),
+        ({"image_id": 5}, "annotation 1: there is no image with id 5"),
+    ],
+)
+def test_malformed_instance_json_is_told_before_training(tmp_path, change, message):
+    data = instance_json()
+    data["annotations"][0].update(change)
+    root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
+    with pytest.raises(ValueError, match=message):
+        load_data(root, task="instance", split="val")
+
+
+def test_a_polygon_far_outside_of_an_image_whose_size_the_json_does_not_say(tmp_path):
+    """Up to a bound for any image it is found once the image is read; pycocotools would end the process."""
+    data = instance_json()
+    for image in data["images"]:
+        del image["height"], image["width"]
+    file = "annotations/instances_val2017.json"
+    data["annotations"][0]["segmentation"] = [[0, 0, 1e7, 0, 1, 1]]
+    with pytest.raises(ValueError, match=r"instances_val2017.json: annotation 1: .* coordinate 1e\+07, far outside"):
+        load_data(write(extracted(tmp_path), {file: data}), task="instance", split="val")
+    data["annotations"][0]["segmentation"] = [[0, 0, 9e4, 0, 1, 1]]
+    dataset, space = load_data(write(tmp_path, {file: data}), task="instance", split="val")
+    with pytest.raises(ValueError, match=r"000000000010.jpg: annotation 1: a polygon has the coordinate 90000, far"):
+        dataset.with_transform(EvaluationTransform(space, task="instance"))[1]
+
+
+def test_many_problems_are_counted(tmp_path):
+    data = instance_json()
+    data["annotations"] = [{**data["annotations"][0], "id": i, "category_id": 99} for i in range(10)]
+    root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
+    with pytest.raises(ValueError, match=r"annotation 0: .*annotation 2: .*\(and 7 more problems\)"):
+        load_data(root, task="instance", split="val")
+
+
+def test_missing_json_and_missing_split(tmp_path):
+    root = write(tmp_path, {"images/a.jpg": picture()})
+    with pytest.raises(ValueError, match="no COCO panoptic annotation file for split 'train'"):
+        load_data(root, task="panoptic")
+    root = extracted(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"for split 'train' \(annotation files of that kind: annotations/panoptic_val2017"
+    ):
+        load_data(root, task="panoptic", split="train")
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_any_damage_to_a_json_is_a_value_error_or_harmless(tmp_path, task):
+    """Each value in turn replaced by what does not belong there: never another exception, never two lines."""
+    root = extracted(tmp_path)
+    file = root / f"annotations/{'panoptic' if task == 'panoptic' else 'instances'}_val2017.json"
+    refused = []
+    for data in damaged(json.loads(file.read_text())):
+        file.write_text(json.dumps(data))
+        try:
+            dataset, space = load_data(root, task=task, split="val")
+            samples = dataset.with_transform(EvaluationTransform(space, task=task))
+            assert all(len(samples[i]) == 4 for i in range(len(dataset)))
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert not [message for message in refused if "\n" in message]

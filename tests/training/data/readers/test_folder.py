@@ -1,0 +1,206 @@
+"""Own data without a json: images beside label pngs or YOLO txt, in each layout; mistakes are reported."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from eomt.inference.prediction_files import label_png
+from eomt.training import EoMTDataCollator
+from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+
+from ..synthetic import SIZE, picture, png, write, zipped
+
+
+def labels() -> np.ndarray:
+    values = np.zeros(SIZE, int)
+    values[:, 8:] = 3
+    values[0] = 255
+    values[1] = 9
+    return values
+
+
+def semantic_files(layout: str) -> dict:
+    files = {}
+    for split in ("train", "val"):
+        for name in ("b", "a"):
+            image, label = layout.format(split=split, role="images"), layout.format(split=split, role="labels")
+            files[f"{image}/{name}.jpg"] = picture(hash_of(split + name))
+            files[f"{label}/{name}.png"] = png(labels())
+    return files
+
+
+def hash_of(text: str) -> int:
+    return sum(map(ord, text))
+
+
+@pytest.mark.parametrize("layout", ["{split}/{role}", "{role}/{split}", "x/{role}/{split}/city"])
+def test_semantic_in_either_order_of_folders(tmp_path, layout):
+    root = write(tmp_path, semantic_files(layout))
+    dataset, space = load_data(root, task="semantic", split="val", ignore_ids=(9,))
+    assert dataset["image_id"][:] == ["a", "b"]
+    assert all("val" in path for path in dataset["image"][:])
+    assert space.names == ("class_0", "class_3")
+    assert space.dataset_ids == (0, 3)
+    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
+    expected = np.where(labels() == 3, 1, labels())
+    expected[1] = 255
+    assert np.array_equal(reference, expected)
+
+
+def test_class_names_from_a_file_or_an_argument(tmp_path):
+    root = write(tmp_path, semantic_files("{split}/{role}") | {"classes.json": {"0": "sky", "3": "road"}})
+    dataset, space = load_data(root, task="semantic", ignore_ids=(9,))
+    assert space.names == ("sky", "road")
+    _, space = load_data(root, task="semantic", class_names={0: "ground", 3: "car", 9: "tree"})
+    assert space.names == ("ground", "car", "tree")
+    (root / "classes.json").unlink()
+    write(root, {"classes.txt": "sky\n\n\nroad\n\n\n\n\n\nvoid"})
+    dataset, space = load_data(root, task="semantic")
+    assert space.names == ("sky", "road", "void")
+    assert space.dataset_ids == (0, 3, 9)
+    (root / "classes.txt").write_text("sky\n")
+    dataset, space = load_data(root, task="semantic")
+    with pytest.raises(
+        ValueError, match=r"train/images/a.jpg: its label image has the value 3, which is neither a class"
+    ):
+        dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]
+
+
+def test_classes_as_colors(tmp_path):
+    """Pure red and black are colors like others; a picture of grey values in three channels is a label png."""
+    red, grey = labels() == 3, np.repeat((labels() == 3)[..., None] * 7, 3, -1)
+    colored = np.where(red[..., None], (255, 0, 0), (0, 10, 200))
+    files = {"img/a.jpg": picture(), "mask/a.png": png(colored)}
+    root = write(tmp_path / "data", files)
+    with pytest.raises(ValueError, match=r"mask/a.png: its label image is in color; write class_dict.csv into"):
+        load_data(root, task="semantic")
+    write(root, {"class_dict.csv": "name,r,g,b\nroad,0,10,200\ncar, 255,0,0\n"})
+    dataset, space = load_data(root, task="semantic")
+    assert dict(zip(space.names, space.dataset_ids)) == {"car": 255, "road": 10 * 256 + 200 * 65536}
+    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
+    assert np.array_equal(reference, np.where(red, 0, 1))
+    again = np.asarray(label_png(reference, space.dataset_ids))  # as `predict` writes it
+    assert np.array_equal(again, colored)
+    dataset, space = load_data(write(tmp_path / "grey", files | {"mask/a.png": png(grey)}), task="semantic")
+    assert space.dataset_ids == (0, 7)
+    write(root, {"class_dict.csv": "road,0,10,300\n"})
+    with pytest.raises(ValueError, match=r"class_dict.csv, line 1: 'road,0,10,300' is not name,r,g,b"):
+        load_data(root, task="semantic")
+
+
+def test_a_folder_without_splits_and_one_in_a_zip(tmp_path):
+    files = {"images/a.jpg": picture(), "masks/a.png": png(labels())}
+    write(tmp_path / "folder", files)
+    write(tmp_path, {"data.zip": zipped(files)})
+    for path in (tmp_path / "folder", tmp_path / "data.zip"):
+        dataset, space = load_data(path, task="semantic", split="val")
+        assert space.num_labels == 3
+        assert dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["image"].shape == (3, *SIZE)
+
+
+def test_images_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
+    files = {f"images/{c}/a.jpg": picture() for c in "xy"} | {f"labels/{c}/a.png": png(labels()) for c in "xy"}
+    dataset, _ = load_data(write(tmp_path, files), task="semantic")
+    assert dataset["image_id"][:] == ["images/x/a", "images/y/a"]
+
+
+def test_images_of_one_name_but_for_the_suffix_are_a_problem(tmp_path):
+    files = {"images/a.jpg": picture(), "images/a.png": picture(kind="PNG"), "labels/a.png": png(labels())}
+    with pytest.raises(ValueError, match=r"images/a.png: images/a.jpg has the same name but for the suffix"):
+        load_data(write(tmp_path, files), task="semantic")
+
+
+def test_two_labels_of_one_image_are_a_problem(tmp_path):
+    files = {"images/a.jpg": picture(), "labels/a.png": png(labels()), "masks/a.png": png(labels())}
+    with pytest.raises(ValueError, match=r"masks/a.png: labels/a.png is a label of the same image; remove one"):
+        load_data(write(tmp_path, files), task="semantic")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = write(tmp_path / "data", {"train/images/a.jpg": picture(), "train/labels/a.png": png(labels())})
+    (root / "val").symlink_to("train")  # no circle: the same images, to see whether a model can learn them
+    (root / "itself").symlink_to(root)
+    (root / "train/images/above").symlink_to(root / "train")
+    for split in ("train", "val"):
+        dataset, _ = load_data(root, task="semantic", split=split)
+        assert dataset["file_name"][:] == [f"{split}/images/a.jpg"]
+
+
+def test_a_missing_label_and_an_empty_folder(tmp_path):
+    root = write(tmp_path / "a", semantic_files("{split}/{role}"))
+    (root / "train/labels/b.png").unlink()
+    with pytest.raises(ValueError, match=r"train/images/b.jpg: there is no label png of the same name"):
+        load_data(root, task="semantic")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match=r"the data set is empty"):
+        load_data(tmp_path / "b", task="semantic")
+    with pytest.raises(ValueError, match=r"there is no such file or folder"):
+        load_data(tmp_path / "c", task="semantic")
+
+
+YAML = "names: [cat, dog]\nnc: 2\n"
+
+
+def yolo(root, text: str, yaml: str = YAML):
+    files = {"train/images/a.jpg": picture(), "train/images/empty.jpg": picture(), "train/labels/a.txt": text}
+    return write(root, files | {"data.yaml": yaml})
+
+
+@pytest.mark.parametrize("yaml", [YAML, "names:\n  0: cat\n  1: dog\n"])
+def test_yolo_segmentation(tmp_path, yaml):
+    root = yolo(tmp_path, "1 0.25 0.5 0.75 0.5 0.75 1 0.25 1\n\n0 0 0 0.5 0 0.5 0.25 0 0.25\n", yaml)
+    dataset, space = load_data(root, task="instance")
+    assert space.names == ("cat", "dog")
+    sample = dataset.with_transform(TrainTransform(space, task="instance", size=SIZE, augment=False))[0]
+    dog, cat = (torch.zeros(SIZE, dtype=torch.bool) for _ in range(2))
+    dog[6:, 4:12], cat[:3, :8] = True, True
+    assert sample["class_labels"].tolist() == [1, 0]
+    assert torch.equal(sample["mask_labels"], torch.stack([dog, cat]))
+    assert dataset[1]["segments"] == []  # an image without a txt has no objects
+    assert len(load_data(root, task="instance", keep_empty=False)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0 0 1 0 1 1", "labels/a.txt, line 1: class 2 is not in data.yaml, which names 2"),
+        ("0 0.5 0.5 0.1 0.1", "not 4 .a box of YOLO detection"),
+        ("0 0 0 1 0 1 1 1", "an even number of at least 6 coordinates, not 7"),
+        ("0 0 0 20 0 20 20", "must be fractions of the image's width and height"),
+        ("cat 0 0 1 0 1 1", "is not a class number and coordinates"),
+        ("0 0 0 1 0 1 nan", "must be fractions"),
+    ],
+)
+def test_malformed_yolo_names_file_and_line(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(yolo(tmp_path, line), task="instance")
+
+
+def test_yolo_in_a_zip_is_found_by_its_files(tmp_path):
+    files = {"train/images/a.jpg": picture(), "train/labels/a.txt": "1 0 0 1 0 1 1", "data.yaml": YAML}
+    write(tmp_path, {"data.zip": zipped(files)})
+    dataset, space = load_data(tmp_path / "data.zip", task="instance")
+    assert space.names == ("cat", "dog")
+    assert [s["label_id"] for s in dataset[0]["segments"]] == [1]
+
+
+def test_yolo_without_names(tmp_path):
+    with pytest.raises(ValueError, match=r"data.yaml: it has no 'names'"):
+        load_data(yolo(tmp_path, "", "nc: 2"), task="instance")
+
+
+def test_a_zip_is_read_by_spawned_workers_and_augmentation_differs_between_them(tmp_path):
+    files = {f"images/{i}.jpg": picture(7) for i in range(4)} | {f"labels/{i}.png": png(labels()) for i in range(4)}
+    write(tmp_path, {"data.zip": zipped(files)})
+    dataset, space = load_data(tmp_path / "data.zip", task="semantic")
+    dataset[0]  # the archive may be open in this process already
+    train = dataset.with_transform(TrainTransform(space, task="semantic", size=64, scale_range=(1.0, 2.0)))
+    collator = EoMTDataCollator(keep_file_names=True)
+    for workers, method in ((1, "spawn"), (2, "fork")):
+        torch.manual_seed(0)
+        options = {"num_workers": workers, "multiprocessing_context": method}
+        batches = list(DataLoader(train, batch_size=1, collate_fn=collator, **options))
+        assert [batch["file_name"][0] for batch in batches] == [f"images/{i}.jpg" for i in range(4)]
+        pixels = [batch["pixel_values"] for batch in batches]  # the four pictures are the same
+        assert not any(torch.equal(a, b) for i, a in enumerate(pixels) for b in pixels[:i])

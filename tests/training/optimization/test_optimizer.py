@@ -1,0 +1,134 @@
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from eomt.training import layerwise_lr_groups, two_stage_warmup_poly_schedule
+
+CASES = json.loads((Path(__file__).parents[2] / "golden" / "optimizer.json").read_text())
+DEPTH_L = 24
+
+
+def hub_names(name: str) -> list[str]:
+    """Authors' parameter name → hub's (fused q, k, v become three)."""
+    for old, new in [
+        ("network.", ""),
+        ("encoder.backbone.", ""),
+        ("blocks.", "layers."),
+        ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+        ("pos_embed", "embeddings.position_embeddings.weight"),
+        ("reg_token", "embeddings.register_tokens"),
+        ("cls_token", "embeddings.cls_token"),
+        ("attn.proj", "attention.out_proj"),
+        ("ls1.gamma", "layer_scale1.lambda1"),
+        ("ls2.gamma", "layer_scale2.lambda1"),
+        ("class_head", "class_predictor"),
+        ("mask_head.0", "mask_head.fc1"),
+        ("mask_head.2", "mask_head.fc2"),
+        ("mask_head.4", "mask_head.fc3"),
+    ]:
+        name = name.replace(old, new)
+    if name.startswith("upscale."):
+        name = name.replace("upscale.", "upscale_block.block.").replace(".norm.", ".layernorm2d.")
+    elif name.startswith("norm."):
+        name = "layer" + name
+    elif name == "q.weight":
+        name = "query.weight"
+    if "attn.qkv" in name:
+        return [name.replace("attn.qkv", f"attention.{part}_proj") for part in "qkv"]
+    return [name]
+
+
+class Named(nn.Module):
+    """Parameters under the given names, in the given order."""
+
+    def __init__(self, names, depth, num_blocks):
+        super().__init__()
+        self.config = SimpleNamespace(num_hidden_layers=depth, num_blocks=num_blocks, blocks_are_the_encoders=True)
+        for name in names:
+            module = self
+            *path, leaf = name.split(".")
+            for part in path:
+                if part not in dict(module.named_children()):
+                    module.add_module(part, nn.Module())
+                module = getattr(module, part)
+            module.register_parameter(leaf, nn.Parameter(torch.ones(2)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=["l2 decayed", "l2 at full rate"])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_groups_and_schedule_are_the_authors(case, shuffled):
+    expected = {hub: m for name, m in case["lr_multiplier_by_parameter"].items() for hub in hub_names(name)}
+    names = list(expected)
+    if shuffled:  # the authors' rates depend on the order of named_parameters(), ours do not
+        random.Random(0).shuffle(names)
+    model = Named(names, case["depth"], case["num_blocks"])
+    groups = layerwise_lr_groups(model, case["lr"], case["llrd"], case["llrd_l2_enabled"])
+    found = {group["name"]: group["lr"] / case["lr"] for group in groups}
+    assert found == pytest.approx(expected, rel=1e-12)
+    heads = {group["name"].split(".")[0] for group in groups if not group["is_backbone"]}
+    assert heads == {"query", "class_predictor", "mask_head", "upscale_block"}
+
+    optimizer = torch.optim.AdamW(groups, lr=case["lr"], weight_decay=case["weight_decay"][0])
+    schedule = two_stage_warmup_poly_schedule(
+        optimizer, case["warmup_steps"], total_steps=case["total_steps"], power=case["poly_power"]
+    )
+    watched = {
+        "backbone_last_block_norm1": f"layers.{case['depth'] - 1}.norm1.weight",
+        "backbone_block0_norm1": "layers.0.norm1.weight",
+        "class_head": "class_predictor.weight",
+    }
+    for step in range(case["total_steps"] + 1):
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        for key, rate in case["lr_at_step"].get(str(step), {}).items():
+            assert rates[watched[key]] == pytest.approx(rate, rel=1e-9, abs=1e-18), (step, key)
+        optimizer.step()
+        schedule.step()
+
+
+def test_paper_scale_check_values():
+    """T = 88,692 and lr 1e-4: the rates the authors' code gives (heads, backbone's last block)."""
+    model = Named(["query.weight", f"layers.{DEPTH_L - 1}.norm1.weight"], DEPTH_L, 4)
+    optimizer = torch.optim.AdamW(layerwise_lr_groups(model))
+    schedule = two_stage_warmup_poly_schedule(optimizer, total_steps=88_692)
+    for step, head, backbone in [
+        (250, 5e-5, 0),
+        (1000, 9.949e-5, 5e-5),
+        (1500, 9.898e-5, 1e-4),
+        (44_346, 5.386e-5, 5.442e-5),
+        (73_910, 2.004e-5, 2.025e-5),
+    ]:
+        rates = [rate * factor(step) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
+        assert rates == pytest.approx([head, backbone], rel=3e-4)
+
+
+def test_resume_frozen_backbone_and_bad_values():
+    model = Named(["query.weight", "layers.0.norm1.weight", "layernorm.weight"], 2, 1)
+    optimizer = torch.optim.AdamW(layerwise_lr_groups(model))
+    schedule = two_stage_warmup_poly_schedule(optimizer, (2, 2), total_steps=10)
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    other = torch.optim.AdamW(layerwise_lr_groups(model))
+    resumed = two_stage_warmup_poly_schedule(other, (2, 2), total_steps=10)
+    other.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    other.step()
+    resumed.step()
+    optimizer.step()
+    schedule.step()
+    assert resumed.get_last_lr() == schedule.get_last_lr()
+    assert [g["name"] for g in other.param_groups] == [g["name"] for g in optimizer.param_groups]
+
+    model.layers.requires_grad_(False)
+    assert [group["name"] for group in layerwise_lr_groups(model)] == ["query.weight", "layernorm.weight"]
+    with pytest.raises(ValueError, match=r"llrd=1\.5"):
+        layerwise_lr_groups(model, llrd=1.5)
+    with pytest.raises(ValueError, match="total_steps=None"):
+        two_stage_warmup_poly_schedule(optimizer)
+    with pytest.raises(ValueError, match="warmup_steps"):
+        two_stage_warmup_poly_schedule(optimizer, (5,), total_steps=10)

@@ -1,0 +1,118 @@
+"""Mask annealing (paper §3.3, App. A): each masked block's attention mask is dropped more and more often, then always.
+
+A run of T steps has six phases of T/6: all blocks masked in the first, none in the last; in between one block after the
+other goes from P = 1 to P = 0, the earliest first, each during one phase.
+"""
+
+from collections.abc import Callable, Sequence
+
+from accelerate.utils import extract_model_from_parallel
+from transformers import TrainerCallback
+
+from ...configuration.recipes import annealing_steps
+
+__all__ = ["MaskAnnealingCallback", "annealing_steps", "mask_annealing_probability"]
+
+
+def mask_annealing_probability(step: int, start: int, end: int, power: float = 0.9) -> float:
+    """Optimizer steps done → probability that a query keeps its mask: 1 before `start`, 0 from `end` on,
+    (1 − (step − start)/(end − start))^power in between (§3.3: polynomial, power 0.9)."""
+    if step >= end:
+        return 0.0
+    if step < start:
+        return 1.0
+    return (1.0 - (step - start) / (end - start)) ** power
+
+
+class MaskAnnealingCallback(TrainerCallback):
+    """Sets the model's mask probabilities before every training batch; works in the stock `transformers.Trainer`.
+
+    The batch after t optimizer steps uses P(t), a resumed run included: nothing is remembered but the steps, and those
+    follow from the run's length. Logged as `attn_mask_prob_<i>`, i = 0 the earliest masked block.
+
+    Args:
+        start_steps, end_steps: optimizer steps, one per masked block. None: `annealing_steps` of the run's length.
+        power: exponent of the decay.
+    """
+
+    def __init__(
+        self, start_steps: Sequence[int] | None = None, end_steps: Sequence[int] | None = None, power: float = 0.9
+    ):
+        if (start_steps is None) != (end_steps is None):
+            raise ValueError("give both start_steps and end_steps, or neither to derive them from the run's length")
+        if start_steps is not None and len(start_steps) != len(end_steps):
+            raise ValueError(f"{len(start_steps)} start_steps but {len(end_steps)} end_steps: give one pair per block")
+        self.start_steps = start_steps
+        self.end_steps = end_steps
+        self.power = power
+        self.probabilities: list[float] = []
+
+    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
+        if self.start_steps is None:
+            return annealing_steps(max_steps, num_blocks)
+        if len(self.start_steps) != num_blocks:
+            raise ValueError(
+                f"{len(self.start_steps)} annealing steps for a model with num_blocks={num_blocks}: give one per block"
+            )
+        return self.start_steps, self.end_steps
+
+    def probabilities_at(self, state, num_blocks: int) -> list[float]:
+        starts, ends = self.steps(state.max_steps, num_blocks)
+        return [
+            mask_annealing_probability(state.global_step, start, end, self.power) for start, end in zip(starts, ends)
+        ]
+
+    def _set(self, state, model) -> None:
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+        self.probabilities = self.probabilities_at(state, model.config.num_blocks)
+        model.set_attn_mask_probs(self.probabilities)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._set(state, model)
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self._set(state, model)  # also after an evaluation that turned masking off
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self._set(state, model)  # a checkpoint saved now holds what the next batch uses
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "loss" not in logs:
+            return
+        values = {f"attn_mask_prob_{i}": probability for i, probability in enumerate(self.probabilities)}
+        logs.update(values)  # for the callbacks after this one
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1].update(values)
+
+
+class _TrainerMasking(MaskAnnealingCallback):
+    """What `EoMTTrainer` adds: the trained model is left as it is evaluated, whichever checkpoint it is."""
+
+    at_inference = 0.0
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+        model.set_attn_mask_probs([self.at_inference] * model.config.num_blocks)
+
+
+class PlannedAnnealing(_TrainerMasking):
+    """Annealing whose steps come from `plan(total_steps, num_blocks)`; where that gives None, from the common rule."""
+
+    def __init__(self, plan: Callable[[int, int], tuple], power: float = 0.9):
+        super().__init__(power=power)
+        self.plan = plan
+
+    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
+        self.start_steps, self.end_steps = self.plan(max_steps, num_blocks)
+        return super().steps(max_steps, num_blocks)
+
+
+class ConstantMasking(_TrainerMasking):
+    """One probability for the whole of training, another for what comes after."""
+
+    def __init__(self, probability: float, at_inference: float):
+        super().__init__()
+        self.probability, self.at_inference = probability, at_inference
+
+    def probabilities_at(self, state, num_blocks: int) -> list[float]:
+        return [self.probability] * num_blocks

@@ -1,0 +1,45 @@
+"""One reader a format, all with one signature: `read(path, task, split, options) → (rows, label space)`."""
+
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ..files import Tree
+from .ade20k import is_ade20k, read_ade20k
+from .cityscapes import is_cityscapes, read_cityscapes
+from .coco import read_coco
+from .folder import read_folder
+from .options import ReadOptions, UnknownClass
+from .yolo import is_yolo, read_yolo
+
+__all__ = ["READERS", "ReadOptions", "Reader", "UnknownClass", "detect_format"]
+
+
+class Reader(NamedTuple):
+    read: Callable
+    tasks: tuple[str, ...]
+    "Those that the format has ground truth for."
+
+
+READERS = {
+    "coco": Reader(read_coco, ("panoptic", "instance")),
+    "ade20k": Reader(read_ade20k, ("panoptic", "semantic")),
+    "cityscapes": Reader(read_cityscapes, ("semantic",)),
+    "yolo": Reader(read_yolo, ("instance",)),
+    "folder": Reader(read_folder, ("semantic",)),
+}
+
+
+def detect_format(path: Path, task: str) -> str:
+    """The format of the data at a path, by the names of its files."""
+    tree = Tree(path)
+    if is_cityscapes(path):
+        return "cityscapes"
+    if is_ade20k(path):
+        return "ade20k"
+    if task == "semantic":
+        names = (PurePosixPath(name).name for name in tree.names)
+        return "coco" if any(name.startswith("panoptic_") and name.endswith(".json") for name in names) else "folder"
+    if task == "instance" and is_yolo(tree):
+        return "yolo"
+    return "coco"

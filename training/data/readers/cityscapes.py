@@ -1,0 +1,34 @@
+"""Cityscapes semantic (19 classes): `leftImg8bit_trainvaltest.zip` + `gtFine_trainvaltest.zip`, or both extracted.
+
+Labels come from `*_gtFine_labelIds.png`, whose ids 7, 8, 11, … become 0 … 18 (configuration/data/cityscapes.json).
+"""
+
+from pathlib import Path, PurePosixPath
+
+from ....configuration.labels import LabelSpace, label_space
+from ..files import first_tree
+from ..rows import Rows
+from .options import ReadOptions
+
+
+def is_cityscapes(path: Path) -> bool:
+    return any((path / name).exists() for name in ("gtFine", "gtFine_trainvaltest.zip"))
+
+
+def read_cityscapes(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
+    """Rows of one split, by city and name, and the label space."""
+    images = first_tree((path / "leftImg8bit", ""), (path / "leftImg8bit_trainvaltest.zip", "leftImg8bit"))
+    ground_truth = first_tree((path / "gtFine", ""), (path / "gtFine_trainvaltest.zip", "gtFine"))
+    if images is None:
+        raise ValueError(f"{path}: gtFine is there, leftImg8bit(_trainvaltest.zip) is not")
+    rows, known = Rows(str(path), "semantic"), set(ground_truth.names)
+    for name in images.names:
+        if not (name.startswith(f"{split}/") and name.endswith("_leftImg8bit.png")):
+            continue
+        label = name.removesuffix("_leftImg8bit.png") + "_gtFine_labelIds.png"
+        if label not in known:
+            rows.problem(name, f"there is no {label} in {ground_truth}")
+            continue
+        stem = PurePosixPath(name).stem.removesuffix("_leftImg8bit")
+        rows.add(stem, name, images.locate(name), ground_truth.locate(label))
+    return rows, options.match(label_space("cityscapes_semantic"), path)

@@ -1,0 +1,193 @@
+"""COCO: panoptic (json + png) and instance (json with polygons or RLE), official archives, folders and own exports.
+
+Official: `{train,val}2017.zip`, `annotations_trainval2017.zip`, `panoptic_annotations_trainval2017.zip` (which
+holds `annotations/panoptic_{split}2017.json` and, as a zip inside the zip, the pngs), or the same extracted. Own: json
+anywhere below the folder, its images anywhere below it too; Roboflow's `{train,valid,test}/_annotations.coco.json`.
+Labels are the json's categories in ascending id order, which for COCO gives the authors' 0-79 things, 80-132 stuff.
+"""
+
+from pathlib import Path, PurePosixPath
+
+from ....configuration.labels import LabelSpace, label_space
+from ..files import SPLIT_NAMES, Tree, safe_name
+from ..polygons import check_shape
+from ..rows import Rows, is_id, is_number, segment
+from .coco_layout import Finder, annotation_file, png_tree, search_trees
+from .options import ReadOptions
+
+
+def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
+    """Rows and label space of one split."""
+    trees = search_trees(path, task, split)
+    tree, name = annotation_file(trees, task, split, path)
+    data, source = tree.json(name), f"{tree}/{name}"
+    for key in ("images", "annotations", "categories"):
+        entries = data.get(key) if isinstance(data, dict) else None
+        if not isinstance(entries, list):
+            raise ValueError(f"{source}: it has no list {key!r}; the COCO format needs images, annotations, categories")
+        wrong = next((i for i, entry in enumerate(entries) if not isinstance(entry, dict)), None)
+        if wrong is not None:
+            raise ValueError(f"{source}: entry {wrong} of {key!r} is no object")
+    space = options.match(_json_space(data, task, source), path)
+    rows = Rows(source, "panoptic" if task == "panoptic" else "instance")
+    images = _images(data["images"], rows, source)
+    finder = Finder(
+        trees, prefer=SPLIT_NAMES[split], avoid=PurePosixPath(name).stem, near=str(PurePosixPath(name).parent)
+    )
+    if task == "panoptic":
+        _panoptic(data, images, space, rows, finder, png_tree(tree, name), source, options.keep_empty)
+    else:
+        _instance(data, images, space, rows, finder, source, options.keep_empty)
+    return rows, space
+
+
+def _json_space(data: dict, task: str, source: str) -> LabelSpace:
+    """The label space of the json's categories, ascending by id; the packaged one where it is the same."""
+    categories = {}
+    for category in data["categories"]:
+        if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
+            raise ValueError(f"{source}: category {category!r} needs an integer id and a name")
+        if category["id"] < 0:
+            raise ValueError(f"{source}: category id {category['id']} is negative; number categories from 0")
+        if category["id"] in categories:
+            raise ValueError(f"{source}: category id {category['id']} is there twice")
+        categories[category["id"]] = category
+        if task == "panoptic" and category.get("isthing") not in (0, 1):
+            given = "has no isthing" if "isthing" not in category else f"has isthing {category['isthing']!r}"
+            raise ValueError(f"{source}: category {category['name']!r} {given}; give 1 for a thing, 0 for stuff")
+    supers = [c.get("supercategory") for c in categories.values()]
+    used = {a["category_id"] for a in data["annotations"] if is_id(a.get("category_id"))}
+    for i in [
+        i for i, c in categories.items() if i == 0 and c["name"] in supers and i not in used and task != "panoptic"
+    ]:
+        del categories[i]  # Roboflow's export lists the data set itself as category 0
+    if not categories:
+        raise ValueError(f"{source}: it has no categories")
+    ids = sorted(categories)
+    names = tuple(str(categories[i]["name"]) for i in ids)
+    stuff = tuple(n for n, i in enumerate(ids) if not categories[i]["isthing"]) if task == "panoptic" else ()
+    official = label_space(f"coco_{task}")
+    if tuple(ids) == official.dataset_ids and names == official.names:
+        return official
+    return LabelSpace(source, names, stuff, tuple(ids))
+
+
+def _images(entries: list, rows: Rows, source: str) -> dict[int, dict]:
+    images: dict[int, dict] = {}
+    for entry in entries:
+        if not is_id(entry.get("id")) or not entry.get("file_name") or not isinstance(entry["file_name"], str):
+            rows.problem(source, f"image {entry.get('id')!r} needs an integer id and a file_name")
+        elif entry["id"] in images:
+            rows.problem(source, f"image id {entry['id']} is there twice")
+        else:
+            images[entry["id"]] = entry
+    return images
+
+
+def _panoptic(data, images, space, rows, finder, pngs: Tree, source: str, keep_empty: bool) -> None:
+    known = set(pngs.names)
+    annotations: dict[int, dict] = {}
+    for annotation in data["annotations"]:
+        key = annotation.get("image_id")
+        if not is_id(key) or key not in images:
+            rows.problem(source, f"annotation of {annotation.get('file_name')!r}: there is no image with id {key!r}")
+        elif key in annotations:
+            rows.problem(source, f"image id {key} has two annotations")
+        else:
+            annotations[key] = annotation
+    for key in _order(images):
+        name = images[key]["file_name"]
+        annotation = annotations.get(key, {"segments_info": []})
+        where = f"{source}: image {key} ({name})"
+        segments, seen = [], set()
+        infos = annotation.get("segments_info")
+        if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
+            rows.problem(where, "its annotation has no list 'segments_info'")
+            continue
+        for info in infos:
+            if not is_id(info.get("id")) or not 0 < info["id"] < 2**24:
+                rows.problem(where, f"segment id {info.get('id')!r} is not an integer in 1 … 16777215")
+            elif info["id"] in seen:
+                rows.problem(where, f"segment id {info['id']} is there twice")
+            elif not is_id(info.get("category_id")) or info["category_id"] not in space.dataset_id_to_label:
+                rows.problem(
+                    where, f"segment {info['id']}: category {info.get('category_id')!r} is not in the categories"
+                )
+            elif fault := _check_flags(info):
+                rows.problem(where, f"segment {info['id']}: {fault}")
+            else:
+                label = space.dataset_id_to_label[info["category_id"]]
+                segments.append(segment(info["id"], label, info.get("iscrowd", 0), info.get("area", -1)))
+                seen.add(info["id"])
+        png = ""
+        try:
+            image = finder(name, source)
+            if annotation.get("file_name"):
+                png_name = safe_name(annotation["file_name"], source)
+                if png_name not in known:
+                    raise ValueError(f"its png {png_name!r} is not below {pngs}")
+                png = pngs.locate(png_name)
+            elif segments:
+                raise ValueError("its annotation has segments but no file_name")
+        except ValueError as error:
+            rows.problem(where, str(error).removeprefix(f"{source}: "))
+            continue
+        if keep_empty or segments:
+            rows.add(key, name, image, png, segments=sorted(segments, key=lambda s: s["id"]), size=_size(images[key]))
+
+
+def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) -> None:
+    segments: dict[int, list[dict]] = {key: [] for key in images}
+    seen = set()
+    for annotation in data["annotations"]:
+        key, number = annotation.get("image_id"), annotation.get("id")
+        where = f"{source}: annotation {number!r}"
+        if not is_id(key) or key not in images:
+            rows.problem(where, f"there is no image with id {key!r}")
+            continue
+        size = _size(images[key]) or (None, None)
+        if not is_id(number) or number in seen:
+            rows.problem(where, "an annotation needs an integer id of its own")
+        elif not is_id(annotation.get("category_id")) or annotation["category_id"] not in space.dataset_id_to_label:
+            rows.problem(where, f"category {annotation.get('category_id')!r} is not in the categories")
+        elif fault := check_shape(annotation.get("segmentation"), size) or _check_flags(annotation):
+            rows.problem(where, fault)
+        else:
+            label = space.dataset_id_to_label[annotation["category_id"]]
+            crowd, area = annotation.get("iscrowd", 0), annotation.get("area", -1)
+            segments[key].append(segment(number, label, crowd, area, annotation["segmentation"]))
+            seen.add(number)
+    for key in _order(images):
+        try:
+            image = finder(images[key]["file_name"], source)
+        except ValueError as error:
+            rows.problem(source, str(error).removeprefix(f"{source}: "))
+            continue
+        if keep_empty or segments[key]:
+            rows.add(key, images[key]["file_name"], image, segments=segments[key], size=_size(images[key]))
+
+
+def _check_flags(entry: dict) -> str | None:
+    """What is wrong with a segment's `iscrowd` and `area`, or None."""
+    if entry.get("iscrowd", 0) not in (0, 1):
+        return f"its iscrowd is {entry['iscrowd']!r}, not 0 or 1"
+    if not is_number(entry.get("area", 0)):
+        return f"its area is {entry['area']!r}, not a finite number"
+    return None
+
+
+def _size(image: dict) -> tuple[int, ...]:
+    """(H, W) as the json says, or () where it does not."""
+    size = (image.get("height"), image.get("width"))
+    return size if all(is_id(side) and 0 < side < 2**31 for side in size) else ()
+
+
+def _order(images: dict[int, dict]) -> list[int]:
+    """Image ids in the authors' order: by the first integer in the file name, then the name."""
+
+    def key(i: int) -> tuple[int, str]:
+        name = PurePosixPath(images[i]["file_name"]).name
+        digits = "".join(c if c.isdigit() else " " for c in name).split()
+        return (int(digits[0]) if digits else -1, name)
+
+    return sorted(images, key=key)

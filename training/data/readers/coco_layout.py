@@ -1,0 +1,101 @@
+"""Where a COCO data set keeps its files: official archives, extracted folders, exports of other tools.
+
+The user gives the folder only: the annotation file is recognized by its name or its contents, an image is looked
+for beside the json, in a folder of the split, then anywhere, and panoptic pngs by COCO's convention.
+"""
+
+from pathlib import Path, PurePosixPath
+
+from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, safe_name
+from ..nested_zip import unpacked
+
+
+def search_trees(path: Path, task: str, split: str) -> list[Tree]:
+    """Everything to look in: the folder, then the official archives beside each other in it."""
+    trees = [Tree(path)]
+    if path.is_dir():
+        kind = "panoptic_annotations" if task == "panoptic" else "annotations"
+        wanted = [f"{kind}_trainval2017.zip", *(f"{name}2017.zip" for name in SPLIT_NAMES[split])]
+        trees += [Tree(path / zipped) for zipped in wanted if (path / zipped).is_file()]
+    return trees
+
+
+def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tuple[Tree, str]:
+    """The json of this task and split. One that names no split serves both: the user has not split the data."""
+    found = [
+        (tree, name) for tree in trees for name in tree.names if name.endswith(".json") and _is_task(tree, name, task)
+    ]
+    other = [s for key, names in SPLIT_NAMES.items() if key != split for s in names]
+    for words in SPLIT_NAMES[split]:
+        named = [pair for pair in found if mentions(pair[1], words)]
+        if len(named) > 1:
+            raise ValueError(
+                f"{path}: {len(named)} {task} annotation files for {split!r}: {named[0][1]}, {named[1][1]}; keep one"
+            )
+        if named:
+            return named[0]
+    neutral = [pair for pair in found if not any(mentions(pair[1], word) for word in other)]
+    if len(neutral) == 1:
+        return neutral[0]
+    have = ", ".join(name for _, name in found) or "none"
+    raise ValueError(
+        f"{path}: no COCO {task} annotation file for split {split!r} (annotation files of that kind: {have})"
+    )
+
+
+def mentions(name: str, word: str) -> bool:
+    """Whether a path has the split's name as a word: "train/_annotations.coco.json", "panoptic_train2017.json"."""
+    words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
+    return word in words
+
+
+def _is_task(tree: Tree, name: str, task: str) -> bool:
+    """Whether a json is COCO's of this task, by name where it is official, else by a look at its first bytes.
+
+    Panoptic annotations hold `segments_info`; instance ones `segmentation`. Captions and key points are neither.
+    """
+    stem = PurePosixPath(name).name
+    if stem.startswith(
+        ("instances_", "panoptic_train", "panoptic_val", "captions_", "person_keypoints_", "image_info_")
+    ):
+        return stem.startswith("panoptic_" if task == "panoptic" else "instances_")
+    text = tree.read(name)
+    if b'"images"' not in text or b'"annotations"' not in text:
+        return False
+    return (b'"segments_info"' in text) == (task == "panoptic")
+
+
+class Finder:
+    """Finds an image by the json's `file_name`: beside the json, in a folder of the split, or the only one so named."""
+
+    def __init__(self, trees: list[Tree], prefer: tuple[str, ...], avoid: str, near: str):
+        self.trees, self.prefer, self.near = trees, prefer, near
+        self.by_name: dict[str, list[tuple[Tree, str]]] = {}
+        for tree in trees:
+            for name in tree.names:
+                folder, _, file = name.rpartition("/")
+                if file.lower().endswith(IMAGE_SUFFIXES) and avoid not in folder.split("/"):  # panoptic pngs are none
+                    self.by_name.setdefault(file, []).append((tree, name))
+
+    def __call__(self, file_name: str, source: str) -> str:
+        name = safe_name(file_name, source)
+        found = [(t, n) for t, n in self.by_name.get(PurePosixPath(name).name, ()) if f"/{n}".endswith(f"/{name}")]
+        if len(found) > 1:
+            beside = str(PurePosixPath(self.near) / name)
+            split = [(t, n) for t, n in found if any(mentions(f"{t.root.stem} {n}", word) for word in self.prefer)]
+            found = [(t, n) for t, n in found if n == beside] or split or found
+        if not found:
+            raise ValueError(f"{source}: image {file_name!r} is not below {self.trees[0]}")
+        if len(found) > 1:
+            raise ValueError(f"{source}: image {file_name!r} is ambiguous: {found[0][1]} and {found[1][1]}")
+        return found[0][0].locate(found[0][1])
+
+
+def png_tree(tree: Tree, name: str) -> Tree:
+    """Where a panoptic json's pngs are: the folder or zip of the json's own name beside it (COCO's convention)."""
+    stem, parent = PurePosixPath(name).stem, PurePosixPath(name).parent
+    folder, zipped = str(parent / stem), str(parent / f"{stem}.zip")
+    if zipped in tree.names and not any(n.startswith(f"{folder}/") for n in tree.names):
+        inner = Tree(unpacked(tree, zipped))
+        return inner.below(stem) if any(n.startswith(f"{stem}/") for n in inner.names) else inner
+    return tree.below(folder)

@@ -1,0 +1,76 @@
+"""Semantic own data: images and label pngs in folders (pairs.py).
+
+Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}; other values are ignored),
+`class_dict.csv` (name,r,g,b) where the pngs show classes as colors, else every value found in the pngs.
+"""
+
+import csv
+import re
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ....configuration.labels import IGNORE_INDEX, LabelSpace
+from ..files import Tree
+from ..images import distinct_values, read_classes
+from ..rows import Rows
+from .options import ReadOptions
+from .pairs import image_ids, numbered_classes, pairs
+
+
+def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
+    """Rows and label space of a folder of images and label pngs; a model names the classes of data that does not."""
+    tree = Tree(path)
+    colors = class_colors(tree)
+    rows = Rows(str(path), "semantic_colors" if colors else "semantic")
+    found = pairs(tree, split, ".png", rows)
+    image_id = image_ids([image for image, _ in found])
+    for image, label in found:
+        if label is None:
+            rows.problem(image, "there is no label png of the same name")
+        else:
+            rows.add(image_id[image], image, tree.locate(image), tree.locate(label))
+    names = colors or options.class_names or _classes_file(tree) or options.known_names
+    if names is None:  # the values of the training split name the classes, for validation too
+        source = pairs(tree, "train", ".png") or found
+        values = set()
+        for _, label in tqdm(source, desc="classes in the label pngs", leave=False, disable=len(source) < 200):
+            if label:
+                values.update(distinct_values(read_classes(tree.locate(label), label)))
+        names = {value: f"class_{value}" for value in sorted(values)}
+    ids = sorted(i for i in names if i not in options.ignore_ids and (colors or i != IGNORE_INDEX))
+    if not ids and not rows.problems:
+        raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
+    names = tuple(names[i] for i in ids) or ("none",)
+    space = LabelSpace(str(path), names, (), tuple(ids) or (0,), options.ignore_ids)
+    return rows, options.match(space, path)
+
+
+def _classes_file(tree: Tree) -> dict[int, str] | None:
+    if "classes.json" in tree.names:
+        return numbered_classes(tree.json("classes.json"), f"{tree}/classes.json")
+    if "classes.txt" in tree.names:
+        lines = tree.text("classes.txt").splitlines()
+        return {i: line.strip() for i, line in enumerate(lines) if line.strip()}
+    return None
+
+
+def class_colors(tree: Tree) -> dict[int, str] | None:
+    """`class_dict.csv`: {R + 256 G + 65536 B: name}, None where there is none."""
+    if "class_dict.csv" not in tree.names:
+        return None
+    source, names = f"{tree}/class_dict.csv", {}
+    for number, row in enumerate(csv.reader(tree.text("class_dict.csv").splitlines()), 1):
+        name, *color = (cell.strip() for cell in row) if row else ("",)
+        if (number == 1 and [cell.lower() for cell in color] == ["r", "g", "b"]) or not any((name, *color)):
+            continue
+        if len(color) != 3 or not all(re.fullmatch(r"\d{1,3}", part) and int(part) < 256 for part in color):
+            raise ValueError(f"{source}, line {number}: {','.join(row)!r:.60} is not name,r,g,b with colors of 0 … 255")
+        red, green, blue = map(int, color)
+        packed = red + 256 * green + 65536 * blue
+        if packed in names:
+            raise ValueError(f"{source}, line {number}: {name!r} has the color of {names[packed]!r}")
+        names[packed] = name
+    if not names:
+        raise ValueError(f"{source}: it has no classes; write a line name,r,g,b for each")
+    return names

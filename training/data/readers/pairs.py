@@ -1,0 +1,76 @@
+"""Own data without a json: a folder of images beside a folder of label png (semantic) or YOLO txt (instance).
+
+    {train,val}/images/a.jpg   {train,val}/labels/a.png            or   images/{train,val}/…   labels/{train,val}/…
+    images/a.jpg               labels/a.png                        no split: both splits are all of it
+
+Image folders may also be called `image`, `imgs` or `img`, label folders `label`, `annotations` or `masks`.
+"""
+
+import re
+from pathlib import PurePosixPath
+
+from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree
+from ..rows import Rows, is_id
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "masks", "mask")
+
+
+def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list[tuple[str, str | None]]:
+    """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
+
+    Images that differ in their suffix only would share a label: a problem, reported to `rows`.
+    """
+    images: dict[tuple, str] = {}
+    others: list[tuple[tuple, str]] = []
+    labels: dict[tuple, str] = {}
+    twice: list[tuple[tuple, str]] = []
+    for name in tree.names:
+        path = PurePosixPath(name)
+        parts = [part.lower() for part in path.parts]
+        role = next((i for i, part in enumerate(parts[:-1]) if part in (*IMAGE_FOLDERS, *LABEL_FOLDERS)), None)
+        if role is None:
+            continue
+        key = (*path.parts[:role], *path.parts[role + 1 : -1], path.stem)
+        if parts[role] in IMAGE_FOLDERS:
+            if path.suffix.lower() in IMAGE_SUFFIXES and images.setdefault(key, name) != name:
+                others.append((key, name))
+        elif path.suffix.lower() == suffix and labels.setdefault(key, name) != name:
+            twice.append((key, name))
+    known = {word for names in SPLIT_NAMES.values() for word in names}
+    if any(part in known for key in images for part in key[:-1]):
+        for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
+            chosen = {key: name for key, name in images.items() if word in key[:-1]}
+            if chosen:
+                break
+        images = chosen
+    for key, name in others if rows is not None else ():
+        if key in images:
+            rows.problem(name, f"{images[key]} has the same name but for the suffix; rename or remove one of the two")
+    for key, name in twice if rows is not None else ():
+        if key in images:
+            rows.problem(name, f"{labels[key]} is a label of the same image; remove one of the two")
+    return [(images[key], labels.get(key)) for key in sorted(images)]
+
+
+def image_ids(images: list[str]) -> dict[str, str]:
+    """What an image is called: its stem, or its whole path where two folders have the same stem."""
+    stems = {image: PurePosixPath(image).stem for image in images}
+    unique = len(set(stems.values())) == len(stems)
+    return stems if unique else {image: str(PurePosixPath(image).with_suffix("")) for image in images}
+
+
+def numbered_classes(names, source: str) -> dict[int, str]:
+    """A list of names, or {number: name} → {number: name}."""
+    if not isinstance(names, (list, dict)):
+        raise ValueError(f"{source}: class names must be a list or numbered, not {names!r:.60}")
+    numbered = {}
+    for number, name in names.items() if isinstance(names, dict) else enumerate(names):
+        if isinstance(number, str) and re.fullmatch(r"\s*\d{1,18}\s*", number):
+            number = int(number)
+        if not is_id(number) or number < 0 or number in numbered:
+            raise ValueError(f"{source}: classes are numbered by integers, each by its own, not as in {number!r:.60}")
+        if not isinstance(name, str | int | float):  # a yaml's may be nested without end
+            raise ValueError(f"{source}: the name of class {number} is no text, but a {type(name).__name__}")
+        numbered[number] = str(name)
+    return numbered

@@ -1,0 +1,110 @@
+"""One run of `eomt train`: check the data, or train, evaluate and save a model ready for the Auto classes."""
+
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from ..inference.writing import write_json
+from .arguments import EoMTTrainingArguments
+from .callbacks import progress
+from .data.check import check_data, describe
+from .data.load import splits_automatically
+from .initial_model import starting_config, starting_task
+from .options import DataOptions, ModelOptions
+from .resumption import check_options, write_options
+from .run_card import evaluation_of_weights
+from .run_setup import build_trainer, load_split, train_transform
+from .trainer import EoMTTrainer
+
+
+def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, resume: bool = False) -> None:
+    """Train, evaluate and save; the output folder gets model, processor, card, curves and results.
+
+    Raises:
+        ValueError: for options that do not fit the data, the model or the run to resume, before training starts.
+    """
+    disable_progress_bar()  # one bar, the run's, not one for each file that is saved
+    has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
+    if has_checkpoints and not resume:
+        raise ValueError(
+            f"{args.output_dir} has checkpoints of a run; add --resume to continue it or choose another --output-dir"
+        )
+    trainer = build_trainer(data, model, args)
+    if has_checkpoints:
+        check_options(args, trainer.model.config)
+    if trainer.is_world_process_zero():
+        if not has_checkpoints:
+            write_options(args, trainer.model.config)
+        print(summary(trainer), flush=True)
+        if trainer.eval_dataset is not None and splits_automatically(data.data, data.dataset, args.task):
+            _write_split(trainer)
+    trainer.train(resume_from_checkpoint=resume or None)
+    _finish(trainer)
+
+
+def check_run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -> tuple[str, bool]:
+    """Read every image of both splits → (a report for people, whether all is readable); pictures go to output_dir."""
+    args.task = args.task or starting_task(starting_config(model, args), model)
+    splits = ("train", "val") if args.eval_strategy != "no" else ("train",)
+    texts, good, space = [], True, None
+    for split in splits:
+        dataset, space = load_split(data, args, split, space)
+        report = check_data(
+            dataset,
+            space,
+            train_transform(data, args, space),
+            Path(args.output_dir, f"check-{split}"),
+            num_workers=args.dataloader_num_workers,
+            seed=args.seed,
+        )
+        good = good and not report["unreadable"]
+        texts.append(f"--- {split} ---\n{describe(report)}")
+    return "\n".join(texts), good
+
+
+def summary(trainer: EoMTTrainer) -> str:
+    """What is about to be trained, for a person to check before the hours it takes."""
+    args, config = trainer.args, trainer.model.config
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    per_epoch = len(trainer.train_dataset) // args.total_batch_size or 1
+    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * per_epoch)
+    heads, backbone = args.warmup(steps)
+    evaluated = len(trainer.eval_dataset) if trainer.eval_dataset is not None else "none"
+    lines = [
+        f"task       {config.task}, {config.num_labels} classes, {len(config.stuff_label_ids)} of them stuff",
+        f"data       {len(trainer.train_dataset)} images to train on, {evaluated} to evaluate on",
+        f"model      {config.model_type}, {parameters / 1e6:.1f}M parameters, input {config.image_size}, "
+        f"{config.num_hidden_layers} blocks of width {config.hidden_size}",
+        f"queries    {config.num_queries} in the last {config.num_blocks} blocks, masks {args.masking}",
+        f"batches    {args.total_batch_size} images = {args.per_device_train_batch_size} × "
+        f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes",
+        f"schedule   about {steps} steps, rate {args.learning_rate:g} × {args.llrd:g} a block, "
+        f"warm-up {heads} + {backbone} steps",
+    ]
+    if args.recipe_values:
+        reported = args.recipe_values.reported
+        lines.append(
+            f"recipe     {args.recipe}: the authors report {reported.value} {reported.metric} ({reported.table})"
+        )
+    return "\n".join(lines)
+
+
+def _write_split(trainer: EoMTTrainer) -> None:
+    splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
+    names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
+    write_json(Path(trainer.args.output_dir, "split.json"), names, indent=1)
+    print(f"split      {len(names['val'])} images of train are held out, as there is no val: split.json", flush=True)
+
+
+def _finish(trainer: EoMTTrainer) -> None:
+    folder = Path(trainer.args.output_dir)
+    results = {}
+    if trainer.eval_dataset is not None:
+        results = evaluation_of_weights(trainer.args, trainer.state) or trainer.evaluate()
+    trainer.save_model()
+    trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        write_json(folder / "results.json", results, indent=2)
+        print(progress.describe(results) or "not evaluated")
+        print(f"model, processor, README.md, curves.png and results.json: {folder}")
