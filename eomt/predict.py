@@ -23,7 +23,8 @@ from eomt.inference.loading import load_model, needs_cpu_group, require_model, u
 from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
 from eomt.inference.segment import FAILS_ALONE, Segmented, reason_of, segment
 from eomt.inference.writing import write_atomic
-from eomt.visualization.overlays import draw_confidence, draw_segments, side_by_side, write_jpeg
+from eomt.visualization import draw_confidence, draw_segments, side_by_side
+from eomt.visualization.sheets import write_jpeg
 
 WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
 DRAWN_PIXELS = 25_000_000  # of an overlay: those of larger images are reduced

@@ -12,8 +12,7 @@ from pycocotools import mask as coco_mask
 
 from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
-from ..visualization.colors import class_colors
-from ..visualization.overlays import draw_segments, side_by_side
+from ..visualization import class_colors, draw_segments, side_by_side
 from .evaluation import as_reference, metric_for
 from .metrics.mean_iou import confusion
 from .processes import gather

@@ -1,25 +1,20 @@
-"""Pictures for a report: segments with outlines and names over the photo, legends, panels side by side.
+"""Segments with outlines, names and a legend over the photo.
 
 Legend: `H`, `W` the image; `n` segments; `s` the factor small images are enlarged by, so that lines and names stay
 fine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ..inference.writing import write_atomic
 from .colors import Color, class_colors, shade
+from .sheets import make_font
 
 _SHORT_SIDE = 480
 """Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
-_WIDEST = 8000
-"""Panels side by side are at most so wide (pixels): one of 1 × 3000 is not enlarged to 480 × 1.4 million."""
-_JPEG_SIDE = 65500
-"""Longest side that a JPEG file can have (pixels)."""
 _BAND_PIXELS = 2**21
 """Pixels that are tinted at once."""
 _INSIDE = 0.72
@@ -81,38 +76,6 @@ def draw_segments(
         rows = sorted(rows.items(), key=lambda row: -row[1])
         picture = _with_legend(picture, [(name_of[c], of_class[c], share) for c, share in rows])
     return picture
-
-
-def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, gap: int = 12) -> Image.Image:
-    """(title, picture), … → one picture on white, all at one height (pixels; less if one is very wide), titles
-    above."""
-    font = _font(max(14, height // 26))
-    height = max(1, min([height, *(_WIDEST * p.height // p.width for _, p in panels)]))
-    scaled = [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for _, p in panels]
-    head = font.size + 2 * gap
-    sheet = Image.new("RGB", (sum(p.width for p in scaled) + gap * (len(scaled) + 1), height + head + gap), "white")
-    draw, left = ImageDraw.Draw(sheet), gap
-    for (title, _), picture in zip(panels, scaled):
-        draw.text((left + picture.width / 2, head / 2), title, "black", font, anchor="mm")
-        sheet.paste(picture, (left, head))
-        left += picture.width + gap
-    return sheet
-
-
-def write_jpeg(path: Path, picture: Image.Image) -> None:
-    """Picture → file, scaled down if it is longer than a JPEG can be."""
-    longest = max(picture.size)
-    if longest > _JPEG_SIDE:
-        picture = picture.resize([max(1, side * _JPEG_SIDE // longest) for side in picture.size])
-    write_atomic(path, lambda part: picture.save(part, quality=92))
-
-
-def draw_confidence(confidence) -> Image.Image:
-    """(H, W) in [0, 1] → heat map, dark where the model is unsure (paper Fig. B)."""
-    from matplotlib import colormaps
-
-    values = np.asarray(confidence, np.float32).clip(0, 1)
-    return Image.fromarray((colormaps["inferno"](values)[..., :3] * 255).round().astype(np.uint8))
 
 
 class _Mask:
@@ -179,7 +142,7 @@ def _write_names(picture: Image.Image, masks, texts, tints, order, factor: int) 
     taken: list[tuple[int, int, int, int]] = []
     for k in order:
         for size in (base, round(base * 0.8), round(base * 0.65)):
-            font = _font(max(10, size))
+            font = make_font(max(10, size))
             left, top, right, bottom = font.getbbox(texts[k])
             width, height = right - left + font.size, bottom - top + round(font.size * 0.6)
             spot = _place(masks[k], width / factor, height / factor)
@@ -215,7 +178,7 @@ def _place(mask: _Mask, width: float, height: float) -> tuple[float, float] | No
 
 def _with_legend(picture: Image.Image, rows: list[tuple[str, Color, float]]) -> Image.Image:
     """Swatch, name and share of each class, in columns under the picture."""
-    font = _font(max(12, round(min(picture.size) / 34)))
+    font = make_font(max(12, round(min(picture.size) / 34)))
     line = round(font.size * 1.7)
     texts = [f"{name}  {share:.0%}" if share >= 0.005 else f"{name}  <1%" for name, _, share in rows]
     cell = min(picture.width, round(max(font.getlength(t) for t in texts) + 2.8 * font.size))
@@ -231,10 +194,3 @@ def _with_legend(picture: Image.Image, rows: list[tuple[str, Color, float]]) -> 
         draw.rounded_rectangle((x, y - half, x + 2 * half, y + half), half // 2, color)
         draw.text((x + 2 * half + half, y), text, "black", font, anchor="lm")
     return sheet
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans (it comes with matplotlib and has most scripts' letters)."""
-    from matplotlib import font_manager
-
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

@@ -123,8 +123,8 @@ def test_another_tools_coco_files_give_panopticapis_number(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "nowhere"), "give either a model, or --predictions"),
-        (("model", "--predictions", "x", "--data", "y"), "give either a model, or --predictions"),
+        (("--data", "nowhere"), "give either a model or --predictions"),
+        (("model", "--predictions", "x", "--data", "y"), "give either a model or --predictions"),
         (("--predictions", "x", "--data", "y"), "--predictions needs --task"),
         (("--predictions", "x", "--data", "y", "--task", "panoptic"), "y: there is no such file or folder"),
         (("model", "--data", "y", "--worst", "3"), "--worst needs --output"),

@@ -19,8 +19,6 @@ from eomt.cli import main
 from eomt.image_processing import read_image
 from eomt.image_processing.targets import rgb_to_id
 from eomt.inference.image_files import find_images
-from eomt.inference.prediction_files import VOID_LABEL, label_png
-from eomt.inference.writing import write_atomic
 from tests.models import tiny_model
 
 SIZES = {"000000000139": (40, 60), "000000000285": (64, 64), "000000000632": (90, 30)}
@@ -321,19 +319,6 @@ def test_missing_and_empty_sources(models, tmp_path, capsys):
     assert error.count("no images in") == 2
 
 
-def test_names_of_found_images(tmp_path):
-    for name in ("a/1.png", "a/2.JPG", "b/1.png", "b/1.jpg", "b/c/3.webp", "b/note.txt", "b/.hidden.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert list(find_images([tmp_path / "a"])) == ["1", "2"]
-    assert list(find_images([tmp_path / "b"])) == ["1_jpg", "1_png", "c/3"]
-    assert list(find_images([tmp_path / "a/1.png", tmp_path / "b/1.png"])) == ["a/1", "b/1"]
-    assert list(find_images([tmp_path / "a", tmp_path / "a/1.png"])) == ["1", "2"]  # once each
-    assert list(find_images([f"{tmp_path}/**/*.png"])) == ["a/1", "b/1"]
-    assert list(find_images([tmp_path], exclude=tmp_path / "b")) == ["a/1", "a/2"]
-    assert find_images([tmp_path / "b/note.txt"])["note"].name == "note.txt"  # named outright
-
-
 def test_names_and_ids_are_unique(models, photos, tmp_path):
     for name in ("1.jpg", "1.png", "1_jpg.png", "01.png", "1_jpg_.png"):
         Image.new("RGB", (9, 7)).save(photos / name)
@@ -345,24 +330,6 @@ def test_names_and_ids_are_unique(models, photos, tmp_path):
     data = json.loads((tmp_path / "out/panoptic.json").read_text())
     assert [image["id"] for image in data["images"]] == [139, 285, 632, "01", "1", "1_jpg", "1_jpg_"]
     assert [a["image_id"] for a in data["annotations"]] == [image["id"] for image in data["images"]]
-
-
-def test_label_png_has_the_data_sets_ids(tmp_path):
-    labels = np.array([[0, 1, -1, 255]])
-    assert np.asarray(label_png(labels, [7, 33])).tolist() == [[7, 33, VOID_LABEL, VOID_LABEL]]
-    wide = np.asarray(label_png(labels, [7, 300]))
-    assert wide.dtype == np.uint16
-    assert wide.tolist() == [[7, 300, 65535, 65535]]
-
-
-def test_write_whole_leaves_nothing_behind(tmp_path):
-    def fails(part):
-        part.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(tmp_path / "a" / "b.json", fails)
-    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_out_of_memory_in_one_forward_costs_its_images(models, photos, tmp_path, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from eomt.visualization import class_colors, draw_confidence, draw_segments, side_by_side
-from eomt.visualization.overlays import write_jpeg
+from eomt.visualization.sheets import write_jpeg
 
 GREY = Image.new("RGB", (640, 500), (128, 128, 128))
 
