@@ -67,8 +67,8 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         processes = int(os.environ.get("WORLD_SIZE", 1))
         if processes != self.world_size:
             raise ValueError(
-                f"WORLD_SIZE is {processes}, but {self.world_size} process takes part: each would train by itself into "
-                "the same folder; start one process, or set ACCELERATE_USE_CPU=true to train on CPUs together"
+                f"WORLD_SIZE is {processes}, but the processes that found each other are {self.world_size}: they would "
+                "train apart in one folder; start them with torchrun, or unset WORLD_SIZE"
             )
 
     @property

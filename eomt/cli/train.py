@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser(options: tuple):
-    from transformers.hf_argparser import HfArgumentParser  # not from transformers: that imports torch
+    from transformers import HfArgumentParser
 
     parser = HfArgumentParser(
         options,
