@@ -9,6 +9,7 @@ from ..configuration import TASK_ROWS, EoMTConfig
 from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
 from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
+from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from ..modeling_eomt.state_dicts import require_all_weights
 from .arguments import EoMTTrainingArguments
 from .options import DataOptions, ModelOptions, pair
@@ -16,7 +17,12 @@ from .options import DataOptions, ModelOptions, pair
 logger = logging.get_logger(__name__)
 
 DEFAULT_BACKBONE = "vit_base_patch14_reg4_dinov2"
-FRESH = ("class_predictor.", "criterion.", "query.")  # may differ in shape from a checkpoint whose classes differ
+FRESH = (
+    "class_predictor.",
+    "heads.class_predictor.",
+    "criterion.",
+    "query.",
+)  # may differ in shape from a checkpoint whose classes differ
 SCRATCH_LAYER_SCALE = 0.1  # pre-training starts at 1e-5; without it the blocks would do nothing for thousands of steps
 
 
@@ -39,15 +45,20 @@ def build_model(
     overrides = options.overrides()
     if recipe and options.backbone is None:
         overrides = {"num_queries": recipe.num_queries, "num_blocks": recipe.num_blocks} | overrides
+    model_class = EoMTForUniversalSegmentation
+    if options.step is not None:
+        model_class = LadderForUniversalSegmentation
+        overrides["num_blocks"] = options.num_blocks or LadderConfig.num_blocks  # decoder layers, not the recipe's L2
+        overrides["step"] = options.step
     if scratch:
         overrides.setdefault("layerscale_value", SCRATCH_LAYER_SCALE)
-    config = EoMTConfig.for_backbone(backbone, **labels, **overrides)
+    config = model_class.config_class.for_backbone(backbone, **labels, **overrides)
     if scratch:
-        return EoMTForUniversalSegmentation(config)
+        return model_class(config)
     source = options.backbone_weights or backbone
     logger.warning(f"backbone weights: {source}")  # a download may take its time
     try:
-        return EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
+        return model_class.from_pretrained_backbone(source, config)
     except Exception as error:  # what timm and the hub raise without a connection has no common class
         if isinstance(error, ValueError) or options.backbone_weights:
             raise
@@ -76,7 +87,7 @@ def starting_config(options: ModelOptions, args: EoMTTrainingArguments) -> EoMTC
     if options.checkpoint is None:
         return None
     authors = _is_authors_file(options.checkpoint)
-    for name in ("backbone", "backbone_weights", "layerscale_value"):
+    for name in ("backbone", "backbone_weights", "layerscale_value", "step"):
         value = getattr(options, name)
         if value is not None and not (authors and name == "backbone"):
             raise ValueError(
@@ -100,7 +111,9 @@ def starting_task(start: EoMTConfig | None, options: ModelOptions) -> str:
 def _from_checkpoint(source: str, config: EoMTConfig, keep_head: bool) -> EoMTForUniversalSegmentation:
     if _is_authors_file(source):
         return load_authors_checkpoint(source, config, load_class_head=False)
-    model, found = EoMTForUniversalSegmentation.from_pretrained(
+    ladder = isinstance(config, LadderConfig)
+    model_class = LadderForUniversalSegmentation if ladder else EoMTForUniversalSegmentation
+    model, found = model_class.from_pretrained(
         source, config=config, ignore_mismatched_sizes=not keep_head, output_loading_info=True
     )
     unfit = sorted(name for name, *_ in found["mismatched_keys"] if not name.startswith(FRESH))

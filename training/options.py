@@ -49,6 +49,9 @@ class ModelOptions:
         "EoMT to start from: a folder or hub name (save_pretrained) or an authors' .bin/.ckpt; "
         "class_head=new reinitializes its class head. Default: the recipe's, else none."
     )
+    step: int | None = option(
+        "Train a step of the paper's ladder instead of EoMT: 0 (ViT-Adapter + Mask2Former), 1, 2 or 3 (Section 3.2)."
+    )
     num_queries: int | None = option("Default: 200; 100 for semantic segmentation.")
     num_blocks: int | None = option("Number of last blocks that process the queries; default: 3 (S, B), 4 (L), 5 (g).")
     patch_size: int | None = option("Pixels; default 16.")

@@ -69,6 +69,8 @@ def export(
         raise ValueError(f"{kind} has no {precision}; choose from {', '.join(PRECISIONS[kind])}")
     if precision == "int8" and not calibration:
         raise ValueError("int8 needs images that are like those to come: --calibrate IMAGES")
+    if precision == "int8" and not model.model.config.blocks_are_the_encoders:
+        raise ValueError("int8 is for EoMT; export steps 0 to 3 of the ladder in floating point")
     if dynamic_size and model.model.config.has_position_embeddings:
         raise ValueError(
             f"--dynamic-size: a {model.model.config.model_type!r} model has learned positions, resampled at each size, "

@@ -45,6 +45,21 @@ def train(data, output, *options):
     return main(["train", "--data", str(data), "--output-dir", str(output), *TINY.split(), *options])
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_step_of_the_ladder_trains_evaluates_and_predicts(step, shapes, tmp_path, capsys):
+    options = ["--task", "panoptic", "--step", str(step), "--num-hidden-layers", "4", "--patch-size", "16"]
+    assert train(shapes, tmp_path / "run", *options) == 0
+    model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run")
+    assert type(model).__name__ == "LadderForUniversalSegmentation"
+    assert (model.config.step, model.config.num_blocks) == (step, 2)
+    assert not model.attn_mask_probs.any()  # annealed, as EoMT is
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(shapes), "--device", "cpu"]) == 0
+    photo = next((shapes / "val").glob("*.png"))
+    run = ["predict", str(photo), "--model", str(tmp_path / "run"), "--output", str(tmp_path / "out")]
+    assert main([*run, "--device", "cpu"]) == 0
+    assert "PQ" in capsys.readouterr().out
+
+
 def test_panoptic_run_is_loaded_by_the_auto_classes(shapes, tmp_path, capsys):
     assert train(shapes, tmp_path / "run", "--task", "panoptic") == 0
     printed = capsys.readouterr().out
