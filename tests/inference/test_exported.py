@@ -125,7 +125,7 @@ def test_any_size_where_positions_are_rotary(tmp_path, capsys):
 
 @openvino
 def test_bfloat16_only_when_asked_for(folders):
-    """Processors with bf16 infer in bf16 unless the engine is told otherwise."""
+    """Processors with bf16 infer in bf16 unless a precision is set."""
     model, pixels = load(folders / "model"), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(pixels).masks_queries_logits
