@@ -1,6 +1,6 @@
 """From photo to segments through `pipeline`, ViT-B at 640²: the built-in, this implementation, and exported engines.
 
-The same weights everywhere; each row runs in a process of its own, so its memory is its own. Writes docs/benchmarks.md.
+The same weights everywhere; each row runs in a process of its own. Writes docs/benchmarks.md.
 """
 
 import json
@@ -89,9 +89,7 @@ def load(folder: Path, engine: str, precision: str):
 
 
 def measure(folder: str, engine: str, precision: str, repeats: int = 5) -> None:
-    """One row, in its own process: prints json with seconds and segments of each photo, and the peak memory."""
-    import resource
-
+    """One row, in its own process: prints json with seconds and segments of each photo."""
     segment = load(Path(folder), engine, precision)
     row = {"seconds": [], "segments": []}
     with torch.inference_mode():
@@ -104,7 +102,6 @@ def measure(folder: str, engine: str, precision: str, repeats: int = 5) -> None:
                 segment(image, **RULES)
                 times.append(time.perf_counter() - started)
             row["seconds"].append(statistics.median(times))
-    row["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(row))
 
 
@@ -126,7 +123,7 @@ def main() -> None:
 def table(rows) -> list[str]:
     """Markdown: seconds, and how many times as fast as the built-in in the same number type and in fp32."""
     built_in = {precision: row["seconds"] for name, precision, row in rows if name.startswith("built-in")}
-    lines = ["| | numbers | 427 × 640 photo | 1500 × 2000 photo | memory |", "|---|---|---|---|---|"]
+    lines = ["| | numbers | 427 × 640 photo | 1500 × 2000 photo |", "|---|---|---|---|"]
     for name, precision, row in rows:
         cells = []
         for index, seconds in enumerate(row["seconds"]):
@@ -135,7 +132,7 @@ def table(rows) -> list[str]:
             if precision == "bf16":
                 against = f"{same / seconds:.1f} × bf16, {against}"
             cells.append(f"{seconds:.2f} s ({against})")
-        lines.append(f"| {name} | {precision} | {cells[0]} | {cells[1]} | {row['memory'] / 2**30:.1f} GiB |")
+        lines.append(f"| {name} | {precision} | {cells[0]} | {cells[1]} |")
     return lines
 
 
@@ -157,8 +154,8 @@ Written by `python -m benchmarks engines` on {day}: {machine}.
 
 A photo through `pipeline("image-segmentation")` to panoptic segments: EoMT with ViT-B at 640², 200 queries, 133
 classes, random weights with 50 confident queries, median of 5. In brackets: how many times as fast as the model built
-into transformers, in the same type of numbers and in fp32. Memory is the whole process's peak. OpenVINO's bf16 and
-int8 change the masks a little: see [deployment](deployment.md).
+into transformers, in the same type of numbers and in fp32. OpenVINO's bf16 and int8 change the masks a little: see
+[deployment](deployment.md).
 
 {table}
 """
