@@ -33,8 +33,10 @@ class OpenVINOEngine:
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{path} is not a readable OpenVINO model: {_first_line(error)}") from None
         self.precision = str(model.get_rt_info([PRECISION_KEY]).value) if model.has_rt_info([PRECISION_KEY]) else "fp32"
-        _, _, *sides = model.input(0).get_partial_shape()
+        _, channels, *sides = model.input(0).get_partial_shape()
         self.size = tuple(side.get_length() if side.is_static else None for side in sides)
+        if None not in self.size:  # a static shape is a quarter faster, and batches gain nothing on a CPU
+            model.reshape([1, channels.get_length(), *self.size])
         # Processors with bf16 would compute in bf16 unless told otherwise; int8 says what the layers beside it use.
         dtype = dtype or ("fp32" if self.precision == "int8" else self.precision)
         self.dtype = dtype
@@ -42,8 +44,13 @@ class OpenVINOEngine:
         self._outputs = [self._model.output(name) for name in OUTPUTS]
 
     def run(self, pixels: np.ndarray) -> Logits:
-        found = self._model.create_infer_request().infer([pixels])
-        return tuple(np.array(found[output]) for output in self._outputs)
+        batches = [pixels] if None in self.size else np.split(pixels, len(pixels))
+        request = self._model.create_infer_request()
+        found = []
+        for batch in batches:
+            outputs = request.infer([batch])
+            found.append([np.array(outputs[output]) for output in self._outputs])
+        return tuple(np.concatenate(parts) for parts in zip(*found))
 
 
 class ONNXEngine:
