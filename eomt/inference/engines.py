@@ -10,7 +10,6 @@ import numpy as np
 
 INPUT = "pixel_values"  # (B, 3, H, W), normalized
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 PRECISION_KEY = "eomt_precision"  # in the file's own metadata
 
 Logits = tuple[np.ndarray, np.ndarray]

@@ -113,7 +113,8 @@ def test_without_resizing_what_does_not_fit_is_said():
 def test_bilinear_matrix_is_torchs(source, target):
     x = torch.randn(1, 1, source, 3, generator=torch.Generator().manual_seed(source))
     expected = F.interpolate(x, size=(target, 3), mode="bilinear", align_corners=False)[0, 0]
-    tolerance = 2e-4  # an ulp of the position (3e-5) times the slope (up to 6)
+    # half an ulp of the position, which doubles beyond 256, times the slope (up to 6); more when shrinking
+    tolerance = 5e-5 if target >= source and source <= 256 else 2e-4
     matrix = bilinear_matrix(source, target)
     torch.testing.assert_close(matrix.float() @ x[0, 0], expected, atol=tolerance, rtol=0)
     parts = [bilinear_matrix(source, target, slice(start, start + 50)) for start in range(0, target, 50)]
