@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--dataset", default="auto", help="coco, ade20k, cityscapes, yolo or folder (default: detected from the files)"
     )
     p.add_argument("--task", choices=TASKS, help="required with --predictions (default: the model's)")
-    p.add_argument("--split", default="val", choices=["train", "val"])
+    p.add_argument("--split", default="val", choices=["train", "val", "test"])
     p.add_argument(
         "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="label png values that mean void"
     )
