@@ -169,7 +169,8 @@ def page(runs: list[dict], output: Path) -> str:
             parts.append(f"Worst, median and best held-out image of “{shown}”, seed {variants[shown][0]['seed']}:")
             parts.append(f"![photo, ground truth and prediction]({name})")
     curves(groups, output / "results-curves.png")
-    parts += ["## Curves", "Mean over the seeds; dashed: built-in. “never” has one prediction's loss, the others the sum of all.", "![training loss](results-curves.png)"]
+    note = "Mean over the seeds; dashed: built-in. “never” has one prediction's loss, the others the sum of all."
+    parts += ["## Curves", note, "![training loss](results-curves.png)"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
