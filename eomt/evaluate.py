@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
+from eomt.benchmarking.flops import CountedModel
 from eomt.configuration import EoMTConfig
 from eomt.configuration.labels import LabelSpace, label_space
 from eomt.configuration.recipes import RECIPES
-from eomt.inference.loading import load_model, require_model, usable_device
+from eomt.inference.loading import load_model, merge_tokens, require_model, usable_device
 from eomt.inference.prediction_files import Results
 from eomt.inference.writing import require_writable, write_json
 from eomt.training.data import EvaluationTransform, load_data
@@ -32,8 +33,8 @@ def evaluate(args) -> None:
     for folder in (args.output, args.save_predictions):
         if folder:
             require_writable(Path(folder))
-    _start_group(args)
-    model, processor = _load(args) if args.model else (None, None)
+    start_group(args)
+    model, processor = load(args) if args.model else (None, None)
     task = processor.task if processor else args.task
     dataset, space = _data(args, task, model)
     images = ImageReport(task, space, args.worst)
@@ -51,17 +52,19 @@ def evaluate(args) -> None:
         images.draw_confusion(folder / "confusion.png")
         if args.worst:
             summary["worst"] = images.draw_worst(folder / "worst")
-        write_json(folder / "metrics.json", _finite(summary), indent=2)
+        write_json(folder / "metrics.json", finite(summary), indent=2)
     if args.json:
-        print(json.dumps(_finite(summary)))
+        print(json.dumps(finite(summary)))
     else:
         print(table(result, task, [(r["where"], r["percent"]) for r in summary["reported"]]))
         print(_images_line(summary))
+        if "gflops_per_image" in result:
+            print(f"{result['gflops_per_image']:.2f} GFLOPs an image with token merging at {args.token_merging:g}")
         if args.output:
             print(f"metrics.json, per_class.csv, confusion.png{', worst/' if args.worst else ''}: {args.output}")
 
 
-def _start_group(args) -> None:
+def start_group(args) -> None:
     """Under torchrun: join the processes; on CPUs by gloo."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
@@ -72,7 +75,7 @@ def _start_group(args) -> None:
         args.device = args.device or str(state.device)
 
 
-def _load(args):
+def load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
     require_model(args.model)
     if args.device:
@@ -83,6 +86,7 @@ def _load(args):
     if not hasattr(model, "set_attn_mask_probs"):
         raise ValueError(f"{args.model}: a {type(model).__name__} is no EoMT model")
     model.set_attn_mask_probs([float(args.masked)] * model.config.num_blocks)
+    merge_tokens(model, args.token_merging, args.merging_layers)
     processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
     return model.eval().to(args.device or best), processor
 
@@ -125,7 +129,10 @@ def _score_model(args, model, processor, dataset, space, task: str, images) -> d
             images(sample, prediction)
 
     options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "intermediate": args.masked}
-    result = evaluate_model(model, processor, dataset, task=task, label_space=space, on_image=on_image, **options)
+    called = model if args.token_merging is None else CountedModel(model)
+    result = evaluate_model(called, processor, dataset, task=task, label_space=space, on_image=on_image, **options)
+    if called is not model:
+        result["gflops_per_image"] = sum(gather(called.flops)) / len(dataset) / 1e9
     if files:
         names = [name for of_process in gather(written) for name in of_process]
         if rank() == 0:
@@ -153,6 +160,7 @@ def _summary(args, result: dict, task: str, space, dataset) -> dict:
         "images_without_annotations": _empty(dataset),
         "of": args.model or args.predictions,
         "classes": space.name,
+        "token_merging": args.token_merging,
         "metrics": result,
         "reported": _reported(args, task, space),
     }
@@ -189,12 +197,12 @@ def _reported(args, task: str, space) -> list[dict]:
     return found
 
 
-def _finite(value):
+def finite(value):
     """NaN, which JSON has not, becomes null; numpy's numbers become Python's."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,7 +20,7 @@ from eomt.configuration import TASK_ROWS
 from eomt.configuration.labels import LabelSpace, label_space
 from eomt.image_processing.images import allow_pixels, frames_of, read_image
 from eomt.inference.image_files import find_images
-from eomt.inference.loading import load_model, needs_cpu_group, require_model, usable_device
+from eomt.inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
 from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
 from eomt.inference.segment import FAILS_ALONE, Segmented, reason_of, segment
 from eomt.inference.tiling import cut, require_tiles, segment_tiles
@@ -70,6 +70,7 @@ class PredictionRun:
             if self.is_main:
                 print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
             self.model.set_attn_mask_probs([0.0] * self.model.config.num_blocks)
+        merge_tokens(self.model, args.token_merging, args.merging_layers)
         self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
         self.task = self.processor.task
         if args.confidence and self.task != "semantic":
@@ -88,6 +89,8 @@ class PredictionRun:
         if args.tile:
             require_tiles(args.tile, args.overlap, self.task, max(np.ravel(self.model.config.patch_size).tolist()))
             settings |= {"tile": args.tile, "overlap": args.overlap}
+        if args.token_merging is not None:
+            settings["token_merging"] = [args.token_merging, *args.merging_layers]
         with state.main_process_first():  # run.json is written once
             self.results = Results(args.output, self.task, space, settings)
         if args.compile:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import DTYPES
+from eomt.cli import DTYPES, add_token_merging
 from eomt.configuration import TASKS
 
 MAX_PIXELS = 200_000_000
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--overlap", type=float, default=0.25, metavar="SHARE",
         help="of a tile that its neighbor sees too, 0 to 0.5 (default 0.25)",
     )  # fmt: skip
+    add_token_merging(p)
     p.add_argument("--no-overlays", action="store_true", help="write machine-readable results only")
     p.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
