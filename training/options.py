@@ -40,7 +40,8 @@ class ModelOptions:
     """The model to start from. None: the recipe's value, or the backbone's."""
 
     backbone: str | None = option(
-        "Pre-trained ViT by timm's or the hub's name; default: the recipe's, else vit_base_patch14_reg4_dinov2."
+        "Pre-trained ViT by timm's or the hub's name, or small, base, large or giant: DINOv2 with registers of that "
+        "size; default: the recipe's, else base."
     )
     backbone_weights: str | None = option(
         "File or folder with the backbone's weights, or scratch; default: download by the backbone's name."

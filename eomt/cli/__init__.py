@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": "convert between the authors' checkpoints and the hub format",
     "export": "export to torch.export and ONNX, checked against the model",
     "benchmark": "compare models: parameters, GFLOPs, latency, throughput, memory",
+    "reproduce": "a table of the paper beside what is counted, measured and trained here",
 }
 
 

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--subsets", nargs="+", metavar="NAME", help="of bravo, only these (ACDCfog, synrain, …)")
     p.add_argument("--task", choices=TASKS, help="required with --predictions (default: the model's)")
-    p.add_argument("--split", default="val", choices=["train", "val"])
+    p.add_argument("--split", default="val", choices=["train", "val", "test"])
     p.add_argument(
         "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="label png values that mean void"
     )
