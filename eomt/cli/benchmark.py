@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
         "points",
     )  # fmt: skip
     p.add_argument("--data", metavar="PATH", help="data set of --calibrate-merging; its val split")
+    p.add_argument(
+        "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="its label png values that mean void"
+    )
     p.add_argument("--dataset", default="auto", help="its format (default: detected), as in eomt evaluate")
     p.add_argument(
         "--count-only", action="store_true", help="only count parameters and GFLOPs, without allocating weights"

@@ -59,6 +59,18 @@ def test_runs_are_trained_timed_and_not_repeated(tmp_path, capsys, monkeypatch):
         ladder_in_small.main(["--output", str(tmp_path / "runs")])
 
 
+def test_the_section_on_merging(tmp_path):
+    rows = [{"threshold": t, "gflops": g, "percent": p} for t, g, p in [(None, 12, 50), (0.9, 9, 49.95), (0.8, 6, 40)]]
+    file = tmp_path / "merging.json"
+    file.write_text(json.dumps({"rows": rows, "layers": [1, 7], "images": 20, "threshold": 0.9}))
+    run_of(tmp_path, 5, "pretrained", 0, 0.40)
+    page = tmp_path / "page.md"
+    ladder_in_small.main(["--output", str(tmp_path), "--table", str(page), "--merging", str(file)])
+    text = page.read_text()
+    assert "| 0.9 | 9.00 | 75 % | 49.95 |" in text
+    assert "0.9 is the lowest of these that loses at most 0.1 points" in text
+
+
 def test_latency_of_merging(tmp_path, capsys):
     tiny_model(image_size=96).save_pretrained(tmp_path / "model")
     Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(tmp_path / "plain.png")

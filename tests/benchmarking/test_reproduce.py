@@ -54,10 +54,12 @@ def test_rows_of_one_model_are_one():
     assert {row.printed.dataset: row.model.config.num_labels for row in ours} == {"coco": 133, "ade20k": 150}
 
 
-def test_the_paper_rounds_and_cuts_off():
+def test_the_paper_rounds_up_and_down():
     assert not deviates(316.7, 316)
     assert not deviates(316.7, 317)
+    assert not deviates(13789.46, 13790)
     assert deviates(316.7, 318)
+    assert deviates(828.41, 830)
     assert not deviates(None, 3)
     assert not deviates(3.2, None)
 
