@@ -6,10 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from eomt.benchmarking.flops import count_flops
 from eomt.configuration import EoMTConfig, as_pair, find_backbone
 from eomt.configuration.paper import Reported, reported_for
+from eomt.inference.engines import exported_engines
+from eomt.inference.exported import ExportedEoMT
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.modeling_eomt.checkpoint_config import backbone_of
 
@@ -28,6 +31,7 @@ class Candidate:
     image_size: tuple[int, int]
     pretrained: bool
     masked: bool | None = None
+    exported: bool = False
 
     @classmethod
     def find(cls, name: str, image_size=None, task: str = "panoptic", masked: bool | None = None, **overrides):
@@ -61,7 +65,10 @@ class Candidate:
         if isinstance(config, EoMTConfig) and image_size is not None:
             config.image_size = image_size
         size = image_size or (config.image_size if isinstance(config, EoMTConfig) else DEFAULT_SIZE)
-        return cls(name, config, as_pair(size), True, masked)
+        exported = bool(exported_engines(name)) and not Path(name, SAFE_WEIGHTS_NAME).exists()
+        if exported and masked:
+            raise ValueError(f"{name} is an exported model, which has no masked attention; leave out --masked")
+        return cls(name, config, as_pair(size), True, masked, exported)
 
     @property
     def is_eomt(self) -> bool:
@@ -71,7 +78,8 @@ class Candidate:
     def label(self) -> str:
         """Name for tables and pictures."""
         name = Path(self.name).name if self.pretrained else self.name
-        return f"{name} {'×'.join(map(str, self.image_size))}{' masked' if self.masked else ''}"
+        engine = f" {exported_engines(self.name)[0]}" if self.exported else ""
+        return f"{name} {'×'.join(map(str, self.image_size))}{' masked' if self.masked else ''}{engine}"
 
     @property
     def short(self) -> str:
@@ -109,8 +117,10 @@ class Candidate:
         recipe = f"{dataset}_{self.config.task}_eomt_{self._named_size()}_{self.image_size[0]}"
         return reported_for(recipe + suffix) or reported_for(f"{recipe}_2x{suffix}")
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The model, ready for inference."""
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module | ExportedEoMT:
+        """The model, ready for inference; an exported one computes in what it was exported for, on the CPU."""
+        if self.exported:
+            return ExportedEoMT.from_pretrained(self.name)
         if self.pretrained:
             sizes = {"image_size": self.config.image_size} if self.is_eomt else {}
             model = AutoModelForUniversalSegmentation.from_pretrained(self.name, dtype=dtype, **sizes)

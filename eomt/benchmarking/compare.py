@@ -77,11 +77,11 @@ def _measure(candidate, args, device) -> dict:
         return row | {"parameters": parameters, "gflops": crops * flops / 1e9}
 
     dtype = getattr(torch, args.dtype)
-    weights = torch.float32 if args.autocast else dtype
+    weights = torch.float32 if args.autocast or candidate.exported else dtype
     model = candidate.load(device, weights)
     parameters, flops = candidate.count(model)
-    called = torch.compile(model) if args.compile else model
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=args.autocast)
+    called = torch.compile(model) if args.compile and not candidate.exported else model
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=args.autocast and not candidate.exported)
 
     def forward(images: int):
         inputs = candidate.inputs(images * crops, device, weights)
@@ -94,6 +94,8 @@ def _measure(candidate, args, device) -> dict:
 
     single = forward(1)
     latency = seconds_of(single, device, args.warm_up, args.repeats)
+    if candidate.exported:
+        row |= {"engine": model.engine.name, "precision": model.engine.precision, "computes_in": model.engine.dtype}
     row |= {
         "parameters": parameters,
         "gflops": crops * flops / 1e9,
