@@ -113,8 +113,11 @@ def load(folder: Path, row: Row):
 
     dtype = DTYPES.get(row.precision)
     if row.engine == "mask2former":
-        model, processor = mask2former(row.model), transformers.Mask2FormerImageProcessor(
-            size={"shortest_edge": 640, "longest_edge": 640}, pad_size={"height": 640, "width": 640}
+        model, processor = (
+            mask2former(row.model),
+            transformers.Mask2FormerImageProcessor(
+                size={"shortest_edge": 640, "longest_edge": 640}, pad_size={"height": 640, "width": 640}
+            ),
         )
     elif row.engine == "built-in":
         model = transformers.EomtForUniversalSegmentation.from_pretrained(folder / row.engine, dtype=dtype)
@@ -244,8 +247,8 @@ def write(found: dict[Row, dict]) -> None:
     parts = {
         "engines": "\n".join(engines),
         "models": "\n".join(table(found, [ENGINE_ROWS[0], Row(FULL, "openvino", "fp32"), *MODEL_ROWS, *OTHER_ROWS])),
-        "rates": "\n".join(["| | numbers | `eomt predict`, photos/s | engine alone | share |", "|---|---|---|---|---|", *rates]),
-    }  # fmt: skip
+        "rates": "\n".join(rates),
+    }
     PAGE.write_text(TEXT.format(machine=machine(), day=date.today().isoformat(), **parts))
     mark = r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)"
     excerpt = "\n".join(engines) + "\n"
@@ -256,7 +259,8 @@ def write(found: dict[Row, dict]) -> None:
 def table(found: dict[Row, dict], rows: list[Row]) -> list[str]:
     """Markdown: seconds, and how many times as fast as the built-in in the same number type and in fp32."""
     built_in = {row.precision: found[row]["seconds"] for row in ENGINE_ROWS if row.engine == "built-in"}
-    lines = ["| | numbers | 427 × 640 photo | 1500 × 2000 photo | memory | pixels that differ |", "|---|---|---|---|---|---|"]  # fmt: skip
+    header = ("", "numbers", "427 × 640 photo", "1500 × 2000 photo", "memory", "pixels that differ")
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
         cells = []
         for index, seconds in enumerate(found[row]["seconds"]):
@@ -312,6 +316,8 @@ weights have many near-ties, so that a trained model's differ less (see [deploym
 
 `eomt predict` over a folder of 50 photos of 427 × 640, results written, beside the engine's bare forward pass:
 
+| | numbers | `eomt predict`, photos/s | engine alone | share |
+|---|---|---|---|---|
 {rates}
 
 ## Cheaper models, and Mask2Former

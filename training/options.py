@@ -1,6 +1,5 @@
 """What `eomt train` asks for besides `EoMTTrainingArguments`: the data and the model."""
 
-import math
 from dataclasses import dataclass, field
 
 
@@ -80,17 +79,6 @@ class ModelOptions:
             "layerscale_value",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-
-def pair(text: str, kind=int, separator: str = "x") -> tuple | None:
-    """ "640" or "512x1024" → one or two numbers."""
-    try:
-        values = tuple(kind(part) for part in text.lower().split(separator))
-    except ValueError:
-        values = ()
-    if len(values) not in (1, 2) or not all(0 < value < math.inf for value in values):
-        raise ValueError(f"{text!r} is neither a positive number nor two separated by {separator!r}")
-    return values
 
 
 def listed(text: str | None, kind=str) -> list:

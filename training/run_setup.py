@@ -1,5 +1,7 @@
 """Options → a trainer ready to run: data, classes, model, processor. What `eomt train` does, without a command line."""
 
+import math
+
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -11,7 +13,7 @@ from .callbacks.progress import ReadableProgress
 from .data.load import load_data
 from .data.transforms import EvaluationTransform, TrainTransform
 from .initial_model import build_model, crop_size, starting_config, starting_task
-from .options import DataOptions, ModelOptions, listed, pair
+from .options import DataOptions, ModelOptions, listed
 from .trainer import EoMTTrainer
 
 
@@ -83,10 +85,18 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, space: Label
         space,
         task=args.task,
         size=as_pair(crop_size(data, args)),
-        scale_range=pair(data.scale_range, float, ",") if data.scale_range else default,
+        scale_range=_scale_range(data.scale_range) if data.scale_range else default,
         color_jitter=jitter if data.color_jitter is None else data.color_jitter,
         augment=data.augment,
     )
+
+
+def _scale_range(text: str) -> tuple[float, float]:
+    """ "0.5,2" → (lowest, highest) scale."""
+    values = listed(text, float)
+    if len(values) != 2 or not 0 < values[0] <= values[1] < math.inf:
+        raise ValueError(f"--scale-range {text}: give LOW,HIGH, two positive numbers")
+    return values[0], values[1]
 
 
 def _processor_size(config: EoMTConfig) -> dict[str, int] | int:

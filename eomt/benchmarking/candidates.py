@@ -6,15 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from eomt.benchmarking.flops import count_flops
-from eomt.configuration import EoMTConfig, as_pair, find_backbone
+from eomt.configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
 from eomt.configuration.paper import Reported, reported_for
 from eomt.inference.engines import exported_engines
 from eomt.inference.exported import ExportedEoMT
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
-from eomt.modeling_eomt.checkpoint_config import backbone_of
+from eomt.modeling_eomt.weights.inferred_config import backbone_of
 
 LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
 DEFAULT_SIZE = 640  # pixels, where a configuration says none
@@ -65,7 +64,7 @@ class Candidate:
         if isinstance(config, EoMTConfig) and image_size is not None:
             config.image_size = image_size
         size = image_size or (config.image_size if isinstance(config, EoMTConfig) else DEFAULT_SIZE)
-        exported = bool(exported_engines(name)) and not Path(name, SAFE_WEIGHTS_NAME).exists()
+        exported = bool(exported_engines(name))
         if exported and masked:
             raise ValueError(f"{name} is an exported model, which has no masked attention; leave out --masked")
         return cls(name, config, as_pair(size), True, masked, exported)
@@ -98,10 +97,9 @@ class Candidate:
         """Points of one family are joined in the picture."""
         if not self.is_eomt:
             return type(self.config).__name__.removesuffix("Config")
-        family = {"dinov2": "DINOv2", "dinov3": "DINOv3", "eva02": "EVA-02", "deit3": "DeiT-III"}
         masked = ", masked" if self.masked else ""
         size = "×".join(map(str, self.image_size))
-        return f"EoMT, {family[backbone_of(self.config)[0].family]}, {size}{masked}"
+        return f"EoMT, {FAMILIES[backbone_of(self.config)[0].family].title}, {size}{masked}"
 
     def reported(self) -> Reported | None:
         """What the paper, or the authors' model zoo, reports for this model, where it does."""
@@ -113,7 +111,7 @@ class Candidate:
         if not exact or self.image_size[0] != self.image_size[1]:
             return None
         dataset = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}[self.config.task]
-        suffix = {"dinov2": "", "dinov3": "_dinov3", "eva02": "_eva02", "deit3": "_deit3_in21k"}[row.family]
+        suffix = FAMILIES[row.family].recipe_suffix
         recipe = f"{dataset}_{self.config.task}_eomt_{self._named_size()}_{self.image_size[0]}"
         return reported_for(recipe + suffix) or reported_for(f"{recipe}_2x{suffix}")
 

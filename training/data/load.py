@@ -10,6 +10,7 @@ from ...configuration.labels import LabelSpace
 from .hold_out import has_train_only, hold_out
 from .images import read_map
 from .readers import READERS, ReadOptions, detect_format
+from .row_index import indexed
 
 
 def load_data(
@@ -50,11 +51,17 @@ def load_data(
         class_names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
     options = ReadOptions(label_space, class_names or None, tuple(ignore_ids), keep_empty)
     held_out = automatic_split and has_train_only(path, dataset, task)
-    rows, space = reader.read(path, task, "train" if held_out else split, options)
-    table = hold_out(rows.table(), split, str(path)) if held_out else rows.table()
-    if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
-        table = table.select(_labelled(table))
-    return table, space
+
+    def read() -> tuple[Dataset, LabelSpace]:
+        rows, space = reader.read(path, task, "train" if held_out else split, options)
+        table = hold_out(rows.table(), split, str(path)) if held_out else rows.table()
+        if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
+            table = table.select(_labelled(table))
+        return table, space
+
+    if dataset != "coco":  # other formats' rows are paths, or depend on more files than COCO's few json
+        return read()
+    return indexed(path, repr((task, split, held_out, options)), read)
 
 
 def splits_automatically(path: str | Path, dataset: str, task: str) -> bool:
