@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
+from eomt.benchmarking.flops import CountedModel
 from eomt.configuration import EoMTConfig
 from eomt.configuration.labels import LabelSpace, label_space
 from eomt.configuration.recipes import RECIPES
-from eomt.inference.loading import load_model, require_model, usable_device
+from eomt.inference.loading import load_model, merge_tokens, require_model, usable_device
 from eomt.inference.prediction_files import Results
 from eomt.inference.writing import require_writable, write_json
 from eomt.training.data import EvaluationTransform, load_data
@@ -57,6 +58,8 @@ def evaluate(args) -> None:
     else:
         print(table(result, task, [(r["where"], r["percent"]) for r in summary["reported"]]))
         print(_images_line(summary))
+        if "gflops_per_image" in result:
+            print(f"{result['gflops_per_image']:.2f} GFLOPs an image with token merging at {args.token_merging:g}")
         if args.output:
             print(f"metrics.json, per_class.csv, confusion.png{', worst/' if args.worst else ''}: {args.output}")
 
@@ -83,6 +86,7 @@ def _load(args):
     if not hasattr(model, "set_attn_mask_probs"):
         raise ValueError(f"{args.model}: a {type(model).__name__} is no EoMT model")
     model.set_attn_mask_probs([float(args.masked)] * model.config.num_blocks)
+    merge_tokens(model, args.token_merging, args.merging_layers)
     processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
     return model.eval().to(args.device or best), processor
 
@@ -125,7 +129,10 @@ def _score_model(args, model, processor, dataset, space, task: str, images) -> d
             images(sample, prediction)
 
     options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "intermediate": args.masked}
-    result = evaluate_model(model, processor, dataset, task=task, label_space=space, on_image=on_image, **options)
+    called = model if args.token_merging is None else CountedModel(model)
+    result = evaluate_model(called, processor, dataset, task=task, label_space=space, on_image=on_image, **options)
+    if called is not model:
+        result["gflops_per_image"] = sum(gather(called.flops)) / len(dataset) / 1e9
     if files:
         names = [name for of_process in gather(written) for name in of_process]
         if rank() == 0:
@@ -153,6 +160,7 @@ def _summary(args, result: dict, task: str, space, dataset) -> dict:
         "images_without_annotations": _empty(dataset),
         "of": args.model or args.predictions,
         "classes": space.name,
+        "token_merging": args.token_merging,
         "metrics": result,
         "reported": _reported(args, task, space),
     }

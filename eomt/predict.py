@@ -19,7 +19,7 @@ from eomt.configuration import TASK_ROWS
 from eomt.configuration.labels import LabelSpace, label_space
 from eomt.image_processing.images import allow_pixels, frames_of, read_image
 from eomt.inference.image_files import find_images
-from eomt.inference.loading import load_model, needs_cpu_group, require_model, usable_device
+from eomt.inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
 from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
 from eomt.inference.pseudo_labels import write_dataset
 from eomt.inference.result_formats import write_formats
@@ -76,6 +76,7 @@ class PredictionRun:
             if self.is_main:
                 print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
             self.model.set_attn_mask_probs([0.0] * self.model.config.num_blocks)
+        merge_tokens(self.model, args.token_merging, args.merging_layers)
         self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
         self.task = self.processor.task
         if args.confidence and self.task != "semantic":
@@ -94,6 +95,8 @@ class PredictionRun:
         settings = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
         settings |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
         settings["weights"] = weights_of(args.model)
+        if args.token_merging is not None:
+            settings["token_merging"] = [args.token_merging, *args.merging_layers]
         with state.main_process_first():  # run.json is written once
             self.results = Results(args.output, self.task, space, settings)
         if args.compile:

@@ -1,6 +1,7 @@
 """`EoMTForUniversalSegmentation`: a plain ViT that segments (paper, Section 3).
 
-B images · Q queries · P prefix tokens · N patches · T tokens · D width · L2 = config.num_blocks
+B images · Q queries · P prefix tokens · N patches · T tokens, fewer where they are merged · D width
+L2 = config.num_blocks
 """
 
 import torch
@@ -10,10 +11,11 @@ from ..configuration import EoMTConfig
 from .heads import MaskPrediction, Queries, Upscaler, mask_head
 from .masking import query_attention_mask
 from .rope import rotary_table
+from .token_merging import MergedTokens, TokenMerging
 from .universal import UniversalSegmentationModel
 
 
-class EoMTForUniversalSegmentation(UniversalSegmentationModel):
+class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
     """EoMT for panoptic, instance and semantic segmentation.
 
     After the first L1 blocks the learned queries join the patch tokens; the last L2 blocks process all jointly; the
@@ -33,10 +35,16 @@ class EoMTForUniversalSegmentation(UniversalSegmentationModel):
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
         grid = self.patch_grid(pixel_values)
         hidden_states = self.embeddings(pixel_values)  # [B, P + N, D]
-        rotary = rotary_table(self.config, grid, hidden_states.device, hidden_states.dtype, self.training)
+        table = rotary_table(self.config, grid, hidden_states.device, hidden_states.dtype, self.training)
         first_joint = self.config.num_hidden_layers - self.config.num_blocks
-        for layer in self.layers[:first_joint]:
-            hidden_states = layer(hidden_states, None, rotary, **kwargs)
+        merged, rotary = None, table
+        if self.token_merging and not self.training:
+            merged = MergedTokens(self.token_merging, grid, self.config.num_prefix_tokens, hidden_states.shape[0])
+        for number, layer in enumerate(self.layers[:first_joint], start=1):
+            merge = merged and merged.stage_of(number)
+            hidden_states = layer(hidden_states, None, rotary, merge, **kwargs)
+            if merge is not None:
+                rotary = merged.rotary(table)
 
         queries = self.query(hidden_states.shape[0]).to(hidden_states.dtype)  # [B, Q, D]
         hidden_states = torch.cat([queries, hidden_states], dim=1)  # [B, T, D]
@@ -45,16 +53,24 @@ class EoMTForUniversalSegmentation(UniversalSegmentationModel):
         for block, layer in enumerate(self.layers[first_joint:]):
             query_mask = None
             if self.predicts_before(block):
-                prediction = self.predict(self.layernorm(hidden_states), grid)
+                prediction = self.predict(self._on_grid(self.layernorm(hidden_states), merged), grid)
                 predictions.append(prediction)
                 if all_logits:
                     prediction.logits()
                 visible = self.visible_cells(block, prediction, grid)
+                visible = visible if merged is None else merged.visible(visible)
                 query_mask = query_attention_mask(visible, self.config.num_prefix_tokens)
             hidden_states = layer(hidden_states, query_mask, rotary, **kwargs)
-        hidden_states = self.layernorm(hidden_states)
+        hidden_states = self._on_grid(self.layernorm(hidden_states), merged)
         predictions.append(self.predict(hidden_states, grid))
         return predictions, hidden_states
+
+    def _on_grid(self, hidden_states: Tensor, merged: MergedTokens | None) -> Tensor:
+        """(B, T, D) → (B, Q + P + N, D): merged tokens at each of their patches (paper, Section 4.3)."""
+        if merged is None:
+            return hidden_states
+        first = self.config.num_queries + self.config.num_prefix_tokens
+        return torch.cat([hidden_states[:, :first], merged.restore(hidden_states[:, first:])], dim=1)
 
     def predict(self, normalized: Tensor, grid: tuple[int, int]) -> MaskPrediction:
         """Normalized tokens (B, T, D) → classes and masks (paper, Section 3.1)."""

@@ -4,6 +4,7 @@ B images · T tokens · D width · M width of the MLP
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,10 @@ class DropPath(nn.Module):
 
 
 class EoMTLayer(GradientCheckpointingLayer):
-    """x + scale(attention(norm(x))), then x + scale(mlp(norm(x))): (B, T, D) → (B, T, D)."""
+    """x + scale(attention(norm(x))), then x + scale(mlp(norm(x))): (B, T, D) → (B, T, D).
+
+    `merge`, called in between, may leave fewer tokens (token_merging.py).
+    """
 
     def __init__(self, config: EoMTConfig):
         super().__init__()
@@ -101,9 +105,16 @@ class EoMTLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(config.drop_path_rate)
 
     def forward(
-        self, hidden_states: Tensor, query_mask: Tensor | None = None, rotary: RotaryTable | None = None, **kwargs
+        self,
+        hidden_states: Tensor,
+        query_mask: Tensor | None = None,
+        rotary: RotaryTable | None = None,
+        merge: Callable[[Tensor], Tensor] | None = None,
+        **kwargs,
     ) -> Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), query_mask, rotary, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
+        if merge is not None:
+            hidden_states = merge(hidden_states)
         transformed = self.mlp(self.norm2(hidden_states))
         return hidden_states + self.drop_path(self.layer_scale2(transformed))

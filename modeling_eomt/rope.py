@@ -14,17 +14,29 @@ from ..configuration import EoMTConfig
 
 @dataclass
 class RotaryTable:
-    """Cosines and sines (T, E); prefix rows hold 1 and 0, so that they stay as they are without a split."""
+    """Cosines and sines (T, E); prefix rows hold 1 and 0, so that they stay as they are without a split.
+
+    `angles`: (N, E) of the patches, in fp32. Where tokens are merged (token_merging.py) every image has rows of its
+    own: (B, 1, T, E) and (B, N, E).
+    """
 
     cos: Tensor
     sin: Tensor
     interleaved: bool
+    angles: Tensor
+
+    @classmethod
+    def of_angles(cls, angles: Tensor, dtype: torch.dtype, interleaved: bool) -> "RotaryTable":
+        """(N, E) angles, or (B, N, E) → the table without prefix rows."""
+        rows = angles if angles.ndim == 2 else angles[:, None]
+        return cls(rows.cos().to(dtype), rows.sin().to(dtype), interleaved, angles)
 
     def with_prefix(self, count: int) -> "RotaryTable":
         """The table for `count` more tokens in front that are not rotated."""
-        cos = torch.cat([self.cos.new_ones(count, self.cos.shape[-1]), self.cos])
-        sin = torch.cat([self.sin.new_zeros(count, self.sin.shape[-1]), self.sin])
-        return RotaryTable(cos, sin, self.interleaved)
+        shape = (*self.cos.shape[:-2], count, self.cos.shape[-1])
+        cos = torch.cat([self.cos.new_ones(shape), self.cos], dim=-2)
+        sin = torch.cat([self.sin.new_zeros(shape), self.sin], dim=-2)
+        return RotaryTable(cos, sin, self.interleaved, self.angles)
 
     def rotate(self, x: Tensor) -> Tensor:
         """Queries or keys (B, A, T, E) → the same, patches rotated by their position."""
@@ -47,8 +59,7 @@ def rotary_table(
         angles = _dinov3_angles(config, grid, head_width, device, training)
     else:
         angles = _eva02_angles(config, grid, head_width, device)
-    table = RotaryTable(angles.cos().to(dtype), angles.sin().to(dtype), interleaved=config.rope == "eva02")
-    return table.with_prefix(config.num_prefix_tokens)
+    return RotaryTable.of_angles(angles, dtype, config.rope == "eva02").with_prefix(config.num_prefix_tokens)
 
 
 def _dinov3_angles(config, grid: tuple[int, int], head_width: int, device, training: bool) -> Tensor:

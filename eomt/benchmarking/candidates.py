@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from eomt.benchmarking.flops import count_flops
 from eomt.configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from eomt.configuration.ladder import LadderConfig
 from eomt.configuration.paper import Reported, reported_for
 from eomt.inference.engines import exported_engines
 from eomt.inference.exported import ExportedEoMT
-from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.modeling_eomt.weights.inferred_config import backbone_of
 
 LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
@@ -33,13 +33,16 @@ class Candidate:
     exported: bool = False
 
     @classmethod
-    def find(cls, name: str, image_size=None, task: str = "panoptic", masked: bool | None = None, **overrides):
+    def find(
+        cls, name: str, image_size=None, task: str = "panoptic", masked: bool | None = None, step: int = 5, **overrides
+    ):
         """A row of `BACKBONES` → EoMT with random weights; a directory or the hub's name → that model.
 
         Args:
             image_size: side or (height, width) in pixels; the model's own by default.
-            masked: masked attention at inference on or off. By default off for random weights, as the paper infers,
-                and as it was saved for others.
+            masked: masked attention at inference on or off. By default as saved; for random weights as the paper
+                infers, on in steps 0 to 4 and off in step 5.
+            step: of the paper's Table 1, for backbones: 0 to 3 are `LadderConfig`'s, 4 and 5 are EoMT.
             **overrides: fields of the configuration, of backbones only.
 
         Raises:
@@ -54,8 +57,17 @@ class Candidate:
                     raise ValueError(f"{name!r} is no directory; {unknown}") from None
         if backbone is not None:
             overrides.setdefault("num_labels", LABELS[task])
-            config = EoMTConfig.for_backbone(name, image_size=image_size or DEFAULT_SIZE, task=task, **overrides)
-            return cls(name, config, as_pair(config.image_size), False, bool(masked))
+            if step not in range(6):
+                raise ValueError(f"step {step}: the paper's Table 1 has 0 to 5")
+            options = {"image_size": image_size or DEFAULT_SIZE, "task": task, **overrides}
+            if step < 4:
+                config = LadderConfig.for_backbone(name, step=step, **options)
+            else:
+                config = EoMTConfig.for_backbone(name, **options)
+            masked = step < 5 if masked is None else masked
+            return cls(name, config, as_pair(config.image_size), False, masked)
+        if step != 5:
+            overrides["step"] = step
         if overrides:
             raise ValueError(f"{', '.join(overrides)} can be set for backbones only; {name} has its own")
         config = AutoConfig.from_pretrained(name)
@@ -74,11 +86,17 @@ class Candidate:
         return isinstance(self.config, EoMTConfig)
 
     @property
+    def is_ladder(self) -> bool:
+        return isinstance(self.config, LadderConfig)
+
+    @property
     def label(self) -> str:
         """Name for tables and pictures."""
         name = Path(self.name).name if self.pretrained else self.name
+        step = f" step {self.config.step}" if self.is_ladder else ""
+        masked = " masked" if self.masked and not (self.is_ladder and not self.pretrained) else ""
         engine = f" {exported_engines(self.name)[0]}" if self.exported else ""
-        return f"{name} {'×'.join(map(str, self.image_size))}{' masked' if self.masked else ''}{engine}"
+        return f"{name}{step} {'×'.join(map(str, self.image_size))}{masked}{engine}"
 
     @property
     def short(self) -> str:
@@ -97,13 +115,14 @@ class Candidate:
         """Points of one family are joined in the picture."""
         if not self.is_eomt:
             return type(self.config).__name__.removesuffix("Config")
-        masked = ", masked" if self.masked else ""
+        masked = ", masked" if self.masked and not self.is_ladder else ""
         size = "×".join(map(str, self.image_size))
-        return f"EoMT, {FAMILIES[backbone_of(self.config)[0].family].title}, {size}{masked}"
+        method = f"step {self.config.step}" if self.is_ladder else "EoMT"
+        return f"{method}, {FAMILIES[backbone_of(self.config)[0].family].title}, {size}{masked}"
 
     def reported(self) -> Reported | None:
         """What the paper, or the authors' model zoo, reports for this model, where it does."""
-        if not self.is_eomt or self.masked:
+        if not self.is_eomt or self.is_ladder or self.masked:
             return None
         if self.pretrained:
             return reported_for(Path(self.name).name)
@@ -140,7 +159,7 @@ class Candidate:
         code needs values, by a forward pass of `model` or of one with random weights."""
         if self.is_eomt:
             with torch.device("meta"):
-                counted = EoMTForUniversalSegmentation(self.config)
+                counted = AutoModelForUniversalSegmentation._model_mapping[type(self.config)](self.config)
             probabilities = [float(self.masked)] * self.config.num_blocks if self.masked is not None else None
             if probabilities is None:
                 probabilities = model.attn_mask_probs.tolist() if model is not None else [0.0] * self.config.num_blocks

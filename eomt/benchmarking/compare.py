@@ -11,11 +11,12 @@ from transformers.utils import logging
 from eomt.configuration import TASK_ROWS, as_pair
 from eomt.configuration.validation import parse_size
 from eomt.image_processing.geometry import placement
-from eomt.inference.loading import usable_device
+from eomt.inference.loading import merge_tokens, usable_device
 from eomt.inference.writing import atomic, require_free, write_json
 
 from .candidates import Candidate
 from .measure import peak_bytes, seconds_of
+from .photos import batches, mean_flops, photo_inputs
 from .plot import plot_quality_and_speed
 
 
@@ -59,9 +60,10 @@ def _candidates(args) -> list:
     overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     sizes = [parse_size(size) for size in args.image_size] if args.image_size else [None]
     return [
-        Candidate.find(model, size, task=args.task, masked=args.masked, **overrides)
+        Candidate.find(model, size, task=args.task, masked=args.masked, step=step, **overrides)
         for model in args.model
         for size in sizes
+        for step in args.step or [5]
     ]
 
 
@@ -72,7 +74,7 @@ def _measure(candidate, args, device) -> dict:
             placement(*as_pair(parse_size(args.photo, option="--photo")), candidate.image_size, windowed=True).windows
         )
     row = {"image_size": list(candidate.image_size), "inputs_per_image": crops, "batch_size": args.batch_size}
-    if args.count_only:
+    if args.count_only and not args.images:
         parameters, flops = candidate.count()
         return row | {"parameters": parameters, "gflops": crops * flops / 1e9}
 
@@ -80,15 +82,23 @@ def _measure(candidate, args, device) -> dict:
     weights = torch.float32 if args.autocast or candidate.exported else dtype
     model = candidate.load(device, weights)
     parameters, flops = candidate.count(model)
+    photos = photo_inputs(candidate, args.images, device, weights) if args.images else None
+    if photos:
+        merge_tokens(model, args.token_merging, args.merging_layers)
+        crops, flops = 1, mean_flops(model, photos)
+        row["inputs_per_image"] = sum(map(len, photos)) / len(photos)
+        if args.count_only:
+            return row | {"parameters": parameters, "gflops": flops / 1e9}
     called = torch.compile(model) if args.compile and not candidate.exported else model
     autocast = torch.autocast(device.type, dtype=dtype, enabled=args.autocast and not candidate.exported)
 
     def forward(images: int):
-        inputs = candidate.inputs(images * crops, device, weights)
+        inputs = None if photos else candidate.inputs(images * crops, device, weights)
+        source = batches(photos, images) if photos else None
 
         def run():
             with torch.inference_mode(), autocast:
-                called(**inputs)
+                called(**(inputs or {"pixel_values": next(source)}))
 
         return run
 

@@ -6,6 +6,8 @@ sums, biases and `baddbmm` (the masked products inside torch's MultiheadAttentio
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +24,34 @@ def count_flops(model: nn.Module, *inputs: Tensor, **named: Tensor) -> int:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _Counter() as counter, _Attention(counter):
+        with torch.no_grad(), counting() as counter:
             model(*inputs, **named)
     finally:
         model.train(was_training)
-    return counter.flops // 2  # torch's own formulas count both operations of a multiply-add
+    return counter.multiply_adds
+
+
+@contextmanager
+def counting() -> Iterator["_Counter"]:
+    """What runs inside is added up in `multiply_adds` of the object it gives."""
+    with _Counter() as counter, _Attention(counter):
+        yield counter
+
+
+class CountedModel:
+    """A model that adds up the multiply-adds of its calls in `flops`; for counts that depend on the picture."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.flops = model, 0
+
+    def __call__(self, *args, **kwargs):
+        with counting() as counter:
+            output = self.model(*args, **kwargs)
+        self.flops += counter.multiply_adds
+        return output
+
+    def parameters(self):
+        return self.model.parameters()
 
 
 class _Attention(TorchFunctionMode):
@@ -55,6 +80,10 @@ class _Counter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.flops = 0
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.flops // 2  # torch's own formulas count both operations of a multiply-add
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -16,6 +16,19 @@ COMMANDS = {
 }
 
 
+def add_token_merging(parser) -> None:
+    """The options of `inference.loading.merge_tokens`."""
+    parser.add_argument(
+        "--token-merging", type=float, metavar="THRESHOLD",
+        help="merge tokens whose cosine similarity reaches this (ALGM; the paper's Table 9): faster, not quite exact; "
+        "eomt benchmark --calibrate-merging finds the threshold (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--merging-layers", type=int, nargs=2, default=[1, 7], metavar=("LOCAL", "GLOBAL"),
+        help="blocks in which tokens merge, among those before the queries join (default 1 7)",
+    )  # fmt: skip
+
+
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import DTYPES
+from eomt.cli import DTYPES, add_token_merging
 from eomt.configuration import TASKS
 
 
@@ -28,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-queries", type=int, metavar="Q", help="for backbones (default: the paper's)")
     p.add_argument("--num-blocks", type=int, metavar="L2", help="for backbones (default: the paper's)")
     p.add_argument(
+        "--step", type=int, nargs="+", choices=range(6), metavar="STEP",
+        help="for backbones: steps of the paper's Table 1, 0 (ViT-Adapter + Mask2Former) to 5 (EoMT, the default)",
+    )  # fmt: skip
+    p.add_argument(
         "--masked", action=argparse.BooleanOptionalAction,
         help="masked attention at inference (default: off for backbones, as saved for others)",
     )  # fmt: skip
@@ -35,6 +39,18 @@ def parser() -> argparse.ArgumentParser:
         "--photo", metavar="HEIGHTxWIDTH",
         help="semantic: count and time all windows of an image of this size (Cityscapes: 1024x2048)",
     )  # fmt: skip
+    p.add_argument(
+        "--images", nargs="+", metavar="PATH",
+        help="count and time these photos instead of noise; counts by the tokens that are left",
+    )  # fmt: skip
+    add_token_merging(p)
+    p.add_argument(
+        "--calibrate-merging", action="store_true",
+        help="with --data: evaluate the model at falling thresholds and find the lowest one that loses at most 0.1 "
+        "points",
+    )  # fmt: skip
+    p.add_argument("--data", metavar="PATH", help="data set of --calibrate-merging; its val split")
+    p.add_argument("--dataset", default="auto", help="its format (default: detected), as in eomt evaluate")
     p.add_argument(
         "--count-only", action="store_true", help="only count parameters and GFLOPs, without allocating weights"
     )
@@ -68,9 +84,21 @@ def main(argv: list[str]) -> int:
         raise ValueError("--plot shows speed; leave out --count-only")
     if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
+    if args.token_merging is not None and not args.images:
+        raise ValueError("--token-merging needs --images: how many tokens merge depends on the picture")
+    if args.images and args.photo:
+        raise ValueError("--images have sizes of their own; leave out --photo")
+    if args.calibrate_merging != bool(args.data):
+        raise ValueError("--calibrate-merging and --data go together")
+    if args.calibrate_merging and (len(args.model) > 1 or args.token_merging is not None):
+        raise ValueError("--calibrate-merging takes one model and finds --token-merging itself")
     if args.autocast and args.dtype == "float32":
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
 
+    if args.calibrate_merging:
+        from eomt.benchmarking.merging import calibrate
+
+        return calibrate(args)
     from eomt.benchmarking.compare import compare
 
     return compare(args)

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from eomt.cli import DTYPES
+from eomt.cli import DTYPES, add_token_merging
 from eomt.configuration import TASKS
 
 EPILOG = """examples:
@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--predictions needs --task: {', '.join(TASKS)}")
     if args.predictions and args.save_predictions:
         raise ValueError("--save-predictions needs a model; --predictions reads files that exist already")
+    if args.predictions and args.token_merging is not None:
+        raise ValueError("--token-merging needs a model; --predictions reads files that exist already")
     if args.worst and not args.output:
         raise ValueError("--worst needs --output, the folder for its pictures")
 
@@ -60,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--masked", action="store_true", help="evaluate with masked attention, also before each masked block"
     )
+    add_token_merging(p)
     p.add_argument(
         "--output", metavar="FOLDER", help="write metrics.json, per_class.csv and confusion.png to this folder"
     )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import DTYPES
+from eomt.cli import DTYPES, add_token_merging
 from eomt.configuration import TASKS
 
 MAX_PIXELS = 200_000_000
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         help="write the category ids of this data set (coco_panoptic, cityscapes_semantic, …; default: those saved "
         "with the model). Image ids are the numbers in file names, otherwise the names",
     )
+    add_token_merging(p)
     p.add_argument("--no-overlays", action="store_true", help="write machine-readable results only")
     p.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=[], metavar="FORMAT",

@@ -101,6 +101,9 @@ class ExportedEoMT:
         if any(probabilities):
             raise ValueError("an exported model has no masked attention; leave out --masked")
 
+    def set_token_merging(self, *args, **kwargs) -> None:
+        raise ValueError("an exported model cannot merge tokens: its file has fixed shapes; give the model it is of")
+
     def eval(self) -> "ExportedEoMT":
         return self
 

@@ -75,6 +75,22 @@ def load_model(name: str, **options):
     return model
 
 
+def merge_tokens(model, threshold: float | None, layers: tuple[int, int] | list[int]) -> None:
+    """Turn token merging on where a threshold is given.
+
+    Raises:
+        ValueError: when this kind of model cannot merge tokens, or not in these layers.
+    """
+    if threshold is None:
+        return
+    if not hasattr(model, "set_token_merging"):
+        raise ValueError(f"--token-merging is for EoMT; a {type(model).__name__} cannot")
+    try:
+        model.set_token_merging(layers=layers, threshold=threshold)
+    except ValueError as error:
+        raise ValueError(f"--token-merging: {error}") from None
+
+
 def needs_cpu_group(device: str | None = None) -> bool:
     """Whether a process group runs on the CPU: because `device` says so, or there is no accelerator."""
     import torch

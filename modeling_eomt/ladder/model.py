@@ -53,6 +53,9 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
         )
         self.post_init()
 
+    def set_token_merging(self, *args, **kwargs) -> None:
+        raise ValueError(f"token merging is for EoMT; step {self.config.step} of the ladder reads every patch's token")
+
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
         maps, hidden_states = self._feature_maps(pixel_values, **kwargs)
 

@@ -106,7 +106,7 @@ def test_things_only_and_not_for_semantic(models, photos, tmp_path, capsys):
 def test_predictions_as_a_data_set(models, photos, tmp_path, capsys, task):
     lowest = {"panoptic": 0.1, "instance": 0.0, "semantic": 0.0}[task]
     every = [score for path in photos.iterdir() for score in eomt.segment(path, models[task], threshold=lowest).scores]
-    least = float(np.median(every)) + 1e-4
+    least = sum(sorted(every)[-2:]) / 2  # the best counts, the next are less sure
     options = ("--no-overlays", "--as-dataset", str(tmp_path / "data"), "--least-score", str(least))
     options += ("--threshold", "0.1") if task == "panoptic" else ()
     assert predict(photos, models[task], tmp_path / "out", *options) == 0

@@ -161,6 +161,8 @@ def test_what_cannot_be_run(folders, tmp_path, monkeypatch):
         exported(torch.zeros(1, 3, 32, 64))
     with pytest.raises(ValueError, match="has no loss"):
         exported(torch.zeros(1, 3, 64, 64), mask_labels=[], class_labels=[])
+    with pytest.raises(ValueError, match="cannot merge tokens"):
+        exported.set_token_merging(threshold=0.9)
     with pytest.raises(ValueError, match="has no masked attention"):
         exported.set_attn_mask_probs([1.0])
     with pytest.raises(ValueError, match=r"no config\.json"):

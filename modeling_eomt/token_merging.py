@@ -1,0 +1,175 @@
+"""ALGM token merging at inference (Norouzi et al., CVPR 2024; the paper's Table 9): like tokens become one.
+
+B images · P prefix tokens · N patches · M tokens after the prefix, at most N · D width · E head width · Q queries
+W windows of 2 × 2 patches
+
+    layer 1   local: windows whose four tokens are alike become one token each
+    layer 7   global: tokens at even positions join the most similar one at an odd position, where they are alike
+
+Both happen inside the block, after attention and before the MLP. Every image of a batch loses equally many tokens, as
+many as the image that can spare the fewest. Prefix tokens never merge. The patch grid is restored before the mask
+module.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rope import RotaryTable
+
+WINDOW = 2
+
+
+class TokenMerging:
+    """Mixin of a model: whether, where and from which similarity on it merges tokens. Nothing of it is saved."""
+
+    token_merging: tuple[tuple[int, int], float] | None = None
+
+    def set_token_merging(self, layers: Sequence[int] = (1, 7), threshold: float | None = None) -> None:
+        """Merge tokens at inference; training never does.
+
+        Args:
+            layers: blocks, counted from 1, in which the local and the global stage merge. Both must be among those
+                before the queries join. (1, 7) are those of ALGM's models of 24 blocks, (1, 5) of 12.
+            threshold: mean cosine similarity from which a window becomes one token; the global stage finds its own.
+                ALGM uses 0.88 to 0.955. Above 1, or None: no merging at all.
+
+        Raises:
+            ValueError: when the model has no such layers, or the threshold is no number.
+        """
+        if threshold is None:
+            self.token_merging = None
+            return
+        free = self.config.num_hidden_layers - self.config.num_blocks
+        local, glob = layers = tuple(layers) if len(layers) == 2 else (0, 0)
+        if not all(isinstance(layer, int) for layer in layers) or not 1 <= local < glob <= free:
+            raise ValueError(
+                f"token merging in layers {list(layers)}: give two of 1 … {free}, ascending; the queries join after "
+                f"layer {free}"
+            )
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
+            raise ValueError(f"the threshold of token merging is {threshold!r}; give a cosine similarity, such as 0.9")
+        self.token_merging = (layers, float(threshold)) if threshold <= 1 else None
+
+
+class MergedTokens:
+    """One batch's tokens on their way through the blocks: which token holds which patch.
+
+    `place` (B, N): for each patch its token, counted from the first one after the prefix.
+    """
+
+    def __init__(self, settings: tuple[tuple[int, int], float], grid: tuple[int, int], num_prefix: int, batch: int):
+        (self.local_layer, self.global_layer), self.threshold = settings
+        self.grid, self.num_prefix = grid, num_prefix
+        self.count = grid[0] * grid[1]  # M
+        self.batch = batch
+        self.place: Tensor | None = None
+
+    def stage_of(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+        """What a block, counted from 1, does between its attention and its MLP: (B, P + M, D) → fewer tokens."""
+        return {self.local_layer: self._merge_windows, self.global_layer: self._merge_pairs}.get(layer)
+
+    def _merge_windows(self, hidden_states: Tensor) -> Tensor:
+        targets, count = local_targets(hidden_states[:, self.num_prefix :], self.grid, self.threshold)
+        return self._merge(hidden_states, targets, count)
+
+    def _merge_pairs(self, hidden_states: Tensor) -> Tensor:
+        first_is_even = self.num_prefix % 2 == 0  # positions are counted with the prefix
+        patches = hidden_states[:, self.num_prefix :]
+        return self._merge(hidden_states, *global_targets(patches, first_is_even, self.global_layer))
+
+    def _merge(self, hidden_states: Tensor, targets: Tensor, count: int) -> Tensor:
+        """Tokens with the same target become their mean, weighted by the patches that each stands for."""
+        prefix, tokens = hidden_states[:, : self.num_prefix], hidden_states[:, self.num_prefix :]
+        if self.place is None:
+            self.place = torch.arange(self.count, device=tokens.device).expand(self.batch, -1)
+        sums = _sums(tokens.float() * self._sizes()[..., None], targets, count)
+        self.place, self.count = targets.gather(1, self.place), count
+        return torch.cat([prefix, (sums / self._sizes()[..., None]).to(tokens.dtype)], dim=1)
+
+    def _sizes(self) -> Tensor:
+        """Patches that each token stands for: (B, M) fp32."""
+        ones = torch.ones(self.place.shape, device=self.place.device)
+        return _sums(ones[..., None], self.place, self.count)[..., 0]
+
+    def rotary(self, table: RotaryTable | None) -> RotaryTable | None:
+        """Rotary table of the whole grid → of the merged tokens: a token stands at the mean of its patches' positions.
+
+        (ALGM has no rotary positions. Angles are linear in the position, so theirs is the mean that is taken.)
+        """
+        if table is None or self.place is None:
+            return table
+        angles = table.angles.expand(self.batch, -1, -1)  # [B, N, E]
+        angles = _sums(angles, self.place, self.count) / self._sizes()[..., None]
+        return RotaryTable.of_angles(angles, table.cos.dtype, table.interleaved).with_prefix(self.num_prefix)
+
+    def visible(self, cells: Tensor | None) -> Tensor | None:
+        """Patches that each query sees, (B, Q, N) bool → tokens (B, Q, M): those with a patch that it sees."""
+        if cells is None or self.place is None:
+            return cells
+        tokens = torch.zeros(*cells.shape[:2], self.count, dtype=torch.uint8, device=cells.device)
+        place = self.place[:, None].expand_as(cells)
+        return tokens.scatter_reduce_(2, place, cells.to(torch.uint8), "amax").bool()
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """Merged tokens (B, M, D) → (B, N, D): every patch gets the token that holds it."""
+        if self.place is None:
+            return tokens
+        return tokens.gather(1, self.place[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def local_targets(tokens: Tensor, grid: tuple[int, int], threshold: float) -> tuple[Tensor, int]:
+    """Patches (B, N, D) → the place of each among the tokens that are left, (B, N), and their number.
+
+    Of each 2 × 2 window the score is the mean cosine similarity of its 12 ordered pairs. The best r windows, by falling
+    score, come first; then the other patches in their order. r: windows at or above the threshold, of the image with
+    the fewest. A last odd row or column is in no window and stays.
+    """
+    height, width = (side - side % WINDOW for side in grid)
+    device, batch = tokens.device, tokens.shape[0]
+    numbers = torch.arange(grid[0] * grid[1], device=device).unflatten(0, grid)[:height, :width]
+    windows = numbers.unflatten(1, (-1, WINDOW)).unflatten(0, (-1, WINDOW)).transpose(1, 2).reshape(-1, WINDOW**2)
+    members = F.normalize(tokens.float(), dim=-1)[:, windows]  # [B, W, 4, D]
+    pairs = WINDOW**2 * (WINDOW**2 - 1)
+    scores = (members.sum(2).square().sum(-1) - members.square().sum((2, 3))) / pairs  # [B, W]
+    r = int((scores >= threshold).sum(1).min()) if len(windows) else 0
+    best = scores.topk(r, dim=1).indices if len(windows) else numbers.new_zeros(batch, 0)  # [B, r]
+    merged = windows[best].flatten(1)  # [B, 4 r]
+    rank = torch.arange(r, device=device).repeat_interleave(WINDOW**2).expand(batch, -1)
+    targets = torch.full((batch, tokens.shape[1]), -1, device=device).scatter(1, merged, rank)
+    kept = targets < 0
+    return torch.where(kept, r + kept.cumsum(1) - 1, targets), tokens.shape[1] - (WINDOW**2 - 1) * r
+
+
+def global_targets(tokens: Tensor, first_is_even: bool, layer: int) -> tuple[Tensor, int]:
+    """Tokens (B, M, D) → the place of each among those that are left, (B, M), and their number.
+
+    Tokens at even positions have their most similar one at an odd position. Those of the r best pairs merge into it.
+    Then come the even tokens that are left and the odd ones, both in their order. r: pairs at or above mean + standard
+    deviation / layer of these best similarities, of the image with the fewest.
+    """
+    device, batch = tokens.device, tokens.shape[0]
+    positions = torch.arange(tokens.shape[1], device=device)
+    even, odd = (positions[0 if first_is_even == take else 1 :: 2] for take in (True, False))
+    if len(even) < 2 or not len(odd):
+        return positions.expand(batch, -1), tokens.shape[1]
+    directions = F.normalize(tokens.float(), dim=-1)
+    similarity, partner = (directions[:, even] @ directions[:, odd].transpose(1, 2)).max(-1)  # [B, even]
+    least = similarity.mean(1).mean() + similarity.std(1).mean() / layer
+    r = int((similarity >= least).sum(1).min())
+    merging = torch.zeros_like(similarity, dtype=torch.bool)
+    merging.scatter_(1, similarity.argsort(1, descending=True)[:, :r], True)
+    left = len(even) - r
+    targets = positions.new_zeros(batch, tokens.shape[1])
+    targets[:, even] = torch.where(merging, left + partner, (~merging).cumsum(1) - 1)
+    targets[:, odd] = left + torch.arange(len(odd), device=device)
+    return targets, tokens.shape[1] - r
+
+
+def _sums(values: Tensor, targets: Tensor, count: int) -> Tensor:
+    """(B, M, D) → (B, count, D): the sums of the values with the same target."""
+    sums = values.new_zeros(values.shape[0], count, values.shape[2])
+    return sums.scatter_add_(1, targets[..., None].expand_as(values), values)
