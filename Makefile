@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-lowest lint bench clean
+.PHONY: demo demo-photos test test-slow test-lowest lint bench clean
 
 .venv/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -11,6 +11,10 @@ BIN := .venv/bin
 
 demo: .venv/.installed
 	$(BIN)/eomt demo --output runs/demo $(DEMO)
+
+# Photographs with masks: make demo-photos DATA=FOLDER [TASK=instance] [MINUTES=15]
+demo-photos: .venv/.installed
+	$(BIN)/python -m eomt.demo_photos --data "$(DATA)" --task "$(TASK)" --minutes $(or $(MINUTES),15)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

@@ -10,5 +10,9 @@ for folder in FOLDERS:
     package_dir[f"eomt.{folder}"] = folder
     packages += [f"eomt.{folder}", *(f"eomt.{folder}.{name}" for name in find_packages(folder))]
 
-package_data = {"eomt.configuration": ["data/*.json", "data/*.csv"], "eomt.training": ["configs/*"]}
+package_data = {
+    "eomt.app": ["*.js", "*.css"],
+    "eomt.configuration": ["data/*.json", "data/*.csv"],
+    "eomt.training": ["configs/*"],
+}
 setup(packages=packages, package_dir=package_dir, package_data=package_data)

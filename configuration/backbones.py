@@ -1,4 +1,8 @@
-"""The pre-trained Vision Transformers EoMT starts from: one row each (paper, Table A; head width is 64 everywhere)."""
+"""The pre-trained Vision Transformers EoMT starts from: one row each (paper, Table A; head width is 64 everywhere).
+
+The model zoo's 7B (WebSSL-DINO) has no row: neither the paper nor the authors' code, timm or transformers state its
+depth, heads and MLP, and a row that was guessed could load no checkpoint.
+"""
 
 from dataclasses import dataclass
 

@@ -33,8 +33,8 @@ def evaluate(args) -> None:
     for folder in (args.output, args.save_predictions):
         if folder:
             require_writable(Path(folder))
-    _start_group(args)
-    model, processor = _load(args) if args.model else (None, None)
+    start_group(args)
+    model, processor = load(args) if args.model else (None, None)
     task = processor.task if processor else args.task
     dataset, space = _data(args, task, model)
     images = ImageReport(task, space, args.worst)
@@ -52,9 +52,9 @@ def evaluate(args) -> None:
         images.draw_confusion(folder / "confusion.png")
         if args.worst:
             summary["worst"] = images.draw_worst(folder / "worst")
-        write_json(folder / "metrics.json", _finite(summary), indent=2)
+        write_json(folder / "metrics.json", finite(summary), indent=2)
     if args.json:
-        print(json.dumps(_finite(summary)))
+        print(json.dumps(finite(summary)))
     else:
         print(table(result, task, [(r["where"], r["percent"]) for r in summary["reported"]]))
         print(_images_line(summary))
@@ -64,7 +64,7 @@ def evaluate(args) -> None:
             print(f"metrics.json, per_class.csv, confusion.png{', worst/' if args.worst else ''}: {args.output}")
 
 
-def _start_group(args) -> None:
+def start_group(args) -> None:
     """Under torchrun: join the processes; on CPUs by gloo."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
@@ -75,7 +75,7 @@ def _start_group(args) -> None:
         args.device = args.device or str(state.device)
 
 
-def _load(args):
+def load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
     require_model(args.model)
     if args.device:
@@ -197,12 +197,12 @@ def _reported(args, task: str, space) -> list[dict]:
     return found
 
 
-def _finite(value):
+def finite(value):
     """NaN, which JSON has not, becomes null; numpy's numbers become Python's."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of,
 from eomt.inference.pseudo_labels import write_dataset
 from eomt.inference.result_formats import write_formats
 from eomt.inference.segment import FAILS_ALONE, Segmented, reason_of, segment
+from eomt.inference.tiling import cut, require_tiles, segment_tiles
 from eomt.inference.writing import write_atomic
 from eomt.visualization import draw_confidence, draw_segments, side_by_side
 from eomt.visualization.sheets import write_jpeg
@@ -95,6 +97,9 @@ class PredictionRun:
         settings = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
         settings |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
         settings["weights"] = weights_of(args.model)
+        if args.tile:
+            require_tiles(args.tile, args.overlap, self.task, max(np.ravel(self.model.config.patch_size).tolist()))
+            settings |= {"tile": args.tile, "overlap": args.overlap}
         if args.token_merging is not None:
             settings["token_merging"] = [args.token_merging, *args.merging_layers]
         with state.main_process_first():  # run.json is written once
@@ -125,19 +130,8 @@ class PredictionRun:
             except FAILS_ALONE as error:
                 self.failures.append((str(file), reason_of(error)))
 
-        rules = {"panoptic": {"threshold": self.threshold}, "semantic": {"confidence": self.args.confidence}}
-        segmented = segment(
-            self.model,
-            self.processor,
-            items,
-            batch_size=self.args.batch_size,
-            num_workers=self.args.workers,
-            read=partial(_read, max_pixels=self.args.max_pixels),
-            on_error=failed,
-            **rules.get(self.task, {}),
-        )
         with ThreadPoolExecutor(max_workers=2) as pool, bar:
-            for result in segmented:
+            for result in self._segmented(items, failed):
                 file = result.item[1]
                 if (frames := frames_of(file)) > 1:
                     tqdm.write(f"note: {file}: the first of {frames} frames", file=sys.stderr)
@@ -148,6 +142,49 @@ class PredictionRun:
                 bar.update()
             for waiting in writing:
                 finish(*waiting)
+
+    def _segmented(self, items: list[tuple[str, Path]], failed) -> Iterator[Segmented]:
+        rules = {"panoptic": {"threshold": self.threshold}, "semantic": {"confidence": self.args.confidence}}
+        rules = rules.get(self.task, {})
+        if not self.args.tile:
+            yield from segment(
+                self.model,
+                self.processor,
+                items,
+                batch_size=self.args.batch_size,
+                num_workers=self.args.workers,
+                read=partial(_read, max_pixels=self.args.max_pixels),
+                on_error=failed,
+                **rules,
+            )
+            return
+        for item in items:
+            try:
+                result = self._segment_tiles(item, rules)
+            except FAILS_ALONE as error:
+                failed(item, reason_of(error))
+            else:
+                yield result
+                del result
+
+    def _segment_tiles(self, item: tuple[str, Path], rules: dict) -> Segmented:
+        picture, args = _read(item, self.args.max_pixels), self.args
+        size = (picture.height, picture.width)
+        count = len(cut(size, args.tile, args.overlap))
+        with tqdm(
+            total=count + 1, desc=item[0], unit="tile", leave=False, disable=count == 1 or not self.is_main
+        ) as bar:
+            prediction = segment_tiles(
+                self.model,
+                self.processor,
+                picture,
+                tile=args.tile,
+                overlap=args.overlap,
+                batch_size=args.batch_size,
+                on_tile=bar.update,
+                **rules,
+            )
+        return Segmented(item, size, prediction)
 
     def _write(self, result: Segmented) -> None:
         """Pictures first: the results' record marks the image as done."""

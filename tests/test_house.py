@@ -17,9 +17,13 @@ ORDER = (  # a room imports from rooms above its own line only
     ("image_processing", "modeling_eomt"),
     ("inference", "visualization"),
     ("training",),
-    ("benchmarking", "cli"),
+    ("benchmarking", "app", "interop", "cli"),
 )
-SIBLINGS = {("visualization", "inference"), ("cli", "benchmarking")}  # but for these: (importing, imported)
+SIBLINGS = {
+    ("visualization", "inference"),
+    ("cli", "benchmarking"),
+    ("cli", "app"),
+}  # but for these: (importing, imported)
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

@@ -33,6 +33,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
     """
 
     def __post_init__(self):
+        self.given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         self._check()
         recipe = self.recipe_values
         self.task = self.task or (recipe.task if recipe else None)
@@ -71,6 +72,10 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
                 "train apart in one folder; start them with torchrun, or unset WORLD_SIZE"
             )
 
+    def filled(self, defaults: dict) -> "EoMTTrainingArguments":
+        """These arguments with other defaults: values for options that were not given."""
+        return type(self)(**(self.given | {n: value for n, value in defaults.items() if self.given[n] is None}))
+
     @property
     def recipe_values(self) -> Recipe | None:
         return get_recipe(self.recipe) if self.recipe else None
@@ -96,7 +101,14 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         for name, choices in (("task", (None, *TASKS)), ("masking", MASKING), ("class_head", ("keep", "new"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(c for c in choices if c)}")
-        for name in ("learning_rate", "num_train_epochs", "llrd", "poly_power", "total_batch_size"):
+        for name in (
+            "learning_rate",
+            "backbone_learning_rate",
+            "num_train_epochs",
+            "llrd",
+            "poly_power",
+            "total_batch_size",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
@@ -105,6 +117,17 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             value = getattr(value, "value", value)
             if value and value != default:
                 raise ValueError(f"{name} is {value!r}, which would have no effect; {instead}")
+        for name in ("lora", "time_budget", "early_stopping"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; the average's decay is between 0 and 1, such as 0.999")
+        if self.lora and self.freeze_backbone:
+            raise ValueError("lora and freeze_backbone are both given; LoRA freezes the backbone's own weights itself")
+        if self.ema and self.load_best_model_at_end:
+            raise ValueError("ema and load_best_model_at_end are both given; save_best keeps the best average")
+        if self.early_stopping and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            raise ValueError("early_stopping is given, but eval_strategy is no; it goes by evaluations")
         for name in ("head_warmup_steps", "backbone_warmup_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")

@@ -50,7 +50,7 @@ def evaluate_model(
     Returns the metric's dict; see its class.
     """
     metrics: dict[str, StreamingMetric] = {"": metric_for(task, label_space)}
-    share = _Share(dataset, rank(), world_size())
+    share = Share(dataset, rank(), world_size())
     rules = {}
     if task == "panoptic" and processor.stuff_label_ids is None:
         rules["stuff_classes"] = list(label_space.stuff_label_ids)
@@ -61,7 +61,7 @@ def evaluate_model(
         task=task,
         batch_size=batch_size,
         num_workers=num_workers,
-        read=_image_of,
+        read=image_of,
         intermediate=intermediate,
         **rules,
     )
@@ -93,7 +93,7 @@ def as_reference(sample: dict):
     return reference | names if isinstance(reference, dict) else {"segmentation": reference} | names
 
 
-class _Share(Dataset):
+class Share(Dataset):
     """This process's images: every `world`-th, repeated from the start where others have one more."""
 
     def __init__(self, dataset, rank: int, world: int):
@@ -107,5 +107,5 @@ class _Share(Dataset):
         return self.dataset[index % len(self.dataset)], index < len(self.dataset)
 
 
-def _image_of(pair: tuple[dict, bool]) -> torch.Tensor:
+def image_of(pair: tuple[dict, bool]) -> torch.Tensor:
     return pair[0]["image"]

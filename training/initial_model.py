@@ -17,7 +17,8 @@ from .options import DataOptions, ModelOptions
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_BACKBONE = "vit_base_patch14_reg4_dinov2"
+SIZES = {size: f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large", "giant")}
+DEFAULT_BACKBONE = SIZES["base"]
 FRESH = (
     "class_predictor.",
     "heads.class_predictor.",
@@ -43,6 +44,7 @@ def build_model(
         fields = {**start.to_dict(), **labels, **options.overrides()}
         return _from_checkpoint(options.checkpoint, type(start)(**fields), args.class_head == "keep")
     backbone = options.backbone or (recipe.backbone if recipe else DEFAULT_BACKBONE)
+    backbone = SIZES.get(backbone, backbone)
     overrides = options.overrides()
     if recipe and options.backbone is None:
         overrides = {"num_queries": recipe.num_queries, "num_blocks": recipe.num_blocks} | overrides

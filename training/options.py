@@ -15,6 +15,10 @@ class DataOptions:
     data: str = field(
         metadata={"help": "Folder of the data set, or of its official zips; `eomt.training.data` lists the formats."}
     )
+    more_data: str | None = option(
+        "Other data sets of these classes, separated by commas, whose train splits are added: pseudo-labels of eomt "
+        "predict --as-dataset, say."
+    )
     dataset: str = option("auto, coco, ade20k, cityscapes, yolo or folder; auto detects the format.", "auto")
     class_names: str | None = option("Names of the label png's values 0, 1, …, separated by commas.")
     ignore_ids: str | None = option("Label png values to ignore, separated by commas; 255 is always ignored.")
@@ -39,7 +43,8 @@ class ModelOptions:
     """The model to start from. None: the recipe's value, or the backbone's."""
 
     backbone: str | None = option(
-        "Pre-trained ViT by timm's or the hub's name; default: the recipe's, else vit_base_patch14_reg4_dinov2."
+        "Pre-trained ViT by timm's or the hub's name, or small, base, large or giant: DINOv2 with registers of that "
+        "size; default: the recipe's, else base."
     )
     backbone_weights: str | None = option(
         "File or folder with the backbone's weights, or scratch; default: download by the backbone's name."

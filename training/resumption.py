@@ -10,6 +10,7 @@ FILE = "options.json"
 OF_RUN = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
     "task",
     "learning_rate",
+    "backbone_learning_rate",
     "weight_decay",
     "llrd",
     "llrd_l2_enabled",
@@ -19,6 +20,8 @@ OF_RUN = (  # a checkpoint's optimizer brings its own rates and decay; the train
     "total_batch_size",
     "masking",
     "freeze_backbone",
+    "lora",
+    "ema",
     "seed",
 )
 OF_MODEL = (  # the backbone, as far as its weights would not fit

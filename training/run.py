@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from ..inference.writing import write_json
+from . import own_data
 from .arguments import EoMTTrainingArguments
 from .callbacks import progress
+from .cpu import keep_memory
 from .data.check import check_data, describe
 from .data.load import splits_automatically
 from .initial_model import starting_config, starting_task
 from .options import DataOptions, ModelOptions
 from .resumption import check_options, write_options
 from .run_card import evaluation_of_weights
-from .run_setup import build_trainer, load_split, train_transform
+from .run_setup import build_trainer, fill, load_split, train_transform
 from .trainer import EoMTTrainer
 
 
@@ -29,12 +32,18 @@ def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, res
         raise ValueError(
             f"{args.output_dir} has checkpoints of a run; add --resume to continue it or choose another --output-dir"
         )
-    trainer = build_trainer(data, model, args)
+    kept = torch.device(args.device).type == "cpu" and keep_memory()
+    trainer, choices = build_trainer(data, model, args)
+    args = trainer.args
     if has_checkpoints:
         check_options(args, trainer.model.config)
     if trainer.is_world_process_zero():
         if not has_checkpoints:
             write_options(args, trainer.model.config)
+        if choices:
+            print(f"chosen for this data; each can be given instead:\n{own_data.describe(choices)}")
+        if kept:
+            print("memory     kept between steps (glibc's thresholds raised): mapping it anew costs a CPU time")
         print(summary(trainer), flush=True)
         if trainer.eval_dataset is not None and splits_automatically(data.data, data.dataset, args.task):
             _write_split(trainer)
@@ -44,11 +53,14 @@ def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, res
 
 def check_run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -> tuple[str, bool]:
     """Read every image of both splits → (a report for people, whether all is readable); pictures go to output_dir."""
-    args.task = args.task or starting_task(starting_config(model, args), model)
+    start = starting_config(model, args)
+    args.task = args.task or starting_task(start, model)
     splits = ("train", "val") if args.eval_strategy != "no" else ("train",)
     texts, good, space = [], True, None
     for split in splits:
         dataset, space = load_split(data, args, split, space)
+        if split == "train":
+            args, _ = fill(data, model, args, dataset, start)
         report = check_data(
             dataset,
             space,
@@ -78,7 +90,8 @@ def summary(trainer: EoMTTrainer) -> str:
         f"queries    {config.num_queries} in the last {config.num_blocks} blocks, masks {args.masking}",
         f"batches    {args.total_batch_size} images = {args.per_device_train_batch_size} × "
         f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes",
-        f"schedule   about {steps} steps, rate {args.learning_rate:g} × {args.llrd:g} a block, "
+        f"schedule   about {steps} steps, rate {args.learning_rate:g}, backbone "
+        f"{args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} a block, "
         f"warm-up {heads} + {backbone} steps",
     ]
     if args.recipe_values:

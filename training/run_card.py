@@ -46,7 +46,11 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
         ("image size", str(config.image_size)),
         ("optimizer steps done, of", f"{state.global_step:,}, {state.max_steps:,}"),
         ("images a step", args.total_batch_size),
-        ("learning rate", f"{args.learning_rate:g}, × {args.llrd:g} a block below"),
+        (
+            "learning rate",
+            f"{args.learning_rate:g}, backbone {args.backbone_learning_rate or args.learning_rate:g} "
+            f"× {args.llrd:g} a block below",
+        ),
         ("warm-up steps", f"heads {heads:,}, then backbone {backbone:,}"),
         ("weight decay; gradient norm", f"{args.weight_decay:g}; {args.max_grad_norm:g}"),
         ("masking; annealing steps", f"{args.masking}; {anneal}"),

@@ -24,6 +24,9 @@ class RunOptions:
     )
     task: str | None = option(f"{', '.join(TASKS)}; default: the recipe's, else the model's.")
     learning_rate: float | None = option("Learning rate of heads and last block; default: the recipe's, else 1e-4.")
+    backbone_learning_rate: float | None = option(
+        "Learning rate of the backbone's last block; default: learning_rate, as in the paper."
+    )
     num_train_epochs: float | None = option("Passes over the data; default: the recipe's, else 12.")
     total_batch_size: int | None = option(
         "Images per optimizer step over all processes, kept by gradient accumulation whatever their number; "
@@ -69,6 +72,22 @@ class RunOptions:
         "DINOv3: rescale patch coordinates at random, as the configuration's pos_embed_rescale says.", False
     )
     freeze_backbone: bool = option("Train only queries and heads.", False)
+    lora: int | None = option(
+        "Rank of trainable differences (LoRA) to the backbone's matrices, which stay as they are; merged in the saved "
+        "model. Needs peft."
+    )
+    ema: float | None = option(
+        "Decay of an average of the weights, such as 0.999, which is evaluated and saved in their place."
+    )
+    time_budget: float | None = option(
+        "Minutes. The first batches are timed, and the run gets as many steps as fit, with rates and masks laid out "
+        "for them, in place of max_steps and num_train_epochs."
+    )
+    early_stopping: int | None = option(
+        "Stop after so many evaluations in a row without a better one; those before all masks are annealed away do "
+        "not count."
+    )
+    save_best: bool = option("Keep the weights of the best evaluation in output_dir/best.", False)
     class_head: str = option(
         "keep, or new: initialize the class head at random, to fine-tune on other classes.",
         "keep",

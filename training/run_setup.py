@@ -2,6 +2,7 @@
 
 import math
 
+from datasets import Dataset, Value, concatenate_datasets
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -10,15 +11,19 @@ from ..configuration.labels import LabelSpace
 from ..image_processing import EoMTImageProcessor
 from .arguments import EoMTTrainingArguments
 from .callbacks.progress import ReadableProgress
+from .cpu import has_fast_bf16
 from .data.load import load_data
 from .data.transforms import EvaluationTransform, TrainTransform
 from .initial_model import build_model, crop_size, starting_config, starting_task
 from .options import DataOptions, ModelOptions, listed
+from .own_data import Choice, facts_of, own_data_defaults
 from .trainer import EoMTTrainer
 
 
-def build_trainer(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -> EoMTTrainer:
-    """Everything a run needs, from what the user gave, the recipe and the data, in this order.
+def build_trainer(
+    data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments
+) -> tuple[EoMTTrainer, list[Choice]]:
+    """Everything a run needs, from what the user gave, the recipe or the data, in this order; and what the data gave.
 
     Raises:
         ValueError: for data, model and options that do not fit each other, before anything is trained.
@@ -32,6 +37,8 @@ def build_trainer(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgu
         if wanted is None:
             raise
         raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
+    train = _with_more(train, data, args, space)
+    args, choices = fill(data, model, args, train, start)
     validation = load_split(data, args, "val", space)[0] if args.eval_strategy != "no" else None
     set_seed(args.seed)  # the Trainer does so only when the model has its weights
     network = build_model(data, model, args, space, start)
@@ -51,7 +58,40 @@ def build_trainer(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgu
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ReadableProgress())
-    return trainer
+    return trainer, choices
+
+
+def fill(
+    data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, train: Dataset, start: EoMTConfig | None
+) -> tuple[EoMTTrainingArguments, list[Choice]]:
+    """Without a recipe: fill in what was not given, from the training images → the arguments, and what was filled in.
+
+    `data` and `model` are changed in place.
+    """
+    if args.recipe:
+        return args, []
+    given = {name for name, value in args.given.items() if value is not None}
+    if args.max_steps > 0 or args.time_budget:
+        given.add("num_train_epochs")
+    if given & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
+        given.add("total_batch_size")
+    if args.bf16 or args.fp16:
+        given.add("precision")
+    if given & {"learning_rate"}:  # one rate for all, as given
+        given.add("backbone_learning_rate")
+    begins = "eomt" if start is not None else "scratch" if model.backbone_weights == "scratch" else "backbone"
+    on_cpu = args.device.type == "cpu" and not args.torch_compile
+    choices, values = [], {"task": args.task}
+    for choice in own_data_defaults(facts_of(train), args.task, begins, fast_bf16=on_cpu and has_fast_bf16()):
+        group = next((group for group in (data, model) if hasattr(group, choice.name)), None)
+        if group is None and choice.name not in given:
+            values[choice.name] = choice.value
+        elif group is not None and getattr(group, choice.name) is None:
+            setattr(group, choice.name, choice.value)
+        else:
+            continue
+        choices.append(choice)
+    return args.filled(values), choices
 
 
 def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wanted: LabelSpace | None = None):
@@ -89,6 +129,17 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, space: Label
         color_jitter=jitter if data.color_jitter is None else data.color_jitter,
         augment=data.augment,
     )
+
+
+def _with_more(train: Dataset, data: DataOptions, args: EoMTTrainingArguments, space: LabelSpace) -> Dataset:
+    """The training images and those of `more_data`, whose classes are matched by name."""
+    parts = [train]
+    for path in listed(data.more_data):
+        more, _ = load_data(path, task=args.task, label_space=space, keep_empty=data.keep_empty is not False)
+        parts.append(more)
+    if len({part.features["image_id"].dtype for part in parts}) > 1:
+        parts = [part.cast_column("image_id", Value("string")) for part in parts]
+    return concatenate_datasets(parts) if len(parts) > 1 else train
 
 
 def _scale_range(text: str) -> tuple[float, float]:

@@ -17,16 +17,22 @@ from transformers.utils import logging
 from ..inference.writing import write_text
 from .arguments import EoMTTrainingArguments
 from .callbacks.annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
+from .callbacks.averaging import AveragingCallback
+from .callbacks.best import BestWeightsCallback
 from .callbacks.curves import CurvesCallback
+from .callbacks.estimate import EstimateCallback
 from .callbacks.interruption import InterruptionCallback
 from .collator import EoMTDataCollator
 from .data.wrappers import RepeatableDataset
 from .evaluation_mixin import EvaluationMixin
+from .lora import add_lora
 from .optimization.accumulation import normalizer_shares
 from .optimization.optimizer import BACKBONE, layerwise_lr_groups
 from .optimization.schedule import two_stage_warmup_poly_schedule
 from .processes import gather
 from .run_checkpoints import AtomicCheckpointsMixin, checkpoint_to_resume
+from .time_budget import steps_that_fit
+from .weights_mixin import WeightsMixin
 
 logger = logging.get_logger(__name__)
 
@@ -39,7 +45,7 @@ class NonFiniteLoss(ValueError):
     """The loss is NaN or infinite; the message has the step and the batch's files."""
 
 
-class EoMTTrainer(AtomicCheckpointsMixin, EvaluationMixin, Trainer):
+class EoMTTrainer(WeightsMixin, AtomicCheckpointsMixin, EvaluationMixin, Trainer):
     """Trains and evaluates EoMT; nothing has to be set by hand.
 
     On top of the stock Trainer: layer-wise learning rates, two-stage warm-up and polynomial decay; mask annealing;
@@ -79,8 +85,14 @@ class EoMTTrainer(AtomicCheckpointsMixin, EvaluationMixin, Trainer):
         self._prepare_model()
         self.interruption = InterruptionCallback(self.accelerator)
         self.annealing = self._annealing_callback()
-        for callback in (_EpochCallback(self), self.annealing, self.interruption, CurvesCallback()):
-            if callback not in self.callback_handler.callbacks:
+        self.averaging = AveragingCallback(self.args.ema) if self.args.ema else None
+        callbacks = [_EpochCallback(self), self.annealing, self.averaging, self.interruption, CurvesCallback()]
+        if self.args.save_best or self.args.early_stopping:
+            callbacks.append(BestWeightsCallback(self, self.args.save_best, self.args.early_stopping))
+        if not self.args.disable_tqdm:
+            callbacks.append(EstimateCallback())
+        for callback in callbacks:
+            if callback is not None and callback not in self.callback_handler.callbacks:
                 self.add_callback(callback)
 
     # --- set-up ----------------------------------------------------------------------------------------------------
@@ -105,6 +117,8 @@ class EoMTTrainer(AtomicCheckpointsMixin, EvaluationMixin, Trainer):
         if args.freeze_backbone:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(not name.startswith(BACKBONE))
+        if args.lora:
+            add_lora(self.model, args.lora)
 
     def _annealing_callback(self) -> MaskAnnealingCallback:
         args = self.args
@@ -118,7 +132,9 @@ class EoMTTrainer(AtomicCheckpointsMixin, EvaluationMixin, Trainer):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             args, model = self.args, self.model if model is None else model
-            groups = layerwise_lr_groups(model, args.learning_rate, args.llrd, args.llrd_l2_enabled)
+            groups = layerwise_lr_groups(
+                model, args.learning_rate, args.llrd, args.llrd_l2_enabled, args.backbone_learning_rate
+            )
             optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
             self.optimizer = optimizer_class(groups, **{**options, "weight_decay": args.weight_decay})
         return self.optimizer
@@ -160,8 +176,19 @@ class EoMTTrainer(AtomicCheckpointsMixin, EvaluationMixin, Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir)
         self._resumed = resume_from_checkpoint or None
+        if self.args.time_budget:
+            self.args.max_steps = self._steps_of_budget()
         with self.interruption.listening():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _steps_of_budget(self) -> int:
+        """What fits into the time budget; of a resumed run what it was laid out for."""
+        if self._resumed:
+            return json.loads(Path(self._resumed, "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+        steps = steps_that_fit(self, self.args.time_budget)
+        if self.is_world_process_zero():
+            print(f"time       {steps} steps fit into {self.args.time_budget:g} minutes", flush=True)
+        return steps
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)

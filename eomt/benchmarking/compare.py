@@ -44,7 +44,7 @@ def compare(args) -> int:
         rows.append(row)
     print(_table(rows))
     setting = {
-        "device": _device_name(device), "dtype": args.dtype, "autocast": args.autocast, "compile": args.compile,
+        "device": device_name(device), "dtype": args.dtype, "autocast": args.autocast, "compile": args.compile,
         "torch": torch.__version__, "threads": torch.get_num_threads(), "warm_up": args.warm_up,
         "repeats": args.repeats,
     }  # fmt: skip
@@ -168,7 +168,7 @@ def _write(args, rows: list[dict], setting: dict) -> None:
             plot_quality_and_speed(points, part, f"{TASK_ROWS[args.task].metric} in %, {source}", setting["device"])
 
 
-def _device_name(device) -> str:
+def device_name(device) -> str:
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     return f"{platform.processor() or platform.machine()} CPU" if device.type == "cpu" else device.type.upper()

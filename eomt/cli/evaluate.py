@@ -10,6 +10,7 @@ EPILOG = """examples:
   a model on COCO           eomt evaluate runs/mine --data COCO --batch-size 4
   its pictures and files    eomt evaluate runs/mine --data DATA --output report --worst 20 --save-predictions files
   another tool's results    eomt evaluate --predictions results/ --data COCO --task panoptic
+  out of distribution       eomt evaluate runs/cityscapes --dataset bravo --data BRAVO --save-predictions raw
   four GPUs                 torchrun --nproc_per_node 4 --no-python eomt evaluate runs/mine --data COCO
 Formats of data: eomt train --help. Formats of predictions: COCO panoptic png + json, COCO results json with RLE, label
 png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on the terminal, fractions in files."""
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if (args.model is None) == (args.predictions is None):
         raise ValueError("give either a model or --predictions")
-    if args.predictions and not args.task:
+    if args.predictions and not args.task and args.dataset != "bravo":
         raise ValueError(f"--predictions needs --task: {', '.join(TASKS)}")
     if args.predictions and args.save_predictions:
         raise ValueError("--save-predictions needs a model; --predictions reads files that exist already")
@@ -28,6 +29,13 @@ def main(argv: list[str]) -> int:
     if args.worst and not args.output:
         raise ValueError("--worst needs --output, the folder for its pictures")
 
+    if args.dataset == "bravo":
+        from eomt.evaluate_bravo import evaluate_bravo
+
+        evaluate_bravo(args)
+        return 0
+    if args.subsets:
+        raise ValueError("--subsets are of --dataset bravo")
     from eomt.evaluate import evaluate
 
     evaluate(args)
@@ -42,10 +50,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--predictions", metavar="PATH", help="evaluate these files instead of a model")
     p.add_argument("--data", required=True, metavar="PATH", help="folder or zip of the data set")
     p.add_argument(
-        "--dataset", default="auto", help="coco, ade20k, cityscapes, yolo or folder (default: detected from the files)"
+        "--dataset",
+        default="auto",
+        help="coco, ade20k, cityscapes, yolo, folder (default: detected from the files), or bravo: the robustness "
+        "benchmark of Tables 8 and E, which has measures and files of its own",
     )
+    p.add_argument("--subsets", nargs="+", metavar="NAME", help="of bravo, only these (ACDCfog, synrain, …)")
     p.add_argument("--task", choices=TASKS, help="required with --predictions (default: the model's)")
-    p.add_argument("--split", default="val", choices=["train", "val"])
+    p.add_argument("--split", default="val", choices=["train", "val", "test"])
     p.add_argument(
         "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="label png values that mean void"
     )

@@ -41,6 +41,15 @@ def parser() -> argparse.ArgumentParser:
         help="write the category ids of this data set (coco_panoptic, cityscapes_semantic, …; default: those saved "
         "with the model). Image ids are the numbers in file names, otherwise the names",
     )
+    p.add_argument(
+        "--tile", type=int, metavar="SIDE",
+        help="panoptic, instance: cut images larger than this into tiles of SIDE pixels (the model's input size keeps "
+        "every pixel), segment them and the whole image, join the segments; --batch-size counts tiles",
+    )  # fmt: skip
+    p.add_argument(
+        "--overlap", type=float, default=0.25, metavar="SHARE",
+        help="of a tile that its neighbor sees too, 0 to 0.5 (default 0.25)",
+    )  # fmt: skip
     add_token_merging(p)
     p.add_argument("--no-overlays", action="store_true", help="write machine-readable results only")
     p.add_argument(
@@ -77,6 +86,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--threshold {args.threshold}: give a probability from 0 to 1")
     if not 0 < args.least_score <= 1:
         raise ValueError(f"--least-score {args.least_score}: give a probability from 0 to 1")
+    if args.tile is not None and args.tile < 1:
+        raise ValueError(f"--tile {args.tile}: give at least a patch of the model")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; give a folder")
 

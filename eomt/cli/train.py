@@ -72,6 +72,7 @@ def parse(argv: list[str]):
         report_to="none",
         per_device_eval_batch_size=1,
         dataloader_num_workers=min(4, os.cpu_count() or 1),
+        save_best=True,
     )
     if "--help-all" in argv:
         argv = ["--help"]

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
+from scipy import ndimage
 
 from eomt.configuration.labels import LabelSpace
 
@@ -57,16 +58,31 @@ def weights_of(model: str | Path) -> dict[str, list[int]]:
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
+def boxes_of(ids: np.ndarray) -> dict[int, tuple[slice, slice]]:
+    """(H, W) segment ids, void below 0 → {id: the rows and columns it lies in}."""
+    boxes: dict[int, tuple[slice, slice]] = {}
+    for top in range(0, len(ids), _BAND):
+        for number, found in enumerate(ndimage.find_objects(ids[top : top + _BAND].astype(np.int32) + 1)):
+            if found is not None:
+                rows, columns = found
+                before = boxes.get(number, (slice(top + rows.start, 0), columns))
+                columns = slice(min(before[1].start, columns.start), max(before[1].stop, columns.stop))
+                boxes[number] = (slice(before[0].start, top + rows.stop), columns)
+    return boxes
+
+
 def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):
     """(H, W) ids, segments → (H, W, 3) uint8 of COCO's coding, its `segments_info`. Ids start at 1: 0 is void."""
     ids, segments = np.asarray(segmentation), []
     coded = np.zeros((*ids.shape, 3), np.uint8)
+    boxes = boxes_of(ids)
     for number, segment in enumerate(segments_info, start=1):
-        inside = ids == segment["id"]
+        rows, columns = boxes.get(segment["id"], (slice(0, 0), slice(0, 0)))
+        inside = ids[rows, columns] == segment["id"]
         for channel in range(3):
-            np.copyto(coded[..., channel], number >> 8 * channel & 255, where=inside, casting="unsafe")
-        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1] if len(rows) else [0] * 4
+            value = number >> 8 * channel & 255
+            np.copyto(coded[rows, columns, channel], value, where=inside, casting="unsafe")
+        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
         entry = {"id": number, "category_id": int(category_ids[segment["label_id"]]), "iscrowd": 0}
         entry |= {"area": int(np.count_nonzero(inside)), "bbox": [int(v) for v in box]}
         segments.append(entry | ({"score": float(segment["score"])} if "score" in segment else {}))

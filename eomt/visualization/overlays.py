@@ -10,11 +10,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from ..inference.prediction_files import boxes_of
 from .colors import Color, class_colors, shade
 from .sheets import make_font
 
 _SHORT_SIDE = 480
 """Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
+_KEPT_PIXELS = 2**18
+"""Masks with a box up to this are kept, others read again when they are drawn."""
+_MANY_IDS = 2**16
+"""Ids from here (COCO's may reach 2²⁴) are looked for one by one."""
 _BAND_PIXELS = 2**21
 """Pixels that are tinted at once."""
 _INSIDE = 0.72
@@ -81,13 +86,21 @@ def draw_segments(
 class _Mask:
     """A segment's box and area, and its pixels when they are asked for: all segments' pixels may not fit in memory."""
 
-    def __init__(self, read: Callable[[slice, slice], np.ndarray], label: int):
-        """`read(rows, columns)`: that part of the mask, bool."""
-        self.read, self.label = read, int(label)
-        everything = read(slice(None), slice(None))
-        rows, columns = np.flatnonzero(everything.any(1)), np.flatnonzero(everything.any(0))
-        self.shape, self.area = everything.shape, int(np.count_nonzero(everything))
-        self.box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else None
+    def __init__(self, read: Callable[[slice, slice], np.ndarray], label: int, shape, box=None):
+        """`read(rows, columns)`: that part of the mask, bool; `box`: rows and columns that hold all of it."""
+        self.read, self.label, self.shape = read, int(label), shape
+        start = box or (slice(0, shape[0]), slice(0, shape[1]))
+        pixels = read(*start)
+        rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+        self.area, self.box, self.kept = int(np.count_nonzero(pixels)), None, None
+        if len(rows):
+            inner = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+            self.box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(start, inner))
+            self.kept = pixels[inner].copy() if pixels[inner].size <= _KEPT_PIXELS else None
+
+    def pixels(self) -> np.ndarray:
+        """The mask in its box."""
+        return self.read(*self.box) if self.kept is None else self.kept
 
 
 def _masks(segmentation, segments_info, ignore_index: int) -> list[_Mask]:
@@ -95,11 +108,17 @@ def _masks(segmentation, segments_info, ignore_index: int) -> list[_Mask]:
     if segments_info is None:
         bands = (np.unique(segmentation[top : top + 256]) for top in range(0, len(segmentation), 256))
         present = sorted({int(c) for band in bands for c in band if c >= 0 and c != ignore_index})
-        masks = [_Mask(_of_id(segmentation, c), c) for c in present]
+        masks = [_Mask(_of_id(segmentation, c), c, segmentation.shape) for c in present]
     elif isinstance(segmentation, Sequence) or segmentation.ndim == 3:
-        masks = [_Mask(_of_stack(segmentation, k), s["label_id"]) for k, s in enumerate(segments_info)]
+        shape = np.shape(segmentation[0]) if segments_info else ()
+        masks = [_Mask(_of_stack(segmentation, k), s["label_id"], shape) for k, s in enumerate(segments_info)]
     else:
-        masks = [_Mask(_of_id(segmentation, s["id"]), s["label_id"]) for s in segments_info]
+        small = segmentation.max(initial=0) < _MANY_IDS and segmentation.min(initial=0) >= -1
+        boxes = boxes_of(segmentation) if small else {}
+        masks = [
+            _Mask(_of_id(segmentation, s["id"]), s["label_id"], segmentation.shape, boxes.get(s["id"]))
+            for s in segments_info
+        ]
     return [mask for mask in masks if mask.area]
 
 
@@ -117,7 +136,7 @@ def _tint(canvas: np.ndarray, mask: _Mask, color: np.ndarray, opacity: float, li
     In bands of rows, each with so many rows around it that its outline is that of the mask.
     """
     rows, columns = mask.box
-    pixels = mask.read(rows, columns)
+    pixels = mask.pixels()
     height, band = len(pixels) * factor, max(64, _BAND_PIXELS // (pixels.shape[1] * factor))
     left, right = columns.start * factor, columns.stop * factor
     for top in range(0, height, band):
@@ -162,7 +181,7 @@ def _write_names(picture: Image.Image, masks, texts, tints, order, factor: int) 
 def _place(mask: _Mask, width: float, height: float) -> tuple[float, float] | None:
     """Centre (y, x) of a box of width × height that lies inside the mask as far as possible; `None` if too little."""
     rows, columns = mask.box
-    part = mask.read(rows, columns)
+    part = mask.pixels()
     if mask.area < _INSIDE * width * height:
         return None
     step = max(1, max(part.shape) // 160)

@@ -129,7 +129,8 @@ class BackboneShape(NamedTuple):
 
     def __str__(self) -> str:
         titles = " or ".join(family.title for family in FAMILIES.values() if family.layout == self.layout)
-        return f"{'an' if titles[0] in 'AEIOU' else 'a'} {titles} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
+        article = "an" if titles[0] in "AEIOU" else "a"
+        return f"{article} {titles} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
 
 
 def describe(state: StateDict) -> BackboneShape:

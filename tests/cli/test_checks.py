@@ -91,7 +91,7 @@ def test_evaluation_of_another_task_than_the_models(tmp_path):
     EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
     for task, expected in (("panoptic", "panoptic"), (None, "semantic")):
         args = evaluate_command.parser().parse_args([str(tmp_path), "--data", "x", *(["--task", task] if task else [])])
-        assert evaluate._load(args)[1].task == expected
+        assert evaluate.load(args)[1].task == expected
 
 
 def _remove(folder):

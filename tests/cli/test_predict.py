@@ -348,3 +348,30 @@ def test_out_of_memory_in_one_forward_costs_its_images(models, photos, tmp_path,
     printed = capsys.readouterr()
     assert "2 images in" in printed.out
     assert "can't allocate memory" in printed.err
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_tiles(models, photos, tmp_path, task):
+    """Results of the same form; the settings belong to the run; a picture within a tile is as without."""
+    assert predict(photos, models[task], tmp_path / "out", "--tile", "48", "--batch-size", "4") == 0
+    file = {"panoptic": "panoptic.json", "instance": "instances.json"}[task]
+    assert json.loads((tmp_path / "out" / file).read_text())
+    assert json.loads((tmp_path / "out/run.json").read_text())["tile"] == 48
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 3
+    assert predict(photos, models[task], tmp_path / "out", "--no-overlays") == 2
+    assert predict(photos, models[task], tmp_path / "plain", "--no-overlays") == 0
+    assert predict(photos, models[task], tmp_path / "one", "--no-overlays", "--tile", "90") == 0
+    assert (tmp_path / "plain" / file).read_text() == (tmp_path / "one" / file).read_text()
+
+
+def test_tiles_that_cannot_be_are_one_line(models, photos, tmp_path, capsys):
+    for task, options, message in (
+        ("panoptic", ["--tile", "8"], "--tile 8 is smaller than a patch of the model, 16 pixels; give 16 or more"),
+        ("panoptic", ["--tile", "0"], "--tile 0: give at least a patch of the model"),
+        ("instance", ["--tile", "64", "--overlap", "0.8"], "--overlap 0.8: give a share of the tile from 0 to 0.5"),
+        ("semantic", ["--tile", "64"], "semantic models cut windows of their own"),
+    ):
+        assert predict(photos, models[task], tmp_path / "out", *options) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert message in error[-1]
+        assert not (tmp_path / "out").exists()

@@ -10,8 +10,11 @@ from pycocotools import mask as rle
 
 import eomt
 from eomt.inference.result_formats import polygons
+from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
 from eomt.training.data.decode import decode
+from eomt.training.options import DataOptions
+from eomt.training.run_setup import _with_more
 from tests.cli.test_predict import SIZES, models, photos, predict  # noqa: F401 (two fixtures)
 
 # ruff: noqa: F811
@@ -136,6 +139,9 @@ def test_predictions_as_a_data_set(models, photos, tmp_path, capsys, task):
             learned, ignored = learned + agreeing, ignored + (sample.ids < 0).sum()
     assert learned
     assert ignored
+    own = DataOptions(data=str(tmp_path / "data"), more_data=str(tmp_path / "data"), dataset="auto")
+    arguments = EoMTTrainingArguments(str(tmp_path / "run"), task=task, use_cpu=True)
+    assert len(_with_more(table, own, arguments, space)) == 6
     assert predict(photos, models[task], tmp_path / "other", *options) == 2
     assert "exists" in capsys.readouterr().err
 

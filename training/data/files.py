@@ -14,7 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from ...inference.image_files import files_below
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test")}  # best first
+SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held out
+    "train": ("train",),
+    "val": ("val", "valid", "validation", "test"),
+    "test": ("test",),
+}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MOST_BYTES = 1 << 31  # of a json or an image: COCO's largest json has half a gigabyte, LVIS' one
 MOST_TEXT = 1 << 24  # of a yaml, a list of classes or an image's polygons

@@ -7,6 +7,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ...configuration.labels import LabelSpace
+from .files import SPLIT_NAMES
 from .hold_out import has_train_only, hold_out
 from .images import read_map
 from .readers import READERS, ReadOptions, detect_format
@@ -35,8 +36,8 @@ def load_data(
     `ValueError`: the file and id of malformed annotations, an empty data set, a task the data has no ground truth for.
     """
     path = Path(path)
-    if split not in ("train", "val"):
-        raise ValueError(f"there is no split {split!r}; choose train or val")
+    if split not in SPLIT_NAMES:
+        raise ValueError(f"there is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}")
     dataset = detect_format(path, task) if dataset == "auto" else dataset
     if dataset not in READERS:
         raise ValueError(f"there is no data set format {dataset!r}; choose from auto, {', '.join(READERS)}")
@@ -50,7 +51,9 @@ def load_data(
     if class_names:
         class_names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
     options = ReadOptions(label_space, class_names or None, tuple(ignore_ids), keep_empty)
-    held_out = automatic_split and has_train_only(path, dataset, task)
+    if split == "test" and dataset in ("ade20k", "cityscapes"):
+        raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
+    held_out = automatic_split and split != "test" and has_train_only(path, dataset, task)
 
     def read() -> tuple[Dataset, LabelSpace]:
         rows, space = reader.read(path, task, "train" if held_out else split, options)

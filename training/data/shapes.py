@@ -57,8 +57,20 @@ def make_shapes(
     return folder
 
 
-def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """One picture: uint8 (H, W, 3), ids int32 (H, W) with 0 for void, and COCO `segments_info`."""
+def draw(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    *,
+    things: int | None = None,
+    radius: tuple[float, float] = (0.16, 0.34),
+) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    """One picture: uint8 (H, W, 3), ids int32 (H, W) with 0 for void, and COCO `segments_info`.
+
+    Args:
+        size: the range both sides are drawn from, in pixels.
+        things: how many; 1 to 4 by default.
+        radius: the range of theirs, as a share of the shorter side.
+    """
     height, width = rng.integers(size[0], size[1] + 1, 2)
     classes = rng.permutation(len(STUFF))[: rng.integers(1, 4)]  # stuff classes of this image, each one segment
     regions = _regions(rng, height, width, len(classes))  # [H, W] index into classes
@@ -69,11 +81,11 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
         image[regions == i] = _texture(rng, STUFF[stuff], height, width)[regions == i]
         ids[regions == i] = category_id = len(THINGS) + int(stuff) + 1
         category[category_id] = category_id
-    for number in range(rng.integers(1, 5)):
+    for number in range(rng.integers(1, 5) if things is None else things):
         thing = int(rng.integers(len(THINGS)))
-        radius = rng.uniform(0.16, 0.34) * min(height, width)
+        reach = rng.uniform(*radius) * min(height, width)
         center = rng.uniform(0.08, 0.92, 2) * (width, height)
-        mask = _mask(THINGS[thing], center, radius, rng.uniform(-0.5, 0.5), rng.uniform(0.75, 1.0), height, width)
+        mask = _mask(THINGS[thing], center, reach, rng.uniform(-0.5, 0.5), rng.uniform(0.75, 1.0), height, width)
         hue = (USUAL_HUE[THINGS[thing]] + rng.normal(0, 0.07)) % 1
         color = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1), rng.uniform(0.75, 1)))
         image[mask] = color * rng.uniform(0.85, 1.0)

@@ -25,7 +25,7 @@ def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tup
     found = [
         (tree, name) for tree in trees for name in tree.names if name.endswith(".json") and _is_task(tree, name, task)
     ]
-    other = [s for key, names in SPLIT_NAMES.items() if key != split for s in names]
+    other = {s for names in SPLIT_NAMES.values() for s in names} - {*SPLIT_NAMES[split]}
     for words in SPLIT_NAMES[split]:
         named = [pair for pair in found if mentions(pair[1], words)]
         if len(named) > 1:

@@ -3,7 +3,8 @@
     {train,val}/images/a.jpg   {train,val}/labels/a.png            or   images/{train,val}/…   labels/{train,val}/…
     images/a.jpg               labels/a.png                        no split: both splits are all of it
 
-Image folders may also be called `image`, `imgs` or `img`, label folders `label`, `annotations` or `masks`.
+Image folders may also be called `image`, `imgs` or `img`, label folders `label`, `annotations` or `masks`. A label's
+name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its image's does not: `masks/a_mask.png`.
 """
 
 import re
@@ -14,6 +15,7 @@ from ..rows import Rows, is_id
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "masks", "mask")
+LABEL_ENDING = re.compile(r"[_-](masks?|labels?|gt)$", re.IGNORECASE)
 
 
 def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list[tuple[str, str | None]]:
@@ -37,6 +39,10 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
                 others.append((key, name))
         elif path.suffix.lower() == suffix and labels.setdefault(key, name) != name:
             twice.append((key, name))
+    for key in [key for key in labels if key not in images and LABEL_ENDING.search(key[-1])]:
+        plain = (*key[:-1], LABEL_ENDING.sub("", key[-1]))
+        if plain in images:
+            twice += [(plain, labels[key])] if labels.setdefault(plain, labels[key]) != labels[key] else []
     known = {word for names in SPLIT_NAMES.values() for word in names}
     if any(part in known for key in images for part in key[:-1]):
         for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"

@@ -204,3 +204,28 @@ def test_a_zip_is_read_by_spawned_workers_and_augmentation_differs_between_them(
         assert [batch["file_name"][0] for batch in batches] == [f"images/{i}.jpg" for i in range(4)]
         pixels = [batch["pixel_values"] for batch in batches]  # the four pictures are the same
         assert not any(torch.equal(a, b) for i, a in enumerate(pixels) for b in pixels[:i])
+
+
+def test_labels_named_after_their_images_with_an_ending(tmp_path):
+    files = {}
+    for name in ("a", "b_mask"):
+        files[f"train/img/{name}.jpg"] = picture(hash_of(name))
+        files[f"train/mask/{name}_mask.png"] = png(labels())
+    dataset, _ = load_data(write(tmp_path, files), task="semantic", ignore_ids=(9,))
+    pairs = zip(dataset["image"][:], dataset["annotation"][:])
+    assert [(image.rpartition("/")[2], label.rpartition("/")[2]) for image, label in pairs] == [
+        ("a.jpg", "a_mask.png"),
+        ("b_mask.jpg", "b_mask_mask.png"),
+    ]
+    write(tmp_path, {"train/mask/a.png": png(labels())})
+    with pytest.raises(ValueError, match=r"a label of the same image"):
+        load_data(tmp_path, task="semantic", ignore_ids=(9,))
+
+
+def test_a_split_of_its_own_for_testing(tmp_path):
+    files = semantic_files("{split}/{role}")
+    files |= {name.replace("val/", "test/"): content for name, content in files.items() if name.startswith("val/")}
+    root = write(tmp_path, files)
+    for split in ("train", "val", "test"):
+        dataset, _ = load_data(root, task="semantic", split=split, ignore_ids=(9,))
+        assert all(f"/{split}/" in path for path in dataset["image"][:])

@@ -1,0 +1,35 @@
+"""`eomt compare`: training runs side by side."""
+
+import argparse
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="eomt compare",
+        description="Training runs side by side, best first: metric, steps, time, the options that differ; and a "
+        "picture of their curves. Folders without a run are passed over.",
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folders that eomt train wrote, finished or not: runs/*")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="picture of the curves (png, pdf, svg)")
+    p.add_argument("--force", action="store_true", help="replace an existing picture")
+    return p
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
+
+    from eomt.benchmarking.runs import find_runs, plot_runs, table_of
+    from eomt.inference.writing import atomic, require_free
+
+    if args.plot:
+        require_free(args.plot, args.force)
+    runs = find_runs(args.runs)
+    print(table_of(runs))
+    if args.plot:
+        with atomic(args.plot, force=args.force) as part:
+            plot_runs(runs, part)
+        print(f"curves: {args.plot}")
+    return 0

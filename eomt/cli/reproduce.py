@@ -1,0 +1,38 @@
+"""`eomt reproduce`: a table of the paper beside what is counted, measured and trained here."""
+
+import argparse
+from pathlib import Path
+
+TABLES = (*"123456789BCDE", "figure-1")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="eomt reproduce",
+        description="Print the rows of a table of the paper, and beside its figures what is found here: parameters and "
+        "GFLOPs counted without weights; latency and memory with --measure (random weights); results of your runs with "
+        "--run. Deviations from the printed counts are marked.",
+    )
+    p.add_argument("table", choices=TABLES, metavar="TABLE", help=f"{', '.join(TABLES)}")
+    p.add_argument("--run", action="append", metavar="ROW=FOLDER", help="a run of eomt train or evaluate, for one row")
+    p.add_argument("--measure", action="store_true", help="measure latency and memory of one image on this machine")
+    p.add_argument("--device", help="of --measure: cpu, cuda, mps (default cpu)")
+    p.add_argument("--warm-up", type=int, default=2, metavar="N", help="untimed runs before (default 2)")
+    p.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs, of which the median (default 5)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="figure-1: the picture (png, pdf, svg)")
+    p.add_argument("--force", action="store_true", help="replace existing files of --json and --plot")
+    return p
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    if args.plot and args.table != "figure-1":
+        raise ValueError("--plot is for figure-1; tables have none")
+    if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
+    if args.repeats < 1 or args.warm_up < 0:
+        raise ValueError("--repeats must be at least 1 and --warm-up 0")
+    from eomt.benchmarking.reproduce import reproduce
+
+    return reproduce(args)

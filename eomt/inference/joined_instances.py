@@ -1,0 +1,213 @@
+"""Scored instances of tiles → those of the image. Masks are COCO's run-length encodings and may overlap.
+
+two neighbors' instances are one if they match where both tiles look: same class, IoU > 0.5 there; best scores first
+a mask is made of its pieces, in each tile's core of that tile's own
+a cut piece that matched nothing and lies in a better instance of its class is dropped
+of the whole picture come instances longer than a tile, in place of the tiles' that lie in them, unless one of these
+is the same; and instances where the tiles have none of the class
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+
+from .joined_panoptic import _common, _within
+
+MIN_SCORE = 0.05
+"""Instances below are left out: each tile has its best hundred, and most of an empty tile's are noise."""
+
+
+@dataclass
+class _Piece:
+    tile: object
+    mask: dict  # of the tile
+    box: tuple[int, int, int, int]  # top, bottom, left, right, in the image
+    label: int
+    score: float
+    cut: bool
+
+
+class InstanceJoin:
+    """Takes the tiles' predictions row by row, and the whole picture's, and gives the image's.
+
+    Args:
+        size: (H, W) of the image.
+        side: of a tile, pixels.
+    """
+
+    def __init__(self, size: tuple[int, int], side: int):
+        self.size, self.side = size, side
+        self.pieces: list[_Piece] = []
+        self.group: list[int] = []  # of each piece
+        self._recent: list[tuple] = []  # (tile, its pieces) that a later tile may overlap
+        self._whole: list[tuple] = []
+
+    def add_whole(self, size: tuple[int, int], prediction: dict) -> None:
+        """The whole picture's prediction, of any size: its (h, w) masks are stretched over the image."""
+        scores, labels = (np.asarray(prediction[key]).tolist() for key in ("scores", "labels"))
+        rows, columns = (np.arange(out) * length // out for out, length in zip(self.size, size))
+        for mask, label, score in zip(prediction["masks"], labels, scores):
+            if score < MIN_SCORE or not rle.area(mask):
+                continue
+            top, bottom, left, right = _box(mask)
+            r, c = (np.flatnonzero((x >= a) & (x < b)) for x, a, b in ((rows, top, bottom), (columns, left, right)))
+            pixels = rle.decode(mask)[rows[r]][:, columns[c]]
+            self._whole.append((encode_window(pixels, r[0], c[0], self.size), label, score))
+
+    def add(self, tile, prediction: dict) -> None:
+        """A tile's prediction: {"masks", "labels", "scores"}, best first."""
+        first = len(self.pieces)
+        scores, labels = (np.asarray(prediction[key]).tolist() for key in ("scores", "labels"))
+        for mask, label, score in zip(prediction["masks"], labels, scores):
+            if score >= MIN_SCORE and rle.area(mask):
+                box = _box(mask)
+                piece = (tile.rows.start + box[0], tile.rows.start + box[1])
+                piece += (tile.columns.start + box[2], tile.columns.start + box[3])
+                self.pieces.append(_Piece(tile, mask, piece, label, score, _reaches(box, tile)))
+                self.group.append(len(self.pieces) - 1)
+        own = list(range(first, len(self.pieces)))
+        self._recent = [other for other in self._recent if other[0].rows.stop > tile.rows.start]
+        for other, theirs in self._recent:
+            rows, columns = _common(tile.rows, other.rows), _common(tile.columns, other.columns)
+            if rows is not None and columns is not None:
+                self._match(own, theirs, rows, columns)
+        self._recent.append((tile, own))
+
+    def result(self) -> dict:
+        """{"size", "masks", "labels" (n,), "scores" (n,)}, best first."""
+        groups: dict[int, list[_Piece]] = {}
+        for index, piece in enumerate(self.pieces):
+            groups.setdefault(self._root(index), []).append(piece)
+        found = []
+        for pieces in groups.values():
+            score, alone = max(piece.score for piece in pieces), len(pieces) == 1
+            found.append((_joined(pieces, self.size), pieces[0].label, score, alone and pieces[0].cut))
+        found = _without_fragments(found)
+        for mask, label, score in self._whole:
+            found = self._with_whole(found, mask, label, score)
+        found.sort(key=lambda one: -one[2])
+        return {
+            "size": self.size,
+            "masks": [mask for mask, *_ in found],
+            "labels": torch.tensor([label for _, label, *_ in found], dtype=torch.int64),
+            "scores": torch.tensor([score for _, _, score, _ in found], dtype=torch.float64),
+        }
+
+    def _root(self, index: int) -> int:
+        while self.group[index] != index:
+            self.group[index] = index = self.group[self.group[index]]
+        return index
+
+    def _match(self, own: list[int], theirs: list[int], rows: slice, columns: slice) -> None:
+        """Join pieces of two tiles that are one instance where both look."""
+        ours, others = (self._pixels(pieces, rows, columns) for pieces in (own, theirs))
+        if not ours or not others:
+            return
+        a, b = (np.stack(list(masks.values())).astype(np.float32) for masks in (ours, others))  # [n, pixels]
+        common = a @ b.T
+        iou = common / np.maximum(a.sum(1)[:, None] + b.sum(1)[None] - common, 1)
+        left = dict(enumerate(others))  # column → piece
+        for row, index in enumerate(ours):  # best score first
+            same = [column for column, other in left.items() if self.pieces[other].label == self.pieces[index].label]
+            best = max(same, key=lambda column: iou[row, column], default=None)
+            if best is not None and iou[row, best] > 0.5:
+                self.group[self._root(index)] = self._root(left.pop(best))
+
+    def _pixels(self, pieces: list[int], rows: slice, columns: slice) -> dict[int, np.ndarray]:
+        """{piece: its pixels in this part of the image, flat}, of the pieces that have some."""
+        found = {}
+        for index in pieces:
+            tile, (top, bottom, left, right) = self.pieces[index].tile, self.pieces[index].box
+            if top < rows.stop and bottom > rows.start and left < columns.stop and right > columns.start:
+                mask = rle.decode(self.pieces[index].mask)
+                part = mask[_within(rows, tile.rows), _within(columns, tile.columns)].ravel()
+                if part.any():
+                    found[index] = part
+        return found
+
+    def _with_whole(self, found: list[tuple], mask: dict, label: int, score: float) -> list[tuple]:
+        """The instances so far, with one of the whole picture."""
+        same = [k for k, one in enumerate(found) if one[1] == label]
+        if not same:
+            return [*found, (mask, label, score, False)]
+        masks = [found[k][0] for k in same]
+        inside = rle.iou(masks, [mask], [1])[:, 0]  # share of each that lies in it
+        top, bottom, left, right = _box(mask)
+        if max(bottom - top, right - left) <= self.side:
+            covered = rle.iou([mask], masks, [1] * len(masks))[0].max() >= 0.5
+            return found if covered or (inside >= 0.5).any() else [*found, (mask, label, score, False)]
+        pieces = [k for k, share in zip(same, inside) if share >= 0.5]
+        if not pieces:
+            return [*found, (mask, label, score, False)]
+        joined = rle.merge([found[k][0] for k in pieces])
+        rest = [one for k, one in enumerate(found) if k not in pieces]
+        sharper = rle.iou([joined], [mask], [0])[0, 0] > 0.5
+        score = max(score, *(found[k][2] for k in pieces))
+        return [*rest, (joined if sharper else mask, label, score, False)]
+
+
+def encode_window(pixels: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict:
+    """(h, w) mask at (top, left) of an image of `size` → its encoding in the image, without an (H, W) array."""
+    height, width = size
+    padded = np.zeros((pixels.shape[0] + 2, pixels.shape[1]), np.int8)
+    padded[1:-1] = pixels != 0
+    columns, rows = np.nonzero(np.diff(padded, axis=0).T)  # where a run starts or ends, column by column
+    at = (left + columns).astype(np.int64) * height + top + rows
+    joints = np.flatnonzero(at[1::2][:-1] == at[2::2])  # a run down to the last row goes on in the next column
+    at = np.delete(at, np.concatenate([2 * joints + 1, 2 * joints + 2]))
+    counts = np.diff(np.concatenate([[0], at, [height * width]]))
+    counts = counts[:-1] if len(at) and not counts[-1] else counts
+    return rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+
+
+def _joined(pieces: list[_Piece], size: tuple[int, int]) -> dict:
+    boxes = np.array([piece.box for piece in pieces])
+    top, bottom, left, right = boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max()
+    pixels = np.zeros((bottom - top, right - left), np.uint8)
+    masks = [rle.decode(piece.mask) for piece in pieces]
+    for piece, mask in zip(pieces, masks):
+        _paint(pixels, mask, piece, (piece.box[0], piece.box[1]), (piece.box[2], piece.box[3]), top, left, np.maximum)
+    if len(pieces) > 1:
+        for piece, mask in zip(pieces, masks):
+            tile = piece.tile
+            rows = _common(tile.core_rows, slice(top, bottom))
+            columns = _common(tile.core_columns, slice(left, right))
+            if rows is not None and columns is not None:
+                own = (rows.start, rows.stop), (columns.start, columns.stop)
+                _paint(pixels, mask, piece, *own, top, left, lambda before, now: now)
+    return encode_window(pixels, top, left, size)
+
+
+def _paint(pixels, mask, piece: _Piece, rows, columns, top: int, left: int, combine) -> None:
+    """Combine a piece's pixels in these rows and columns of the image into `pixels`, which start at (top, left)."""
+    part = pixels[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+    part[:] = combine(part, mask[_within(slice(*rows), piece.tile.rows), _within(slice(*columns), piece.tile.columns)])
+
+
+def _without_fragments(found: list[tuple]) -> list[tuple]:
+    """Without cut single pieces that lie at least by half in a better instance of their class."""
+    kept = []
+    for k, one in enumerate(found):
+        mask, label, score, fragment = one
+        if fragment:
+            better = [other[0] for j, other in enumerate(found) if j != k and other[1] == label and other[2] > score]
+            if better and rle.iou([mask], better, [1] * len(better)).max() >= 0.5:
+                continue
+        kept.append(one)
+    return kept
+
+
+def _box(mask: dict) -> tuple[int, int, int, int]:
+    """Encoded mask → top, bottom, left, right."""
+    left, top, width, height = (int(v) for v in rle.toBbox(mask))
+    return top, top + height, left, left + width
+
+
+def _reaches(box: tuple[int, int, int, int], tile) -> bool:
+    """Whether a box of the tile reaches a side of it where the image goes on."""
+    height, width = tile.shape
+    margin = max(2, max(height, width) // 128)
+    near = (box[0] < margin, box[1] > height - margin, box[2] < margin, box[3] > width - margin)
+    return any(touches and is_open for touches, is_open in zip(near, tile.open_sides))

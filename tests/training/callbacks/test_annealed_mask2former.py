@@ -1,0 +1,118 @@
+"""Table C's right column: step 0 (ViT-Adapter + Mask2Former) trained masked, never masked and annealed.
+
+The masks are those that transformers' own decoder layers are called with.
+"""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from eomt.modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
+from eomt.training import EoMTDataCollator, EoMTTrainer, MaskAnnealingCallback, annealing_steps
+from eomt.training import mask_annealing_probability as probability
+from tests.training.tiny import Samples, tiny_arguments
+
+LAYERS, STEPS, QUERIES = 3, 12, 6
+
+
+def mask2former(**overrides) -> LadderForUniversalSegmentation:
+    torch.manual_seed(0)
+    fields = {
+        "image_size": 32, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "num_blocks": LAYERS,
+        "num_queries": QUERIES, "train_num_points": 64, "feature_size": 32, "decoder_attention_heads": 2,
+        "encoder_layers": 1, "encoder_feedforward_dim": 32, "dim_feedforward": 32, "stem_width": 8,
+        "id2label": {0: "thing", 1: "stuff"}, "label2id": {"thing": 0, "stuff": 1}, "stuff_label_ids": [1],
+    }  # fmt: skip
+    config = LadderConfig.for_backbone("vit_small_patch14_reg4_dinov2", step=0, **(fields | overrides))
+    return LadderForUniversalSegmentation(config)
+
+
+def watch(model) -> list[list]:
+    """What each decoder layer is given as its mask in every training batch: [batch][layer]."""
+    seen: list[list] = []
+
+    def note(index):
+        def hook(layer, args, kwargs):
+            if not model.training:
+                return
+            if index == 0:
+                seen.append([])
+            seen[-1].append(kwargs["encoder_attention_mask"])
+
+        return hook
+
+    for index, layer in enumerate(model.heads.transformer_module.decoder.layers):
+        layer.register_forward_pre_hook(note(index), with_kwargs=True)
+    return seen
+
+
+@pytest.mark.parametrize("masking", ["always", "never", "annealed"])
+def test_the_decoder_is_masked_as_the_run_says(masking, tmp_path):
+    model = mask2former()
+    seen = watch(model)
+    losses = []
+    arguments = tiny_arguments(tmp_path, masking=masking, max_steps=STEPS)
+    trainer = EoMTTrainer(model, arguments, train_dataset=Samples(8))
+    compute = trainer.compute_loss
+
+    def noted(model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = compute(model, inputs, True, **kwargs)
+        losses.append(len(outputs.loss_dict))
+        return (loss, outputs) if return_outputs else loss
+
+    trainer.compute_loss = noted
+    trainer.train()
+    assert len(seen) == STEPS
+    schedule = list(zip(*annealing_steps(STEPS, LAYERS)))
+    for step, masks in enumerate(seen):
+        for (start, end), mask in zip(schedule, masks):
+            share = {"always": 1.0, "never": 0.0, "annealed": probability(step, start, end)}[masking]
+            assert (mask is not None) == (share > 0), (step, share)
+            if mask is not None:
+                assert mask.shape[:2] == (2 * 2, QUERIES)  # images × heads
+                assert not mask.all(-1).any()  # no query without anything to look at
+    parts = 3 if masking == "never" else 3 * (LAYERS + 1)  # never: the last prediction alone is supervised
+    assert losses == [parts] * STEPS
+    assert model.attn_mask_probs.tolist() == [float(masking == "always")] * LAYERS
+
+
+def test_the_same_callback_in_the_stock_trainer(tmp_path):
+    model = mask2former()
+    seen = watch(model)
+    arguments = TrainingArguments(
+        tmp_path, max_steps=STEPS, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
+        remove_unused_columns=False, per_device_train_batch_size=2,
+    )  # fmt: skip
+    callback = MaskAnnealingCallback()
+    Trainer(model, arguments, EoMTDataCollator(), Samples(8), callbacks=[callback]).train()
+    expected = [[probability(t, s, e) > 0 for s, e in zip(*annealing_steps(STEPS, LAYERS))] for t in range(STEPS)]
+    assert [[mask is not None for mask in masks] for masks in seen] == expected
+    assert expected[0] == [True] * LAYERS
+    assert expected[-1] == [False] * LAYERS
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.2])
+def test_a_query_keeps_its_mask_with_the_schedules_probability(share):
+    """Each query of each image is masked as predicted or sees the whole map, in every layer on its own."""
+    model = mask2former(num_queries=200).train()
+    model.set_attn_mask_probs([share] * LAYERS)
+    seen = watch(model)
+    with torch.no_grad():
+        output = model(torch.randn(4, 3, 32, 64))
+    kept = []
+    for layer, mask in enumerate(seen[0]):
+        level = [(1, 2), (2, 4), (4, 8)][layer % 3]
+        logits = output.auxiliary_logits[layer]["masks_queries_logits"]
+        inside = torch.nn.functional.interpolate(logits, level, mode="bilinear", align_corners=False).flatten(2) > 0
+        partial = inside.any(-1) & ~inside.all(-1)  # [B, Q], where masked and free differ
+        hidden = mask.unflatten(0, (4, 2))
+        assert torch.equal(hidden[:, 0], hidden[:, 1])  # all heads alike
+        hidden = hidden[:, 0]
+        restricted = hidden.any(-1)
+        assert torch.equal(hidden[restricted], ~inside[restricted])
+        assert not restricted[~partial].any()
+        kept.append(restricted[partial])
+    draws = torch.cat(kept).float()
+    assert len(draws) > 100
+    deviation = (share * (1 - share) / len(draws)) ** 0.5
+    assert abs(draws.mean().item() - share) <= 4 * deviation

@@ -1,0 +1,221 @@
+"""BRAVO: files as the challenge's archives have them, its formulas written out, and what is missing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import hmean
+
+from eomt import EoMTImageProcessor
+from eomt.cli import main
+from eomt.configuration.labels import label_space
+from eomt.training.bravo import means
+from eomt.training.data.bravo import SAMPLES, SUBSETS, Bravo, draw_samples, read_samples
+from tests.models import tiny_model
+
+SIZE = (24, 40)
+NAMES = {  # subset → image, ground truth, invalid mask: names as listed in the challenge's repository
+    **{
+        f"ACDC{weather}": [
+            f"bravo_ACDC/{weather}/test/GOPR0475/GOPR0475_frame_000247{suffix}"
+            for suffix in ("_rgb_anon.png", "_gt_labelTrainIds.png", "_gt_invIds.png")
+        ]
+        for weather in ("fog", "rain", "night", "snow")
+    },
+    **{
+        name: [
+            f"bravo_{name}/frankfurt/frankfurt_000000_000294{suffix}"
+            for suffix in ("_leftImg8bit.png", "_gt_labelTrainIds.png", "_gt_invIds.png")
+        ]
+        for name in ("synrain", "synflare", "outofcontext")
+    },
+    "synobjs": [f"bravo_synobjs/armchair/1{suffix}" for suffix in (".png", "_gt.png", "_mask.png")],
+    "SMIYC": [
+        f"bravo_SMIYC/RoadAnomaly21/images/airplane0000{suffix}"
+        for suffix in (".jpg", "_labels_semantic_fake.png", "_labels_semantic.png")
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed, (subset, (image, labels, invalid)) in enumerate(NAMES.items()):
+        random = np.random.default_rng(seed)
+        (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (*SIZE, 3), np.uint8)).save(tmp_path / image)
+        ids = random.choice([0, 1, 5, 18, 255], SIZE).astype(np.uint8)
+        if subset == "SMIYC":
+            ids = np.where(ids == 255, 255, 0).astype(np.uint8)
+        Image.fromarray(ids).save(tmp_path / labels)
+        strange = random.random(SIZE) < (0.3 if subset in ("synobjs", "SMIYC", "synflare") else 0)
+        Image.fromarray(strange.astype(np.uint8)).save(tmp_path / invalid)
+    return tmp_path
+
+
+@pytest.fixture
+def predictions(folder, tmp_path_factory):
+    """Raw files of a submission: `_pred.png` and `_conf.png` under the images' names."""
+    out = tmp_path_factory.mktemp("raw")
+    for seed, (image, labels, _) in enumerate(NAMES.values()):
+        random = np.random.default_rng(100 + seed)
+        true = np.asarray(Image.open(folder / labels))
+        wrong = random.random(SIZE) < 0.3
+        name = out / image.rpartition(".")[0]
+        name.parent.mkdir(parents=True, exist_ok=True)
+        pred = np.where((true == 255) | wrong, random.integers(0, 19, SIZE), true).astype(np.uint8)
+        Image.fromarray(pred).save(f"{name}_pred.png")
+        Image.fromarray(random.integers(60000, 65536, SIZE).astype(np.uint16)).save(f"{name}_conf.png")
+    return out
+
+
+def read(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def challenge_miou(pairs):
+    """19 × 19 confusion over gt ≠ 255 and mask == 0; diagonal / (rows + columns − diagonal); nanmean."""
+    cm = np.zeros((19, 19))
+    for gt, mask, pred, _ in pairs:
+        for g, m, p in zip(gt.ravel(), mask.ravel(), pred.ravel()):
+            if g != 255 and m == 0:
+                cm[g, p] += 1
+    with np.errstate(invalid="ignore"):
+        return np.nanmean(np.diag(cm) / (cm.sum(0) + cm.sum(1) - np.diag(cm)))
+
+
+def challenge_auprc(pairs):
+    """Positives: mask ≠ 0, among gt ≠ 255; score 65535 − confidence; Σ ΔR · P over falling scores, from (0, 1)."""
+    positive = np.concatenate([mask[gt != 255] != 0 for gt, mask, _, _ in pairs])
+    doubt = np.concatenate([65535 - conf[gt != 255] for gt, _, _, conf in pairs])
+    area, recall = 0.0, 0.0
+    for level in sorted(set(doubt.tolist()), reverse=True):
+        found = doubt >= level
+        now = positive[found].sum() / positive.sum()
+        area += (now - recall) * positive[found].mean()
+        recall = now
+    return area
+
+
+def test_equals_the_challenges_formulas(folder, predictions, tmp_path, capsys):
+    out = tmp_path / "report"
+    arguments = ["evaluate", "--dataset", "bravo", "--data", str(folder), "--predictions", str(predictions)]
+    assert main([*arguments, "--output", str(out)]) == 0
+    text = capsys.readouterr().out
+    result = json.loads((out / "metrics.json").read_text())["metrics"]
+    assert list(result["subsets"]) == [subset.name for subset in SUBSETS]
+    ious, auprcs = [], {}
+    for subset, (image, labels, invalid) in NAMES.items():
+        stem = predictions / image.rpartition(".")[0]
+        maps = [read(folder / labels), read(folder / invalid), read(f"{stem}_pred.png"), read(f"{stem}_conf.png")]
+        row = result["subsets"][subset]
+        assert row["images"] == 1
+        if subset == "SMIYC":
+            assert row["mean_iou"] is None
+        else:
+            ious.append(challenge_miou([maps]))
+            assert row["mean_iou"] == pytest.approx(ious[-1], abs=1e-12)
+        if maps[1].any():
+            auprcs[subset] = challenge_auprc([maps])
+            assert row["auprc"] == pytest.approx(auprcs[subset], abs=1e-12)
+        else:
+            assert row["auprc"] is None
+    assert result["mean_iou"]["arithmetic"] == pytest.approx(np.mean(ious), abs=1e-12)
+    assert result["mean_iou"]["harmonic"] == pytest.approx(hmean(ious), abs=1e-12)
+    both = [auprcs["synobjs"], auprcs["SMIYC"]]
+    assert result["auprc"] == pytest.approx({"arithmetic": np.mean(both), "harmonic": hmean(both)}, abs=1e-12)
+    assert "77.20  mIoU out-of-distribution, Table 8: EoMT, ViT-L" in text
+    assert f"{100 * np.mean(ious):.2f}" in text
+
+
+def test_a_model_and_its_raw_files_score_the_same(folder, tmp_path, capsys):
+    names = label_space("cityscapes_semantic").names[::-1]  # another order than the train ids'
+    model = tiny_model(num_labels=19, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    with torch.no_grad():
+        model.class_predictor.weight.mul_(30)
+    model.set_attn_mask_probs([0, 0])
+    model.save_pretrained(tmp_path / "model")
+    EoMTImageProcessor(task="semantic", size=32).save_pretrained(tmp_path / "model")
+    common = ["--dataset", "bravo", "--data", str(folder), "--json", "--subsets", "ACDCfog", "synobjs"]
+    raw = str(tmp_path / "raw")
+    run = ["evaluate", str(tmp_path / "model"), *common, "--num-workers", "0", "--device", "cpu"]
+    assert main([*run, "--save-predictions", raw]) == 0
+    of_model = json.loads(capsys.readouterr().out)["metrics"]
+    assert main(["evaluate", "--predictions", raw, *common]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == of_model
+    assert 0 < of_model["auprc"]["harmonic"] < 1
+
+    stem = tmp_path / "raw" / NAMES["synobjs"][0].rpartition(".")[0]
+    image = Image.open(folder / NAMES["synobjs"][0])
+    processor = EoMTImageProcessor(task="semantic", size=32)
+    inputs = processor(image, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    found = processor.post_process_semantic_confidence(outputs, [SIZE])[0]
+    assert np.array_equal(read(f"{stem}_pred.png"), 18 - found["segmentation"].numpy())
+    levels = np.floor(found["confidence"].double().numpy() * 65535)
+    assert np.array_equal(read(f"{stem}_conf.png"), levels)
+
+
+def test_the_fixed_sample(folder, tmp_path):
+    labels = np.random.default_rng(0).choice([3, 255], (700, 400), p=[0.9, 0.1])
+    np.random.seed(1)
+    drawn = np.sort(np.random.choice(np.nonzero(labels.ravel() != 255)[0], SAMPLES, replace=False))
+    assert np.array_equal(draw_samples(labels), drawn)
+    assert np.array_equal(draw_samples(labels[:20]), np.flatnonzero(labels[:20] != 255))
+
+    zstandard = pytest.importorskip("zstandard")
+    indices = np.array([70000, 70001, 70256, 70512, 400000])
+    data = bytearray(len(indices).to_bytes(3, "little") + int(indices[0]).to_bytes(3, "little"))
+    for step in np.diff(indices).tolist():
+        data += bytes([step]) if step < 256 else b"\0" + step.to_bytes(3, "little")
+    file = tmp_path / "a_samples.bin"
+    file.write_bytes(zstandard.ZstdCompressor(level=9).compress(bytes(data)))
+    assert np.array_equal(read_samples(str(file), file.name), indices)
+    few = NAMES["synobjs"][0].replace(".png", "_samples.bin")
+    small = bytes([2, 0, 0, 5, 0, 0, 4])
+    (folder / few).write_bytes(zstandard.ZstdCompressor().compress(small))
+    assert Bravo(folder, ["synobjs"])[0]["reference"]["pixels"].tolist() == [5, 9]
+    (folder / few).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"1_samples\.bin is damaged"):
+        Bravo(folder, ["synobjs"])[0]
+
+
+def test_ground_truth_in_a_folder_of_its_own(folder):
+    for _, labels, invalid in NAMES.values():
+        for file in (labels, invalid):
+            target = folder / "bravo_GT" / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).rename(target)
+    assert len(Bravo(folder)) == 9
+
+
+def test_what_is_missing_is_one_line(folder, predictions, tmp_path, capsys):
+    run = ["evaluate", "--dataset", "bravo", "--data", str(folder), "--predictions", str(predictions)]
+
+    def error(*options) -> str:
+        assert main([*run, *options]) == 2
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1
+        return text
+
+    assert "BRAVO has no subset 'fog'" in error("--subsets", "fog")
+    assert "semantic segmentation, not panoptic" in error("--task", "panoptic")
+    (predictions / "bravo_ACDC/fog/test/GOPR0475/GOPR0475_frame_000247_rgb_anon_conf.png").unlink()
+    assert "there is no bravo_ACDC/fog/test/GOPR0475/GOPR0475_frame_000247_rgb_anon_conf.png" in error()
+    (folder / NAMES["synrain"][2]).unlink()
+    assert "has no ground truth bravo_synrain/frankfurt/frankfurt_000000_000294_gt_invIds.png" in error()
+    for name in (*NAMES["synrain"][:2], *NAMES["SMIYC"]):
+        (folder / name).unlink()
+    assert "there is no synrain (bravo_synrain/), SMIYC (bravo_SMIYC/)" in error()
+    assert main([*run, "--subsets", "synobjs"]) == 0
+    tiny_model().save_pretrained(tmp_path / "model")
+    EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path / "model")
+    assert main(["evaluate", str(tmp_path / "model"), *run[1:5], "--subsets", "synobjs", "--device", "cpu"]) == 2
+    assert "BRAVO is for models of Cityscapes' 19 classes" in capsys.readouterr().err
+
+
+def test_means_leave_out_what_there_is_not():
+    assert means([None, 0.5, 1.0]) == {"arithmetic": 0.75, "harmonic": pytest.approx(2 / 3)}
+    assert means([None]) == {"arithmetic": None, "harmonic": None}

@@ -1,0 +1,82 @@
+"""Values for data without a recipe: from the data and from what the run starts with; whatever is given stays."""
+
+import pytest
+
+from eomt.cli import main
+from eomt.training.data import load_data
+from eomt.training.data.shapes import make_shapes
+from eomt.training.own_data import DataFacts, describe, facts_of, own_data_defaults
+
+
+def values(facts, task="instance", start="backbone", **options) -> dict:
+    return {choice.name: choice.value for choice in own_data_defaults(facts, task, start, **options)}
+
+
+def test_facts_are_those_of_the_training_images(tmp_path):
+    root = make_shapes(tmp_path / "shapes", train=5, val=2)
+    table, _ = load_data(root, task="panoptic", split="train")
+    facts = facts_of(table)
+    counts = sorted(len(row["segments"]) for row in table)
+    assert facts == DataFacts(images=5, side=108, segments=(counts[2], counts[-1]))
+
+
+def test_queries_follow_the_fullest_image():
+    few, many, unknown = (values(DataFacts(120, 256, s)) for s in ((2, 8), (25, 111), None))
+    assert few["num_queries"] < 111 < many["num_queries"] <= 300
+    assert unknown["num_queries"] == 200
+    assert "num_queries" not in values(DataFacts(120, 256, (25, 111)), start="eomt")  # they are trained
+
+
+def test_size_and_points_follow_the_images():
+    small, large = values(DataFacts(9, 250, None)), values(DataFacts(9, 3000, None))
+    assert (small["image_size"], large["image_size"]) == ("256", "640")
+    assert small["train_num_points"] < large["train_num_points"] <= 12544
+    assert values(DataFacts(9, 3000, None), task="semantic")["image_size"] == "512"
+
+
+def test_rates_follow_what_is_trained_already():
+    backbone, trained, scratch = (values(DataFacts(9, 250, None), start=s) for s in ("backbone", "eomt", "scratch"))
+    assert backbone["learning_rate"] > backbone["backbone_learning_rate"]
+    assert trained["learning_rate"] == 1e-4
+    assert scratch["llrd"] == 1.0
+
+
+def test_length_is_steps_for_few_images_and_epochs_for_many():
+    few, many = values(DataFacts(100, 250, None)), values(DataFacts(100_000, 250, None))
+    assert few["num_train_epochs"] * 100 / few["total_batch_size"] >= 1000
+    assert (many["num_train_epochs"], many["total_batch_size"]) == (12, 16)
+    assert values(DataFacts(3, 250, None))["total_batch_size"] == 3
+
+
+def test_every_choice_has_a_reason():
+    choices = own_data_defaults(DataFacts(120, 256, (25, 111)), "instance", "backbone", fast_bf16=True)
+    lines = describe(choices).splitlines()
+    assert len(lines) == len(choices)
+    assert all(f"--{c.name.replace('_', '-')}" in line and c.reason in line for c, line in zip(choices, lines))
+
+
+TINY = (
+    "--backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 "
+    "--num-attention-heads 2 --num-blocks 2 --patch-size 8 --max-steps 2 --use-cpu --dataloader-num-workers 0 "
+    "--eval-strategy no"
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "printed", "absent"),
+    [
+        ("", ["--num-queries", "--learning-rate ", "--total-batch-size", "--image-size"], []),
+        ("--num-queries 7 --learning-rate 1e-3 --image-size 64", ["--total-batch-size"], ["--num-queries", "rate "]),
+    ],
+)
+def test_what_is_given_is_not_chosen(tmp_path, capsys, given, printed, absent):
+    from transformers import AutoConfig
+
+    root = make_shapes(tmp_path / "data", train=4, val=1)
+    command = f"train --data {root} --task panoptic --output-dir {tmp_path / 'run'} {TINY} {given}"
+    assert main(command.split()) == 0
+    chosen = capsys.readouterr().out.partition("chosen for this data")[2].partition("task ")[0]
+    assert all(name in chosen for name in printed)
+    assert not any(name in chosen for name in absent)
+    if given:
+        assert AutoConfig.from_pretrained(tmp_path / "run").num_queries == 7

@@ -1,0 +1,128 @@
+"""What `eomt train` takes for data without a recipe: every value from the data and from what the run starts with.
+
+The paper's values are for runs of tens of thousands of steps on 100,000 images. `docs/results.md` has the experiments
+on three small data sets of photographs that these are from. Whatever the user gives is left alone.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from ..configuration import TASK_ROWS
+from .data.files import read_bytes
+
+Start = Literal["eomt", "backbone", "scratch"]
+SAMPLED = 200  # images whose size is looked up
+STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 12, 100
+BATCH, LARGE_DATA_BATCH, LARGE_DATA = 8, 16, 5000
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the defaults depend on."""
+
+    images: int
+    side: int
+    "Median of the images' longer sides, in pixels."
+    segments: tuple[int, int] | None
+    "Median and most segments an image; None where the labels are pictures, which would have to be read."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value for a field of the options, and why."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+def facts_of(table: Dataset) -> DataFacts:
+    """Rows of `load_data` → facts; opens at most 200 images, headers only."""
+    rows = table.with_format(None)
+    places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
+    sampled = rows.select(places)
+    sides = [max(row["size"]) if row["size"] else max(_size(row["image"])) for row in sampled]
+    segments = None
+    if rows[0]["layout"] in ("panoptic", "instance"):
+        counts = [sum(not segment["iscrowd"] for segment in image) for image in rows["segments"]]
+        segments = (round(float(np.median(counts))), max(counts))
+    return DataFacts(len(rows), round(float(np.median(sides))), segments)
+
+
+def _size(location: str) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(read_bytes(location))) as image:
+            return image.size
+    except Exception as error:  # what Pillow's decoders raise for damaged files has no common class
+        raise ValueError(f"{location}: unreadable image ({error}); fix or remove it") from None
+
+
+def own_data_defaults(facts: DataFacts, task: str, start: Start, fast_bf16: bool = False) -> list[Choice]:
+    """Facts of the training images, task and what the model starts from → a value and a reason for each option.
+
+    start: "eomt", a trained EoMT, which keeps its queries; "backbone", pre-trained blocks with new queries and heads;
+    "scratch". fast_bf16: the run is on a CPU that computes in bfloat16.
+    """
+    return [*_input(facts, task), *_queries(facts, task, start), *_rates(start), *_length(facts, start)] + (
+        [Choice("precision", "bf16", "this CPU computes in it: about half the time of fp32, as good")]
+        if fast_bf16
+        else []
+    )
+
+
+def _input(facts: DataFacts, task: str) -> Iterator[Choice]:
+    row = TASK_ROWS[task]
+    size = min(row.image_size, max(128, 32 * round(facts.side / 32)))
+    about = f"the images' longer side is {facts.side} pixels"
+    yield Choice("image_size", str(size), f"{about}; larger than {row.image_size} costs more than it gives")
+    if size < row.image_size:
+        yield Choice("scale_range", "0.5,1.5", "small images: enlarged and reduced less than the paper's")
+    points = min(12544, max(1024, (size // 4) ** 2 // 2))
+    yield Choice("train_num_points", points, f"half the cells of a mask of {size // 4} × {size // 4}")
+
+
+def _queries(facts: DataFacts, task: str, start: Start) -> Iterator[Choice]:
+    if start == "eomt":
+        return
+    if task == "semantic" or facts.segments is None:
+        count, reason = TASK_ROWS[task].num_queries, "the paper's for this task"
+    else:
+        most = facts.segments[1]
+        count = min(300, max(50, 10 * math.ceil(1.5 * most / 10)))
+        reason = f"half as many again as the most segments of an image, {most}"
+    yield Choice("num_queries", count, reason)
+
+
+def _rates(start: Start) -> Iterator[Choice]:
+    if start == "eomt":
+        yield Choice("learning_rate", 1e-4, "the paper's: everything but the class head is trained already")
+    elif start == "backbone":
+        yield Choice("learning_rate", 5e-4, "queries and heads are new: five times the paper's rate")
+        yield Choice("backbone_learning_rate", 1e-4, "the backbone is trained already: the paper's rate")
+    else:
+        yield Choice("learning_rate", 5e-4, "everything is new: five times the paper's rate")
+        yield Choice("llrd", 1.0, "no block is trained already, so none needs protection")
+
+
+def _length(facts: DataFacts, start: Start) -> Iterator[Choice]:
+    batch = BATCH if facts.images < LARGE_DATA else LARGE_DATA_BATCH
+    batch = min(batch, facts.images)
+    yield Choice("total_batch_size", batch, f"{facts.images} images to train on")
+    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS * batch / facts.images)))
+    yield Choice(
+        "num_train_epochs", float(epochs), f"{epochs * facts.images // batch} steps; --time-budget fits them to a time"
+    )
+
+
+def describe(choices: list[Choice]) -> str:
+    """One line for each choice, with its reason."""
+    width = max(len(choice.name) for choice in choices)
+    lines = [f"  --{c.name.replace('_', '-'):<{width}} {c.value}: {c.reason}" for c in choices]
+    return "\n".join(lines)
