@@ -80,6 +80,8 @@ def add_run(row: Row, folder: Path) -> None:
         for metric in row.metrics
         if isinstance(found.get(METRIC_KEYS.get(metric)), float | int)
     }
+    if row.model is None and "gflops_per_image" in found:  # of token merging: by the tokens really left
+        row.gflops = found["gflops_per_image"]
     if not row.run:
         raise ValueError(f"{folder}: its results have none of {', '.join(row.metrics)}")
     config = next((folder / name for name in ("config.json", "model/config.json") if (folder / name).is_file()), None)

@@ -92,7 +92,7 @@ def _model_of(row: Reported) -> tuple[Candidate | Peer | None, str]:
         return None, "no implementation here"
     if "ALGM" in row.method:
         if row.method.startswith("EoMT"):
-            return None, "GFLOPs depend on weights and pictures: eomt evaluate --token-merging counts them"
+            return None, "GFLOPs depend on weights and pictures: --run with a report of eomt evaluate --token-merging"
         return None, "token merging is for EoMT here"
     options: dict = {"task": task, "num_labels": labels}
     if match := re.search(r"L2 = (\d+)", row.method):

@@ -144,6 +144,15 @@ def test_the_figure_as_printed(small_table, tmp_path):
     assert "<svg" in svg
 
 
+def test_merged_tokens_are_counted_by_the_run(tmp_path, capsys):
+    metrics = {"mean_iou": 0.84, "gflops_per_image": 1180.5}
+    (tmp_path / "metrics.json").write_text(json.dumps({"metrics": metrics}))
+    row = rows_of("Table 9")[3]
+    reproduce.add_run(row, tmp_path)
+    assert (row.gflops, row.run) == (1180.5, {"mIoU": 84.0})
+    assert "1183 | 1180.50≠" in reproduce.table([row])
+
+
 def test_known_deviations_are_explained():
     row = rows_of("Table 1")[1]
     row.gflops, row.parameters = 739.73, 342_263_622
