@@ -8,6 +8,7 @@ import importlib
 _MODULE_OF = {
     "BACKBONES": "backbones",
     "Backbone": "backbones",
+    "FAMILIES": "backbones",
     "EoMTConfig": "families",  # with its subclasses known to it
     "EoMTDINOv3Config": "families",
     "EoMTEVA02Config": "families",

@@ -5,9 +5,27 @@ depth, heads and MLP, and a row that was guessed could load no checkpoint.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-Family = Literal["dinov2", "deit3", "dinov3", "eva02"]
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Backbones of one pre-training."""
+
+    title: str
+    license: str
+    """Of the weights."""
+    layout: str
+    """How the weights are laid out: "vit", "dinov3" or "eva02"; that of the configuration's class."""
+    recipe_suffix: str
+    """End of the names of the paper's recipes."""
+
+
+FAMILIES = {
+    "dinov2": Family(title="DINOv2", license="Apache-2.0", layout="vit", recipe_suffix=""),
+    "dinov3": Family(title="DINOv3", license="DINOv3 License", layout="dinov3", recipe_suffix="_dinov3"),
+    "eva02": Family(title="EVA-02", license="MIT", layout="eva02", recipe_suffix="_eva02"),
+    "deit3": Family(title="DeiT-III", license="Apache-2.0", layout="vit", recipe_suffix="_deit3_in21k"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +38,8 @@ class Backbone:
     """timm's pre-training tags: the part of the full name after the dot."""
     hub_name: str | None
     """Name on the Hugging Face hub of the weights in transformers' own format, where they exist."""
-    family: Family
+    family: str
+    """A key of `FAMILIES`."""
     depth: int
     width: int
     heads: int
@@ -35,8 +54,13 @@ class Backbone:
 
     @property
     def layout(self) -> str:
-        """How the weights are laid out: "vit" (DINOv2, DeiT-III), "dinov3" or "eva02"."""
-        return "vit" if self.family in ("dinov2", "deit3") else self.family
+        return FAMILIES[self.family].layout
+
+    @property
+    def title(self) -> str:
+        """The pre-training, as its authors call it."""
+        registers = " with registers" if self.family == "dinov2" and self.num_register_tokens else ""
+        return FAMILIES[self.family].title + registers
 
     @property
     def num_blocks(self) -> int:

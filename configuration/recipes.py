@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 
+from .backbones import find_backbone
 from .paper import Reported, reported_for
 from .tasks import TASK_ROWS
 
@@ -131,7 +132,7 @@ class Recipe:
     @property
     def is_delta(self) -> bool:
         """Whether `checkpoint` holds differences from the backbone's weights."""
-        return "dinov3" in self.backbone
+        return find_backbone(self.backbone).family == "dinov3"
 
     @property
     def hub_model(self) -> str | None:

@@ -18,6 +18,7 @@ _MODULE_OF = {
     "EoMTEVA02Config": "configuration",
     "EoMTImageProcessor": "image_processing",
     "EoMTForUniversalSegmentation": "modeling_eomt",
+    "segment": "segmentation",
 }
 __version__ = "0.1.0"
 __all__ = sorted(_MODULE_OF)

@@ -13,8 +13,8 @@ from eomt.configuration.validation import parse_size
 from eomt.inference.loading import load_model, require_model
 from eomt.inference.writing import atomic, require_free, require_writable
 from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
-from eomt.modeling_eomt.checkpoint_config import config_of_checkpoint, describe_config
-from eomt.modeling_eomt.state_dicts import read_config, read_state_dict, write_state_dict
+from eomt.modeling_eomt.weights.inferred_config import config_of_checkpoint, describe_config
+from eomt.modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
 
 
 def convert(args) -> None:

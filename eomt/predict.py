@@ -22,6 +22,8 @@ from eomt.image_processing.images import allow_pixels, frames_of, read_image
 from eomt.inference.image_files import find_images
 from eomt.inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
 from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
+from eomt.inference.pseudo_labels import write_dataset
+from eomt.inference.result_formats import write_formats
 from eomt.inference.segment import FAILS_ALONE, Segmented, reason_of, segment
 from eomt.inference.tiling import cut, require_tiles, segment_tiles
 from eomt.inference.writing import write_atomic
@@ -47,6 +49,12 @@ def predict(args) -> int:
         done, failures = sum(gather_object([done])), gather_object(failures)
     if state.is_main_process:
         run.results.finish(images)
+        if args.formats:
+            write_formats(args.output, run.task, args.formats)
+        if args.as_dataset:
+            names = {str(Path(name).with_name(file.name)): file for name, file in images.items()}
+            count = write_dataset(args.output, args.as_dataset, run.task, names, args.least_score)
+            print(f"{count} images with pseudo-labels: eomt train --data {args.as_dataset} --task {run.task}")
         seconds = time.perf_counter() - started
         skipped = len(images) - done - len(failures)
         before = f" ({skipped} were there already)" if skipped else ""
@@ -75,6 +83,9 @@ class PredictionRun:
         self.task = self.processor.task
         if args.confidence and self.task != "semantic":
             raise ValueError(f"--confidence is for semantic segmentation, this model's task is {self.task}")
+        if "yolo" in args.formats and self.task == "semantic":
+            raise ValueError("--formats yolo is for things, this model's task is semantic; choose csv or polygons")
+        args.confidence |= bool(args.as_dataset) and self.task == "semantic"  # decides which pixels become labels
         self.threshold = TASK_ROWS[self.task].drawing_threshold if args.threshold is None else args.threshold
         self.id2label = dict(self.model.config.id2label)
         own = LabelSpace.from_config(self.model.config, name=str(args.model))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import EoMTConfig, as_pair
-from .resample import resample_patch_kernel, resample_positions
+from .weights.resample import resample_patch_kernel, resample_positions
 
 
 class PositionEmbeddings(nn.Embedding):

@@ -17,10 +17,10 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from ..configuration import EoMTConfig, EoMTDINOv3Config
 from ..configuration.eomt import code_upload_refused
 from .attention import Attention
-from .backbone_weights import load_backbone
 from .criterion import Criterion
 from .embeddings import Embeddings
 from .layers import EoMTLayer, LayerScale
+from .weights.backbones import load_backbone
 
 logger = logging.get_logger(__name__)
 

@@ -52,6 +52,13 @@ def test_commands_and_files_exist():
         assert (ROOT / name).is_dir(), name
 
 
+def test_the_table_of_engines_is_an_excerpt():
+    excerpt = re.search(r"<!-- benchmarks -->\n(.*?)<!-- /benchmarks -->", README, re.DOTALL)[1].splitlines()
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").splitlines()
+    assert len(excerpt) > 4
+    assert [line for line in excerpt if line not in page] == []
+
+
 def test_unknown_command_and_bad_input_are_one_line(capsys):
     assert main(["segment"]) == 2
     assert "there is no command 'segment'; choose from demo" in capsys.readouterr().err

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, hard-coded by the authors
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 @dataclass
@@ -22,8 +21,8 @@ class EoMTDataCollator:
     `remove_unused_columns=False`; `keep_file_names=True` hands the names on (`EoMTTrainer` wants them).
     """
 
-    image_mean: Sequence[float] = IMAGENET_MEAN
-    image_std: Sequence[float] = IMAGENET_STD
+    image_mean: Sequence[float] = tuple(IMAGENET_DEFAULT_MEAN)
+    image_std: Sequence[float] = tuple(IMAGENET_DEFAULT_STD)
     keep_file_names: bool = False
 
     @classmethod

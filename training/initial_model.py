@@ -8,11 +8,12 @@ from transformers.utils import logging
 from ..configuration import TASK_ROWS, EoMTConfig
 from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
+from ..configuration.validation import parse_size
 from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
 from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
-from ..modeling_eomt.state_dicts import require_all_weights
+from ..modeling_eomt.weights.state_dicts import require_all_weights
 from .arguments import EoMTTrainingArguments
-from .options import DataOptions, ModelOptions, pair
+from .options import DataOptions, ModelOptions
 
 logger = logging.get_logger(__name__)
 
@@ -73,8 +74,7 @@ def build_model(
 
 def crop_size(data: DataOptions, args: EoMTTrainingArguments) -> int | tuple[int, int]:
     if data.image_size:
-        size = pair(data.image_size)
-        return size[0] if len(size) == 1 else size
+        return parse_size(data.image_size)
     if args.recipe_values:
         return args.recipe_values.image_size
     return TASK_ROWS[args.task].image_size

@@ -9,26 +9,15 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..configuration import TASK_ROWS
+from ..configuration import FAMILIES, TASK_ROWS, find_backbone
 from ..configuration.paper import Reported, reported_for
 from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, TrainingSet
 
 PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
-PRETRAINING = {  # how a backbone's timm name shows it, what it is, its weights' license
-    "dinov2": ("DINOv2 with registers", "Apache-2.0"),
-    "dinov3": ("DINOv3", "DINOv3 License"),
-    "eva02": ("EVA-02", "MIT"),
-    "deit3": ("DeiT-III", "Apache-2.0"),
-}
 LIMITS = """- Knows only the classes it was trained on; what else is in a picture becomes the nearest class or nothing.
 - Small objects are the weak side: patches are 16×16 pixels, and without a pixel decoder nothing finer enters the model.
 - Photographs like those of the data set are expected; other sensors, views and places need fine-tuning and a check.
 - Not tested for decisions about people, nor for safety-critical use."""
-
-
-def pretraining(backbone: str) -> tuple[str, str]:
-    """Backbone's timm name → (pre-training, license of its weights)."""
-    return next((value for key, value in PRETRAINING.items() if key in backbone), (backbone, "see its source"))
 
 
 def front_matter(task: str, dataset: str, license_name: str | None = "apache-2.0") -> str:
@@ -116,7 +105,8 @@ def _images(data: TrainingSet) -> str:
 def recipe_card(recipe: Recipe) -> str:
     """Recipe → its card, Markdown."""
     row, data = recipe.reported, recipe.training_set
-    weights, weights_license = pretraining(recipe.backbone)
+    backbone = find_backbone(recipe.backbone)
+    weights, weights_license = backbone.title, FAMILIES[backbone.family].license
     start = f"Training starts from the result of `{recipe.initial_checkpoint}`, its class head left out.\n\n"
     trained = "The authors publish no weights of this recipe."
     if recipe.checkpoint:
@@ -171,7 +161,7 @@ def package_card() -> str:
         source = row.table if row.table != "model zoo" else "zoo"
         rows.append((name, f"{row.value} {row.metric}", source, row.gflops, row.fps, recipe.total_steps))
     data = [(d.title, _images(d), d.num_labels, d.terms) for d in TRAINING_SETS.values()]
-    licenses = ", ".join(f"{weights}: {name}" for weights, name in PRETRAINING.values())
+    licenses = ", ".join(f"{family.title}: {family.license}" for family in FAMILIES.values())
     return f"""{front_matter("universal", "eomt")}
 
 # EoMT

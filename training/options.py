@@ -1,6 +1,5 @@
 """What `eomt train` asks for besides `EoMTTrainingArguments`: the data and the model."""
 
-import math
 from dataclasses import dataclass, field
 
 
@@ -15,6 +14,10 @@ class DataOptions:
 
     data: str = field(
         metadata={"help": "Folder of the data set, or of its official zips; `eomt.training.data` lists the formats."}
+    )
+    more_data: str | None = option(
+        "Other data sets of these classes, separated by commas, whose train splits are added: pseudo-labels of eomt "
+        "predict --as-dataset, say."
     )
     dataset: str = option("auto, coco, ade20k, cityscapes, yolo or folder; auto detects the format.", "auto")
     class_names: str | None = option("Names of the label png's values 0, 1, …, separated by commas.")
@@ -81,17 +84,6 @@ class ModelOptions:
             "layerscale_value",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-
-def pair(text: str, kind=int, separator: str = "x") -> tuple | None:
-    """ "640" or "512x1024" → one or two numbers."""
-    try:
-        values = tuple(kind(part) for part in text.lower().split(separator))
-    except ValueError:
-        values = ()
-    if len(values) not in (1, 2) or not all(0 < value < math.inf for value in values):
-        raise ValueError(f"{text!r} is neither a positive number nor two separated by {separator!r}")
-    return values
 
 
 def listed(text: str | None, kind=str) -> list:

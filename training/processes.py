@@ -1,5 +1,7 @@
 """The processes of torch.distributed where a group is initialized (torchrun, accelerate, the Trainer), else one."""
 
+from collections.abc import Callable
+
 import torch.distributed as dist
 
 
@@ -22,3 +24,29 @@ def gather(value) -> list:
         values = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)
     return values
+
+
+def gather_on_main(value) -> list | None:
+    """Every process's value, by rank, in the main process, None in the others; all of them must call this."""
+    if not in_group():
+        return [value]
+    values = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
+def from_main(compute: Callable):
+    """What the main process computes, in every process; where it raises a `ValueError`, all of them do."""
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = compute()
+        except ValueError as raised:
+            error = raised
+    if in_group():
+        both = [(result, error)]
+        dist.broadcast_object_list(both)
+        result, error = both[0]
+    if error is not None:
+        raise error
+    return result

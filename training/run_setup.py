@@ -1,6 +1,8 @@
 """Options → a trainer ready to run: data, classes, model, processor. What `eomt train` does, without a command line."""
 
-from datasets import Dataset
+import math
+
+from datasets import Dataset, Value, concatenate_datasets
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -13,7 +15,7 @@ from .cpu import has_fast_bf16
 from .data.load import load_data
 from .data.transforms import EvaluationTransform, TrainTransform
 from .initial_model import build_model, crop_size, starting_config, starting_task
-from .options import DataOptions, ModelOptions, listed, pair
+from .options import DataOptions, ModelOptions, listed
 from .own_data import Choice, facts_of, own_data_defaults
 from .trainer import EoMTTrainer
 
@@ -35,6 +37,7 @@ def build_trainer(
         if wanted is None:
             raise
         raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
+    train = _with_more(train, data, args, space)
     args, choices = fill(data, model, args, train, start)
     validation = load_split(data, args, "val", space)[0] if args.eval_strategy != "no" else None
     set_seed(args.seed)  # the Trainer does so only when the model has its weights
@@ -122,10 +125,29 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, space: Label
         space,
         task=args.task,
         size=as_pair(crop_size(data, args)),
-        scale_range=pair(data.scale_range, float, ",") if data.scale_range else default,
+        scale_range=_scale_range(data.scale_range) if data.scale_range else default,
         color_jitter=jitter if data.color_jitter is None else data.color_jitter,
         augment=data.augment,
     )
+
+
+def _with_more(train: Dataset, data: DataOptions, args: EoMTTrainingArguments, space: LabelSpace) -> Dataset:
+    """The training images and those of `more_data`, whose classes are matched by name."""
+    parts = [train]
+    for path in listed(data.more_data):
+        more, _ = load_data(path, task=args.task, label_space=space, keep_empty=data.keep_empty is not False)
+        parts.append(more)
+    if len({part.features["image_id"].dtype for part in parts}) > 1:
+        parts = [part.cast_column("image_id", Value("string")) for part in parts]
+    return concatenate_datasets(parts) if len(parts) > 1 else train
+
+
+def _scale_range(text: str) -> tuple[float, float]:
+    """ "0.5,2" → (lowest, highest) scale."""
+    values = listed(text, float)
+    if len(values) != 2 or not 0 < values[0] <= values[1] < math.inf:
+        raise ValueError(f"--scale-range {text}: give LOW,HIGH, two positive numbers")
+    return values[0], values[1]
 
 
 def _processor_size(config: EoMTConfig) -> dict[str, int] | int:

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from eomt.benchmarking.flops import count_flops
-from eomt.configuration import EoMTConfig, as_pair, find_backbone
+from eomt.configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
 from eomt.configuration.ladder import LadderConfig
 from eomt.configuration.paper import Reported, reported_for
-from eomt.modeling_eomt.checkpoint_config import backbone_of
+from eomt.inference.engines import exported_engines
+from eomt.inference.exported import ExportedEoMT
+from eomt.modeling_eomt.weights.inferred_config import backbone_of
 
 LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
 DEFAULT_SIZE = 640  # pixels, where a configuration says none
@@ -28,6 +30,7 @@ class Candidate:
     image_size: tuple[int, int]
     pretrained: bool
     masked: bool | None = None
+    exported: bool = False
 
     @classmethod
     def find(
@@ -73,7 +76,10 @@ class Candidate:
         if isinstance(config, EoMTConfig) and image_size is not None:
             config.image_size = image_size
         size = image_size or (config.image_size if isinstance(config, EoMTConfig) else DEFAULT_SIZE)
-        return cls(name, config, as_pair(size), True, masked)
+        exported = bool(exported_engines(name))
+        if exported and masked:
+            raise ValueError(f"{name} is an exported model, which has no masked attention; leave out --masked")
+        return cls(name, config, as_pair(size), True, masked, exported)
 
     @property
     def is_eomt(self) -> bool:
@@ -89,7 +95,8 @@ class Candidate:
         name = Path(self.name).name if self.pretrained else self.name
         step = f" step {self.config.step}" if self.is_ladder else ""
         masked = " masked" if self.masked and not (self.is_ladder and not self.pretrained) else ""
-        return f"{name}{step} {'×'.join(map(str, self.image_size))}{masked}"
+        engine = f" {exported_engines(self.name)[0]}" if self.exported else ""
+        return f"{name}{step} {'×'.join(map(str, self.image_size))}{masked}{engine}"
 
     @property
     def short(self) -> str:
@@ -108,11 +115,10 @@ class Candidate:
         """Points of one family are joined in the picture."""
         if not self.is_eomt:
             return type(self.config).__name__.removesuffix("Config")
-        family = {"dinov2": "DINOv2", "dinov3": "DINOv3", "eva02": "EVA-02", "deit3": "DeiT-III"}
         masked = ", masked" if self.masked and not self.is_ladder else ""
         size = "×".join(map(str, self.image_size))
         method = f"step {self.config.step}" if self.is_ladder else "EoMT"
-        return f"{method}, {family[backbone_of(self.config)[0].family]}, {size}{masked}"
+        return f"{method}, {FAMILIES[backbone_of(self.config)[0].family].title}, {size}{masked}"
 
     def reported(self) -> Reported | None:
         """What the paper, or the authors' model zoo, reports for this model, where it does."""
@@ -124,12 +130,14 @@ class Candidate:
         if not exact or self.image_size[0] != self.image_size[1]:
             return None
         dataset = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}[self.config.task]
-        suffix = {"dinov2": "", "dinov3": "_dinov3", "eva02": "_eva02", "deit3": "_deit3_in21k"}[row.family]
+        suffix = FAMILIES[row.family].recipe_suffix
         recipe = f"{dataset}_{self.config.task}_eomt_{self._named_size()}_{self.image_size[0]}"
         return reported_for(recipe + suffix) or reported_for(f"{recipe}_2x{suffix}")
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The model, ready for inference."""
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module | ExportedEoMT:
+        """The model, ready for inference; an exported one computes in what it was exported for, on the CPU."""
+        if self.exported:
+            return ExportedEoMT.from_pretrained(self.name)
         if self.pretrained:
             sizes = {"image_size": self.config.image_size} if self.is_eomt else {}
             model = AutoModelForUniversalSegmentation.from_pretrained(self.name, dtype=dtype, **sizes)

@@ -79,7 +79,7 @@ def _measure(candidate, args, device) -> dict:
         return row | {"parameters": parameters, "gflops": crops * flops / 1e9}
 
     dtype = getattr(torch, args.dtype)
-    weights = torch.float32 if args.autocast else dtype
+    weights = torch.float32 if args.autocast or candidate.exported else dtype
     model = candidate.load(device, weights)
     parameters, flops = candidate.count(model)
     photos = photo_inputs(candidate, args.images, device, weights) if args.images else None
@@ -89,8 +89,8 @@ def _measure(candidate, args, device) -> dict:
         row["inputs_per_image"] = sum(map(len, photos)) / len(photos)
         if args.count_only:
             return row | {"parameters": parameters, "gflops": flops / 1e9}
-    called = torch.compile(model) if args.compile else model
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=args.autocast)
+    called = torch.compile(model) if args.compile and not candidate.exported else model
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=args.autocast and not candidate.exported)
 
     def forward(images: int):
         inputs = None if photos else candidate.inputs(images * crops, device, weights)
@@ -104,6 +104,8 @@ def _measure(candidate, args, device) -> dict:
 
     single = forward(1)
     latency = seconds_of(single, device, args.warm_up, args.repeats)
+    if candidate.exported:
+        row |= {"engine": model.engine.name, "precision": model.engine.precision, "computes_in": model.engine.dtype}
     row |= {
         "parameters": parameters,
         "gflops": crops * flops / 1e9,

@@ -39,13 +39,14 @@ def seconds_of(run: Callable, device: torch.device, warm_up: int, repeats: int) 
 
 
 def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | None:
-    """Bytes of tensors alive at once at most during `run`, weights included; None where unknown."""
+    """Bytes of tensors alive at once at most during `run`, weights included; None where unknown, as of engines with
+    memory of their own."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
         synchronize(device)
         return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu":
+    if device.type != "cpu" or not isinstance(model, nn.Module):
         return None
     weights = [*model.parameters(), *model.buffers()]
     return extra_cpu_bytes(run) + sum(tensor.numel() * tensor.element_size() for tensor in weights)

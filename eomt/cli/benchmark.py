@@ -16,8 +16,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--model", required=True, nargs="+", metavar="MODEL",
-        help="local folders, hub names, or names of backbones (vit_large_patch14_reg4_dinov2), which become an EoMT "
-        "with random weights",
+        help="local folders, also of eomt export (which run on their engine, in their own precision); hub names; or "
+        "names of backbones (vit_large_patch14_reg4_dinov2), which become an EoMT with random weights",
     )  # fmt: skip
     p.add_argument(
         "--image-size", nargs="+", metavar="SIZE",

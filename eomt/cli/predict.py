@@ -7,6 +7,7 @@ from eomt.cli import DTYPES, add_token_merging
 from eomt.configuration import TASKS
 
 MAX_PIXELS = 200_000_000
+FORMATS = ("csv", "polygons", "yolo")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +53,19 @@ def parser() -> argparse.ArgumentParser:
     add_token_merging(p)
     p.add_argument("--no-overlays", action="store_true", help="write machine-readable results only")
     p.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=[], metavar="FORMAT",
+        help="also write segments.csv (csv), COCO annotations with polygons (polygons), YOLO txt of things (yolo)",
+    )  # fmt: skip
+    p.add_argument(
+        "--as-dataset", type=Path, metavar="FOLDER",
+        help="also write the predictions as a data set for eomt train --data: pseudo-labels",
+    )  # fmt: skip
+    p.add_argument(
+        "--least-score", type=float, default=0.7, metavar="P",
+        help="of --as-dataset: score, or semantic confidence, from which a prediction is a label; less sure ones are "
+        "ignored (default 0.7)",
+    )  # fmt: skip
+    p.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
         help=f"refuse larger images; they need about 12 bytes per pixel (default {MAX_PIXELS:,})",
     )  # fmt: skip
@@ -70,11 +84,16 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--workers {args.workers}: give 0 or more")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold}: give a probability from 0 to 1")
+    if not 0 < args.least_score <= 1:
+        raise ValueError(f"--least-score {args.least_score}: give a probability from 0 to 1")
     if args.tile is not None and args.tile < 1:
         raise ValueError(f"--tile {args.tile}: give at least a patch of the model")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; give a folder")
 
+    from eomt.inference.writing import require_free
     from eomt.predict import predict
 
+    if args.as_dataset:
+        require_free(args.as_dataset, force=False)
     return predict(args)

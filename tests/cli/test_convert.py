@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt.cli import main
 from eomt.modeling_eomt import convert_to_authors
-from eomt.modeling_eomt.checkpoint_config import config_of_checkpoint
+from eomt.modeling_eomt.weights.inferred_config import config_of_checkpoint
 from tests.models import BACKBONE_OF_KIND, GOLDEN, golden_config, tiny_model
 
 KINDS = list(BACKBONE_OF_KIND)
@@ -89,7 +89,7 @@ def test_labels_and_task_from_the_numbers(labels, queries, task, expected):
     ("dinov3", 384, 12, "vit_small_patch16_dinov3"),
 ])  # fmt: skip
 def test_full_size_backbones_are_recognised(kind, width, depth, name):
-    from eomt.modeling_eomt.checkpoint_config import backbone_of
+    from eomt.modeling_eomt.weights.inferred_config import backbone_of
 
     model = tiny_model(kind, hidden_size=width, num_hidden_layers=depth, num_attention_heads=6)
     config = config_of_checkpoint(convert_to_authors(model))

@@ -10,7 +10,9 @@ from PIL import Image
 from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.modeling_eomt import convert_to_authors
-from eomt.training.options import pair
+from eomt.training.initial_model import crop_size
+from eomt.training.options import DataOptions
+from eomt.training.run_setup import _scale_range
 from tests.models import tiny_model
 
 
@@ -62,8 +64,11 @@ def test_image_sizes_that_cannot_be(folder, tmp_path, capsys):
     for command in (f"export {folder}/model {tmp_path}/new", f"convert {folder}/authors.bin {tmp_path}/new --heads 4"):
         assert main([*command.split(), "--image-size", "0"]) == 2
         assert "--image-size 0: give a side in pixels, or HEIGHTxWIDTH" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="'0' is neither a positive number"):
-        pair("0")
+    with pytest.raises(ValueError, match="--image-size 0: give a side in pixels"):
+        crop_size(DataOptions(data="data", image_size="0"), None)
+    for text in ("2,1", "0,1", "1", "a,b"):
+        with pytest.raises(ValueError, match=f"{text}.*"):
+            _scale_range(text)
 
 
 def test_predict_says_that_only_the_first_frame_is_used(folder, tmp_path, capsys):

@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import TrainerCallback
 
+from eomt import EoMTImageProcessor
+from eomt.inference import segment
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
-from tests.training.tiny import Samples, tiny_arguments, tiny_model
+from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
 
 KILLS = ("in a step", "before a save", "half an optimizer", "before the rename", "while the old one goes")
 
@@ -163,6 +166,10 @@ def fsdp(folder: Path) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     optimizer = torch.optim.AdamW(layerwise_lr_groups(model, 1e-3), weight_decay=0.05)
+    processor = EoMTImageProcessor(task="panoptic", size=SIZE, stuff_label_ids=[1])
+    (found,) = segment(model.eval(), processor, [Image.new("RGB", (SIZE, SIZE))], threshold=0.0)  # before any step
+    assert found.prediction["segmentation"].shape == (SIZE, SIZE)
+    model.train()
     model.set_attn_mask_probs([1.0, 1.0])
     loss = one_step(model, optimizer, samples=range(2 * rank, 2 * rank + 2))
     dist.all_reduce(loss, op=dist.ReduceOp.SUM)

@@ -1,4 +1,5 @@
-"""FSDP2 over two gloo processes: a sharded step gives the loss and weights of a plain one; launch configurations."""
+"""FSDP2 over two gloo processes: after an evaluation a sharded step gives the loss and weights of a
+plain one; launch configurations."""
 
 import json
 import os

@@ -90,6 +90,9 @@ class _TrainerMasking(MaskAnnealingCallback):
 
     at_inference = 0.0
 
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Nothing: the trainer's own log holds the probabilities before any callback sees it."""
+
     def on_train_end(self, args, state, control, model=None, **kwargs):
         model = extract_model_from_parallel(model, keep_torch_compile=False)
         model.set_attn_mask_probs([self.at_inference] * model.config.num_blocks)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from ...image_processing.images import orientation, to_rgb, upright
+from ...image_processing.targets import rgb_to_id
 from .files import read_bytes
 
 
@@ -57,8 +58,7 @@ def read_classes(location: str, name: str, colors: bool = False) -> np.ndarray:
 
 def _map(image: Image.Image, name: str) -> np.ndarray:
     if image.mode in ("RGB", "RGBA"):
-        rgb = np.asarray(image, dtype=np.int32)  # [H, W, 3 or 4]
-        return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+        return rgb_to_id(np.asarray(image)[..., :3]).astype(np.int32, copy=False)
     array = np.asarray(image)
     if array.ndim != 2 or array.dtype.kind == "f":
         raise ValueError(f"{name}: a label image needs one channel or RGB, not mode {image.mode!r}")

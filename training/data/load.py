@@ -11,6 +11,7 @@ from .files import SPLIT_NAMES
 from .hold_out import has_train_only, hold_out
 from .images import read_map
 from .readers import READERS, ReadOptions, detect_format
+from .row_index import indexed
 
 
 def load_data(
@@ -53,11 +54,17 @@ def load_data(
     if split == "test" and dataset in ("ade20k", "cityscapes"):
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
     held_out = automatic_split and split != "test" and has_train_only(path, dataset, task)
-    rows, space = reader.read(path, task, "train" if held_out else split, options)
-    table = hold_out(rows.table(), split, str(path)) if held_out else rows.table()
-    if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
-        table = table.select(_labelled(table))
-    return table, space
+
+    def read() -> tuple[Dataset, LabelSpace]:
+        rows, space = reader.read(path, task, "train" if held_out else split, options)
+        table = hold_out(rows.table(), split, str(path)) if held_out else rows.table()
+        if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
+            table = table.select(_labelled(table))
+        return table, space
+
+    if dataset != "coco":  # other formats' rows are paths, or depend on more files than COCO's few json
+        return read()
+    return indexed(path, repr((task, split, held_out, options)), read)
 
 
 def splits_automatically(path: str | Path, dataset: str, task: str) -> bool:

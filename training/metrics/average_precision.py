@@ -3,11 +3,13 @@
     n masks;  T = 10 IoU thresholds;  R = 101 recalls;  K classes;  A = 4 area ranges;  M = 3 detection limits
 
 COCOeval first matches each (image, class, area range) alone, then pools scores and matches. The first half runs in
-`add_batch` and leaves T bits a detection; the second in `compute`. Both are COCOeval's own code.
+`add_batch` and leaves T bits a detection; the second in `compute`, one class at a time. Both are COCOeval's own code.
 """
 
 import contextlib
 import io
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +20,8 @@ from ..rle import encode_masks, rle_areas
 from .streaming import StreamingMetric, image_name
 
 AREAS = ("", "small", "medium", "large")  # COCOeval's order: all, < 32², 32² … 96², > 96² pixels
-MAX_DETECTIONS = 100
+LIMITS = (1, 10, 100)  # detections an image and class
+THRESHOLDS = 10  # of IoU: 0.5, 0.55, …
 
 
 class MaskAveragePrecision(StreamingMetric):
@@ -54,31 +57,64 @@ class MaskAveragePrecision(StreamingMetric):
     def _result(self, states: list[dict]) -> dict:
         images = [(key, number, rank, m) for rank, state in enumerate(states) for key, number, m in state["images"]]
         images.sort(key=lambda i: (0, i[0], 0) if isinstance(i[0], (int, np.integer)) else (1, str(i[0]), i[1], i[2]))
-        evaluator = COCOeval(iouType="segm")
-        parameters = evaluator.params
-        parameters.imgIds = list(range(len(images)))
-        labels = sorted({label for *_, matches in images for label in matches})
-        parameters.catIds = labels or [0]
-        evaluator.evalImgs = [
-            None if label not in matches else _unpack(matches[label], area)
-            for label in parameters.catIds
-            for area in range(len(AREAS))
-            for *_, matches in images
-        ] or [None] * len(AREAS)
-        evaluator._paramsEval = parameters
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            evaluator.accumulate()
-        precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]  # [T, R, K, A, M], [T, K, A, M]
+        by_label: dict[int, list[list[tuple]]] = {}
+        for *_, matches in images:
+            for label, entries in matches.by_label():
+                by_label.setdefault(label, []).append(entries)
+        labels = sorted(by_label)
+        curves = [_accumulate(by_label[label]) for label in labels] or [_accumulate([])]
+        precision, recall = (np.concatenate(parts, axis=-3) for parts in zip(*curves))  # [T, R, K, A, M], [T, K, A, M]
         result = {"ap": _mean(precision[..., 0, 2]), "ap_50": _mean(precision[0, ..., 0, 2])}
         result["ap_75"] = _mean(precision[5, ..., 0, 2])  # thresholds 0.5, 0.55, …
         result |= {f"ap_{name}": _mean(precision[..., a, 2]) for a, name in enumerate(AREAS) if name}
-        result |= {f"ar_{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate(parameters.maxDets)}
+        result |= {f"ar_{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate(LIMITS)}
         result |= {f"ar_{name}": _mean(recall[..., a, 2]) for a, name in enumerate(AREAS) if name}
         result["per_class"] = {label: {"ap": -1.0, "ap_50": -1.0} for label in range(self.num_labels)}
         for k, label in enumerate(labels):
             p = precision[:, :, k, 0, 2]  # [T, R]
             result["per_class"][label] = {"ap": _mean(p), "ap_50": _mean(p[0])}
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Matches:
+    """What COCOeval's accumulation needs of one image, in a few kB: of N detections, the best 100 of each of k labels
+    one after the other, bits over the thresholds."""
+
+    labels: np.ndarray  # (k,) ascending
+    detections: np.ndarray  # (k,) how many of the N
+    references: np.ndarray  # (k, A) ground truths that count in each area range
+    scores: np.ndarray  # (N,) float64
+    matched: np.ndarray  # (A, 2, N) uint8: T bits
+    ignored: np.ndarray  # (A, 2, N) uint8
+
+    def by_label(self) -> Iterator[tuple[int, list[tuple]]]:
+        """Each label with what `entry` takes, for each area range."""
+        starts = np.concatenate([[0], self.detections.cumsum()])
+        for k, label in enumerate(self.labels.tolist()):
+            yield label, [(self, a, k, slice(starts[k], starts[k + 1])) for a in range(len(AREAS))]
+
+    def entry(self, a: int, k: int, part: slice) -> dict:
+        """What `accumulate` reads of COCOeval's result for an image, a label and an area range."""
+        return {
+            "dtScores": self.scores[part],
+            "dtMatches": np.unpackbits(self.matched[a, :, part], axis=0, count=THRESHOLDS),
+            "dtIgnore": np.unpackbits(self.ignored[a, :, part], axis=0, count=THRESHOLDS).astype(bool),
+            "gtIgnore": np.zeros(self.references[k, a], int),  # those that are ignored are not counted
+        }
+
+
+def _accumulate(images: list[list[tuple]]) -> tuple[np.ndarray, np.ndarray]:
+    """One label's entries of every image that has it → precision (T, R, 1, A, M), recall (T, 1, A, M)."""
+    evaluator = COCOeval(iouType="segm")
+    evaluator.params.imgIds, evaluator.params.catIds = list(range(max(1, len(images)))), [0]
+    evaluator._paramsEval = evaluator.params
+    evaluator.evalImgs = [
+        matches.entry(*place) for a in range(len(AREAS)) for matches, *place in (entries[a] for entries in images)
+    ] or [None] * len(AREAS)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
 
 
 def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> dict:
@@ -114,8 +150,8 @@ def _numbers(value) -> np.ndarray:
     return value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def _match(found: dict, reference: dict) -> dict[int, list]:
-    """One image by COCOeval: label → an entry an area range of (scores, matched, ignored, ignored ground truths)."""
+def _match(found: dict, reference: dict) -> _Matches:
+    """One image by COCOeval."""
     evaluator = COCOeval(iouType="segm")
     for i, (mask, label, score) in enumerate(zip(found["masks"], found["labels"].tolist(), found["scores"].tolist())):
         area = float(coco_mask.area(mask))
@@ -125,27 +161,27 @@ def _match(found: dict, reference: dict) -> dict[int, list]:
         crowd = int(bool(crowd))
         entry = {"id": i + 1, "segmentation": mask, "area": area, "iscrowd": crowd, "ignore": crowd}
         evaluator._gts[0, label].append(entry)
-    matches: dict[int, list] = {}
-    for label in sorted({label for _, label in (*evaluator._dts, *evaluator._gts)}):
+    labels = sorted({label for _, label in (*evaluator._dts, *evaluator._gts)})
+    found_by_label = []  # for each label, for each area range
+    for label in labels:
         evaluator.ious[0, label] = evaluator.computeIoU(0, label)
-        matches[label] = []
-        for area_range in evaluator.params.areaRng:
-            r = evaluator.evaluateImg(0, label, area_range, MAX_DETECTIONS)
-            packed = np.packbits(r["dtMatches"] > 0, axis=0), np.packbits(r["dtIgnore"] > 0, axis=0)  # [2, n] bytes
-            matches[label].append((np.array(r["dtScores"]), *packed, np.asarray(r["gtIgnore"], bool)))
-    return matches
+        found_by_label.append([evaluator.evaluateImg(0, label, r, LIMITS[-1]) for r in evaluator.params.areaRng])
 
+    def bits(key: str) -> np.ndarray:
+        parts = [[r[key] > 0 for r in areas] for areas in found_by_label]  # [k][A] of [T, n]
+        joined = np.concatenate(parts, axis=2) if parts else np.zeros((len(AREAS), THRESHOLDS, 0), bool)
+        return np.packbits(joined, axis=1)
 
-def _unpack(entries: list, area: int) -> dict:
-    """What `accumulate` reads of COCOeval's per-image result."""
-    scores, matched, ignored, reference_ignored = entries[area]
-    count = 10  # IoU thresholds
-    return {
-        "dtScores": scores,
-        "dtMatches": np.unpackbits(matched, axis=0, count=count),
-        "dtIgnore": np.unpackbits(ignored, axis=0, count=count).astype(bool),
-        "gtIgnore": reference_ignored.astype(int),
-    }
+    return _Matches(
+        labels=np.array(labels, np.int32),
+        detections=np.array([len(areas[0]["dtScores"]) for areas in found_by_label], np.int16),
+        references=np.array(
+            [[np.count_nonzero(np.asarray(r["gtIgnore"]) == 0) for r in areas] for areas in found_by_label], np.int32
+        ).reshape(-1, len(AREAS)),
+        scores=np.array([score for areas in found_by_label for score in areas[0]["dtScores"]], np.float64),
+        matched=bits("dtMatches"),
+        ignored=bits("dtIgnore"),
+    )
 
 
 def _mean(values: np.ndarray) -> float:

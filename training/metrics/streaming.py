@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 import torch
 
-from ..processes import gather, in_group
+from ..processes import from_main, gather_on_main, in_group
 
 
 class StreamingMetric(evaluate.Metric):
@@ -58,9 +58,9 @@ class StreamingMetric(evaluate.Metric):
         """The result over everything added in all processes, and a fresh start."""
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions or [], references=references or [])
-        states = gather(self.state)
+        states = gather_on_main(self.state)
         self.state = self._empty()
-        return self._result(states)
+        return from_main(lambda: self._result(states))
 
     def compute_image(self, prediction, reference) -> dict:
         """The result of one image alone; what was added before and other processes stay out of it."""

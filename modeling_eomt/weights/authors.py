@@ -5,9 +5,9 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from ..configuration import EoMTConfig
-from .backbone_weights import delta_reference, fit_sizes
-from .eomt import EoMTForUniversalSegmentation
+from ...configuration import EoMTConfig
+from ..eomt import EoMTForUniversalSegmentation
+from .backbones import delta_reference, fit_sizes
 from .key_maps import authors_table
 from .state_dicts import StateDict, give, read_state_dict, require_fit, take
 

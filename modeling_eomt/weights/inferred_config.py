@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from ..configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
-from ..configuration.labels import LabelSpace, label_space
-from ..configuration.tasks import infer_task
+from ...configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
+from ...configuration.labels import LabelSpace, label_space
+from ...configuration.tasks import infer_task
 from .state_dicts import StateDict
 
 HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape tells it

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..configuration import EoMTConfig, as_pair, find_backbone
+from ...configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
 from .key_maps import hf_table, timm_table
 from .resample import resample_patch_kernel, resample_positions
 from .state_dicts import StateDict, read_state_dict, require_fit, take
@@ -128,8 +128,9 @@ class BackboneShape(NamedTuple):
     depth: int
 
     def __str__(self) -> str:
-        name = {"vit": "a DINOv2 or DeiT-III", "dinov3": "a DINOv3", "eva02": "an EVA-02"}[self.layout]
-        return f"{name} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
+        titles = " or ".join(family.title for family in FAMILIES.values() if family.layout == self.layout)
+        article = "an" if titles[0] in "AEIOU" else "a"
+        return f"{article} {titles} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
 
 
 def describe(state: StateDict) -> BackboneShape:

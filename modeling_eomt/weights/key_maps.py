@@ -6,7 +6,7 @@ concatenated along the first dimension, which part it is: `Place(key, part, part
 
 from typing import NamedTuple
 
-from ..configuration import EoMTConfig
+from ...configuration import EoMTConfig
 
 
 class Place(NamedTuple):

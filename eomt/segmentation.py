@@ -1,0 +1,129 @@
+"""`eomt.segment`: photos → masks, names and scores, in one call.
+
+found = eomt.segment("photo.jpg", "tue-mps/coco_panoptic_eomt_large_640")
+for name, score, mask in zip(found.names, found.scores, found.masks): …
+found.picture().save("segments.png")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One photo's n segments."""
+
+    image: Image.Image
+    "RGB, upright; masks have its size."
+    masks: np.ndarray
+    "(n, H, W) bool; instances may overlap, best score first."
+    labels: list[int]
+    names: list[str]
+    scores: list[float]
+    "Probabilities; semantic: the mean confidence of the class's pixels."
+    task: str
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def picture(self, **options) -> Image.Image:
+        """The photo with its segments drawn; options are those of `eomt.visualization.draw_segments`."""
+        from eomt.visualization import draw_segments
+
+        info = [{"id": k, "label_id": label} for k, label in enumerate(self.labels)]
+        return draw_segments(
+            self.image, self.masks, info, dict(zip(self.labels, self.names)), **{"legend": True} | options
+        )
+
+
+def segment(
+    images,
+    model,
+    *,
+    processor=None,
+    task: str | None = None,
+    threshold: float | None = None,
+    device: str | None = None,
+    batch_size: int = 1,
+) -> Segmentation | list[Segmentation]:
+    """Segment a photo, or a list of photos.
+
+    Args:
+        images: a path, URL, PIL image, or array or tensor of (3, H, W) or (H, W, 3); or a list of them.
+        model: a folder, also of `eomt export`, or a name on the hub (kept loaded for the next call); or a model.
+        processor: of a model that is given as an object; its own folder's by default.
+        task: "panoptic", "instance" or "semantic"; the model's by default.
+        threshold: panoptic: probability that a segment needs (0.8); instance: score from which it counts (0.5).
+        device: "cpu", "cuda", …; the best there is by default.
+
+    Raises:
+        ValueError: when there is no such model, or an image cannot be read.
+    """
+    from eomt.configuration import TASK_ROWS
+    from eomt.inference.segment import segment as run
+
+    if isinstance(model, str) or hasattr(model, "__fspath__"):
+        model, own = _load(str(model), device)
+        processor = processor or own
+    elif processor is None:
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(model.config.name_or_path)
+    task = task or processor.task
+    if task not in TASK_ROWS:
+        raise ValueError(f"task is {task!r}; choose from {', '.join(TASK_ROWS)}")
+    threshold = TASK_ROWS[task].drawing_threshold if threshold is None else threshold
+    rules = {"panoptic": {"threshold": threshold}, "semantic": {"confidence": True}}.get(task, {})
+    several = isinstance(images, Sequence) and not isinstance(images, str)
+    photos = [_photo(image) for image in (images if several else [images])]
+    names = model.config.id2label
+    found = [
+        _segmentation(result.item, result.prediction, names, task, threshold)
+        for result in run(model, processor, photos, task=task, batch_size=batch_size, **rules)
+    ]
+    return found if several else found[0]
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, device: str | None):
+    from accelerate import PartialState
+    from transformers import AutoImageProcessor
+
+    from eomt.inference.loading import load_model, require_model, usable_device
+
+    require_model(name)
+    place = usable_device(device, "device") if device else PartialState().device
+    model = load_model(name).eval().to(place)
+    model.set_attn_mask_probs([0.0] * model.config.num_blocks)
+    return model, AutoImageProcessor.from_pretrained(name)
+
+
+def _photo(source) -> Image.Image:
+    from eomt.inference.segment import open_source
+
+    image = open_source(source)
+    return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image.permute(1, 2, 0)))
+
+
+def _segmentation(image: Image.Image, found: dict, names: dict, task: str, threshold: float) -> Segmentation:
+    if task == "instance":
+        best = [k for k, score in enumerate(found["scores"].tolist()) if score >= threshold]
+        masks = [rle.decode(found["masks"][k]).astype(bool) for k in best]
+        labels, scores = ([found[key][k].item() for k in best] for key in ("labels", "scores"))
+    else:
+        ids = found["segmentation"].numpy()
+        if task == "panoptic":
+            info = found["segments_info"]
+            masks = [ids == s["id"] for s in info]
+            labels, scores = [s["label_id"] for s in info], [s["score"] for s in info]
+        else:
+            labels = np.unique(ids[ids >= 0]).tolist()
+            masks = [ids == label for label in labels]
+            scores = [float(found["confidence"].numpy()[mask].mean()) for mask in masks]
+    stacked = np.stack(masks) if masks else np.zeros((0, image.height, image.width), bool)
+    return Segmentation(image, stacked, labels, [names[label] for label in labels], scores, task)

@@ -1,0 +1,1 @@
+"""Weights as others name them: key maps, the authors' and the backbones' checkpoints, resampling."""
