@@ -222,7 +222,7 @@ def test_refuses_to_resume_with_options_that_would_not_take_effect(shapes, tmp_p
         ("--task panoptic --image-size 65", "image_size"),
         ("--task panoptic --backbone resnet50", "unknown backbone 'resnet50'"),
         ("--task depth", "task is 'depth'"),
-        ("--task panoptic --image-size big", "'big' is neither"),
+        ("--task panoptic --image-size big", "--image-size big: give a side in pixels, or HEIGHTxWIDTH"),
         ("--task panoptic --class-names disc,box", "coco data names its classes itself; class names"),
         ("--task panoptic --ignore-ids 7", "coco data names its classes itself; class names and ignored ids"),
         ("--task panoptic --total-batch-size 3 --per-device-train-batch-size 2", "total_batch_size 3"),
