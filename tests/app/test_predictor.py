@@ -12,8 +12,9 @@ from eomt.app.downloads import write_files
 from eomt.app.limits import Limits, open_upload
 from eomt.app.models import VIEWS, find_models
 from eomt.app.predictor import Predictor, Thresholds, segments
-from eomt.app.views import figure, named_map
+from eomt.app.views import figure, id_map, named_segments
 from eomt.cli import main
+from eomt.visualization import class_colors
 from tests.app.folders import NAMES, hostile, photo, save_model
 
 
@@ -38,12 +39,14 @@ def test_every_view_of_one_run(folder, task, tmp_path):
             photo = served.photo(folder / "photo.png")
             model = served.model(None)
             found = segments(model, photo, view, Thresholds(score=score))
-            coded, names = named_map(view, found, dict(enumerate(NAMES)))
+            coded, named = id_map(view, found), named_segments(view, found, dict(enumerate(NAMES)))
             assert coded.shape == (60, 80, 3)
-            assert (coded[..., 0] <= len(names)).all()
-            if view in ("semantic", "confidence"):
-                assert names == list(NAMES)
-            assert f'data-view="{view}"' in figure("a & b", view, found, photo.image, dict(enumerate(NAMES)))
+            assert set(np.unique(coded[..., 0]).tolist()) - {0} <= {one.number for one in named}
+            assert all(one.name == NAMES[one.label] for one in named)
+            assert coded[..., 2].any() == (view == "confidence")
+            drawn = figure("a & b", view, found, photo.image, dict(enumerate(NAMES)), class_colors(range(5)))
+            assert f'data-view="{view}"' in drawn
+            assert "<figcaption>a &amp; b<" in drawn
         files = write_files(tmp_path, "photo.png", view, found, photo.image, model.load().config)
         data, png = json.loads(files[1].read_text()), np.asarray(Image.open(files[2]))
         assert [c["name"] for c in data["categories"]] == list(NAMES)
