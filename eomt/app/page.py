@@ -10,7 +10,7 @@ from .predictor import Predictor, default_score
 
 KEPT_SECONDS = 3600
 """Uploads and files to download are deleted after this time, looked for every tenth of it."""
-TITLE = "<header><h1>EoMT</h1><p>Segments of your photos. Point at one, or tap it, to read its class and score.</p></header>"
+TITLE = "<header><h1>EoMT</h1><p>Segments of your photos. Point at one to read its class and score.</p></header>"
 
 
 def build_page(predictor: Predictor, limits: Limits, folder: Path) -> gr.Blocks:
@@ -52,7 +52,7 @@ def build_page(predictor: Predictor, limits: Limits, folder: Path) -> gr.Blocks:
             )  # fmt: skip
             overlap = gr.Slider(
                 0, 1, 0.8, step=0.01, visible=first.views[0] == "panoptic", label="Visible share",
-                info="Hide segments that others cover more than this leaves.", elem_id="overlap",
+                info="Hide segments that keep less of their mask than this.", elem_id="overlap",
             )  # fmt: skip
             make = gr.Button("Get files", elem_id="make")
             made = gr.File(

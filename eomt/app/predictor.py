@@ -59,9 +59,16 @@ class Predictor:
         return self.models[name or next(iter(self.models))]
 
     def photo(self, path: str | Path, name: str | None = None) -> Photo:
-        """The picture with the model's logits; the model runs at the first call only, also when two come at once."""
+        """The picture with the model's logits; the model runs at the first call only, also when two come at once.
+
+        Raises:
+            ValueError: one line for the visitor, for a file that is no picture, too large or deleted since.
+        """
         served = self.model(name)
-        key = (hashlib.sha256(Path(path).read_bytes()).hexdigest(), served.name)
+        try:
+            key = (hashlib.sha256(Path(path).read_bytes()).hexdigest(), served.name)
+        except FileNotFoundError:
+            raise ValueError(f"{Path(path).name} is no longer on the server; add it again") from None
         with self._lock:
             future, is_new = self._kept.get(key), key not in self._kept
             if is_new:

@@ -71,10 +71,11 @@ def build_app(predictor: Predictor, limits: Limits, folder: Path):
         start = text.find(">", text.find("<body")) + 1
         return HTMLResponse(text[:start] + NO_SCRIPT + text[start:], response.status_code)
 
-    here = Path(__file__).parent
+    here, page = Path(__file__).parent, build_page(predictor, limits, folder)
+    page.has_launched = True  # mounted pages are not; until then Gradio opens any file that a request names
     return gr.mount_gradio_app(
         app,
-        build_page(predictor, limits, folder),
+        page,
         path="/",
         max_file_size=f"{limits.upload_megabytes}mb",
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(

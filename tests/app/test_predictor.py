@@ -2,6 +2,8 @@
 
 import json
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,6 +61,7 @@ def test_every_view_of_one_run(folder, task, tmp_path):
         if view == "panoptic":
             ids = {s["id"] for s in data["annotations"][0]["segments_info"]}
             assert set(np.unique(png[..., 0])) - {0} == ids
+            assert len(ids) == 3
     assert served.runs == 1
 
 
@@ -88,8 +91,31 @@ def test_unusable_uploads_are_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_unknown_model_and_view(folder):
+def test_two_at_once_run_the_model_once(folder, monkeypatch):
+    """And a photo that failed is tried again."""
+    served = predictor(folder, "panoptic")
+    run, slow = served._run, lambda *args: time.sleep(0.2) or run(*args)
+    monkeypatch.setattr(served, "_run", slow)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(served.photo, [folder / "photo.png"] * 4)
+    assert served.runs == 1
+    assert all(other is first for other in others)
+
+    def fails(*args):
+        raise RuntimeError("out of memory")
+
+    again = predictor(folder, "panoptic")
+    monkeypatch.setattr(again, "_run", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        again.photo(folder / "photo.png")
+    monkeypatch.undo()
+    assert again.photo(folder / "photo.png").image.size == (80, 60)
+
+
+def test_unknown_model_view_and_file(folder, tmp_path):
     served = predictor(folder, "panoptic", "semantic")
+    with pytest.raises(ValueError, match=r"gone\.png is no longer on the server; add it again"):
+        served.photo(tmp_path / "gone.png")
     assert list(served.models) == ["panoptic, PyTorch", "semantic, PyTorch"]
     with pytest.raises(ValueError, match="there is no model 'x'; choose from panoptic, PyTorch, semantic, PyTorch"):
         served.model("x")
