@@ -32,7 +32,7 @@ class EoMTConfig(PreTrainedConfig):
 
     model_type = "eomt"
 
-    # What tells the families apart, for the encoder and for the hub's key names. Constants of the class, not fields.
+    # What distinguishes the families, for the encoder and for the hub's key names. Constants of the class, not fields.
     rope: ClassVar[Literal["dinov3", "eva02"] | None] = None
     layout: ClassVar[str] = "vit"  # of the encoder's weights: "vit" (DINOv2, DeiT-III), "dinov3" or "eva02"
     class_of_family: ClassVar[dict[str, type["EoMTConfig"]]] = {}  # filled where the subclasses are defined
@@ -164,16 +164,16 @@ class EoMTConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return fields, {"name_or_path": str(pretrained_model_name_or_path), **kwargs}
+        return fields, {"checkpoint": str(pretrained_model_name_or_path), **kwargs}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As transformers'. What the hub's files leave out is inferred: the task and the stuff classes."""
         given = {name: kwargs.pop(name) for name in ("task", "stuff_label_ids") if kwargs.get(name) is not None}
+        path = kwargs.pop("checkpoint", None) or kwargs.get("name_or_path")  # the latter from AutoConfig
         fields = {**config_dict, **given}
         if fields.get("task") is None:
-            path, commit = kwargs.get("name_or_path"), fields.get("_commit_hash")
-            processor = read_beside(path, "preprocessor_config.json", revision=commit)
+            processor = read_beside(path, "preprocessor_config.json", revision=fields.get("_commit_hash"))
             fields["task"] = checkpoint_task(fields, fields, processor, path)
         labels = new_labels(fields.get("id2label"), kwargs)
         if labels is not None:

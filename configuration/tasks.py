@@ -44,6 +44,9 @@ TASK_ROWS: dict[str, TaskRow] = {
 }  # fmt: skip
 TASKS: tuple[str, ...] = tuple(TASK_ROWS)
 
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+"""Arguments of `from_pretrained` that say where a repository is found, and how."""
+
 logger = logging.get_logger(__name__)
 
 
@@ -120,7 +123,7 @@ def read_beside(path: str | None, file_name: str, **hub: Any) -> dict:
     """The checkpoint's other file, {} where there is none or none that can be read.
 
     Args:
-        hub: arguments of `cached_file`: revision, token, cache_dir, …
+        hub: some of `HUB_ARGUMENTS`.
     """
     if not path:
         return {}

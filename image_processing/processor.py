@@ -23,7 +23,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 from ..configuration.eomt import code_upload_refused
-from ..configuration.tasks import checkpoint_stuff, checkpoint_task, read_beside
+from ..configuration.tasks import HUB_ARGUMENTS, checkpoint_stuff, checkpoint_task, read_beside
 from ..configuration.validation import wrong
 from .geometry import Placement, input_size_of, placement, require_possible
 from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
@@ -32,8 +32,6 @@ from .settings import check_settings
 from .targets import batch_targets, read_maps
 
 CONFIGURATION = "config.json"
-# Arguments of `from_pretrained` that say how a file of a repository is found.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -152,7 +150,7 @@ class _EoMTProcessing(PostProcessing):
             width,
             self.size if size is None else size,
             windowed=windowed,
-            pad=bool(self.do_pad),
+            pad=bool(self.do_pad or self.do_split_image),  # neither: the resized image is the input as it is
             resize=bool(self.do_resize),
         )
 

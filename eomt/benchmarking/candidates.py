@@ -148,7 +148,7 @@ class Candidate:
         return model.eval().to(device)
 
     def inputs(self, batch: int, device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Made images (batch, 3, H, W), and what else the model wants."""
+        """Random images (batch, 3, H, W), and what else the model wants."""
         inputs = {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device, dtype=dtype)}
         if self.config.model_type == "oneformer":
             inputs["task_inputs"] = torch.zeros(batch, ONEFORMER_TASK_TOKENS, dtype=torch.long, device=device)

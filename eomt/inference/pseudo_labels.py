@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .prediction_files import VOID_LABELS
 from .writing import atomic, write_json
 
-VOID = {1: 255, 2: 65535, 3: 0xFFFFFF}  # of label pngs by their bytes a pixel
 NEARLY = 0.5
 """Instances from this share of the score that counts are crowds; below, they are background."""
 
@@ -83,7 +83,7 @@ def _semantic(output: Path, folder: Path, listing: dict, least: float) -> None:
         name = image["sem_seg_file_name"].removeprefix("labels/")
         labels = np.asarray(Image.open(output / "labels" / name))
         confidence = np.asarray(Image.open(output / "confidence" / name)) / 65535
-        void = VOID[3 if labels.ndim == 3 else labels.itemsize]
+        void = VOID_LABELS[3 if labels.ndim == 3 else labels.itemsize]
         unsure = confidence < least
         kept = labels.copy()
         kept[unsure] = (255, 255, 255) if labels.ndim == 3 else void

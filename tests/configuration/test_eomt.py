@@ -78,6 +78,6 @@ def test_round_trip_through_a_file(name, tmp_path):
     config = EoMTConfig.for_backbone(name, (640, 320), **LABELS, stuff_label_ids=[1, 2], masked_attention=False)
     config.save_pretrained(tmp_path)
     again = type(config).from_pretrained(tmp_path)
-    assert again.to_diff_dict() == config.to_diff_dict()
+    assert again.to_dict() == config.to_dict()
     assert again.stuff_label_ids == [1, 2]
     assert again.id2label == LABELS["id2label"]

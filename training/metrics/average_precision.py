@@ -16,7 +16,7 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from ..rle import encode_masks, rle_areas
+from ...image_processing.rle import encode_masks, rle_areas
 from .streaming import StreamingMetric, image_name
 
 AREAS = ("", "small", "medium", "large")  # COCOeval's order: all, < 32², 32² … 96², > 96² pixels
