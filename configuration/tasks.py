@@ -90,7 +90,9 @@ def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str
     for saved in (own, config, processor):
         if saved.get("task") is not None:
             return saved["task"]
-    windows = True if processor.get("do_split_image") else False if processor.get("do_pad") else None
+    windows = None
+    if processor.get("do_split_image") or processor.get("do_pad"):
+        windows = bool(processor.get("do_split_image"))
     task, decided = infer_task(
         known_labels(config.get("id2label")), config.get("num_queries", 200), windows, name_of(path)
     )

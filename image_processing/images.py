@@ -146,7 +146,8 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
     if image.dtype == torch.uint16:
         image = (image.long() + 128) // 257
     image = _channels_first(image, input_data_format)
-    image = image[:3].expand(3, -1, -1) if image.shape[0] not in (2,) else image[:1].expand(3, -1, -1)
+    colors = 1 if image.shape[0] == 2 else 3  # of gray with alpha the gray
+    image = image[:colors].expand(3, -1, -1)
     if image.is_floating_point():
         return image.float()
     if image.dtype == torch.uint8:

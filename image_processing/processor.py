@@ -115,6 +115,7 @@ class _EoMTProcessing(PostProcessing):
         as `task=`, decides between padding and windows, unless our own file or a keyword does."""
         saved = dict(image_processor_dict)
         config, path = saved.pop("checkpoint", ({}, None))
+        check_settings(saved, cls.valid_kwargs)
         own = saved.get("task") is not None
         if not own:
             saved["task"] = checkpoint_task(saved, config, saved, path)

@@ -29,11 +29,14 @@ def front_matter(task: str, dataset: str, license_name: str | None = "apache-2.0
 
 def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
     """Markdown table; None is printed as –."""
-    lines = [list(header)]
-    lines += [
-        ["–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in r] for r in rows
-    ]
-    lines.insert(1, ["---"] * len(lines[0]))
+
+    def text(cell) -> str:
+        if cell is None:
+            return "–"
+        return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+    header = list(header)
+    lines = [header, ["---"] * len(header), *([text(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -79,7 +79,9 @@ def fill(
         given.add("precision")
     if given & {"learning_rate"}:  # one rate for all, as given
         given.add("backbone_learning_rate")
-    begins = "eomt" if start is not None else "scratch" if model.backbone_weights == "scratch" else "backbone"
+    begins = "scratch" if model.backbone_weights == "scratch" else "backbone"
+    if start is not None:
+        begins = "eomt"
     on_cpu = args.device.type == "cpu" and not args.torch_compile
     choices, values = [], {"task": args.task}
     for choice in own_data_defaults(facts_of(train), args.task, begins, fast_bf16=on_cpu and has_fast_bf16()):

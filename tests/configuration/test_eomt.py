@@ -1,5 +1,7 @@
 """EoMTConfig: construction for every backbone, validation, and the round trip through a file."""
 
+import json
+
 import pytest
 
 from eomt.configuration import BACKBONES, EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config, find_backbone
@@ -62,6 +64,19 @@ def test_tasks():
 def test_wrong_fields_are_clear_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         EoMTConfig(**fields)
+
+
+@pytest.mark.parametrize(("field", "value"), [("id2label", ["sky"]), ("label2id", 3), ("architectures", "EoMT")])
+def test_wrong_types_of_the_fields_that_transformers_declares(field, value, tmp_path):
+    EoMTConfig().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=f"{field} is .*; it must be "):
+        EoMTConfig.from_pretrained(tmp_path)
+
+
+def test_fields_of_another_family_are_not_checked(tmp_path):
+    assert EoMTConfig(rope_theta={}).rope_theta == {}
 
 
 def test_unknown_backbone_names_the_known_ones():
