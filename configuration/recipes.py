@@ -140,7 +140,7 @@ class Recipe:
         if not (self.checkpoint and self.is_delta):
             return self.checkpoint
         dataset = {"ade20k": "ade"}.get(self.dataset, self.dataset)
-        size = next(size for size in _BLOCKS if f"_{size}_" in self.backbone)
+        size = find_backbone(self.backbone).size
         return f"tue-mps/eomt-dinov3-{dataset}-{self.task}-{size}-{self.image_size}"
 
     @property
@@ -182,7 +182,6 @@ class Recipe:
 
 DINOV2 = "vit_{}_patch14_reg4_dinov2.lvd142m"
 DINOV3 = "vit_{}_patch16_dinov3.lvd1689m"
-_BLOCKS = {"small": 3, "base": 3, "large": 4, "giant": 5}
 _EPOCHS = {"coco": 12, "ade20k": 31, "cityscapes": 107}
 _V3 = {"learning_rate": 2e-4, "llrd_l2_enabled": False, "warmup_steps": (2000, 3000)}
 _V3_FIRST = {**_V3, "first_block_annealing": (0, 3000)}
@@ -191,13 +190,13 @@ _V3_FIRST = {**_V3, "first_block_annealing": (0, 3000)}
 def _recipe(dataset: str, task: str, size: str, image_size: int, suffix: str = "", **values) -> Recipe:
     """A row of the authors' table of configurations; what follows from data set, task and size is filled in."""
     name = f"{dataset}_{task}_eomt_{size}_{image_size}{suffix}"
-    semantic = task == "semantic"
+    backbone = values.get("backbone", DINOV2.format(size))
     common = {
-        "backbone": DINOV2.format(size),
+        "backbone": backbone,
         "epochs": _EPOCHS[dataset] * (2 if "_2x" in suffix else 1),
-        "num_blocks": _BLOCKS[size],
+        "num_blocks": find_backbone(backbone).num_blocks,
         "num_queries": TASK_ROWS[task].num_queries,
-        "scale_range": (0.5, 2.0) if semantic else (0.1, 2.0),
+        "scale_range": TASK_ROWS[task].scale_range,
         "color_jitter": dataset != "coco",
         "evaluation_epochs": 2 if task == "instance" else 1,
         "checkpoint": f"tue-mps/{name}",

@@ -51,9 +51,8 @@ segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
 
 
 def _deltas(recipe: Recipe) -> str:
-    size = recipe.backbone.split("_")[1][0]
     return f"""`{recipe.checkpoint}` has the same weights as differences from DINOv3's, which transformers cannot \
-load. With a download of it and of `facebook/dinov3-vit{size}16-pretrain-lvd1689m` (its license has to be accepted on \
+load. With a download of it and of `{find_backbone(recipe.backbone).hub_name}` (its license has to be accepted on \
 the hub):
 
 ```bash
