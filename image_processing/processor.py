@@ -115,17 +115,16 @@ class _EoMTProcessing(PostProcessing):
         as `task=`, decides between padding and windows, unless our own file or a keyword does."""
         saved = dict(image_processor_dict)
         config, path = saved.pop("checkpoint", ({}, None))
-        check_settings(saved, cls.valid_kwargs)
         own = saved.get("task") is not None
         if not own:
             saved["task"] = checkpoint_task(saved, config, saved, path)
         task = kwargs.get("task") or saved["task"]
-        if not own or (task == "semantic") != (saved["task"] == "semantic"):
-            saved.pop("do_split_image", None)  # windows cannot be joined to segments, and semantic models expect them
-            saved.pop("do_pad", None)
         if saved.get("stuff_label_ids") is None:
             saved["stuff_label_ids"] = checkpoint_stuff(config, task)
         check_settings({**saved, "task": task}, cls.valid_kwargs)
+        if not own or (task == "semantic") != (saved["task"] == "semantic"):
+            saved.pop("do_split_image", None)  # windows cannot be joined to segments, and semantic models expect them
+            saved.pop("do_pad", None)
         return super().from_dict(saved, **kwargs)
 
     @classmethod

@@ -252,6 +252,10 @@ def test_file_of_the_built_in(tmp_path):
         processor = EomtImageProcessor.from_pretrained(tmp_path)
         assert (processor.task, processor.do_pad, processor.do_split_image) == (task, pad, not pad)
         assert EoMTImageProcessor.from_pretrained(tmp_path, task="instance").task == "instance"
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_pad": "yes"}))
+    with pytest.raises(ValueError, match="do_pad is 'yes'; it must be true or false"):
+        EoMTImageProcessor.from_pretrained(tmp_path)
 
 
 def test_paths_and_unreadable_files(tmp_path):
