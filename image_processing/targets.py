@@ -25,6 +25,11 @@ def rgb_to_id(rgb: np.ndarray | Tensor) -> np.ndarray | Tensor:
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
+def id_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """(…) ids, R + 256 G + 65536 B → (…, 3) uint8."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+
+
 def picture_ids(picture: Image.Image) -> np.ndarray:
     """Label picture → (H, W) int32: RGB-coded ids, or its one channel's values; a palette's indices are the labels.
 

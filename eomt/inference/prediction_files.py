@@ -24,6 +24,7 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from eomt.configuration.labels import LabelSpace
+from eomt.image_processing.targets import id_to_rgb
 
 from .writing import write_atomic, write_json
 
@@ -110,9 +111,7 @@ def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
     highest = max(category_ids)
     size = 1 if highest < VOID_LABELS[1] else 2 if highest <= VOID_LABELS[2] else 3  # bytes a pixel
     table = np.array([*category_ids, VOID_LABELS[size]])
-    if size == 3:
-        table = np.stack([table % 256, table // 256 % 256, table // 65536], -1)
-    table = table.astype(np.uint16 if size == 2 else np.uint8)
+    table = id_to_rgb(table) if size == 3 else table.astype(np.uint16 if size == 2 else np.uint8)
     coded = np.empty((*labels.shape, *table.shape[1:]), table.dtype)
     for top in range(0, len(labels), _BAND):
         band = labels[top : top + _BAND]
