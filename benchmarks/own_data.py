@@ -22,8 +22,10 @@ from eomt.cli.train import parse
 from eomt.configuration import TASK_ROWS
 from eomt.inference.writing import write_json
 from eomt.training.collator import EoMTDataCollator
+from eomt.training.cpu import has_fast_bf16, keep_memory
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.evaluation import evaluate_model, metric_for
+from eomt.training.options import listed
 from eomt.training.run_setup import build_trainer
 from eomt.visualization import draw_segments, side_by_side
 
@@ -60,6 +62,12 @@ class StepTimes(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.started)
 
 
+def load_split(options, split: str):
+    """Rows and label space of a split, the same for every variant."""
+    ignored = listed(options.ignore_ids, int)
+    return load_data(options.data, task=options.task, split=split, ignore_ids=ignored)
+
+
 def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict], StepTimes]:
     """`eomt train` with its defaults for own data, plus what the variant says."""
     command = [
@@ -68,8 +76,9 @@ def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]
         *("--image-size", str(options.image_size), "--max-steps", str(options.steps), "--seed", str(options.seed)),
         *("--total-batch-size", str(options.batch), "--per-device-train-batch-size", str(options.batch)),
         *("--eval-strategy", "no", "--save-strategy", "no", "--logging-steps", "10", "--disable-tqdm", "true"),
-        *("--dataloader-num-workers", "0", "--bf16", *OURS[options.variant].split()),
+        *("--dataloader-num-workers", "0", "--precision", options.precision, *OURS[options.variant].split()),
     ]
+    command += ["--ignore-ids", options.ignore_ids] if options.ignore_ids else []
     data, model, args, _ = parse(command)
     trainer, _ = build_trainer(data, model, args)
     times = StepTimes()
@@ -82,7 +91,7 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
     """transformers' EoMT from the same backbone in the stock Trainer, as its instance segmentation example trains
     Mask2Former: every image resized to the input size, flipped, its colors jittered; one rate for all parameters."""
     rate, schedule = BUILT_IN[options.variant]
-    train, space = load_data(options.data, task=options.task, split="train")
+    train, space = load_split(options, "train")
     set_seed(options.seed)
     config = EoMTConfig.for_backbone(
         options.backbone,
@@ -116,7 +125,7 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
             lr_scheduler_type=schedule,
             seed=options.seed,
             logging_steps=10,
-            bf16=True,
+            bf16=options.precision == "bf16",
             use_cpu=not torch.cuda.is_available(),
             disable_tqdm=True,
             save_strategy="no",
@@ -141,7 +150,7 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
 
 def evaluate(model, processor, options) -> tuple[dict, list[float]]:
     """Held-out metric, and each image's own; writes the worst, the median and the best picture."""
-    dataset, space = load_data(options.data, task=options.task, split="val")
+    dataset, space = load_split(options, "val")
     dataset = dataset.with_transform(EvaluationTransform(space, task=options.task))
     key, found = TASK_ROWS[options.task].metric_key, []
 
@@ -208,14 +217,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--ignore-ids", metavar="IDS", help="label png values that mean unlabeled, as in eomt train")
     parser.add_argument("--alone", action="store_true", help="nothing else runs: seconds a step mean something")
     parser.add_argument("--num-queries", type=int, default=100, help="of the built-in; its own default is 200")
     parser.add_argument("--num-points", type=int, default=2048, help="of the built-in; its own default is 12544")
     options = parser.parse_args(argv)
+    options.precision = "bf16" if has_fast_bf16() else "fp32"
     if (options.output / "run.json").exists():
         raise SystemExit(f"{options.output} holds a finished run; choose another --output")
     options.output.mkdir(parents=True, exist_ok=True)
     register()
+    keep_memory()  # as `eomt train` does, for every variant
     train = train_built_in if options.variant in BUILT_IN else train_ours
     model, processor, log, times = train(options)
     metrics, scores = evaluate(model, processor, options)
@@ -236,6 +248,7 @@ def summary(options, model, log, times: StepTimes, metrics: dict, scores: list[f
         "batch": options.batch,
         "alone": options.alone,
         "image_size": options.image_size,
+        "precision": options.precision,
         "num_queries": model.config.num_queries,
         "num_points": model.config.train_num_points,
         "metric": key,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
@@ -36,7 +37,19 @@ def evaluate(args) -> None:
     start_group(args)
     model, processor = load(args) if args.model else (None, None)
     task = processor.task if processor else args.task
-    dataset, space = evaluation_data(args, task, model)
+    dataset, space = evaluation_data(
+        args.data,
+        task,
+        model,
+        dataset=args.dataset,
+        split=args.split,
+        ignore_ids=args.ignore_ids,
+        keep_empty=args.keep_empty,
+    )
+    if args.predictions:
+        written = PredictionIndex.find(folder_of(args.predictions))
+        space = written.named(space) if written else space
+    dataset = dataset.with_transform(EvaluationTransform(space, task=task))
     images = ImageReport(task, space, args.worst)
     result = _score_model(args, model, processor, dataset, space, task, images) if model else None
     if result is None:
@@ -91,24 +104,28 @@ def load(args):
     return model.eval().to(args.device or best), processor
 
 
-def evaluation_data(args, task: str, model):
-    """The split, ready for evaluation, with the model's classes where there is a model."""
-    wanted = LabelSpace.from_config(model.config, args.model) if model else None
-    options = {"task": task, "split": args.split, "ignore_ids": args.ignore_ids, "keep_empty": args.keep_empty}
-    options["automatic_split"] = True
+def evaluation_data(
+    path: str, task: str, model=None, *, dataset: str = "auto", split: str = "val", **options
+) -> tuple[Dataset, LabelSpace]:
+    """A split's rows and its label space, with the model's classes where there is a model.
+
+    options: `ignore_ids` and `keep_empty` of `load_data`.
+
+    Raises:
+        ValueError: when the data has other classes than the model.
+    """
+    wanted = LabelSpace.from_config(model.config, model.config.name_or_path) if model else None
+    options |= {"task": task, "split": split, "automatic_split": True}
     try:
-        dataset, space = load_data(args.data, args.dataset, label_space=wanted, **options)
+        return load_data(path, dataset, label_space=wanted, **options)
     except UnknownClass as error:
-        dataset, space = load_data(args.data, args.dataset, **options)
+        rows, space = load_data(path, dataset, **options)
         if space.num_labels != wanted.num_labels:
             hint = "; --ignore-ids leaves values of the label images out" if task == "semantic" else ""
             raise ValueError(f"{error}; the data has {space.num_labels} classes{hint}") from None
         note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
         print(f"note: {note}", file=sys.stderr)
-    if args.predictions:
-        written = PredictionIndex.find(folder_of(args.predictions))
-        space = written.named(space) if written else space
-    return dataset.with_transform(EvaluationTransform(space, task=task)), space
+        return rows, space
 
 
 def _score_model(args, model, processor, dataset, space, task: str, images) -> dict:

@@ -3,13 +3,13 @@
 from transformers import AutoImageProcessor
 
 from eomt.configuration import TASK_ROWS
-from eomt.configuration.labels import LabelSpace
 from eomt.configuration.validation import parse_size
+from eomt.evaluate import evaluation_data
 from eomt.inference.export_folder import ExportOptions, export_folder, require_options
 from eomt.inference.loading import load_model, require_model
 from eomt.inference.writing import require_free, require_writable
 from eomt.modeling_eomt import EoMTPreTrainedModel
-from eomt.training.data import EvaluationTransform, load_data
+from eomt.training.data import EvaluationTransform
 from eomt.training.evaluation import evaluate_model
 
 
@@ -33,18 +33,17 @@ def export(args) -> None:
     model = load_model(args.model, dtype="float32", **({"image_size": size} if size else {}))
     if not isinstance(model, EoMTPreTrainedModel):
         raise ValueError(f"{args.model} is a {type(model).__name__}; only EoMT can be exported")
-    score = _score(args, processor) if args.data else None
+    score = _score(args, processor, model) if args.data else None
     export_folder(model, processor, args.output, options, score, args.force)
 
 
-def _score(args, processor):
+def _score(args, processor, model):
     """`model → (name, points)` of the task's metric on --data."""
     task, key = processor.task, TASK_ROWS[processor.task].metric_key
-    data, labels = load_data(args.data, task=task, split=args.split)
-    data = data.with_transform(EvaluationTransform(labels, task=task))
+    data, space = evaluation_data(args.data, task, model, split=args.split, ignore_ids=args.ignore_ids)
+    data = data.with_transform(EvaluationTransform(space, task=task))
 
     def score(model) -> tuple[str, float]:
-        space = LabelSpace.from_config(model.config)
         result = evaluate_model(model, processor, data, task=task, label_space=space)
         return key, 100 * result[key]
 

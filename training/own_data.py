@@ -64,22 +64,25 @@ def _size(location: str) -> tuple[int, int]:
         raise ValueError(f"{location}: unreadable image ({error}); fix or remove it") from None
 
 
-def own_data_defaults(facts: DataFacts, task: str, start: Start, fast_bf16: bool = False) -> list[Choice]:
+def own_data_defaults(
+    facts: DataFacts, task: str, start: Start, image_size: int | None = None, fast_bf16: bool = False
+) -> list[Choice]:
     """Facts of the training images, task and what the model starts from → a value and a reason for each option.
 
     start: "eomt", a trained EoMT, which keeps its queries; "backbone", pre-trained blocks with new queries and heads;
-    "scratch". fast_bf16: the run is on a CPU that computes in bfloat16.
+    "scratch". image_size: the longer side of the crop in pixels where it is given, which other values follow.
+    fast_bf16: the run is on a CPU that computes in bfloat16.
     """
-    return [*_input(facts, task), *_queries(facts, task, start), *_rates(start), *_length(facts, start)] + (
+    return [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start), *_length(facts, start)] + (
         [Choice("precision", "bf16", "this CPU computes in it: about half the time of fp32, as good")]
         if fast_bf16
         else []
     )
 
 
-def _input(facts: DataFacts, task: str) -> Iterator[Choice]:
+def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
     row = TASK_ROWS[task]
-    size = min(row.image_size, max(128, 32 * round(facts.side / 32)))
+    size = given or min(row.image_size, max(128, 32 * round(facts.side / 32)))
     about = f"the images' longer side is {facts.side} pixels"
     yield Choice("image_size", str(size), f"{about}; larger than {row.image_size} costs more than it gives")
     if size < row.image_size:

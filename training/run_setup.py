@@ -81,8 +81,9 @@ def fill(
         given.add("backbone_learning_rate")
     begins = "eomt" if start is not None else "scratch" if model.backbone_weights == "scratch" else "backbone"
     on_cpu = args.device.type == "cpu" and not args.torch_compile
+    side = max(as_pair(crop_size(data, args))) if data.image_size else None
     choices, values = [], {"task": args.task}
-    for choice in own_data_defaults(facts_of(train), args.task, begins, fast_bf16=on_cpu and has_fast_bf16()):
+    for choice in own_data_defaults(facts_of(train), args.task, begins, side, on_cpu and has_fast_bf16()):
         group = next((group for group in (data, model) if hasattr(group, choice.name)), None)
         if group is None and choice.name not in given:
             values[choice.name] = choice.value

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from eomt.app.views import overlay
-from eomt.configuration.labels import LabelSpace
-from eomt.inference.prediction_files import instance_results, label_png, panoptic_png
-from eomt.inference.writing import write_atomic, write_json
+from ..configuration.labels import LabelSpace
+from ..inference.prediction_files import instance_results, label_png, panoptic_png
+from ..inference.writing import write_atomic, write_json
+from .views import overlay
 
 
 def write_files(folder: Path, name: str, view: str, prediction: dict, image: Image.Image, config) -> list[Path]:

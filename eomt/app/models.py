@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import AutoImageProcessor
 
-from eomt.inference.engines import exported_engines, missing_packages
-from eomt.inference.loading import load_model, require_model
+from ..inference.engines import exported_engines, missing_packages
+from ..inference.loading import load_model, require_model
 
 TITLES = {"torch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime", "pt2": "torch.export"}
 VIEWS = {
@@ -42,7 +42,7 @@ class ServedModel:
 
     def _loaded(self):
         if self.engine != "torch":
-            from eomt.inference.exported import ExportedEoMT
+            from ..inference.exported import ExportedEoMT
 
             return ExportedEoMT.from_pretrained(self.folder, engine=self.engine)
         import torch

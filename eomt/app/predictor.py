@@ -3,7 +3,9 @@
 import hashlib
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eomt.app.limits import Limits, open_upload
-from eomt.app.models import ServedModel
-from eomt.inference import post_process
+from ..configuration import TASK_ROWS
+from ..inference import post_process
+from .limits import Limits, open_upload
+from .models import ServedModel
 
 KEPT_BYTES = 2**30
 """Of pictures and logits; the oldest go first."""
+SHOWN_SIDE = 1280
+"""Longest side of a view (pixels)."""
 
 
 @dataclass
@@ -25,6 +30,13 @@ class Photo:
 
     image: Image.Image
     outputs: SimpleNamespace
+
+    @cached_property
+    def shown(self) -> Image.Image:
+        """The picture at the size of a view."""
+        factor = min(1.0, SHOWN_SIDE / max(self.image.size))
+        size = [max(1, round(side * factor)) for side in self.image.size]
+        return self.image.resize(size, reducing_gap=2.0) if factor < 1 else self.image
 
     @property
     def bytes(self) -> int:
@@ -37,7 +49,7 @@ class Predictor:
 
     def __init__(self, models: dict[str, ServedModel], limits: Limits):
         self.models, self.limits, self.runs = models, limits, 0
-        self._kept: OrderedDict[tuple[str, str], Photo] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Future[Photo]] = OrderedDict()
         self._lock = threading.Lock()
 
     def model(self, name: str | None) -> ServedModel:
@@ -47,24 +59,48 @@ class Predictor:
         return self.models[name or next(iter(self.models))]
 
     def photo(self, path: str | Path, name: str | None = None) -> Photo:
-        """The picture with the model's logits; the model runs at the first call only."""
+        """The picture with the model's logits; the model runs at the first call only, also when two come at once.
+
+        Raises:
+            ValueError: one line for the visitor, for a file that is no picture, too large or deleted since.
+        """
         served = self.model(name)
-        key = (hashlib.sha256(Path(path).read_bytes()).hexdigest(), served.name)
+        try:
+            key = (hashlib.sha256(Path(path).read_bytes()).hexdigest(), served.name)
+        except FileNotFoundError:
+            raise ValueError(f"{Path(path).name} is no longer on the server; add it again") from None
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        image = open_upload(path, self.limits)
-        found = Photo(image, self._run(served, image))
+            future, is_new = self._kept.get(key), key not in self._kept
+            if is_new:
+                future = self._kept[key] = Future()
+            self._kept.move_to_end(key)
+        if is_new:
+            self._fill(future, key, path, served)
+        return future.result()
+
+    def _fill(self, future: Future, key: tuple[str, str], path: str | Path, served: ServedModel) -> None:
+        try:
+            image = open_upload(path, self.limits)
+            found = Photo(image, self._run(served, image))
+        except BaseException as error:  # whoever waits for it gets the error; the next request tries again
+            with self._lock:
+                del self._kept[key]
+            future.set_exception(error)
+            return
+        future.set_result(found)
         with self._lock:
-            self.runs += 1
-            self._kept[key] = found
-            while len(self._kept) > 1 and sum(photo.bytes for photo in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)
-        return found
+            done = {key: one.result().bytes for key, one in self._kept.items() if one.done()}
+            total = sum(done.values())
+            for oldest in list(done)[:-1]:
+                if total <= KEPT_BYTES:
+                    break
+                total -= done[oldest]
+                del self._kept[oldest]
 
     def _run(self, served: ServedModel, image: Image.Image) -> SimpleNamespace:
         model = served.load()
+        with self._lock:
+            self.runs += 1
         inputs = served.processor(image, return_tensors="pt")
         offsets = [tuple(int(v) for v in row) for row in inputs["patch_offsets"]] or None
         with torch.no_grad():
@@ -80,15 +116,20 @@ class Predictor:
 class Thresholds:
     """The sliders."""
 
-    score: float = 0.5
-    "Panoptic: class probability that a query needs; instance: score of an instance."
+    score: float | None = None
+    "Panoptic: class probability that a query needs; instance: score of an instance. None: as `eomt predict` draws."
     mask: float = 0.5
     "Probability from which a pixel belongs to a mask."
     overlap: float = 0.8
     "Panoptic: share of its mask that a segment must keep against the others."
 
 
-def segments(served: ServedModel, photo: Photo, view: str, limits: Thresholds, size=None) -> dict:
+def default_score(view: str) -> float | None:
+    """The threshold of a view, the same as `eomt predict`'s; None where it has none."""
+    return TASK_ROWS[view].drawing_threshold if view in TASK_ROWS else None
+
+
+def segments(served: ServedModel, photo: Photo, view: str, thresholds: Thresholds, size=None) -> dict:
     """Kept logits → the view's prediction at `size` (height, width), the picture's own by default.
 
     Raises:
@@ -98,15 +139,16 @@ def segments(served: ServedModel, photo: Photo, view: str, limits: Thresholds, s
         raise ValueError(f"{served.name} has no {view} view; choose from {', '.join(served.views)}")
     size = size or (photo.image.height, photo.image.width)
     task, rules = ("semantic" if view == "confidence" else view), {}
+    score = default_score(view) if thresholds.score is None else thresholds.score
     if view == "panoptic":
-        rules = {"threshold": limits.score, "overlap_mask_area_threshold": limits.overlap}
+        rules = {"threshold": score, "overlap_mask_area_threshold": thresholds.overlap}
     if view in ("panoptic", "instance"):
-        rules["mask_threshold"] = min(max(limits.mask, 1e-3), 1 - 1e-3)
+        rules["mask_threshold"] = min(max(thresholds.mask, 1e-3), 1 - 1e-3)
     if view == "confidence":
         rules["confidence"] = True
     found = post_process(served.processor, photo.outputs, size, task, **rules)
     if view == "instance":
-        keep = np.flatnonzero(found["scores"].numpy() >= limits.score).tolist()
+        keep = np.flatnonzero(found["scores"].numpy() >= score).tolist()
         found |= {"masks": [found["masks"][k] for k in keep], "labels": found["labels"][keep]}
         found["scores"] = found["scores"][keep]
     return found

@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from eomt.app.limits import Limits
-from eomt.app.models import find_models
-from eomt.app.predictor import Predictor
+from .limits import Limits
+from .models import find_models
+from .predictor import Predictor
 
 NO_SCRIPT = (
     '<noscript><p style="margin: 2em; font: 1em sans-serif">This page needs JavaScript. Without it: '
@@ -58,7 +58,7 @@ def build_app(predictor: Predictor, limits: Limits, folder: Path):
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse
 
-    from eomt.app.page import build_page
+    from .page import build_page
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -71,13 +71,16 @@ def build_app(predictor: Predictor, limits: Limits, folder: Path):
         start = text.find(">", text.find("<body")) + 1
         return HTMLResponse(text[:start] + NO_SCRIPT + text[start:], response.status_code)
 
-    here = Path(__file__).parent
+    here, page = Path(__file__).parent, build_page(predictor, limits, folder)
+    page.has_launched = True  # mounted pages are not; until then Gradio opens any file that a request names
     return gr.mount_gradio_app(
         app,
-        build_page(predictor, limits, folder),
+        page,
         path="/",
         max_file_size=f"{limits.upload_megabytes}mb",
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+        ),
         head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>",
         css=(here / "page.css").read_text(encoding="utf-8"),
         footer_links=["api"],

@@ -1,6 +1,5 @@
 """`eomt benchmark --calibrate-merging`: which threshold of token merging costs a model nothing (paper, Table 9)."""
 
-from argparse import Namespace
 from dataclasses import asdict, dataclass
 
 from transformers import AutoImageProcessor
@@ -10,6 +9,7 @@ from eomt.configuration import TASK_ROWS
 from eomt.evaluate import evaluation_data
 from eomt.inference.loading import load_model, require_model, usable_device
 from eomt.inference.writing import write_json
+from eomt.training.data import EvaluationTransform
 from eomt.training.evaluation import evaluate_model
 
 ALLOWED_LOSS = 0.1
@@ -42,8 +42,8 @@ def calibrate(args) -> int:
     model.set_attn_mask_probs([float(bool(args.masked))] * model.config.num_blocks)
     processor = AutoImageProcessor.from_pretrained(name)
     task = processor.task
-    asked = Namespace(**vars(args) | {"model": name, "split": "val", "keep_empty": True, "predictions": None})
-    data, space = evaluation_data(asked, task, model)
+    data, space = evaluation_data(args.data, task, model, dataset=args.dataset, ignore_ids=args.ignore_ids)
+    data = data.with_transform(EvaluationTransform(space, task=task))
     metric = TASK_ROWS[task]
 
     def measure(threshold: float | None) -> Row:

@@ -1,6 +1,7 @@
 """The `eomt` command: each sub-command is a module of this folder with `main(argv) -> int`, imported when called."""
 
 import importlib
+import os
 import re
 import sys
 
@@ -13,10 +14,16 @@ COMMANDS = {
     "compare": "runs side by side: a table of results and options, a picture of the curves",
     "evaluate": "compute PQ, AP or mIoU of a model or of a folder of predictions",
     "convert": "convert between the authors' checkpoints and the hub format",
-    "export": "export to torch.export and ONNX, checked against the model",
+    "export": "export to OpenVINO, ONNX and torch.export, checked against the model",
     "benchmark": "compare models: parameters, GFLOPs, latency, throughput, memory",
     "reproduce": "a table of the paper beside what is counted, measured and trained here",
 }
+
+
+def data_workers() -> int:
+    """Processes that read images: one for each core that this process may use, at most 4."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(4, len(usable))
 
 
 def add_token_merging(parser) -> None:

@@ -1,9 +1,8 @@
 """`eomt evaluate`: PQ, AP or mIoU of a model, or of predictions that any tool wrote."""
 
 import argparse
-import os
 
-from eomt.cli import DTYPES, add_token_merging
+from eomt.cli import DTYPES, add_token_merging, data_workers
 from eomt.configuration import TASKS
 
 EPILOG = """examples:
@@ -68,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="include images without annotations, as the official servers do (default); the authors leave them out",
     )
     p.add_argument("--batch-size", type=int, default=1, help="images per batch (default 1)")
-    p.add_argument("--num-workers", type=int, default=min(4, os.cpu_count() or 1), help="data-loading processes")
+    p.add_argument("--num-workers", type=int, default=data_workers(), help="data-loading processes")
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
     p.add_argument("--dtype", default="float32", choices=DTYPES)
     p.add_argument(

@@ -1,8 +1,9 @@
 """`eomt train`: a recipe of the paper, or fine-tuning on own data; saves a model ready for the Auto classes."""
 
 import argparse
-import os
 from pathlib import Path
+
+from eomt.cli import data_workers
 
 EPILOG = """examples:
   a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
@@ -71,7 +72,7 @@ def parse(argv: list[str]):
         logging_steps=20,
         report_to="none",
         per_device_eval_batch_size=1,
-        dataloader_num_workers=min(4, os.cpu_count() or 1),
+        dataloader_num_workers=data_workers(),
         save_best=True,
     )
     if "--help-all" in argv:

@@ -88,6 +88,8 @@ def require_options(options: ExportOptions) -> None:
         raise ValueError("--precision int8 needs images that are like those to come: --calibrate IMAGES")
     if options.calibrate and not int8:
         raise ValueError(f"--calibrate has no effect with --precision {options.precision}")
+    if not options.max_drop >= 0:
+        raise ValueError(f"--max-drop is {options.max_drop}; give 0 points or more")
     if options.calibration_images < 1:
         raise ValueError(f"--calibration-images is {options.calibration_images}; give 1 or more")
 

@@ -102,6 +102,22 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
     return [outer.round(2).ravel().tolist() for outer in found]
 
 
+def coco_annotations(images, segments: Callable, encode: Callable = polygons) -> list[dict]:
+    """COCO's `annotations` of all images; `segments(image)` gives an image's.
+
+    Args:
+        encode: (H, W) bool → COCO's `segmentation`; a segment it gives nothing for, as it has no outline, is left out.
+    """
+    found = []
+    for image in images:
+        for s in segments(image):
+            if segmentation := encode(s.mask()):
+                entry = {"id": len(found) + 1, "image_id": image["id"], "category_id": s.category["id"]}
+                entry |= {"segmentation": segmentation, "area": s.area, "bbox": list(s.box), "iscrowd": 0}
+                found.append(entry | ({} if s.score is None else {"score": s.score}))
+    return found
+
+
 def _area(points: np.ndarray) -> float:
     x, y = points.T
     return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
@@ -123,16 +139,8 @@ def _write_csv(output: Path, images, categories, segments) -> None:
 
 
 def _write_polygons(output: Path, images, categories, segments) -> None:
-    annotations = []
-    for image in images:
-        for s in segments(image):
-            outlines = polygons(s.mask())
-            if outlines:
-                entry = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": s.category["id"]}
-                entry |= {"segmentation": outlines, "area": s.area, "bbox": list(s.box), "iscrowd": 0}
-                annotations.append(entry | ({} if s.score is None else {"score": s.score}))
-    listed = {"images": images, "categories": list(categories.values()), "annotations": annotations}
-    write_json(output / "polygons.json", listed)
+    listed = {"images": images, "categories": list(categories.values())}
+    write_json(output / "polygons.json", listed | {"annotations": coco_annotations(images, segments)})
 
 
 def _write_yolo(output: Path, images, categories, segments) -> None:

@@ -1,10 +1,13 @@
-"""Results of `eomt predict` → one COCO instances json, which FiftyOne, CVAT and Label Studio import.
+"""Results of `eomt predict` → one COCO json that FiftyOne, CVAT and Label Studio import.
 
     python -m eomt.interop.coco segments labels.json                    polygons, which all of them read
     python -m eomt.interop.coco segments labels.json --masks rle        exact masks, for FiftyOne, CVAT and pycocotools
 
-Their importers ask for images {id, file_name, width, height}, categories {id, name} and annotations {id, image_id,
-category_id, bbox, area, iscrowd, segmentation} with whole numbers as ids. Panoptic segments become one annotation each.
+A segment of any task is one annotation. What their importers ask for beyond COCO's fields:
+
+    whole numbers as ids of images, from 1 as ids of categories     CVAT (datumaro) takes category 0 for "no class"
+    a score for each annotation                                     Label Studio (label_studio_sdk.converter)
+    polygons, as run-length encoding is not read                    Label Studio
 """
 
 import argparse
@@ -12,96 +15,75 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as rle
 
-from eomt.inference.writing import atomic
-
-MASKS = ("polygons", "rle")
+from ..inference.result_formats import coco_annotations, polygons, segments_of
+from ..inference.writing import write_json
 
 
 def write_dataset(predictions: str | Path, target: str | Path, masks: str = "polygons", score: float = 0.5) -> int:
     """A folder that `eomt predict` wrote → a COCO json; the number of annotations.
 
     Args:
-        masks: "polygons" (outlines; holes are lost) or "rle" (exact, compressed).
+        masks: "polygons" (outlines; holes are filled) or "rle" (exact, compressed).
         score: instances below are left out; `eomt predict` keeps the best hundred of each image, likely or not.
 
+    Category ids are the results' own; where one of them is 0, all are one higher. Image ids are the results' own if
+    they are numbers, otherwise 1, 2, … in their order.
+
     Raises:
-        ValueError: for a folder without panoptic or instance results, or an unknown kind of masks.
+        ValueError: for a folder without results, or an unknown kind of masks.
     """
-    folder, target = Path(predictions), Path(target)
-    if masks not in MASKS:
-        raise ValueError(f"masks is {masks!r}; choose from {', '.join(MASKS)}")
-    panoptic, instances = folder / "panoptic.json", folder / "instances.json"
-    if panoptic.is_file():
-        data = json.loads(panoptic.read_text(encoding="utf-8"))
-        found = _panoptic(data, folder / "panoptic")
-    elif instances.is_file() and (folder / "images.json").is_file():
-        data = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-        found = (one for one in json.loads(instances.read_text(encoding="utf-8")) if one["score"] >= score)
-    else:
-        raise ValueError(f"{folder} has neither panoptic.json nor instances.json; give what eomt predict wrote")
-    numbers = {image["id"]: number for number, image in enumerate(data["images"], 1)}
-    annotations = []
-    for one in found:
-        segmentation = one["segmentation"]
-        entry = {"id": len(annotations) + 1, "image_id": numbers[one["image_id"]], "category_id": one["category_id"]}
-        entry |= {"bbox": one["bbox"], "area": int(rle.area(segmentation)), "iscrowd": 0, "score": one["score"]}
-        shapes = segmentation if masks == "rle" else outlines(rle.decode(segmentation))
-        if shapes:
-            annotations.append(entry | {"segmentation": shapes})
+    folder = Path(predictions)
+    if masks not in ENCODINGS:
+        raise ValueError(f"masks is {masks!r}; choose from {', '.join(ENCODINGS)}")
+    if not all((folder / name).is_file() for name in ("images.json", "run.json")):
+        raise ValueError(f"{folder} has no images.json and run.json; give a folder that eomt predict wrote")
+    listing = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+    task = json.loads((folder / "run.json").read_text(encoding="utf-8"))["task"]
+    categories = {category["id"]: category for category in listing["categories"]}
+
+    def segments(image):
+        found = segments_of(folder, task, image, categories)
+        return (s for s in found if task != "instance" or s.score >= score)
+
+    annotations = coco_annotations(listing["images"], segments, ENCODINGS[masks])
+    are_numbers = all(isinstance(image["id"], int) for image in listing["images"])
+    image_ids = {image["id"]: image["id"] if are_numbers else k for k, image in enumerate(listing["images"], 1)}
+    shift = int(0 in categories)
+    for one in annotations:
+        one |= {"image_id": image_ids[one["image_id"]], "category_id": one["category_id"] + shift}
+        one.setdefault("score", 1.0)
     images = [
-        {"id": numbers[i["id"]], "file_name": i["file_name"], "width": i["width"], "height": i["height"]}
-        for i in data["images"]
+        {"id": image_ids[i["id"]], "file_name": i["file_name"], "width": i["width"], "height": i["height"]}
+        for i in listing["images"]
     ]
-    categories = [{"id": c["id"], "name": c["name"], "supercategory": ""} for c in data["categories"]]
-    with atomic(target, force=True) as part:
-        part.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}), "utf-8")
+    names = [{"id": i + shift, "name": c["name"], "supercategory": ""} for i, c in categories.items()]
+    write_json(Path(target), {"images": images, "categories": names, "annotations": annotations})
     return len(annotations)
 
 
-def outlines(mask: np.ndarray) -> list[list[float]]:
-    """(H, W) → COCO polygons [x1, y1, x2, y2, …], in pixel edges; pieces with fewer than three corners are left out."""
-    import contourpy
-
-    padded = np.pad(mask, 1).astype(np.float32)
-    lines = contourpy.contour_generator(z=padded, name="serial").lines(0.5)
-    polygons = []
-    for line in lines:  # through pixel centers of the padded mask; outer outlines turn one way, holes the other
-        x, y = line[:-1, 0] - 0.5, line[:-1, 1] - 0.5
-        area = (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
-        if len(x) > 2 and area > 0:
-            polygons.append(np.stack([x, y], 1).round(2).ravel().tolist())
-    return polygons
+def _encoded(mask: np.ndarray) -> dict | None:
+    if not mask.any():
+        return None
+    found = rle.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": found["size"], "counts": found["counts"].decode("ascii")}
 
 
-def _panoptic(data: dict, folder: Path):
-    """COCO panoptic → instance results, one a segment."""
-    for annotation in data["annotations"]:
-        with Image.open(folder / annotation["file_name"]) as png:
-            colors = np.asarray(png.convert("RGB"), np.uint32)
-        ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
-        for segment in annotation["segments_info"]:
-            mask = rle.encode(np.asfortranarray((ids == segment["id"]).astype(np.uint8)))
-            mask["counts"] = mask["counts"].decode("ascii")
-            yield {
-                "image_id": annotation["image_id"],
-                "category_id": segment["category_id"],
-                "bbox": segment["bbox"],
-                "score": segment.get("score", 1.0),
-                "segmentation": mask,
-            }
+ENCODINGS = {"polygons": polygons, "rle": _encoded}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path, help="folder that eomt predict wrote")
     parser.add_argument("target", type=Path, help="json to write")
-    parser.add_argument("--masks", choices=MASKS, default="polygons")
+    parser.add_argument("--masks", choices=ENCODINGS, default="polygons")
     parser.add_argument("--score", type=float, default=0.5, help="leave out instances below (default 0.5)")
     args = parser.parse_args()
-    count = write_dataset(args.predictions, args.target, args.masks, args.score)
+    try:
+        count = write_dataset(args.predictions, args.target, args.masks, args.score)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     print(f"{count} annotations: {args.target}")
 
 

@@ -14,8 +14,8 @@ STUFF = [3, 4]
 NAMES = ("cat", "dog", "boat", "sky", "sea & sand")
 
 
-def save_model(folder: Path, task: str = "panoptic", seed: int = 3) -> Path:
-    """A tiny model that is sure of its classes."""
+def save_model(folder: Path, task: str = "panoptic", seed: int = 5) -> Path:
+    """A tiny model that is sure of its classes: with this seed it finds two dogs by the sea."""
     stuff = STUFF if task == "panoptic" else []
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
     model = tiny_model(num_queries=4, seed=seed, task=task, stuff_label_ids=stuff, num_labels=5, **labels)

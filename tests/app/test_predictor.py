@@ -2,6 +2,8 @@
 
 import json
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from eomt.app.downloads import write_files
 from eomt.app.limits import Limits, open_upload
 from eomt.app.models import VIEWS, find_models
 from eomt.app.predictor import Predictor, Thresholds, segments
-from eomt.app.views import figure, named_map
+from eomt.app.views import figure, id_map, named_segments
 from eomt.cli import main
+from eomt.visualization import class_colors
 from tests.app.folders import NAMES, hostile, photo, save_model
 
 
@@ -38,12 +41,14 @@ def test_every_view_of_one_run(folder, task, tmp_path):
             photo = served.photo(folder / "photo.png")
             model = served.model(None)
             found = segments(model, photo, view, Thresholds(score=score))
-            coded, names = named_map(view, found, dict(enumerate(NAMES)))
+            coded, named = id_map(view, found), named_segments(view, found, dict(enumerate(NAMES)))
             assert coded.shape == (60, 80, 3)
-            assert (coded[..., 0] <= len(names)).all()
-            if view in ("semantic", "confidence"):
-                assert names == list(NAMES)
-            assert f'data-view="{view}"' in figure("a & b", view, found, photo.image, dict(enumerate(NAMES)))
+            assert set(np.unique(coded[..., 0]).tolist()) - {0} <= {one.number for one in named}
+            assert all(one.name == NAMES[one.label] for one in named)
+            assert coded[..., 2].any() == (view == "confidence")
+            drawn = figure("a & b", view, found, photo.image, dict(enumerate(NAMES)), class_colors(range(5)))
+            assert f'data-view="{view}"' in drawn
+            assert "<figcaption>a &amp; b<" in drawn
         files = write_files(tmp_path, "photo.png", view, found, photo.image, model.load().config)
         data, png = json.loads(files[1].read_text()), np.asarray(Image.open(files[2]))
         assert [c["name"] for c in data["categories"]] == list(NAMES)
@@ -56,6 +61,7 @@ def test_every_view_of_one_run(folder, task, tmp_path):
         if view == "panoptic":
             ids = {s["id"] for s in data["annotations"][0]["segments_info"]}
             assert set(np.unique(png[..., 0])) - {0} == ids
+            assert len(ids) == 3
     assert served.runs == 1
 
 
@@ -85,8 +91,31 @@ def test_unusable_uploads_are_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_unknown_model_and_view(folder):
+def test_two_at_once_run_the_model_once(folder, monkeypatch):
+    """And a photo that failed is tried again."""
+    served = predictor(folder, "panoptic")
+    run, slow = served._run, lambda *args: time.sleep(0.2) or run(*args)
+    monkeypatch.setattr(served, "_run", slow)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(served.photo, [folder / "photo.png"] * 4)
+    assert served.runs == 1
+    assert all(other is first for other in others)
+
+    def fails(*args):
+        raise RuntimeError("out of memory")
+
+    again = predictor(folder, "panoptic")
+    monkeypatch.setattr(again, "_run", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        again.photo(folder / "photo.png")
+    monkeypatch.undo()
+    assert again.photo(folder / "photo.png").image.size == (80, 60)
+
+
+def test_unknown_model_view_and_file(folder, tmp_path):
     served = predictor(folder, "panoptic", "semantic")
+    with pytest.raises(ValueError, match=r"gone\.png is no longer on the server; add it again"):
+        served.photo(tmp_path / "gone.png")
     assert list(served.models) == ["panoptic, PyTorch", "semantic, PyTorch"]
     with pytest.raises(ValueError, match="there is no model 'x'; choose from panoptic, PyTorch, semantic, PyTorch"):
         served.model("x")

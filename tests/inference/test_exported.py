@@ -14,6 +14,7 @@ from eomt.inference.engines import ENGINES, missing_packages, open_engine
 from eomt.inference.exported import ExportedEoMT
 from eomt.inference.exporting import synthetic_photo
 from eomt.training.data import make_shapes
+from eomt.training.evaluation import evaluate_model
 from tests.models import tiny_model
 
 FORMATS = [name for name in ENGINES if not missing_packages(name)]
@@ -192,6 +193,7 @@ def test_what_cannot_be_run(folders, tmp_path, monkeypatch):
     (["--format", "onnx", "--precision", "int8"], "--calibrate IMAGES"),
     (["--format", "onnx", "--calibrate", "x.png"], "--calibrate has no effect with --precision fp32"),
     (["--format", "onnx", "--precision", "int8", "--calibrate", "text.txt"], "text.txt"),
+    (["--format", "onnx", "--max-drop", "-1"], "--max-drop is -1.0; give 0 points or more"),
 ])  # fmt: skip
 def test_export_refuses(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -209,3 +211,24 @@ def test_a_picture_that_cannot_be_read_for_calibration(tmp_path, capsys):
     assert export(tmp_path / "model", tmp_path / "out", *options) == 2
     assert "cut.png" in capsys.readouterr().err
     assert len(capsys.readouterr().err.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(("after", "code"), [(39.5, 0), (38.5, 2)])
+def test_a_file_that_loses_too_much_is_not_left(after, code, tmp_path, monkeypatch, capsys):
+    """The exported file is scored on the data; the second score is made up, as a tiny model has nothing to lose."""
+    data = make_shapes(tmp_path / "shapes", train=1, val=2)
+    save(tmp_path / "model", num_labels=8)
+    scores, evaluated = iter((0.4, after / 100)), []
+
+    def evaluate(model, *arguments, **options):
+        evaluated.append(evaluate_model(model, *arguments, **options)["pq"])
+        return {"pq": next(scores)}
+
+    monkeypatch.setattr("eomt.export.evaluate_model", evaluate)
+    options = ("--format", FORMATS[0], "--data", data, "--max-drop", "1")
+    assert export(tmp_path / "model", tmp_path / "out", *options) == code
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-6)  # fp32 loses nothing
+    said = capsys.readouterr()
+    assert f"pq {after:.2f}, the model 40.00" in said.out
+    assert ("loses 1.50 points of pq (--max-drop 1)" in said.err) == bool(code)
+    assert (tmp_path / "out").exists() == (not code)

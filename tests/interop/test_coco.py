@@ -8,17 +8,18 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from eomt.interop.coco import outlines, write_dataset
+from eomt.interop.coco import write_dataset
 from tests.cli.test_predict import models, photos, predict  # noqa: F401
 
-# What the importers document: FiftyOne (fiftyone.utils.coco), CVAT (COCO 1.0), Label Studio (import coco).
+# What the importers read: FiftyOne (fiftyone.utils.coco), CVAT (datumaro's COCO base), Label Studio (label_studio_sdk's
+# converter). Fields of other types are errors in datumaro; Label Studio needs each annotation's score.
 IMAGE = {"id": int, "file_name": str, "width": int, "height": int}
 CATEGORY = {"id": int, "name": str}
-ANNOTATION = {"id": int, "image_id": int, "category_id": int, "bbox": list, "area": int, "iscrowd": int}
+ANNOTATION = {"id": int, "image_id": int, "category_id": int, "bbox": list, "area": int, "iscrowd": int, "score": float}
 
 
 @pytest.mark.parametrize("masks", ["polygons", "rle"])
-@pytest.mark.parametrize("task", ["panoptic", "instance"])
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_dataset_opens_in_pycocotools(models, photos, tmp_path, task, masks):  # noqa: F811
     (photos / "000000000139.png").rename(photos / "harbor.png")  # its id is its name; importers want numbers
     assert predict(photos, models[task], tmp_path / "out", "--no-overlays", "--threshold", "0.3") == 0
@@ -26,39 +27,31 @@ def test_dataset_opens_in_pycocotools(models, photos, tmp_path, task, masks):  #
     data = json.loads((tmp_path / "labels.json").read_text())
     for key, fields in (("images", IMAGE), ("categories", CATEGORY), ("annotations", ANNOTATION)):
         for entry in data[key]:
-            assert all(isinstance(entry[name], kind) for name, kind in fields.items())
+            assert {name: type(entry[name]) for name in fields} == fields
     assert len({a["id"] for a in data["annotations"]}) == count == len(data["annotations"]) > 3
+    assert [c["id"] for c in data["categories"]] == [1, 2, 3, 4, 5]  # the model's start at 0
     coco = COCO(tmp_path / "labels.json")
-    rows = "panoptic.json" if task == "panoptic" else "instances.json"
-    assert len(coco.anns) <= sum(
-        len(a.get("segments_info", [0]))
-        for a in (lambda d: d["annotations"] if task == "panoptic" else d)(
-            json.loads((tmp_path / "out" / rows).read_text())
-        )
-    )
     for annotation in coco.anns.values():
         mask = coco.annToMask(annotation)
         assert mask.shape == tuple(coco.imgs[annotation["image_id"]][side] for side in ("height", "width"))
+        assert annotation["category_id"] in coco.cats
+        assert len(annotation["bbox"]) == 4
         if masks == "rle":
             assert mask.sum() == annotation["area"]
             assert annotation["bbox"] == rle.toBbox(annotation["segmentation"]).tolist()
         else:
-            assert isinstance(annotation["segmentation"][0], list)
+            assert all(len(points) >= 6 and len(points) % 2 == 0 for points in annotation["segmentation"])
             assert mask.sum() >= 0.8 * annotation["area"] - 8  # holes are filled, single pixels may go
 
 
-def test_outlines_are_the_mask():
-    rng = np.random.default_rng(0)
-    coarse = Image.fromarray((rng.random((6, 8)) > 0.5).astype(np.uint8) * 255)
-    mask = (np.asarray(coarse.resize((160, 120), Image.Resampling.BICUBIC)) > 127).astype(np.uint8)
-    mask[:, :3] = 1  # up to the border
-    shapes = rle.frPyObjects(outlines(mask), *mask.shape)
-    filled = rle.decode(rle.merge(shapes))
-    from scipy.ndimage import binary_fill_holes
-
-    parts = binary_fill_holes(np.pad(mask, 1))[1:-1, 1:-1]
-    assert (filled != parts).mean() < 0.02
-    assert outlines(np.zeros((5, 5))) == []
+def test_least_score_is_of_instances(models, photos, tmp_path):  # noqa: F811
+    assert predict(photos, models["instance"], tmp_path / "out", "--no-overlays") == 0
+    every = write_dataset(tmp_path / "out", tmp_path / "all.json", "rle", score=0.0)
+    scores = sorted(a["score"] for a in json.loads((tmp_path / "all.json").read_text())["annotations"])
+    middle = scores[every // 2]
+    assert write_dataset(tmp_path / "out", tmp_path / "best.json", "rle", score=middle) == sum(
+        score >= middle for score in scores
+    )
 
 
 def test_panoptic_json_keeps_panopticapis_rules(models, photos, tmp_path):  # noqa: F811
@@ -76,7 +69,7 @@ def test_panoptic_json_keeps_panopticapis_rules(models, photos, tmp_path):  # no
 
 
 def test_what_is_no_prediction(tmp_path):
-    with pytest.raises(ValueError, match=r"neither panoptic\.json nor instances\.json; give what eomt predict wrote"):
+    with pytest.raises(ValueError, match=r"has no images\.json and run\.json; give a folder that eomt predict wrote"):
         write_dataset(tmp_path, tmp_path / "labels.json")
     with pytest.raises(ValueError, match="masks is 'png'; choose from polygons, rle"):
         write_dataset(tmp_path, tmp_path / "labels.json", "png")

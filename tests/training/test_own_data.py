@@ -32,6 +32,7 @@ def test_size_and_points_follow_the_images():
     assert (small["image_size"], large["image_size"]) == ("256", "640")
     assert small["train_num_points"] < large["train_num_points"] <= 12544
     assert values(DataFacts(9, 3000, None), task="semantic")["image_size"] == "512"
+    assert values(DataFacts(9, 3000, None), image_size=256)["train_num_points"] == small["train_num_points"]
 
 
 def test_rates_follow_what_is_trained_already():
