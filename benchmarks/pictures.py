@@ -1,6 +1,7 @@
 """Pictures of the pages that show images: of a model, of geometry, and sheets out of run folders.
 
     python -m benchmarks.pictures blocks RUN PHOTO OUTPUT.jpg        predictions before each masked block, and the last
+    python -m benchmarks.pictures sample RUN DATA INDEX OUTPUT.jpg   photo, ground truth, prediction of a held-out image
     python -m benchmarks.pictures geometry PHOTO OUTPUT.jpg          padding beside windows
     python -m benchmarks.pictures sheet PICTURE [PICTURE …] OUTPUT.jpg    pictures of runs below each other
 
@@ -15,11 +16,15 @@ import torch
 from PIL import Image, ImageDraw
 
 from eomt.auto import register
+from eomt.configuration.labels import LabelSpace
 from eomt.image_processing import placement
 from eomt.inference.segment import open_source, segment
 from eomt.inference.writing import write_atomic
+from eomt.training.data import EvaluationTransform, load_data
 from eomt.visualization import class_colors, draw_segments, side_by_side
 from eomt.visualization.sheets import make_font
+
+from .own_data import draw
 
 WIDTH, MOST_BYTES = 1200, 190_000
 BARELY = 1e-9
@@ -61,6 +66,19 @@ def blocks(run: str, photo: str, path: Path, threshold: float | None) -> None:
         for title, drawing in zip([*titles, "the last prediction"], drawings)
     ]
     save_small(side_by_side([("photo", image), *panels], height=320), path)
+
+
+def sample(run: str, data: str, index: int, path: Path) -> None:
+    """Photo, ground truth and prediction of an image of the validation split."""
+    from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+    model = AutoModelForUniversalSegmentation.from_pretrained(run).eval()
+    processor = AutoImageProcessor.from_pretrained(run)
+    dataset, space = load_data(data, task=processor.task, split="val", label_space=LabelSpace.from_config(model.config))
+    one = dataset.with_transform(EvaluationTransform(space, task=processor.task))[index]
+    with torch.inference_mode():
+        (found,) = segment(model, processor, [one["image"]], task=processor.task)
+    save_small(draw(one, found.prediction, space, processor.task, "prediction"), path)
 
 
 def geometry(photo: str, path: Path, side: int = 320) -> None:
@@ -115,6 +133,11 @@ def main(argv: list[str] | None = None) -> None:
     of_blocks.add_argument("photo")
     of_blocks.add_argument("output", type=Path)
     of_blocks.add_argument("--threshold", type=float, help="panoptic: class probability that a query needs")
+    of_sample = kinds.add_parser("sample")
+    of_sample.add_argument("run")
+    of_sample.add_argument("data")
+    of_sample.add_argument("index", type=int)
+    of_sample.add_argument("output", type=Path)
     of_geometry = kinds.add_parser("geometry")
     of_geometry.add_argument("photo")
     of_geometry.add_argument("output", type=Path)
@@ -127,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     register()
     if options.kind == "blocks":
         blocks(options.run, options.photo, options.output, options.threshold)
+    elif options.kind == "sample":
+        sample(options.run, options.data, options.index, options.output)
     elif options.kind == "geometry":
         geometry(options.photo, options.output)
     else:

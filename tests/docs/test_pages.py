@@ -5,6 +5,7 @@ import argparse
 import importlib
 import importlib.util
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -39,7 +40,12 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-RUNNING = [page for page in PAGES if blocks(page) and page.name not in TESTED_ELSEWHERE]
+SLOW = {"fine-tuning.md", "token-merging.md"}  # several trainings, many evaluations
+RUNNING = [
+    pytest.param(page, id=str(page.relative_to(DOCS)), marks=[pytest.mark.slow] if page.name in SLOW else [])
+    for page in PAGES
+    if blocks(page) and page.name not in TESTED_ELSEWHERE
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def folder(demo_folder, tmp_path_factory):
     return workspace.build(tmp_path_factory.mktemp("docs"), demo_folder)
 
 
-@pytest.mark.parametrize("page", RUNNING, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", RUNNING)
 def test_code_runs(page, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     disable_progress_bar()
@@ -74,7 +80,9 @@ def run(command: list[str]) -> None:
             assert main(argv) == 0, text
     elif command[:2] == ["python", "-m"]:
         if command[2].startswith("eomt.") and not any(word in text for word in NEEDS_MORE):
-            subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", command[2:])
+                runpy.run_module(command[2], run_name="__main__")
         else:
             assert importlib.util.find_spec(command[2]), text
     elif command[0] == "make":
