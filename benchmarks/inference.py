@@ -1,7 +1,7 @@
 """From photo to segments with ViT-B at 640²: the whole way and the forward pass alone, ours against the built-in's.
 
 The same weights and, within rounding, the same logits; a quarter of the queries is made confident, as a trained
-model's are. Both pad, normalise, run the model and post-process to the photo's size: a COCO photo's and 3 megapixels.
+model's are. Both pad, normalize, run the model and post-process to the photo's size: a COCO photo's and 3 megapixels.
 """
 
 import torch

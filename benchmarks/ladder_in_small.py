@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--points", type=int, default=3136, help="sampled per mask for the loss")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--ignore-ids", metavar="IDS", help="label png values that mean unlabelled, as in eomt train")
+    p.add_argument("--ignore-ids", metavar="IDS", help="label png values that mean unlabeled, as in eomt train")
     options = p.parse_args(argv)
     register()
     if options.latency:

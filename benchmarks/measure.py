@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def seconds(run: Callable, repeats: int) -> float:
-    """Shortest of `repeats` runs: on a shared machine the others measure the neighbours."""
+    """Shortest of `repeats` runs: on a shared machine the others measure the neighbors."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()

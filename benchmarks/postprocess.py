@@ -25,9 +25,9 @@ def outputs(found: int = FOUND, seed: int = 0) -> SimpleNamespace:
     """Model outputs with `found` confident queries: logits (1, Q, 160, 160) and (1, Q, C + 1)."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
-    centre = torch.rand(QUERIES, 2, 1, 1, generator=generator) * torch.tensor([GRID * 0.75, GRID]).view(2, 1, 1)
+    center = torch.rand(QUERIES, 2, 1, 1, generator=generator) * torch.tensor([GRID * 0.75, GRID]).view(2, 1, 1)
     radius = 4 + torch.rand(QUERIES, 1, 1, generator=generator) * GRID * 0.2
-    distance = ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2).sqrt()  # [Q, 160, 160]
+    distance = ((y - center[:, 0]) ** 2 + (x - center[:, 1]) ** 2).sqrt()  # [Q, 160, 160]
     masks = (radius - distance) + torch.randn(QUERIES, GRID, GRID, generator=generator)
     classes = torch.randn(QUERIES, CLASSES + 1, generator=generator)
     classes[:, -1] += 9

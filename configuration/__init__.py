@@ -3,7 +3,7 @@
 Public names are imported on first use: the configurations cost transformers' import of torch, recipes do not.
 """
 
-import importlib
+from .lazy_names import lazy_names
 
 _MODULE_OF = {
     "BACKBONES": "backbones",
@@ -18,13 +18,4 @@ _MODULE_OF = {
     "find_backbone": "backbones",
 }
 __all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str):
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

@@ -18,11 +18,19 @@ class Family:
     """How the weights are laid out: "vit", "dinov3" or "eva02"; that of the configuration's class."""
     recipe_suffix: str
     """End of the names of the paper's recipes."""
+    published_as_deltas: bool = False
+    """Whether the authors' trained weights are published as differences from the backbone's."""
 
 
 FAMILIES = {
     "dinov2": Family(title="DINOv2", license="Apache-2.0", layout="vit", recipe_suffix=""),
-    "dinov3": Family(title="DINOv3", license="DINOv3 License", layout="dinov3", recipe_suffix="_dinov3"),
+    "dinov3": Family(
+        title="DINOv3",
+        license="DINOv3 License",
+        layout="dinov3",
+        recipe_suffix="_dinov3",
+        published_as_deltas=True,
+    ),
     "eva02": Family(title="EVA-02", license="MIT", layout="eva02", recipe_suffix="_eva02"),
     "deit3": Family(title="DeiT-III", license="Apache-2.0", layout="vit", recipe_suffix="_deit3_in21k"),
 }
@@ -63,13 +71,18 @@ class Backbone:
         return FAMILIES[self.family].title + registers
 
     @property
+    def size(self) -> str:
+        """A key of `SIZES`."""
+        return next(size for size in SIZES if f"_{size}_" in self.name)
+
+    @property
     def num_blocks(self) -> int:
         """L2, the number of blocks that process queries and patches jointly (paper, Appendix A.1)."""
         return {12: 3, 24: 4, 40: 5}[self.depth]
 
 
 # Depth, width and heads of the sizes that several families share.
-_SIZES = {
+SIZES = {
     "small": {"depth": 12, "width": 384, "heads": 6},
     "base": {"depth": 12, "width": 768, "heads": 12},
     "large": {"depth": 24, "width": 1024, "heads": 16},
@@ -86,16 +99,16 @@ BACKBONES: tuple[Backbone, ...] = (
             name=f"vit_{size}_patch14_reg4_dinov2",
             hub_name=f"facebook/dinov2-with-registers-{size}",
             num_register_tokens=4,
-            **_SIZES[size],
+            **SIZES[size],
             **_DINOV2,
         )
-        for size in _SIZES
+        for size in SIZES
     ),
     *(
         Backbone(
             name=f"vit_{size}_patch16_dinov3",
             hub_name=f"facebook/dinov3-vit{size[0]}16-pretrain-lvd1689m",
-            **_SIZES[size],
+            **SIZES[size],
             **_DINOV3,
         )
         for size in ("small", "base", "large")
@@ -110,17 +123,17 @@ BACKBONES: tuple[Backbone, ...] = (
         num_register_tokens=0,
         layer_norm_eps=1e-6,
         layer_scale_init=1e-6,
-        **_SIZES["large"],
+        **SIZES["large"],
     ),
     *(
         Backbone(
             name=f"vit_{size}_patch14_dinov2",
             hub_name=f"facebook/dinov2-{size}",
             num_register_tokens=0,
-            **_SIZES[size],
+            **SIZES[size],
             **_DINOV2,
         )
-        for size in _SIZES
+        for size in SIZES
     ),
     Backbone(
         name="eva02_large_patch14_224",
@@ -133,7 +146,7 @@ BACKBONES: tuple[Backbone, ...] = (
         layer_norm_eps=1e-6,
         layer_scale_init=1.0,
         swiglu=True,
-        **_SIZES["large"],
+        **SIZES["large"],
     ),
 )
 

@@ -3,13 +3,11 @@
 from typing import Any, ClassVar, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import logging
 
 from .backbones import Backbone, find_backbone
+from .new_labels import applicable_stuff, new_labels
 from .tasks import TASK_ROWS, Task, checkpoint_stuff, checkpoint_task, read_beside
 from .validation import as_pair, check_types, validate
-
-logger = logging.get_logger(__name__)
 
 
 class EoMTConfig(PreTrainedConfig):
@@ -32,7 +30,7 @@ class EoMTConfig(PreTrainedConfig):
 
     model_type = "eomt"
 
-    # What tells the families apart, for the encoder and for the hub's key names. Constants of the class, not fields.
+    # What distinguishes the families, for the encoder and for the hub's key names. Constants of the class, not fields.
     rope: ClassVar[Literal["dinov3", "eva02"] | None] = None
     layout: ClassVar[str] = "vit"  # of the encoder's weights: "vit" (DINOv2, DeiT-III), "dinov3" or "eva02"
     class_of_family: ClassVar[dict[str, type["EoMTConfig"]]] = {}  # filled where the subclasses are defined
@@ -164,16 +162,16 @@ class EoMTConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return fields, {"name_or_path": str(pretrained_model_name_or_path), **kwargs}
+        return fields, {"checkpoint": str(pretrained_model_name_or_path), **kwargs}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As transformers'. What the hub's files leave out is inferred: the task and the stuff classes."""
         given = {name: kwargs.pop(name) for name in ("task", "stuff_label_ids") if kwargs.get(name) is not None}
+        path = kwargs.pop("checkpoint", None) or kwargs.get("name_or_path")  # the latter from AutoConfig
         fields = {**config_dict, **given}
         if fields.get("task") is None:
-            path, commit = kwargs.get("name_or_path"), fields.get("_commit_hash")
-            processor = read_beside(path, "preprocessor_config.json", revision=commit)
+            processor = read_beside(path, "preprocessor_config.json", revision=fields.get("_commit_hash"))
             fields["task"] = checkpoint_task(fields, fields, processor, path)
         labels = new_labels(fields.get("id2label"), kwargs)
         if labels is not None:
@@ -236,31 +234,6 @@ def code_upload_refused() -> ValueError:
         "custom code cannot be uploaded with a checkpoint of this package; leave register_for_auto_class out: what is "
         "saved loads in plain transformers where that has the model, else after `pip install eomt`"
     )
-
-
-def new_labels(saved: dict | None, kwargs: dict[str, Any]) -> dict | None:
-    """The labels that `id2label` or `num_labels`, taken out of `kwargs`, put in place of the saved ones, or None."""
-    if kwargs.get("id2label") is not None:
-        kwargs.pop("num_labels", None)
-        return kwargs.pop("id2label")
-    count = kwargs.get("num_labels")
-    if not saved or not isinstance(count, int) or count == len(saved):
-        return None
-    return {label: f"LABEL_{label}" for label in range(kwargs.pop("num_labels"))}
-
-
-def applicable_stuff(stuff: list[int], old: dict | None, new: dict) -> list[int]:
-    """Stuff labels that are still the same class when `new` id2label replaces `old`; one log line names the others."""
-    if old is None:
-        return stuff
-    old, new = ({int(label): name for label, name in names.items()} for names in (old, new))
-    if old == new:
-        return stuff
-    kept = [label for label in stuff if new.get(label) == old.get(label) != f"LABEL_{label}"]
-    if len(kept) < len(stuff):
-        dropped = [label for label in stuff if label not in kept]
-        logger.warning(f"the labels changed: stuff_label_ids {dropped} no longer apply and are dropped")
-    return kept
 
 
 def upscale_blocks(patch_size) -> int:

@@ -29,7 +29,7 @@ class LabelSpace:
     """Names of the labels 0 … C−1 and how a data set's own ids map to them.
 
     `names[label]`; `stuff_label_ids`: labels of amorphous classes, one segment an image; `dataset_ids[label]`: the id
-    in the annotation files; `ignored_ids`: ids that may occur there and mean "unlabelled". Any other id is an error.
+    in the annotation files; `ignored_ids`: ids that may occur there and mean "unlabeled". Any other id is an error.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
     eomt train --recipe coco_panoptic_eomt_large_640 --data PATH
 
-A recipe says what is trained on what and how; steps follow from the data set and the batch size. Times are optimiser
+A recipe says what is trained on what and how; steps follow from the data set and the batch size. Times are optimizer
 steps, sizes pixels, rates per step.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 
-from .backbones import find_backbone
+from .backbones import FAMILIES, find_backbone
 from .paper import Reported, reported_for
 from .tasks import TASK_ROWS
 
@@ -53,12 +53,12 @@ TRAINING_SETS: dict[tuple[str, str], TrainingSet] = {
 
 
 def steps_per_epoch(images: int, batch_size: int = 16, devices: int = DEVICES) -> int:
-    """Optimiser steps of one epoch: images dealt evenly to `devices`, each dropping its last incomplete batch."""
+    """Optimizer steps of one epoch: images dealt evenly to `devices`, each dropping its last incomplete batch."""
     return ceil(images / devices) // (batch_size // devices)
 
 
 def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[int]]:
-    """Run length T in optimiser steps, number of masked blocks L2 → (starts, ends), one step each per block.
+    """Run length T in optimizer steps, number of masked blocks L2 → (starts, ends), one step each per block.
 
     start_i = T/6 + i·(T/2)/(L2−1) and end_i = start_i + T/6, in whole steps: T/6 is rounded first and the rest counted
     in it, which gives every number the authors printed. A single block takes the middle (start 5T/12). A run too short
@@ -99,7 +99,7 @@ class Recipe:
     llrd_l2_enabled: bool = True
     "Whether the last L2 blocks' rates are decayed too; not in the DINOv3 recipes."
     warmup_steps: tuple[int, int] = (500, 1000)
-    "Optimiser steps: heads, then backbone."
+    "Optimizer steps: heads, then backbone."
     poly_power: float = 0.9
     "Of the learning rate's and of the mask probability's decay (§4.1)."
     first_block_annealing: tuple[int, int] | None = None
@@ -109,7 +109,7 @@ class Recipe:
     initial_checkpoint: str | None = None
     "Recipe whose result training starts from, class head left out (Tab. 4: ADE20K panoptic from COCO)."
     batch_size: int = 16
-    "Images per optimiser step, over all devices."
+    "Images per optimizer step, over all devices."
     weight_decay: float = 0.05
     "On every parameter."
     max_grad_norm: float = 0.01
@@ -132,7 +132,7 @@ class Recipe:
     @property
     def is_delta(self) -> bool:
         """Whether `checkpoint` holds differences from the backbone's weights."""
-        return find_backbone(self.backbone).family == "dinov3"
+        return FAMILIES[find_backbone(self.backbone).family].published_as_deltas
 
     @property
     def hub_model(self) -> str | None:
@@ -140,7 +140,7 @@ class Recipe:
         if not (self.checkpoint and self.is_delta):
             return self.checkpoint
         dataset = {"ade20k": "ade"}.get(self.dataset, self.dataset)
-        size = next(size for size in _BLOCKS if f"_{size}_" in self.backbone)
+        size = find_backbone(self.backbone).size
         return f"tue-mps/eomt-dinov3-{dataset}-{self.task}-{size}-{self.image_size}"
 
     @property
@@ -157,7 +157,7 @@ class Recipe:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps T of the run."""
+        """Optimizer steps T of the run."""
         return self.epochs * self.steps_per_epoch
 
     @property
@@ -182,7 +182,6 @@ class Recipe:
 
 DINOV2 = "vit_{}_patch14_reg4_dinov2.lvd142m"
 DINOV3 = "vit_{}_patch16_dinov3.lvd1689m"
-_BLOCKS = {"small": 3, "base": 3, "large": 4, "giant": 5}
 _EPOCHS = {"coco": 12, "ade20k": 31, "cityscapes": 107}
 _V3 = {"learning_rate": 2e-4, "llrd_l2_enabled": False, "warmup_steps": (2000, 3000)}
 _V3_FIRST = {**_V3, "first_block_annealing": (0, 3000)}
@@ -191,13 +190,13 @@ _V3_FIRST = {**_V3, "first_block_annealing": (0, 3000)}
 def _recipe(dataset: str, task: str, size: str, image_size: int, suffix: str = "", **values) -> Recipe:
     """A row of the authors' table of configurations; what follows from data set, task and size is filled in."""
     name = f"{dataset}_{task}_eomt_{size}_{image_size}{suffix}"
-    semantic = task == "semantic"
+    backbone = values.get("backbone", DINOV2.format(size))
     common = {
-        "backbone": DINOV2.format(size),
+        "backbone": backbone,
         "epochs": _EPOCHS[dataset] * (2 if "_2x" in suffix else 1),
-        "num_blocks": _BLOCKS[size],
+        "num_blocks": find_backbone(backbone).num_blocks,
         "num_queries": TASK_ROWS[task].num_queries,
-        "scale_range": (0.5, 2.0) if semantic else (0.1, 2.0),
+        "scale_range": TASK_ROWS[task].scale_range,
         "color_jitter": dataset != "coco",
         "evaluation_epochs": 2 if task == "instance" else 1,
         "checkpoint": f"tue-mps/{name}",

@@ -44,6 +44,9 @@ TASK_ROWS: dict[str, TaskRow] = {
 }  # fmt: skip
 TASKS: tuple[str, ...] = tuple(TASK_ROWS)
 
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+"""Arguments of `from_pretrained` that say where a repository is found, and how."""
+
 logger = logging.get_logger(__name__)
 
 
@@ -87,7 +90,9 @@ def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str
     for saved in (own, config, processor):
         if saved.get("task") is not None:
             return saved["task"]
-    windows = True if processor.get("do_split_image") else False if processor.get("do_pad") else None
+    windows = None
+    if processor.get("do_split_image") or processor.get("do_pad"):
+        windows = bool(processor.get("do_split_image"))
     task, decided = infer_task(
         known_labels(config.get("id2label")), config.get("num_queries", 200), windows, name_of(path)
     )
@@ -120,7 +125,7 @@ def read_beside(path: str | None, file_name: str, **hub: Any) -> dict:
     """The checkpoint's other file, {} where there is none or none that can be read.
 
     Args:
-        hub: arguments of `cached_file`: revision, token, cache_dir, …
+        hub: some of `HUB_ARGUMENTS`.
     """
     if not path:
         return {}

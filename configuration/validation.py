@@ -6,7 +6,8 @@ Every message has one form: FIELD is VALUE; it must be WHAT.
 import types
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Literal, Union, get_args, get_origin
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .tasks import TASKS
 
@@ -84,17 +85,23 @@ def check_types(hints: Mapping[str, Any] | type, values: Mapping[str, Any]) -> N
         hints: {field: type}, or a dataclass.
     """
     if isinstance(hints, type):
-        hints = {field.name: field.type for field in fields(hints)} | {"num_labels": int | None, "torch_dtype": str}
+        hints = _field_types(hints)
     for field, value in values.items():
         hint = hints.get(field)
         if field in ("dtype", "torch_dtype"):
             if isinstance(value, str) and value not in DTYPES:
                 raise wrong(field, value, f"one of {', '.join(DTYPES)}")
             hint = str | None if isinstance(value, (str, int, float, list, dict)) else None
-        if hint is None or isinstance(hint, str):
-            continue
-        if not _fits(value, hint):
+        if hint is not None and not _fits(value, hint):
             raise wrong(field, value, _describe(hint))
+
+
+@cache
+def _field_types(config_class: type) -> dict[str, Any]:
+    """Field → its type; transformers writes some as strings."""
+    torch = types.SimpleNamespace(dtype=object)  # named there, but not imported
+    types_of = get_type_hints(config_class, localns={"torch": torch})
+    return {field.name: types_of[field.name] for field in fields(config_class)} | {"num_labels": int | None}
 
 
 def _members(hint) -> tuple:
@@ -145,8 +152,8 @@ def validate(config) -> None:
     check_types(
         type(config), {name: value for name, value in vars(config).items() if name not in ("dtype", "id2label")}
     )
-    for field, (low, high) in RANGES.items():
-        value = getattr(config, field, None)
+    for field in RANGES.keys() & _field_types(type(config)).keys():
+        value, (low, high) = getattr(config, field), RANGES[field]
         if value is not None and not low <= value <= high:
             raise wrong(field, value, f"between {low:g} and {high:g}")
     if config.hidden_act not in ACTIVATIONS:
@@ -185,12 +192,9 @@ def _validate_labels(config) -> None:
 def _validate_sizes(config) -> None:
     for field in ("image_size", "patch_size"):
         value = getattr(config, field)
-        sides = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
-        if (
-            len(sides) != (1 if isinstance(value, int) else 2)
-            or not all(isinstance(side, int) and 0 < side <= LONGEST_IMAGE_SIDE for side in sides)
-            or isinstance(value, bool)
-        ):
+        sides = value if isinstance(value, (list, tuple)) else (value, value)
+        whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+        if len(sides) != 2 or not whole or not all(0 < side <= LONGEST_IMAGE_SIDE for side in sides):
             raise wrong(field, value, f"a side in pixels, or (height, width), from 1 to {LONGEST_IMAGE_SIDE}")
     for side, patch in zip(as_pair(config.image_size), as_pair(config.patch_size)):
         if side % patch:

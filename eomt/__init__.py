@@ -4,13 +4,14 @@ In a checkout the sub-packages `eomt.configuration`, `eomt.image_processing`, `e
 are the top-level folders of the repository; a wheel holds them inside `eomt/`.
 """
 
-import importlib
 import sys
 from pathlib import Path
 
 _root = Path(__file__).resolve().parent.parent
 if not (_root / "eomt" / "configuration").is_dir() and (_root / "configuration").is_dir():
     __path__.append(str(_root))  # a checkout, installed or not: the folders lie beside this one
+
+from eomt.configuration.lazy_names import lazy_names  # noqa: E402
 
 _MODULE_OF = {
     "EoMTConfig": "configuration",
@@ -22,16 +23,7 @@ _MODULE_OF = {
 }
 __version__ = "0.1.0"
 __all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str):
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
 
 def _is_command() -> bool:

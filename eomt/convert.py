@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
-from eomt.cli.convert import FILES
 from eomt.configuration import as_pair
 from eomt.configuration.labels import PACKAGED, LabelSpace, label_space
 from eomt.configuration.validation import parse_size
@@ -15,6 +14,8 @@ from eomt.inference.writing import atomic, require_free, require_writable
 from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
 from eomt.modeling_eomt.weights.inferred_config import config_of_checkpoint, describe_config
 from eomt.modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
+
+FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 
 def convert(args) -> None:

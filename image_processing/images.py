@@ -103,18 +103,18 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Picture of any mode → RGB.
 
-    16-bit grey values are scaled (PIL's own conversion would clip them at 255), and so are floats up to 1.
+    16-bit gray values are scaled (PIL's own conversion would clip them at 255), and so are floats up to 1.
     Transparency is dropped, as the authors and transformers' pipeline do.
     """
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
-        grey = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or grey.max(initial=0) > 255:  # mode I also holds 8-bit values
-            grey = (grey.clip(0, 65535) + 128) // 257
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        gray = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or gray.max(initial=0) > 255:  # mode I also holds 8-bit values
+            gray = (gray.clip(0, 65535) + 128) // 257
+        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image))
-        grey = grey * 255 if grey.max(initial=0) <= 1 else grey
-        image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+        gray = np.nan_to_num(np.asarray(image))
+        gray = gray * 255 if gray.max(initial=0) <= 1 else gray
+        image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
     elif image.mode == "RGBa":
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -128,7 +128,7 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
         input_data_format: "channels_first" or "channels_last" for arrays; by default the dimension of size 3 (else 1,
             4, 2) holds the channels, the first one where both could.
 
-    Grey is repeated, alpha dropped, 16-bit scaled to 8. Raises `ValueError` for any other shape.
+    Gray is repeated, alpha dropped, 16-bit scaled to 8. Raises `ValueError` for any other shape.
     """
     if isinstance(image, Image.Image):
         image = to_rgb(image)
@@ -146,7 +146,8 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
     if image.dtype == torch.uint16:
         image = (image.long() + 128) // 257
     image = _channels_first(image, input_data_format)
-    image = image[:3].expand(3, -1, -1) if image.shape[0] not in (2,) else image[:1].expand(3, -1, -1)
+    colors = 1 if image.shape[0] == 2 else 3  # of gray with alpha the gray
+    image = image[:colors].expand(3, -1, -1)
     if image.is_floating_point():
         return image.float()
     if image.dtype == torch.uint8:

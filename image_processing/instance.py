@@ -8,8 +8,9 @@ grid, `H`, `W` the image, `T` a tile's side.
     score       = class probability × mean σ(logit) over the mask
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,6 @@ from .resampling import Resampler, tile_side
 
 _BAND = 256
 """Rows that are looked up at once."""
-_MAP_BYTES = 2**27
-"""Of the maps that are made at once."""
 
 
 def instance_segmentation(
@@ -41,7 +40,12 @@ def instance_segmentation(
         mask_threshold: σ above which a pixel belongs to a mask.
     """
     cut = _logit(mask_threshold)
-    logits, labels, scores, resampler = _best(mask_logits, class_logits, placement, threshold, top_k, cut)
+    found = _candidates(mask_logits, class_logits, placement, top_k, threshold)
+    resampler = found.resampler
+    scores = found.scores * _mask_scores(found.logits, resampler, cut)[found.position]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= threshold]
+    logits, labels, scores = found.logits[found.position[order]], found.labels[order].tolist(), scores[order].tolist()
     if return_binary_maps:
         maps = _binary_maps(logits, resampler, cut)
         return maps, [{"id": i, "label_id": c, "score": s} for i, (c, s) in enumerate(zip(labels, scores))]
@@ -55,39 +59,44 @@ def instance_segmentation(
     return flat, [{"id": i, "label_id": labels[k], "score": scores[k]} for i, k in enumerate(present)]
 
 
-def instance_maps(
+def encoded_instances(
     mask_logits: Tensor, class_logits: Tensor, placement: Placement, top_k: int = 100, mask_threshold: float = 0.5
-) -> Iterator[tuple[Tensor, int, float]]:
-    """As `instance_segmentation` with binary maps, threshold 0: (map (H, W) bool, label, score) one by one, so that a
-    large image's maps need not all fit in memory."""
-    cut = _logit(mask_threshold)
-    logits, labels, scores, resampler = _best(mask_logits, class_logits, placement, 0.0, top_k, cut)
-    count = max(1, _MAP_BYTES // max(1, resampler.size[0] * resampler.size[1]))
-    for start in range(0, len(labels), count):
-        part = slice(start, start + count)
-        yield from zip(_binary_maps(logits[part], resampler, cut), labels[part], scores[part])
+) -> tuple[list[dict], list[int], list[float]]:
+    """As `instance_segmentation` with binary maps, threshold 0 → COCO's encoded masks, labels, scores; no (H, W) map is
+    ever made, and each pixel of a mask is computed once."""
+    found = _candidates(mask_logits, class_logits, placement, top_k)
+    masks, mask_scores = _encoded(found.logits, found.resampler, _logit(mask_threshold))
+    scores = found.scores * mask_scores[found.position]
+    order = scores.argsort(descending=True, stable=True)
+    masks = [masks[k] for k in found.position[order].tolist()]
+    return masks, found.labels[order].tolist(), scores[order].tolist()
 
 
 def _logit(probability: float) -> float:
     return torch.logit(torch.tensor(probability, dtype=torch.float64)).item()
 
 
-def _best(mask_logits: Tensor, class_logits: Tensor, placement: Placement, threshold: float, top_k: int, cut: float):
-    """→ (n, g_h, g_w) logits, labels and scores of the predictions that stay, best first; the resampler."""
+@dataclass(frozen=True)
+class _Candidates:
+    """The n most probable pairs of a query and a class, and the u queries among them: each is up-sampled once."""
+
+    logits: Tensor  # (u, g_h, g_w)
+    position: Tensor  # (n,): each candidate's query among the u
+    labels: Tensor  # (n,)
+    scores: Tensor  # (n,), class probabilities, falling
+    resampler: Resampler
+
+
+def _candidates(
+    mask_logits: Tensor, class_logits: Tensor, placement: Placement, top_k: int, threshold: float = 0.0
+) -> _Candidates:
     probabilities = class_logits.float().softmax(-1)[:, :-1]  # [Q, C]
     scores, index = probabilities.flatten().topk(min(top_k, probabilities.numel()))  # [n]
     index = index[scores >= threshold]  # the mean σ is at most 1: the rest cannot reach the threshold
-    scores = scores[: len(index)]
     queries, labels = index // probabilities.shape[1], index % probabilities.shape[1]  # [n]
-
-    used, position = queries.unique(return_inverse=True)  # a query with several classes is up-sampled once
-    logits = mask_logits[used].float()  # [u, g_h, g_w]
+    used, position = queries.unique(return_inverse=True)
     resampler = Resampler.to_image(mask_logits.shape[-2:], placement, mask_logits.device)
-    scores = scores * _mask_scores(logits, resampler, cut)[position]
-    order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] >= threshold]
-    logits, labels, scores = logits[position[order]], labels[order].tolist(), scores[order].tolist()
-    return logits, labels, scores, resampler
+    return _Candidates(mask_logits[used].float(), position, labels, scores[: len(index)], resampler)
 
 
 def _present(label_map: Tensor, count: int) -> list[bool]:
@@ -103,10 +112,35 @@ def _mask_scores(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
     area = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
     mass = torch.zeros_like(area)
     for _, active, upsampled in _reached(logits, resampler, cut):
-        mask = upsampled > cut  # [k, T, T]
-        area.index_add_(0, active, mask.sum((1, 2)).double())
-        mass.index_add_(0, active, upsampled.sigmoid_().mul_(mask).sum((1, 2)).double())
+        area.index_add_(0, active, (upsampled > cut).sum((1, 2)).double())
+        mass.index_add_(0, active, _mass(upsampled, cut))
+    return _mean(mass, area)
+
+
+def _mass(upsampled: Tensor, cut: float) -> Tensor:
+    """(k, T, T) logits, which are overwritten → sum of σ over each mask: (k,) float64."""
+    outside = float("-inf")  # whose σ is 0
+    return torch.threshold_(upsampled, cut, outside).sigmoid_().sum((1, 2)).double()
+
+
+def _mean(mass: Tensor, area: Tensor) -> Tensor:
     return (mass / (area + 1e-6)).float()
+
+
+def _encoded(logits: Tensor, resampler: Resampler, cut: float) -> tuple[list[dict], Tensor]:
+    """(u, g_h, g_w) → u encoded masks, mean σ over each: (u,)."""
+    from .rle import encode_runs, rle_areas, run_ends  # pycocotools, which `import eomt` does without
+
+    mass = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    ends = [[np.zeros(0, np.int64)] for _ in range(len(logits))]  # of each mask's runs, tile by tile
+    for tile, active, upsampled in _reached(logits, resampler, cut):
+        masks = (upsampled > cut).cpu().numpy()  # [k, T, T]
+        for k, mask in zip(active.tolist(), masks):
+            ends[k].append(run_ends(mask, tile.rows.start, tile.columns.start, resampler.size[0]))
+        mass.index_add_(0, active, _mass(upsampled, cut))
+    masks = [encode_runs(np.concatenate(parts), resampler.size) for parts in ends]
+    area = torch.from_numpy(rle_areas(masks)).to(mass)
+    return masks, _mean(mass, area)
 
 
 def _binary_maps(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:

@@ -11,27 +11,14 @@ Outputs need `masks_queries_logits` (V, Q, g_h, g_w) and `class_queries_logits` 
 import functools
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .geometry import Placement, Size, input_size_of, placement
-from .instance import instance_maps, instance_segmentation
+from .instance import encoded_instances, instance_segmentation
 from .panoptic import panoptic_segmentation
 from .semantic import semantic_scores, semantic_segmentation
-
-
-class _LegacyPrecision:
-    """The one setting of torch before 2.9, under the new names."""
-
-    @property
-    def fp32_precision(self) -> str:
-        return torch.get_float32_matmul_precision()
-
-    @fp32_precision.setter
-    def fp32_precision(self, precision: str) -> None:
-        torch.set_float32_matmul_precision("highest" if precision in ("ieee", "none") else precision)
 
 
 @contextmanager
@@ -41,8 +28,7 @@ def _full_precision(device: torch.device):
     Precision is set and put back through torch's new interface: reading the old one raises once somebody, such as
     transformers' `tf32=True`, has used the new one. What was inherited is inherited again afterwards, not pinned.
     """
-    new = hasattr(torch.backends, "fp32_precision")  # torch 2.9
-    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul) if new else (_LegacyPrecision(),)
+    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [backend.fp32_precision for backend in products]
     try:
         for backend in products:
@@ -90,7 +76,7 @@ def _of_task(*tasks: str):
 
 
 class PostProcessing:
-    """Mixin of the image processors, whose `task`, `size`, `stuff_label_ids` and `do_…` it reads."""
+    """Mixin of the image processors, whose `task`, `size`, `stuff_label_ids`, `do_…` and `place` it uses."""
 
     @_of_task("panoptic")
     @_exact
@@ -167,17 +153,11 @@ class PostProcessing:
     ) -> list[dict]:
         """As `post_process_instance_segmentation` with binary maps, in little memory: for each image {"size", "masks",
         "labels", "scores"}, masks in COCO's run-length encoding."""
-        from pycocotools import mask as rle
-
         masks, classes, _ = _unpack(outputs)
         results = []
         for i, place in enumerate(self._padded(outputs, target_sizes, None)):
-            found = {"size": place.original, "masks": [], "labels": [], "scores": []}
-            for mask, label, score in instance_maps(masks[i], classes[i], place, top_k, mask_threshold):
-                found["masks"].append(rle.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8))))
-                found["labels"].append(label)
-                found["scores"].append(score)
-            results.append(found)
+            encoded, labels, scores = encoded_instances(masks[i], classes[i], place, top_k, mask_threshold)
+            results.append({"size": place.original, "masks": encoded, "labels": labels, "scores": scores})
         return results
 
     @_exact
@@ -218,10 +198,6 @@ class PostProcessing:
             results.append({"segmentation": labels, "confidence": confidence})
         return results
 
-    def _place_input(self, target: Size, size, windowed: bool) -> Placement:
-        pad = bool(self.do_pad or self.do_split_image)  # neither: the resized image was the input as it is
-        return placement(*target, size, windowed=windowed, pad=pad, resize=bool(self.do_resize))
-
     def _padded(self, outputs, target_sizes, size) -> list[Placement]:
         """Placement of each image, one input an image."""
         masks, _, offsets = _unpack(outputs)
@@ -236,7 +212,7 @@ class PostProcessing:
         targets = _sizes(target_sizes)
         if len(targets) != len(masks):
             raise ValueError(f"{len(targets)} target_sizes for the outputs of {len(masks)} images")
-        return [self._place_input(target, size, windowed=False) for target in targets]
+        return [self.place(*target, size, windowed=False) for target in targets]
 
     def _stitched(self, outputs, target_sizes, size):
         """For each image its windows' (V, Q, g_h, g_w) and (V, Q, C + 1), and its placement."""
@@ -250,7 +226,7 @@ class PostProcessing:
                 yield masks[i : i + 1], classes[i : i + 1], place
             return
         start = 0
-        places = [self._place_input(target, size, windowed) for target in _sizes(target_sizes)]
+        places = [self.place(*target, size, windowed) for target in _sizes(target_sizes)]
         expected = [(i, *offset) for i, place in enumerate(places) for offset in place.offsets]
         if len(expected) != len(masks) or (offsets is not None and not _agree(offsets, expected)):
             raise ValueError(

@@ -22,18 +22,13 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from ..configuration.eomt import code_upload_refused
-from ..configuration.tasks import checkpoint_stuff, checkpoint_task, read_beside
 from ..configuration.validation import wrong
 from .geometry import Placement, input_size_of, placement, require_possible
 from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing
+from .saved_settings import SavedSettings
 from .settings import check_settings
 from .targets import batch_targets, read_maps
-
-CONFIGURATION = "config.json"
-# Arguments of `from_pretrained` that say how a file of a repository is found.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -64,7 +59,7 @@ def _is_source(image) -> bool:
     return isinstance(image, (str, os.PathLike))
 
 
-class _EoMTProcessing(PostProcessing):
+class _EoMTProcessing(SavedSettings, PostProcessing):
     """What both back ends share; they differ in `_resize` and `_finish`."""
 
     valid_kwargs = EoMTImageProcessorKwargs
@@ -101,49 +96,6 @@ class _EoMTProcessing(PostProcessing):
             self.do_pad = not self.do_split_image
         input_size_of(self.size, self.do_split_image)  # an unusable size is reported here
 
-    @classmethod
-    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Also reads config.json, which knows what the hub's processors do not: the classes, and with them the task."""
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
-        saved, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if isinstance(saved, dict) and (saved.get("task") is None or saved.get("stuff_label_ids") is None):
-            path = str(pretrained_model_name_or_path)
-            saved = {**saved, "checkpoint": (read_beside(path, CONFIGURATION, **hub), path)}
-        return saved, kwargs
-
-    @classmethod
-    def from_dict(cls, image_processor_dict: dict, **kwargs):
-        """Also reads what transformers' own processor saved, which knows no task. The task, saved, inferred or given
-        as `task=`, decides between padding and windows, unless our own file or a keyword does."""
-        saved = dict(image_processor_dict)
-        config, path = saved.pop("checkpoint", ({}, None))
-        own = saved.get("task") is not None
-        if not own:
-            saved["task"] = checkpoint_task(saved, config, saved, path)
-        task = kwargs.get("task") or saved["task"]
-        if not own or (task == "semantic") != (saved["task"] == "semantic"):
-            saved.pop("do_split_image", None)  # windows cannot be joined to segments, and semantic models expect them
-            saved.pop("do_pad", None)
-        if saved.get("stuff_label_ids") is None:
-            saved["stuff_label_ids"] = checkpoint_stuff(config, task)
-        check_settings({**saved, "task": task}, cls.valid_kwargs)
-        return super().from_dict(saved, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class="AutoImageProcessor"):
-        raise code_upload_refused()
-
-    def to_dict(self) -> dict:
-        """Settings as plain transformers reads them too: its class name, its spelling of square sizes."""
-        settings = super().to_dict()
-        settings["image_processor_type"] = "EomtImageProcessor"
-        height, width = input_size_of(self.size, self.do_split_image)
-        if self.do_split_image and height == width:
-            settings["size"] = {"shortest_edge": height}
-        elif height == width:
-            settings["size"] = {"shortest_edge": height, "longest_edge": width}
-        return settings
-
     def place(self, height: int, width: int, size=None, windowed: bool | None = None) -> Placement:
         """Where this processor puts an image of height × width pixels."""
         windowed = bool(self.do_split_image) if windowed is None else windowed
@@ -152,7 +104,7 @@ class _EoMTProcessing(PostProcessing):
             width,
             self.size if size is None else size,
             windowed=windowed,
-            pad=bool(self.do_pad),
+            pad=bool(self.do_pad or self.do_split_image),  # neither: the resized image is the input as it is
             resize=bool(self.do_resize),
         )
 

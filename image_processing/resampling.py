@@ -5,7 +5,7 @@ a tile sees; `K` planes.
 
 Bilinear resizing is linear and separable, and so is cropping. The authors' way from logits to image size (resize to the
 input size, crop the padding away, resize to the original size) is therefore  R · logits · Cᵀ  with R (H, g_h) and
-C (W, g_w) fixed per image. Rows of R and C have few neighbouring non-zeros, so a tile of the result needs a small block
+C (W, g_w) fixed per image. Rows of R and C have few neighboring non-zeros, so a tile of the result needs a small block
 of the grid: no full-resolution tensor per query ever exists.
 """
 

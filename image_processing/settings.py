@@ -26,8 +26,10 @@ def check_settings(settings: Mapping[str, Any], kinds: type) -> None:
         raise wrong("task", settings["task"], f"one of {', '.join(TASKS)}")
     for name in ("image_mean", "image_std", "rescale_factor"):
         value = settings.get(name)
-        values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        if len(values) not in (0, 1, 3):
+        if value is None:
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if len(values) not in (1, 3):
             raise wrong(name, value, "one number, or three")
         if not all(math.isfinite(v) for v in values):
             raise wrong(name, value, "finite")

@@ -25,12 +25,28 @@ def rgb_to_id(rgb: np.ndarray | Tensor) -> np.ndarray | Tensor:
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
+def id_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """(…) ids, R + 256 G + 65536 B → (…, 3) uint8."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+
+
+def picture_ids(picture: Image.Image) -> np.ndarray:
+    """Label picture → (H, W) int32: RGB-coded ids, or its one channel's values; a palette's indices are the labels.
+
+    Raises `ValueError` for any other kind of picture.
+    """
+    pixels = np.asarray(picture)
+    if picture.mode in ("RGB", "RGBA"):
+        return rgb_to_id(pixels)
+    if pixels.ndim != 2 or pixels.dtype.kind == "f":
+        raise ValueError(f"a label image needs one channel or RGB, not mode {picture.mode!r}")
+    return pixels.astype(np.int32)
+
+
 def read_map(segmentation_map) -> Tensor:
     """PIL image, array or tensor of (H, W), one channel, or RGB-coded ids → (H, W) int64 ids."""
     if isinstance(segmentation_map, Image.Image):
-        if segmentation_map.mode == "RGBA":
-            segmentation_map = segmentation_map.convert("RGB")
-        segmentation_map = np.asarray(segmentation_map)  # a palette png gives its indices, which are the labels
+        segmentation_map = picture_ids(segmentation_map)
     if isinstance(segmentation_map, Tensor):
         ids = segmentation_map
     else:
@@ -125,7 +141,7 @@ def place_map(ids: Tensor, placement: Placement) -> list[Tensor]:
 
 
 def nearest_index(source: int, target: int) -> Tensor:
-    """Source pixel under the centre of each target pixel: (target,) int64, as PIL's NEAREST."""
+    """Source pixel under the center of each target pixel: (target,) int64, as PIL's NEAREST."""
     return ((2 * torch.arange(target) + 1) * source) // (2 * target)
 
 

@@ -36,7 +36,7 @@ class Criterion(nn.Module):
     def __init__(self, config: EoMTConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("empty_weight", torch.ones(config.num_labels + 1))
+        self.register_buffer("empty_weight", torch.ones(config.num_labels + 1, dtype=torch.float32))
         self.empty_weight[-1] = config.no_object_weight
 
     def forward(

@@ -29,7 +29,7 @@ class LayerScale(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """silu(gate(x)) · up(x), for EVA-02 normalised, → down: (B, T, D) → (B, T, D)."""
+    """silu(gate(x)) · up(x), for EVA-02 normalized, → down: (B, T, D) → (B, T, D)."""
 
     def __init__(self, config: EoMTConfig):
         super().__init__()

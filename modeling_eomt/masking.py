@@ -17,7 +17,7 @@ class MaskSchedule:
     """
 
     def init_mask_schedule(self, num_blocks: int) -> None:
-        self.register_buffer("attn_mask_probs", torch.ones(num_blocks))
+        self.register_buffer("attn_mask_probs", torch.ones(num_blocks, dtype=torch.float32))
         self.register_load_state_dict_post_hook(_read_after_loading)
         self._masked_blocks = (True,) * num_blocks
         self._mask_probs_version = self._version_of_attn_mask_probs()

@@ -18,7 +18,7 @@ class EoMTForUniversalSegmentationOutput(ModelOutput):
         masks_queries_logits: (B, Q, H/4, W/4) for patch size 16.
         auxiliary_logits: one {"masks_queries_logits", "class_queries_logits"} per masked block, earliest first; None
             with masking off.
-        last_hidden_state: (B, T, D), normalised; tokens are queries, class token, registers, patches.
+        last_hidden_state: (B, T, D), normalized; tokens are queries, class token, registers, patches.
         hidden_states: with `output_hidden_states`, one (B, T, D) per block and one before the first; with token
             merging of fewer tokens, in the order of `token_merging.py`.
         attentions: with `output_attentions`, one (B, A, T, T) per block.

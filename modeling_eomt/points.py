@@ -17,7 +17,7 @@ def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
 def sample_features(features: Tensor, points: Tensor) -> Tensor:
     """Features (B, H, W, D), each image at its own points (B, R, 2) → (B, R, D), in the features' type."""
     images, height, width = features.shape[:3]
-    pixels, weights = _neighbours(points, height, width)  # [B, R, 4]
+    pixels, weights = _neighbors(points, height, width)  # [B, R, 4]
     pixels = pixels + torch.arange(images, device=pixels.device)[:, None, None] * (height * width)
     weights = weights.to(features.dtype)
     sampled = F.embedding_bag(
@@ -33,7 +33,7 @@ def sample_masks(masks: Tensor, points: Tensor, rows: Tensor | None = None) -> T
     """
     height, width = masks.shape[-2:]
     sampled = 0
-    for pixels, weights in zip(*(x.unbind(-1) for x in _neighbours(points, height, width))):
+    for pixels, weights in zip(*(x.unbind(-1) for x in _neighbors(points, height, width))):
         if rows is None:
             values = masks.flatten(1)[:, pixels]  # [n, R]
         else:
@@ -42,7 +42,7 @@ def sample_masks(masks: Tensor, points: Tensor, rows: Tensor | None = None) -> T
     return sampled
 
 
-def _neighbours(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _neighbors(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Points (…, 2) → the flat indices of the four pixels around them, and their weights, both (…, 4)."""
     x, y = points.float().unbind(-1)
     x, y = x * width - 0.5, y * height - 0.5

@@ -1,4 +1,4 @@
-"""How an EoMT model is initialised and where its weights come from."""
+"""How an EoMT model is initialized and where its weights come from."""
 
 import copy
 import json
@@ -16,6 +16,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..configuration import EoMTConfig, EoMTDINOv3Config
 from ..configuration.eomt import code_upload_refused
+from ..configuration.tasks import HUB_ARGUMENTS
 from .attention import Attention
 from .criterion import Criterion
 from .embeddings import Embeddings
@@ -23,9 +24,6 @@ from .layers import EoMTLayer, LayerScale
 from .weights.backbones import load_backbone
 
 logger = logging.get_logger(__name__)
-
-# Arguments of `from_pretrained` that say where on the hub, and how, a repository is found.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def own_config(config: PreTrainedConfig) -> EoMTConfig:
@@ -54,7 +52,7 @@ def _base_model(path, hub: dict) -> str:
 
 
 class EoMTPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading, and what transformers needs to know."""
+    """Initialization, loading, and what transformers needs to know."""
 
     config: EoMTConfig
     config_class = EoMTConfig
@@ -73,7 +71,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's defaults for linear and convolution layers, N(0, 1) for the queries, as the authors have it.
 
-        Each parameter is initialised by the module that holds it: transformers leaves out a module whose own
+        Each parameter is initialized by the module that holds it: transformers leaves out a module whose own
         parameters and buffers were all in the checkpoint.
         """
         if module is getattr(self, "query", None):
@@ -105,7 +103,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
         """Like transformers'; a checkpoint of another image or patch size is resampled to the one asked for.
 
         `from_pretrained(path, image_size=1280)` resizes learned positions (bicubic) and patch kernels (PI-resize)
-        once, at load; the saved configuration tells the sizes the weights have.
+        once, at load; the saved configuration has the sizes the weights have.
         """
         path = pretrained_model_name_or_path
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}

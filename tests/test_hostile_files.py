@@ -18,6 +18,8 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as rle
+from transformers import EomtConfig, EomtForUniversalSegmentation
+from transformers import EomtImageProcessor as BuiltInProcessor
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
@@ -43,11 +45,14 @@ SLOW_CASES = int(os.environ.get("EOMT_HOSTILE_CASES", "500"))
 SECONDS = 30  # a case takes a fraction of one
 MEGABYTES = 1500  # more than the process had before
 EVALUATE = ("evaluate", "--num-workers", "0", "--device", "cpu", "--predictions", "predictions", "--data")
-PREDICT = ("predict", "photos", "--model", "model", "--output", "out", "--workers", "0", "--device", "cpu")
+PREDICT = ("predict", "photos", "--output", "out", "--workers", "0", "--device", "cpu", "--model", "model")
+PREDICT_HUB = (*PREDICT[:-1], "hub")
 
 KINDS = {  # name → (files to damage, how, command)
     "config": (["model/config.json"], damage_json, PREDICT),
     "processor": (["model/preprocessor_config.json"], damage_json, PREDICT),
+    "hub's config": (["hub/config.json"], damage_json, PREDICT_HUB),
+    "hub's processor": (["hub/preprocessor_config.json"], damage_json, PREDICT_HUB),
     "weights": (["model/model.safetensors"], damage_bytes, PREDICT),
     "photo": (["photos/a.jpg", "photos/b.png", "photos/c.tif", "photos/d.gif"], damage_bytes, PREDICT),
     "coco panoptic": (["panoptic/val.json"], damage_json, (*EVALUATE, "panoptic", "--task", "panoptic")),
@@ -86,6 +91,9 @@ def good(tmp_path_factory):
     model = tiny_model(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_blocks=1, num_labels=2)
     model.save_pretrained(root / "model")
     EoMTImageProcessor(task="panoptic", size=64).save_pretrained(root / "model")
+    theirs = EomtConfig(image_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_blocks=1)
+    EomtForUniversalSegmentation(theirs).save_pretrained(root / "hub")  # as plain transformers, without a task
+    BuiltInProcessor(do_pad=True, size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(root / "hub")
     torch.save(convert_to_authors(model), root / "authors.bin")
     for name in ("a.jpg", "b.png", "c.tif", "d.gif"):
         (root / "photos").mkdir(exist_ok=True)

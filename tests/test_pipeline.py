@@ -112,7 +112,7 @@ def turned(image):
         (lambda: photo(40, 300), (300, 40)),
         (lambda: photo(1, 1), (1, 1)),
     ],
-    ids=["grey", "rgba", "palette", "cmyk", "16-bit", "exif", "3000x200", "40x300", "1x1"],
+    ids=["gray", "rgba", "palette", "cmyk", "16-bit", "exif", "3000x200", "40x300", "1x1"],
 )
 @pytest.mark.parametrize("pipeline_class", [None, EoMTImageSegmentationPipeline])
 def test_every_picture(saved, task, make, size, pipeline_class):
@@ -150,9 +150,9 @@ def test_overlapping_instances_come_out_whole(saved, tmp_path):
 
 def test_sixteen_bits_are_scaled_not_clipped(saved):
     segment = segmenter(saved["instance"], pipeline_class=EoMTImageSegmentationPipeline)
-    grey = photo().convert("L")
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    same(segment(deep, threshold=0.3), segment(grey, threshold=0.3))
+    gray = photo().convert("L")
+    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+    same(segment(deep, threshold=0.3), segment(gray, threshold=0.3))
 
 
 def test_built_in_default_processor_no_longer_crashes(saved, tmp_path):

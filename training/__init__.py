@@ -3,7 +3,7 @@
 Public names are imported on first use, so that annealing alone does not cost the import of the Trainer.
 """
 
-import importlib
+from ..configuration.lazy_names import lazy_names
 
 _MODULE_OF = {
     "annealing_steps": "callbacks.annealing",
@@ -19,13 +19,4 @@ _MODULE_OF = {
     "MaskAveragePrecision": "metrics.average_precision",
 }
 __all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str):
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

@@ -21,6 +21,17 @@ REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave 
     "warmup_ratio": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
     "label_smoothing_factor": "EoMT's loss has no label smoothing",
 }
+ABOVE_ZERO = (
+    "learning_rate",
+    "backbone_learning_rate",
+    "num_train_epochs",
+    "llrd",
+    "poly_power",
+    "total_batch_size",
+    "lora",
+    "time_budget",
+    "early_stopping",
+)
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
 
 
@@ -101,14 +112,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         for name, choices in (("task", (None, *TASKS)), ("masking", MASKING), ("class_head", ("keep", "new"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(c for c in choices if c)}")
-        for name in (
-            "learning_rate",
-            "backbone_learning_rate",
-            "num_train_epochs",
-            "llrd",
-            "poly_power",
-            "total_batch_size",
-        ):
+        for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
@@ -117,9 +121,6 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             value = getattr(value, "value", value)
             if value and value != default:
                 raise ValueError(f"{name} is {value!r}, which would have no effect; {instead}")
-        for name in ("lora", "time_budget", "early_stopping"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema is {self.ema}; the average's decay is between 0 and 1, such as 0.999")
         if self.lora and self.freeze_backbone:

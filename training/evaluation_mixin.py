@@ -1,4 +1,4 @@
-"""Evaluation inside the Trainer: the task's metric, streamed, without masked attention."""
+"""Evaluation inside the Trainer: the task's metric, batch by batch, without masked attention."""
 
 import math
 import time
@@ -20,7 +20,7 @@ class EvaluationMixin:
     evaluation_details: dict | None = None
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Task's metric over the images at their own sizes, streamed: `eval_pq`, `eval_mean_iou` or `eval_ap` and
+        """Task's metric over the images at their own sizes: `eval_pq`, `eval_mean_iou` or `eval_ap` and
         their parts; masked attention off unless `masking` is "always". Samples made for training give `eval_loss`."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):

@@ -6,6 +6,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..configuration import TASK_ROWS, EoMTConfig
+from ..configuration.backbones import SIZES
 from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
 from ..configuration.validation import parse_size
@@ -17,8 +18,8 @@ from .options import DataOptions, ModelOptions
 
 logger = logging.get_logger(__name__)
 
-SIZES = {size: f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large", "giant")}
-DEFAULT_BACKBONE = SIZES["base"]
+BY_SIZE = {size: f"vit_{size}_patch14_reg4_dinov2" for size in SIZES}
+DEFAULT_BACKBONE = BY_SIZE["base"]
 FRESH = (
     "class_predictor.",
     "heads.class_predictor.",
@@ -44,7 +45,7 @@ def build_model(
         fields = {**start.to_dict(), **labels, **options.overrides()}
         return _from_checkpoint(options.checkpoint, type(start)(**fields), args.class_head == "keep")
     backbone = options.backbone or (recipe.backbone if recipe else DEFAULT_BACKBONE)
-    backbone = SIZES.get(backbone, backbone)
+    backbone = BY_SIZE.get(backbone, backbone)
     overrides = options.overrides()
     if recipe and options.backbone is None:
         overrides = {"num_queries": recipe.num_queries, "num_blocks": recipe.num_blocks} | overrides

@@ -29,11 +29,14 @@ def front_matter(task: str, dataset: str, license_name: str | None = "apache-2.0
 
 def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
     """Markdown table; None is printed as –."""
-    lines = [list(header)]
-    lines += [
-        ["–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in r] for r in rows
-    ]
-    lines.insert(1, ["---"] * len(lines[0]))
+
+    def text(cell) -> str:
+        if cell is None:
+            return "–"
+        return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+    header = list(header)
+    lines = [header, ["---"] * len(header), *([text(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -48,9 +51,8 @@ segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
 
 
 def _deltas(recipe: Recipe) -> str:
-    size = recipe.backbone.split("_")[1][0]
     return f"""`{recipe.checkpoint}` has the same weights as differences from DINOv3's, which transformers cannot \
-load. With a download of it and of `facebook/dinov3-vit{size}16-pretrain-lvd1689m` (its license has to be accepted on \
+load. With a download of it and of `{find_backbone(recipe.backbone).hub_name}` (its license has to be accepted on \
 the hub):
 
 ```bash

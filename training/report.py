@@ -12,11 +12,11 @@ from pycocotools import mask as coco_mask
 
 from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
+from ..image_processing.rle import encode_masks
 from ..visualization import class_colors, draw_segments, side_by_side
 from .evaluation import as_reference, metric_for
 from .metrics.mean_iou import confusion
 from .processes import gather
-from .rle import encode_masks
 
 SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5  # instances below these are neither drawn nor counted in the confusion
 MOST_CLASSES = 40  # of a confusion picture

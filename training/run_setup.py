@@ -79,7 +79,9 @@ def fill(
         given.add("precision")
     if given & {"learning_rate"}:  # one rate for all, as given
         given.add("backbone_learning_rate")
-    begins = "eomt" if start is not None else "scratch" if model.backbone_weights == "scratch" else "backbone"
+    begins = "scratch" if model.backbone_weights == "scratch" else "backbone"
+    if start is not None:
+        begins = "eomt"
     on_cpu = args.device.type == "cpu" and not args.torch_compile
     side = max(as_pair(crop_size(data, args))) if data.image_size else None
     choices, values = [], {"task": args.task}

@@ -17,7 +17,6 @@ from eomt.modeling_eomt.weights.inferred_config import backbone_of
 
 LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
 DEFAULT_SIZE = 640  # pixels, where a configuration says none
-SIZES = ("small", "base", "large", "giant")
 ONEFORMER_TASK_TOKENS = 77
 
 
@@ -103,12 +102,8 @@ class Candidate:
         """Name of the point in the picture, where the legend names the family: ViT-L."""
         if not self.is_eomt or not backbone_of(self.config)[1]:
             return Path(self.name).name
-        size = self._named_size()
+        size = backbone_of(self.config)[0].size
         return f"ViT-{'g' if size == 'giant' else size[0].upper()}"
-
-    def _named_size(self) -> str:
-        row, _ = backbone_of(self.config)
-        return next(size for size in SIZES if f"_{size}_" in row.name)
 
     @property
     def family(self) -> str:
@@ -131,7 +126,7 @@ class Candidate:
             return None
         dataset = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}[self.config.task]
         suffix = FAMILIES[row.family].recipe_suffix
-        recipe = f"{dataset}_{self.config.task}_eomt_{self._named_size()}_{self.image_size[0]}"
+        recipe = f"{dataset}_{self.config.task}_eomt_{row.size}_{self.image_size[0]}"
         return reported_for(recipe + suffix) or reported_for(f"{recipe}_2x{suffix}")
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module | ExportedEoMT:
@@ -148,7 +143,7 @@ class Candidate:
         return model.eval().to(device)
 
     def inputs(self, batch: int, device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Made images (batch, 3, H, W), and what else the model wants."""
+        """Random images (batch, 3, H, W), and what else the model wants."""
         inputs = {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device, dtype=dtype)}
         if self.config.model_type == "oneformer":
             inputs["task_inputs"] = torch.zeros(batch, ONEFORMER_TASK_TOKENS, dtype=torch.long, device=device)

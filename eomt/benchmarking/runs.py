@@ -143,4 +143,6 @@ def _duration(seconds: float | None) -> str:
 
 
 def _text(value) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)

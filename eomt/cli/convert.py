@@ -5,8 +5,6 @@ from pathlib import Path
 
 from eomt.configuration import TASKS
 
-FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
-
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
@@ -16,9 +14,7 @@ def parser() -> argparse.ArgumentParser:
         "inferred from its shapes and printed before anything is written.",
     )
     p.add_argument("source", help="authors' file or its folder; or a saved model's folder or hub name")
-    p.add_argument(
-        "destination", type=Path, help=f"folder to create; or, from a saved model, a file ({', '.join(FILES)})"
-    )
+    p.add_argument("destination", type=Path, help="folder to create; or, from a saved model, a file such as eomt.bin")
     p.add_argument("--force", action="store_true", help="replace an existing destination")
     to_hub = p.add_argument_group("authors' → hub")
     to_hub.add_argument(

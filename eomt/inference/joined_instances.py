@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 
+from eomt.image_processing.rle import encode_window
+
 from .joined_panoptic import _common, _within
 
 MIN_SCORE = 0.05
@@ -146,20 +148,6 @@ class InstanceJoin:
         sharper = rle.iou([joined], [mask], [0])[0, 0] > 0.5
         score = max(score, *(found[k][2] for k in pieces))
         return [*rest, (joined if sharper else mask, label, score, False)]
-
-
-def encode_window(pixels: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict:
-    """(h, w) mask at (top, left) of an image of `size` → its encoding in the image, without an (H, W) array."""
-    height, width = size
-    padded = np.zeros((pixels.shape[0] + 2, pixels.shape[1]), np.int8)
-    padded[1:-1] = pixels != 0
-    columns, rows = np.nonzero(np.diff(padded, axis=0).T)  # where a run starts or ends, column by column
-    at = (left + columns).astype(np.int64) * height + top + rows
-    joints = np.flatnonzero(at[1::2][:-1] == at[2::2])  # a run down to the last row goes on in the next column
-    at = np.delete(at, np.concatenate([2 * joints + 1, 2 * joints + 2]))
-    counts = np.diff(np.concatenate([[0], at, [height * width]]))
-    counts = counts[:-1] if len(at) and not counts[-1] else counts
-    return rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
 
 
 def _joined(pieces: list[_Piece], size: tuple[int, int]) -> dict:

@@ -24,13 +24,14 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from eomt.configuration.labels import LabelSpace
+from eomt.image_processing.targets import id_to_rgb
 
 from .writing import write_atomic, write_json
 
 _BAND = 256
 """Rows that are recoded at once."""
-VOID_LABEL = 255
-"""Pixels of no class in a label png (65535 where a class has an id of 255 or more)."""
+VOID_LABELS = {1: 255, 2: 65535, 3: 0xFFFFFF}
+"""Pixels of no class in a label png, by its bytes a pixel."""
 
 
 def image_id_of(name: str) -> int | str:
@@ -107,16 +108,11 @@ def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
     Ids beyond 16 bits are colors, R + 256 G + 65536 B, and so is the picture; void is white.
     """
     labels = np.asarray(segmentation)
-    if max(category_ids) > 65535:
-        void, kind, shape = 0xFFFFFF, np.uint8, (*labels.shape, 3)
-    elif max(category_ids) >= VOID_LABEL:
-        void, kind, shape = 65535, np.uint16, labels.shape
-    else:
-        void, kind, shape = VOID_LABEL, np.uint8, labels.shape
-    table = np.array([*category_ids, void])
-    if len(shape) == 3:
-        table = np.stack([table % 256, table // 256 % 256, table // 65536], -1)
-    table, coded = table.astype(kind), np.empty(shape, kind)
+    highest = max(category_ids)
+    size = 1 if highest < VOID_LABELS[1] else 2 if highest <= VOID_LABELS[2] else 3  # bytes a pixel
+    table = np.array([*category_ids, VOID_LABELS[size]])
+    table = id_to_rgb(table) if size == 3 else table.astype(np.uint16 if size == 2 else np.uint8)
+    coded = np.empty((*labels.shape, *table.shape[1:]), table.dtype)
     for top in range(0, len(labels), _BAND):
         band = labels[top : top + _BAND]
         coded[top : top + _BAND] = table[np.where((band >= 0) & (band < len(category_ids)), band, -1)]

@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from eomt.image_processing.targets import id_to_rgb, rgb_to_id
+
+from .prediction_files import VOID_LABELS
 from .writing import atomic, write_json
 
-VOID = {1: 255, 2: 65535, 3: 0xFFFFFF}  # of label pngs by their bytes a pixel
 NEARLY = 0.5
 """Instances from this share of the score that counts are crowds; below, they are background."""
 
@@ -67,8 +69,7 @@ def _panoptic(output: Path, folder: Path, listing: dict, least: float) -> None:
     for entry in json.loads((output / "panoptic.json").read_text(encoding="utf-8"))["annotations"]:
         sure = [info for info in entry["segments_info"] if info["score"] >= least]
         png = np.asarray(Image.open(output / "panoptic" / entry["file_name"]))
-        ids = png.astype(np.int32) @ np.array([1, 256, 65536])
-        kept = np.where(np.isin(ids, [info["id"] for info in sure])[..., None], png, 0)
+        kept = np.where(np.isin(rgb_to_id(png), [info["id"] for info in sure])[..., None], png, 0)
         to = folder / "annotations" / "panoptic_train2017" / entry["file_name"]
         to.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(kept.astype(np.uint8)).save(to)
@@ -83,7 +84,7 @@ def _semantic(output: Path, folder: Path, listing: dict, least: float) -> None:
         name = image["sem_seg_file_name"].removeprefix("labels/")
         labels = np.asarray(Image.open(output / "labels" / name))
         confidence = np.asarray(Image.open(output / "confidence" / name)) / 65535
-        void = VOID[3 if labels.ndim == 3 else labels.itemsize]
+        void = VOID_LABELS[3 if labels.ndim == 3 else labels.itemsize]
         unsure = confidence < least
         kept = labels.copy()
         kept[unsure] = (255, 255, 255) if labels.ndim == 3 else void
@@ -97,7 +98,7 @@ def _semantic(output: Path, folder: Path, listing: dict, least: float) -> None:
         rows = csv.writer(file)
         rows.writerow(("name", "r", "g", "b"))
         for c in listing["categories"]:
-            rows.writerow((c["name"], c["id"] % 256, c["id"] // 256 % 256, c["id"] // 65536))
+            rows.writerow((c["name"], *id_to_rgb(np.array(c["id"])).tolist()))
         rows.writerow(("void", 255, 255, 255))
 
 

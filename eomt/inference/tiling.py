@@ -22,7 +22,7 @@ WHOLE_SIDE = 4096
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of the image, and its core: the part that lies nearer to its centre than to any other tile's.
+    """A rectangle of the image, and its core: the part that lies nearer to its center than to any other tile's.
 
     Cores do not overlap and cover the image. Both are (rows, columns) slices of the image.
     """

@@ -179,7 +179,7 @@ def _write_names(picture: Image.Image, masks, texts, tints, order, factor: int) 
 
 
 def _place(mask: _Mask, width: float, height: float) -> tuple[float, float] | None:
-    """Centre (y, x) of a box of width × height that lies inside the mask as far as possible; `None` if too little."""
+    """Center (y, x) of a box of width × height that lies inside the mask as far as possible; `None` if too little."""
     rows, columns = mask.box
     part = mask.pixels()
     if mask.area < _INSIDE * width * height:

@@ -26,7 +26,7 @@ def load_authors_checkpoint(
         config: of the same shapes; learned positions are resampled where only the image size differs.
         reference_backbone: DINOv3 weights (state dict, model or path) when the file holds deltas to them: encoder
             parameters are added to the reference, heads are absolute, buffers are overwritten.
-        load_class_head: False leaves the class head at its fresh initialisation, for other classes.
+        load_class_head: False leaves the class head at its fresh initialization, for other classes.
 
     Raises:
         ValueError: when keys are missing, unexpected or mis-shaped, listed in groups; nothing is loaded then.
@@ -53,11 +53,11 @@ def load_authors_checkpoint(
         ours["attn_mask_probs"] = ours["attn_mask_probs"].clamp(0, 1)
     elif not torch.allclose(_pixel_mean(state), torch.tensor(IMAGENET_DEFAULT_MEAN), atol=1e-4):
         logger.warning(
-            f"the checkpoint normalises by mean {_pixel_mean(state).tolist()}; give the image processor the same"
+            f"the checkpoint normalizes by mean {_pixel_mean(state).tolist()}; give the image processor the same"
         )
     model.load_state_dict(ours, strict=False)
     if not load_class_head:
-        logger.warning(f"the class head was not loaded: it is initialised for {config.num_labels} labels, train it")
+        logger.warning(f"the class head was not loaded: it is initialized for {config.num_labels} labels, train it")
     return model
 
 

@@ -38,7 +38,7 @@ RENAMED = [
 
 
 def load_backbone(model: nn.Module, source) -> None:
-    """Load a backbone's weights into the encoder of a fresh `model`; queries and heads stay as initialised.
+    """Load a backbone's weights into the encoder of a fresh `model`; queries and heads stay as initialized.
 
     Args:
         source: state dict, model, file or directory in the layout of timm, transformers or the backbone's authors, or
@@ -48,7 +48,7 @@ def load_backbone(model: nn.Module, source) -> None:
         ValueError: when the backbone is of another family, width or depth than the configuration, or keys do not fit.
     """
     config = model.config
-    state = normalise(_open(source))
+    state = normalize(_open(source))
     _require_same_kind(state, config)
     table = hf_table(config) if is_hf(state) else timm_table(config)
     ours, missing, unexpected = take(state, table)
@@ -79,7 +79,7 @@ def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
     return ours
 
 
-def normalise(state: StateDict) -> StateDict:
+def normalize(state: StateDict) -> StateDict:
     """Their state dict with one spelling a layout and without parts of no use."""
     renamed = {}
     for key, tensor in state.items():
@@ -182,7 +182,7 @@ def _open(source) -> StateDict:
 
 def delta_reference(source, config: EoMTConfig) -> dict[str, Tensor]:
     """The pre-trained backbone that DINOv3 deltas are relative to, as our encoder's tensors."""
-    state = normalise(_open(source))
+    state = normalize(_open(source))
     _require_same_kind(state, config)
     ours, _, _ = take(state, hf_table(config) if is_hf(state) else timm_table(config))
     return fit_sizes(ours, config)

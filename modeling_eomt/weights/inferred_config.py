@@ -12,7 +12,7 @@ from ...configuration.labels import LabelSpace, label_space
 from ...configuration.tasks import infer_task
 from .state_dicts import StateDict
 
-HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape tells it
+HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape says it
 DINOV3_IMAGE_SIZE = 640  # rotary positions leave no trace of the size
 ENCODER = "network.encoder.backbone."
 # Number of labels → label space. 150 labels are ADE20K's for both tasks, so the query count decides.
@@ -46,7 +46,7 @@ def config_of_checkpoint(
         labels: by default the data set's that has C classes (COCO, ADE20K, Cityscapes), else LABEL_0, LABEL_1, …
 
     Raises:
-        ValueError: when a key that tells a shape is missing, or shape and argument contradict each other.
+        ValueError: when a key that a shape is read from is missing, or shape and argument contradict each other.
     """
     if saved:
         return _saved_config(saved, heads, image_size, task, labels, stuff_label_ids)

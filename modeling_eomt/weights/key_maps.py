@@ -17,6 +17,18 @@ class Place(NamedTuple):
 
 Table = dict[str, Place]
 
+
+class Names(NamedTuple):
+    """Keys of one layout, ours → theirs."""
+
+    outside: dict[str, str]
+    "Outside of the blocks."
+    blocks: str
+    "Their name for the list of blocks."
+    block: dict
+    "Inside one block; a triple names the part of a concatenation."
+
+
 HEADS = {
     "query": "q",
     "class_predictor": "class_head",
@@ -25,7 +37,6 @@ HEADS = {
     "mask_head.fc3": "mask_head.4",
 }
 
-# Names inside a block, ours → theirs; a pair names the part of a concatenation.
 TIMM_BLOCK = {
     "norm1": "norm1",
     "norm2": "norm2",
@@ -66,7 +77,6 @@ HF_BLOCK = {
 }
 HF_DINOV3_BLOCK = HF_BLOCK | {"mlp.first": "mlp.up_proj", "mlp.second": "mlp.down_proj"}
 
-# Names outside the blocks, ours → theirs.
 TIMM_OUTSIDE = {
     "embeddings.cls_token": "cls_token",
     "embeddings.register_tokens": "reg_token",
@@ -90,26 +100,32 @@ AUTHORS_DINOV3_OUTSIDE = {
 }
 
 
+# For each `EoMTConfig.layout`.
+TIMM = {
+    "vit": Names(TIMM_OUTSIDE, "blocks", TIMM_BLOCK),
+    "dinov3": Names(TIMM_OUTSIDE, "blocks", TIMM_BLOCK),
+    "eva02": Names(TIMM_OUTSIDE | {"layernorm": "fc_norm"}, "blocks", TIMM_EVA_BLOCK),
+}
+HF = {
+    "vit": Names(HF_OUTSIDE, "encoder.layer", HF_BLOCK),
+    "dinov3": Names(HF_DINOV3_OUTSIDE, "layer", HF_DINOV3_BLOCK),
+}
+AUTHORS = TIMM | {"dinov3": Names(AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BLOCK)}
+
+
 def timm_table(config: EoMTConfig) -> Table:
-    """timm's DINOv2, DeiT-III (also as their authors released them, once normalised) and EVA-02."""
-    if config.layout == "eva02":
-        return _table(config, TIMM_OUTSIDE | {"layernorm": "fc_norm"}, "blocks", TIMM_EVA_BLOCK)
-    return _table(config, TIMM_OUTSIDE, "blocks", TIMM_BLOCK)
+    """timm's backbones, also DINOv2 and DeiT-III as their authors released them, once normalized."""
+    return _table(config, TIMM[config.layout])
 
 
 def hf_table(config: EoMTConfig) -> Table:
-    """transformers' Dinov2WithRegistersModel and DINOv3ViTModel (keys as in memory; files are normalised first)."""
-    if config.layout == "dinov3":
-        return _table(config, HF_DINOV3_OUTSIDE, "layer", HF_DINOV3_BLOCK)
-    return _table(config, HF_OUTSIDE, "encoder.layer", HF_BLOCK)
+    """transformers' Dinov2Model, …WithRegistersModel and DINOv3ViTModel (as in memory; files are normalized first)."""
+    return _table(config, HF[config.layout])
 
 
 def authors_table(config: EoMTConfig) -> Table:
     """The authors' checkpoints: heads and encoder under `network.`."""
-    if config.layout == "dinov3":
-        encoder = _table(config, AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BLOCK)
-    else:
-        encoder = timm_table(config)
+    encoder = _table(config, AUTHORS[config.layout])
     table = {ours: place._replace(key=f"network.encoder.backbone.{place.key}") for ours, place in encoder.items()}
     for ours, theirs in HEADS.items():
         for kind in ("weight", "bias") if ours != "query" else ("weight",):
@@ -123,8 +139,9 @@ def authors_table(config: EoMTConfig) -> Table:
     return table
 
 
-def _table(config: EoMTConfig, outside: dict[str, str], blocks: str, block: dict) -> Table:
+def _table(config: EoMTConfig, names: Names) -> Table:
     """Encoder parameters of `config` → their places."""
+    outside, blocks, block = names
     projection = ".".join(filter(None, ["embeddings.patch_embeddings", config.patch_projection_name]))
     table: Table = {}
     table["embeddings.cls_token"] = Place(outside["embeddings.cls_token"])

@@ -88,7 +88,7 @@ def test_labels_and_task_from_the_numbers(labels, queries, task, expected):
     ("dinov2", 384, 12, "vit_small_patch14_reg4_dinov2"),
     ("dinov3", 384, 12, "vit_small_patch16_dinov3"),
 ])  # fmt: skip
-def test_full_size_backbones_are_recognised(kind, width, depth, name):
+def test_full_size_backbones_are_recognized(kind, width, depth, name):
     from eomt.modeling_eomt.weights.inferred_config import backbone_of
 
     model = tiny_model(kind, hidden_size=width, num_hidden_layers=depth, num_attention_heads=6)

@@ -26,7 +26,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory):
-    """Label pngs: 0 sky over 1 road, a strip of 7 unlabelled."""
+    """Label pngs: 0 sky over 1 road, a strip of 7 unlabeled."""
     folder = tmp_path_factory.mktemp("streets")
     for split, count in (("train", 3), ("val", 2)):
         for kind in ("images", "labels"):

@@ -1,5 +1,7 @@
 """EoMTConfig: construction for every backbone, validation, and the round trip through a file."""
 
+import json
+
 import pytest
 
 from eomt.configuration import BACKBONES, EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config, find_backbone
@@ -64,6 +66,19 @@ def test_wrong_fields_are_clear_errors(fields, message):
         EoMTConfig(**fields)
 
 
+@pytest.mark.parametrize(("field", "value"), [("id2label", ["sky"]), ("label2id", 3), ("architectures", "EoMT")])
+def test_wrong_types_of_the_fields_that_transformers_declares(field, value, tmp_path):
+    EoMTConfig().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=f"{field} is .*; it must be "):
+        EoMTConfig.from_pretrained(tmp_path)
+
+
+def test_fields_of_another_family_are_not_checked(tmp_path):
+    assert EoMTConfig(rope_theta={}).rope_theta == {}
+
+
 def test_unknown_backbone_names_the_known_ones():
     with pytest.raises(ValueError, match="unknown backbone 'resnet50'; choose from vit_small_patch14_reg4_dinov2"):
         EoMTConfig.for_backbone("resnet50")
@@ -78,6 +93,6 @@ def test_round_trip_through_a_file(name, tmp_path):
     config = EoMTConfig.for_backbone(name, (640, 320), **LABELS, stuff_label_ids=[1, 2], masked_attention=False)
     config.save_pretrained(tmp_path)
     again = type(config).from_pretrained(tmp_path)
-    assert again.to_diff_dict() == config.to_diff_dict()
+    assert again.to_dict() == config.to_dict()
     assert again.stuff_label_ids == [1, 2]
     assert again.id2label == LABELS["id2label"]

@@ -13,11 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
 
 from eomt.image_processing import EoMTImageProcessor, placement
-from eomt.image_processing.instance import instance_segmentation
+from eomt.image_processing.instance import encoded_instances, instance_segmentation
 from eomt.image_processing.panoptic import panoptic_segmentation
 from eomt.image_processing.semantic import semantic_scores, semantic_segmentation
 
@@ -117,6 +118,18 @@ def test_instances_are_the_plain_rule(h, w, seed, top_k):
     assert result.shape == masks.shape
     assert (result[apart] != masks[apart]).float().sum() <= 1e-3 * masks[apart].numel()
     assert torch.equal(torch.tensor([s["label_id"] for s in segments])[apart], labels[apart])
+
+
+@settings(max_examples=20, deadline=None)
+@given(h=st.integers(1, 330), w=st.integers(1, 330), seed=st.integers(0, 1000), top_k=st.integers(1, 40))
+def test_encoded_instances_are_the_binary_maps(h, w, seed, top_k):
+    out = made(seed=seed)
+    args = out.masks_queries_logits[0], out.class_queries_logits[0], placement(h, w, 48)
+    maps, segments = instance_segmentation(*args, top_k=top_k, return_binary_maps=True)
+    masks, labels, scores = encoded_instances(*args, top_k=top_k)
+    assert labels == [s["label_id"] for s in segments]
+    assert scores == [s["score"] for s in segments]
+    assert masks == [coco_mask.encode(np.asfortranarray(m.numpy().view(np.uint8))) for m in maps]
 
 
 @settings(max_examples=40, deadline=None)

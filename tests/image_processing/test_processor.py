@@ -44,7 +44,7 @@ def test_golden_pixels(backend, task, i):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_normalisation_is_the_authors_and_padding_is_black(backend):
+def test_normalization_is_the_authors_and_padding_is_black(backend):
     image = picture(20, 40)
     values = backend(size=40)(image, return_tensors="pt")["pixel_values"][0]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -79,24 +79,24 @@ def test_like_the_built_in_where_its_sizes_are_the_authors():
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F", "RGBa"])
 def test_every_picture_mode(mode):
-    grey = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))  # 40 × 60
+    gray = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))  # 40 × 60
     if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
         assert image.mode == "I;16"
     elif mode in ("I", "F"):
-        image = Image.fromarray(grey.astype(np.int32 if mode == "I" else np.float32))
+        image = Image.fromarray(gray.astype(np.int32 if mode == "I" else np.float32))
     elif mode == "RGBa":
-        image = Image.fromarray(grey).convert("RGBA").convert("RGBa")
+        image = Image.fromarray(gray).convert("RGBA").convert("RGBa")
     elif mode == "P":
-        image = Image.fromarray(grey).convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
+        image = Image.fromarray(gray).convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
     else:
-        image = Image.fromarray(grey).convert("RGB").convert(mode)
+        image = Image.fromarray(gray).convert("RGB").convert(mode)
     values = EoMTImageProcessor(size=60, do_normalize=False)(image, return_tensors="pt")["pixel_values"][0, :, :40]
     if mode == "1":
         assert values.unique().tolist() == [0.0, 1.0]
     else:
         tolerance = 6 if mode in ("P", "YCbCr") else 1  # these are coarser themselves
-        assert (values * 255 - torch.from_numpy(grey)).abs().max() <= tolerance
+        assert (values * 255 - torch.from_numpy(gray)).abs().max() <= tolerance
 
 
 def tagged(path, image, orientation=6):
@@ -252,6 +252,10 @@ def test_file_of_the_built_in(tmp_path):
         processor = EomtImageProcessor.from_pretrained(tmp_path)
         assert (processor.task, processor.do_pad, processor.do_split_image) == (task, pad, not pad)
         assert EoMTImageProcessor.from_pretrained(tmp_path, task="instance").task == "instance"
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_pad": "yes"}))
+    with pytest.raises(ValueError, match="do_pad is 'yes'; it must be true or false"):
+        EoMTImageProcessor.from_pretrained(tmp_path)
 
 
 def test_paths_and_unreadable_files(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eomt.inference.image_files import find_images
-from eomt.inference.prediction_files import VOID_LABEL, label_png
+from eomt.inference.prediction_files import VOID_LABELS, label_png
 from eomt.inference.writing import write_atomic
 
 
@@ -23,7 +23,7 @@ def test_names_of_found_images(tmp_path):
 
 def test_label_png_has_the_data_sets_ids(tmp_path):
     labels = np.array([[0, 1, -1, 255]])
-    assert np.asarray(label_png(labels, [7, 33])).tolist() == [[7, 33, VOID_LABEL, VOID_LABEL]]
+    assert np.asarray(label_png(labels, [7, 33])).tolist() == [[7, 33, VOID_LABELS[1], VOID_LABELS[1]]]
     wide = np.asarray(label_png(labels, [7, 300]))
     assert wide.dtype == np.uint16
     assert wide.tolist() == [[7, 300, 65535, 65535]]

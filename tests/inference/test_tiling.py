@@ -8,7 +8,8 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from eomt import EoMTImageProcessor
-from eomt.inference.joined_instances import InstanceJoin, encode_window
+from eomt.image_processing.rle import encode_window
+from eomt.inference.joined_instances import InstanceJoin
 from eomt.inference.joined_panoptic import PanopticJoin
 from eomt.inference.segment import segment
 from eomt.inference.tiling import cut, segment_tiles

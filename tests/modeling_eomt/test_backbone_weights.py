@@ -46,7 +46,7 @@ def timm_model(name: str):
 
 @torch.no_grad()
 def encode(model: EoMTForUniversalSegmentation, pixels):
-    """Encoder only, no queries: (B, 3, H, W) → (B, P + N, D), normalised."""
+    """Encoder only, no queries: (B, 3, H, W) → (B, P + N, D), normalized."""
     hidden = model.embeddings(pixels)
     grid = tuple(side // model.config.patch_size for side in pixels.shape[-2:])
     rotary = rotary_table(model.config, grid, pixels.device, hidden.dtype, training=False)

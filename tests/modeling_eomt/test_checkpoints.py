@@ -39,7 +39,7 @@ def test_every_container_gives_the_same_model(container, tmp_path):
     else:
         if container == "compiled":  # torch.compile wraps the network, or the network's parts
             state = {key.replace("network.", "network._orig_mod.", 1): tensor for key, tensor in state.items()}
-        if container == "lightning":  # what its loggers and optimisers leave beside the weights
+        if container == "lightning":  # what its loggers and optimizers leave beside the weights
             state = {"state_dict": state | {"criterion.empty_weight": torch.ones(12)}, "epoch": 11, "global_step": 5}
         if container == "ckpt":
             state = {"state_dict": state}
@@ -61,7 +61,7 @@ def test_other_classes_keep_a_fresh_head(caplog):
         model = load_authors_checkpoint(state, config, load_class_head=False)
     finally:
         logger.propagate = False
-    assert "the class head was not loaded: it is initialised for 3 labels" in caplog.text
+    assert "the class head was not loaded: it is initialized for 3 labels" in caplog.text
     assert model.class_predictor.weight.shape == (4, 24)
     torch.manual_seed(3)
     assert torch.equal(model.class_predictor.weight, EoMTForUniversalSegmentation(config).class_predictor.weight)

@@ -29,6 +29,13 @@ def test_dtype_auto(their_folder):
     assert EoMTForUniversalSegmentation.from_pretrained(their_folder, dtype=torch.float32).dtype == torch.float32
 
 
+def test_probabilities_and_class_weights_stay_fp32_in_a_model_made_in_half_precision(their_folder):
+    config = EoMTForUniversalSegmentation.from_pretrained(their_folder).config
+    model = EoMTForUniversalSegmentation._from_config(config, dtype=torch.float16)
+    assert model.query.weight.dtype == torch.float16
+    assert model.attn_mask_probs.dtype == model.criterion.empty_weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("own", [EomtConfig, EomtDinov3Config])
 def test_the_built_ins_configuration(own):
     config = own(**TINY, image_size=64, num_labels=4)

@@ -340,7 +340,7 @@ def test_checkpoint_loads_at_another_size(tmp_path):
     )
 
 
-def test_weights_that_a_checkpoint_lacks_are_initialised(tmp_path):
+def test_weights_that_a_checkpoint_lacks_are_initialized(tmp_path):
     tiny_model(hidden_size=96, num_queries=50).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     lacking = ("query.weight", "embeddings.position_embeddings.weight", "mask_head.fc1.weight")

@@ -46,6 +46,8 @@ def test_logs_have_every_part_rate_and_probability(run):
         expected = [mask_annealing_probability(t + 1, s, e) for s, e in zip(*annealing_steps(12, 2))]
         assert [row["attn_mask_prob_0"], row["attn_mask_prob_1"]] == pytest.approx(expected)
     assert trainer.model.attn_mask_probs.tolist() == [0, 0]
+    steps = [row["step"] for row in trainer.state.log_history if "attn_mask_prob_0" in row]
+    assert steps == list(range(1, 13))  # one entry a step: neither the evaluation's nor the summary's repeats them
 
 
 def test_every_parameter_learns_and_decays(run):
@@ -97,6 +99,7 @@ def test_own_annealing_callback_takes_the_place_of_ours(tmp_path):
     own = MaskAnnealingCallback([0, 1], [2, 3], power=1.0)
     trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, max_steps=3), train_dataset=Samples(), callbacks=[own])
     trainer.train()
+    assert [row["step"] for row in trainer.state.log_history if "attn_mask_prob_0" in row] == [1, 2, 3]
     logged = [[row["attn_mask_prob_0"], row["attn_mask_prob_1"]] for row in logs_of(trainer)]
     assert logged == [[0.5, 1.0], [0.0, 0.5], [0.0, 0.0]]
 

@@ -8,7 +8,7 @@ from PIL import Image
 from eomt.visualization import class_colors, draw_confidence, draw_segments, side_by_side
 from eomt.visualization.sheets import write_jpeg
 
-GREY = Image.new("RGB", (640, 500), (128, 128, 128))
+GRAY = Image.new("RGB", (640, 500), (128, 128, 128))
 
 
 def two_segments():
@@ -17,9 +17,9 @@ def two_segments():
     return ids, [{"id": 0, "label_id": 3, "score": 0.9}, {"id": 1, "label_id": 7, "score": 0.8}]
 
 
-def test_segments_are_tinted_with_their_colour_and_void_is_not():
+def test_segments_are_tinted_with_their_color_and_void_is_not():
     ids, segments = two_segments()
-    picture = np.asarray(draw_segments(GREY, torch.from_numpy(ids), segments, names=False, opacity=0.5), int)
+    picture = np.asarray(draw_segments(GRAY, torch.from_numpy(ids), segments, names=False, opacity=0.5), int)
     colors = class_colors([3, 7])
     assert np.abs(picture[60, 60] - (np.array(colors[3]) + 128) / 2).max() <= 1
     assert np.abs(picture[400, 500] - (np.array(colors[7]) + 128) / 2).max() <= 1
@@ -31,8 +31,8 @@ def test_segments_are_tinted_with_their_colour_and_void_is_not():
 
 def test_names_stand_inside_their_segments():
     ids, segments = two_segments()
-    plain = np.asarray(draw_segments(GREY, ids, segments, names=False), int)
-    named = np.asarray(draw_segments(GREY, ids, segments, {3: "tree", 7: "horse"}), int)
+    plain = np.asarray(draw_segments(GRAY, ids, segments, names=False), int)
+    named = np.asarray(draw_segments(GRAY, ids, segments, {3: "tree", 7: "horse"}), int)
     changed = (plain != named).any(-1)
     assert changed[ids == 0].sum() > 300
     assert changed[ids == 1].sum() > 300
@@ -40,8 +40,8 @@ def test_names_stand_inside_their_segments():
     tiny = np.full((500, 640), -1)
     tiny[5:9, 5:9] = 0
     assert np.array_equal(
-        draw_segments(GREY, tiny, segments[:1], {3: "a name too long"}),
-        draw_segments(GREY, tiny, segments[:1], names=False),
+        draw_segments(GRAY, tiny, segments[:1], {3: "a name too long"}),
+        draw_segments(GRAY, tiny, segments[:1], names=False),
     )
 
 
@@ -49,23 +49,23 @@ def test_masks_labels_and_ids_give_the_same_picture():
     ids, segments = two_segments()
     labels = np.where(ids == 0, 3, np.where(ids == 1, 7, 255))
     masks = np.stack([ids == 0, ids == 1])
-    by_ids = np.asarray(draw_segments(GREY, ids, segments))
-    assert np.array_equal(by_ids, draw_segments(GREY, masks, segments))
-    assert np.array_equal(by_ids, draw_segments(GREY, labels))
+    by_ids = np.asarray(draw_segments(GRAY, ids, segments))
+    assert np.array_equal(by_ids, draw_segments(GRAY, masks, segments))
+    assert np.array_equal(by_ids, draw_segments(GRAY, labels))
 
 
 def test_legend_small_images_and_nothing_found():
     ids, segments = two_segments()
-    assert draw_segments(GREY, ids, segments, legend=True).height > 500
+    assert draw_segments(GRAY, ids, segments, legend=True).height > 500
     small = draw_segments(Image.new("RGB", (64, 48)), np.zeros((48, 64), int), [{"id": 0, "label_id": 1}])
     assert small.size == (640, 480)
-    nothing = draw_segments(GREY, np.full((500, 640), -1), [], legend=True)
-    assert np.array_equal(nothing, GREY)
+    nothing = draw_segments(GRAY, np.full((500, 640), -1), [], legend=True)
+    assert np.array_equal(nothing, GRAY)
     draw_segments(Image.new("L", (1, 1)), np.zeros((1, 1), int), [{"id": 0, "label_id": 1}], legend=True)
 
 
 def test_side_by_side_and_confidence():
-    sheet = side_by_side([("input", GREY), ("truth", GREY.resize((64, 50)))], height=200)
+    sheet = side_by_side([("input", GRAY), ("truth", GRAY.resize((64, 50)))], height=200)
     assert sheet.height > 200
     assert sheet.width == 2 * 256 + 3 * 12
     ramp = np.asarray(draw_confidence(np.linspace(0, 1, 50)[None].repeat(4, 0)), int).sum(-1)[0]
@@ -84,7 +84,7 @@ def test_very_long_pictures_stay_small_enough_for_a_file(tmp_path):
             assert max(written.size) == 65_500
 
 
-def test_colours_of_one_picture_differ():
+def test_colors_of_one_picture_differ():
     for start in range(0, 133, 9):
         colors = np.array(list(class_colors(range(start, start + 12)).values()), int)
         gaps = np.abs(colors[:, None] - colors[None]).sum(-1) + 999 * np.eye(len(colors), dtype=int)
@@ -93,4 +93,4 @@ def test_colours_of_one_picture_differ():
 
 def test_wrong_size_is_an_error():
     with pytest.raises(ValueError, match="10 × 10 does not fit its image of 500 × 640"):
-        draw_segments(GREY, np.zeros((10, 10), int), [{"id": 0, "label_id": 0}])
+        draw_segments(GRAY, np.zeros((10, 10), int), [{"id": 0, "label_id": 0}])

@@ -77,7 +77,7 @@ class MaskAnnealingCallback(TrainerCallback):
         self._set(state, model)  # a checkpoint saved now holds what the next batch uses
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or "attn_mask_prob_0" in logs:  # the latter: `EoMTTrainer.log` was first
             return
         values = {f"attn_mask_prob_{i}": probability for i, probability in enumerate(self.probabilities)}
         logs.update(values)  # for the callbacks after this one
@@ -89,9 +89,6 @@ class _TrainerMasking(MaskAnnealingCallback):
     """What `EoMTTrainer` adds: the trained model is left as it is evaluated, whichever checkpoint it is."""
 
     at_inference = 0.0
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Nothing: the trainer's own log holds the probabilities before any callback sees it."""
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         model = extract_model_from_parallel(model, keep_torch_compile=False)

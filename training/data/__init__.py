@@ -29,7 +29,7 @@ Three steps, each usable alone:
        image         uint8 (3, H, W), untouched    reference    what the task's metric takes as one reference (below)
        image_id      int or str                    file_name    str
    reference: panoptic {"segmentation": int32 (H, W), "segments_info": [{"id", "label_id", "iscrowd"}]};
-   semantic int32 (H, W), `label_space.ignore_index` where unlabelled;
+   semantic int32 (H, W), `label_space.ignore_index` where unlabeled;
    instance {"masks": [RLE, …], "labels": int64 (n,), "iscrowd": int64 (n,), "area": float64 (n,)}.
 
 `EoMTDataCollator(image_mean=…, image_std=…)` (training/collator.py) stacks TrainTransform's or the processor's samples

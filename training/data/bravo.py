@@ -22,7 +22,7 @@ from .images import open_image, read_classes, read_image
 
 SAMPLES = 100_000
 """Pixels of an image that the out-of-distribution score is taken over, at most."""
-VOID = 255
+UNLABELED = 255
 _CITYSCAPES = ("_leftImg8bit", "_gt_labelTrainIds.png", "_gt_invIds.png")
 
 
@@ -115,7 +115,7 @@ class Bravo(Dataset):
         name = str(PurePosixPath(file).with_suffix(""))
         labels = read_classes(self.files[base + subset.labels], base + subset.labels)
         if not subset.semantic:  # only whether a pixel counts
-            labels = np.where(labels == VOID, VOID, 0)
+            labels = np.where(labels == UNLABELED, UNLABELED, 0)
         invalid = read_classes(self.files[base + subset.invalid], base + subset.invalid)
         samples = self.files.get(f"{base}_samples.bin")
         pixels = read_samples(samples, f"{base}_samples.bin") if samples else draw_samples(labels)
@@ -134,7 +134,7 @@ def draw_samples(labels: np.ndarray) -> np.ndarray:
 
     Its tool's rule and seed; the official bravo_SAMPLING.tar, where it is extracted, comes first.
     """
-    counted = np.flatnonzero(labels != VOID)
+    counted = np.flatnonzero(labels != UNLABELED)
     if len(counted) <= SAMPLES:
         return counted
     return np.sort(np.random.RandomState(1).choice(counted, SAMPLES, replace=False))

@@ -20,7 +20,7 @@ MAX_TABLE = 1 << 16  # smaller ids are looked up in a table, others by bisection
 @dataclass
 class Sample:
     """One decoded row. `segments`: {"id", "label_id", "iscrowd", …}; `ids`: int32 (H, W), the pixels' ids among them
-    (semantic: their labels), VOID where unlabelled; `rles` instead, one a segment, for instances, which may overlap."""
+    (semantic: their labels), VOID where unlabeled; `rles` instead, one a segment, for instances, which may overlap."""
 
     image: torch.Tensor  # uint8 (3, H, W)
     segments: list[dict] = field(default_factory=list)
@@ -82,7 +82,7 @@ def _rle(segment: dict, size: tuple[int, int], name: str) -> dict:
 
 
 def to_labels(values: np.ndarray, space: LabelSpace, name: str) -> np.ndarray:
-    """Dataset ids (H, W) → labels int32 (H, W), VOID where unlabelled; an id that is neither is an error."""
+    """Dataset ids (H, W) → labels int32 (H, W), VOID where unlabeled; an id that is neither is an error."""
     known = dict.fromkeys((*space.ignored_ids, space.ignore_index), VOID) | dict(space.dataset_id_to_label)
     known = {i: label for i, label in known.items() if i >= 0}  # negative: a class this data set does not have
     ids = np.array(sorted(known), np.int64)

@@ -23,8 +23,11 @@ def has_train_only(path: Path, dataset: str, task: str) -> bool:
         names = [str(PurePosixPath(name).parent) for name in Tree(path).names]
     else:
         return False
-    found = {split for split, words in SPLIT_NAMES.items() for word in words if any(mentions(n, word) for n in names)}
-    return found == {"train"}
+
+    def is_there(split: str) -> bool:
+        return any(mentions(name, word) for word in SPLIT_NAMES[split] for name in names)
+
+    return [split for split in SPLIT_NAMES if is_there(split)] == ["train"]
 
 
 def hold_out(table: Dataset, split: str, source: str) -> Dataset:

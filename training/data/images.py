@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...image_processing.images import orientation, to_rgb, upright
-from ...image_processing.targets import rgb_to_id
+from ...image_processing.images import as_annotated, orientation, to_rgb_tensor
+from ...image_processing.targets import picture_ids
 from .files import read_bytes
 
 
@@ -27,9 +27,7 @@ def read_image(location: str, name: str, size: tuple[int, int] | None = None) ->
 
     size: (H, W) of its annotation. Where the stored image has it, the annotation is for that: no rotation.
     """
-    image = open_image(location, name)
-    image = to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # from [H, W, 3]
+    return to_rgb_tensor(as_annotated(open_image(location, name), size)).contiguous()
 
 
 def read_map(location: str, name: str) -> np.ndarray:
@@ -38,7 +36,7 @@ def read_map(location: str, name: str) -> np.ndarray:
 
 
 def read_classes(location: str, name: str, colors: bool = False) -> np.ndarray:
-    """A png of classes: int32 (H, W). Palette images give their indices, RGB ones their grey value.
+    """A png of classes: int32 (H, W). Palette images give their indices, RGB ones their gray value.
 
     colors: classes are colors, and come as R + 256 G + 65536 B.
     """
@@ -57,12 +55,10 @@ def read_classes(location: str, name: str, colors: bool = False) -> np.ndarray:
 
 
 def _map(image: Image.Image, name: str) -> np.ndarray:
-    if image.mode in ("RGB", "RGBA"):
-        return rgb_to_id(np.asarray(image)[..., :3]).astype(np.int32, copy=False)
-    array = np.asarray(image)
-    if array.ndim != 2 or array.dtype.kind == "f":
-        raise ValueError(f"{name}: a label image needs one channel or RGB, not mode {image.mode!r}")
-    return array.astype(np.int32)
+    try:
+        return picture_ids(image)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def image_size(location: str, name: str) -> tuple[int, int]:

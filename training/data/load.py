@@ -29,7 +29,7 @@ def load_data(
     """One split of a data set and its classes; see this package's docstring for the columns.
 
     label_space: the classes wanted (a model's); the data's are matched to them by name. Default: the data's own.
-    class_names, ignore_ids: for a folder of label pngs, what the values are called and which mean "unlabelled" (255
+    class_names, ignore_ids: for a folder of label pngs, what the values are called and which mean "unlabeled" (255
         always); an error for other data, which says so itself.
     keep_empty: keep images without any segment. False gives the authors' selection, and their steps an epoch.
     automatic_split: where the data has a train split only, hold a tenth of it out as "val" (hold_out.py).
@@ -59,7 +59,7 @@ def load_data(
         rows, space = reader.read(path, task, "train" if held_out else split, options)
         table = hold_out(rows.table(), split, str(path)) if held_out else rows.table()
         if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
-            table = table.select(_labelled(table))
+            table = table.select(_labeled(table))
         return table, space
 
     if dataset != "coco":  # other formats' rows are paths, or depend on more files than COCO's few json
@@ -73,7 +73,7 @@ def splits_automatically(path: str | Path, dataset: str, task: str) -> bool:
     return has_train_only(path, detect_format(path, task) if dataset == "auto" else dataset, task)
 
 
-def _labelled(table: Dataset) -> list[int]:
+def _labeled(table: Dataset) -> list[int]:
     """The rows whose label png is not of one value only (the authors' check_empty_targets)."""
     kept = []
     for index, row in enumerate(tqdm(table, desc="images without labels", leave=False)):

@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
+from ...image_processing.targets import id_to_rgb
+
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckle", "gradient")
 USUAL_HUE = {  # in parts of the color circle: a few percent of the things look more like another class by it
@@ -46,10 +48,7 @@ def make_shapes(
             pixels, ids, segments = draw(np.random.default_rng((seed, i)), size)
             name = f"{i:07d}.png"
             Image.fromarray(pixels).save(folder / split / name)
-            rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(
-                np.uint8
-            )  # COCO's id = R + 256 G + 65536 B
-            Image.fromarray(rgb).save(pngs / name)
+            Image.fromarray(id_to_rgb(ids)).save(pngs / name)
             images.append({"id": i, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]})
             annotations.append({"image_id": i, "file_name": name, "segments_info": segments})
         data = {"images": images, "annotations": annotations, "categories": CATEGORIES}

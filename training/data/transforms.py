@@ -5,8 +5,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from ...configuration.labels import VOID, LabelSpace
+from ...image_processing.rle import rle_areas
 from ..augmentation import Geometry, color_jitter, masks_of_positions, positions_of_ids
-from ..rle import rle_areas
 from .decode import Sample, decode
 
 TRIES = 10  # crops drawn before an image with segments is taken without any; the authors draw without end

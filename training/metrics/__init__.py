@@ -1,4 +1,4 @@
-"""The reference tools' numbers, streamed: panoptic quality, mean IoU, mask AP, out-of-distribution detection."""
+"""The reference tools' numbers, batch by batch: panoptic quality, mean IoU, mask AP, out-of-distribution detection."""
 
 from .average_precision import MaskAveragePrecision
 from .mean_iou import MeanIoU

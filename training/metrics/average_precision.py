@@ -16,7 +16,7 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from ..rle import encode_masks, rle_areas
+from ...image_processing.rle import encode_masks, rle_areas
 from .streaming import StreamingMetric, image_name
 
 AREAS = ("", "small", "medium", "large")  # COCOeval's order: all, < 32², 32² … 96², > 96² pixels
@@ -109,9 +109,13 @@ def _accumulate(images: list[list[tuple]]) -> tuple[np.ndarray, np.ndarray]:
     evaluator = COCOeval(iouType="segm")
     evaluator.params.imgIds, evaluator.params.catIds = list(range(max(1, len(images)))), [0]
     evaluator._paramsEval = evaluator.params
-    evaluator.evalImgs = [
-        matches.entry(*place) for a in range(len(AREAS)) for matches, *place in (entries[a] for entries in images)
-    ] or [None] * len(AREAS)
+    evaluator.evalImgs = []
+    for area in range(len(AREAS)):
+        for entries in images:
+            matches, *place = entries[area]
+            evaluator.evalImgs.append(matches.entry(*place))
+        if not images:
+            evaluator.evalImgs.append(None)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         evaluator.accumulate()
     return evaluator.eval["precision"], evaluator.eval["recall"]

@@ -1,6 +1,6 @@
 """ADE20K (150 classes), semantic and panoptic: `ADEChallengeData2016.zip`, `annotations_instance.zip`, or extracted.
 
-Semantic pngs hold 1 … 150, 0 is unlabelled. Panoptic ground truth comes from two pngs, as in the authors' code: stuff
+Semantic pngs hold 1 … 150, 0 is unlabeled. Panoptic ground truth comes from two pngs, as in the authors' code: stuff
 from the semantic one, things from the instance one: its red channel is the category 1 … 100 (the c-th class that is
 not stuff), its green channel the instance, 0 being none. Things overwrite stuff. There are no crowds.
 """

@@ -34,7 +34,7 @@ class ReadOptions:
     class_names: dict[int, str] | None = None
     "What pixel values are called, over any classes file (folders of label pngs)."
     ignore_ids: tuple[int, ...] = ()
-    "Pixel values that mean unlabelled (folders of label pngs)."
+    "Pixel values that mean unlabeled (folders of label pngs)."
     keep_empty: bool = True
     "Whether images without any segment are rows."
 

@@ -68,8 +68,8 @@ def test_class_names_from_a_file_or_an_argument(tmp_path):
 
 
 def test_classes_as_colors(tmp_path):
-    """Pure red and black are colors like others; a picture of grey values in three channels is a label png."""
-    red, grey = labels() == 3, np.repeat((labels() == 3)[..., None] * 7, 3, -1)
+    """Pure red and black are colors like others; a picture of gray values in three channels is a label png."""
+    red, gray = labels() == 3, np.repeat((labels() == 3)[..., None] * 7, 3, -1)
     colored = np.where(red[..., None], (255, 0, 0), (0, 10, 200))
     files = {"img/a.jpg": picture(), "mask/a.png": png(colored)}
     root = write(tmp_path / "data", files)
@@ -82,7 +82,7 @@ def test_classes_as_colors(tmp_path):
     assert np.array_equal(reference, np.where(red, 0, 1))
     again = np.asarray(label_png(reference, space.dataset_ids))  # as `predict` writes it
     assert np.array_equal(again, colored)
-    dataset, space = load_data(write(tmp_path / "grey", files | {"mask/a.png": png(grey)}), task="semantic")
+    dataset, space = load_data(write(tmp_path / "gray", files | {"mask/a.png": png(gray)}), task="semantic")
     assert space.dataset_ids == (0, 7)
     write(root, {"class_dict.csv": "road,0,10,300\n"})
     with pytest.raises(ValueError, match=r"class_dict.csv, line 1: 'road,0,10,300' is not name,r,g,b"):
