@@ -24,8 +24,9 @@ PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TESTED_ELSEWHERE = {
     "deployment.md": "tests/inference/test_deployment.py",  # engines, in processes of their own
+    "serve.md": "tests/app",  # a server and its client
 }
-WRITTEN_BY_SCRIPTS = {"results.md", "ladder.md"}
+WRITTEN_BY_SCRIPTS = {"results.md", "ladder.md", "guides/serve.md"}
 """From runs of hours: they may not be there."""
 NEEDS_MORE = (
     *("--backbone ", "--recipe "),  # a download
