@@ -109,31 +109,28 @@ def annealing(path: Path, run: Path | None, num_blocks: int = 4) -> None:
     steps = np.arange(total + 1)
     for block, (start, end) in enumerate(zip(starts, ends)):
         values = [mask_annealing_probability(step, start, end) for step in steps]
-        panels[0].plot(steps / total, values, color=_shade(block, num_blocks), label=f"masked block {block + 1}")
+        _probability(panels[0], steps / total, values, block, num_blocks, "-")
     panels[0].set(xlabel="share of the run", ylabel="probability of a mask", xticks=np.arange(7) / 6)
     panels[0].set_xticklabels(["0", "1/6", "2/6", "3/6", "4/6", "5/6", "1"])
-    panels[0].set_title(f"the rule, {num_blocks} masked blocks", fontsize=10, loc="left")
+    panels[0].set_title(f"the rule, masked blocks 1 to {num_blocks}", fontsize=10, loc="left")
     if run:
         (logged,) = find_runs([str(run)])
         blocks = sum(f"attn_mask_prob_{i}" in logged.log[0] for i in range(20))
         for block in range(blocks):
-            color = _shade(block, blocks)
-            panels[1].plot(
-                *logged.series(f"attn_mask_prob_{block}"), ".", color=color, label=f"masked block {block + 1}"
-            )
+            _probability(panels[1], *logged.series(f"attn_mask_prob_{block}"), block, blocks, ".:")
         panels[1].set(xlabel="optimizer step")
-        title = f"a run's log, {blocks} masked blocks"
-        if logged.values:
-            second = panels[1].twinx()
-            second.plot(*zip(*logged.values), color=PREFIX, linewidth=1.5)
-            second.set_ylabel(f"{logged.metric} in %, evaluated without masks", color="#5a6472", fontsize=9)
-            second.set_ylim(0)
-            second.spines["top"].set_visible(False)
-        panels[1].set_title(title, fontsize=10, loc="left")
+        panels[1].set_title(f"a run's log, masked blocks 1 to {blocks}", fontsize=10, loc="left")
     for axes in panels:
         bare(axes)
-        axes.legend(fontsize=8, frameon=False, loc="lower left")
     save(figure, path)
+
+
+def _probability(axes, steps, values, block: int, count: int, style: str) -> None:
+    """One block's line, with its number beside the middle of its fall."""
+    color = _shade(block, count)
+    axes.plot(steps, values, style, color=color, markersize=7)
+    middle = np.interp(-0.5, -np.asarray(values), steps)
+    axes.annotate(f"{block + 1}", (middle, 0.5), (7, 0), textcoords="offset points", fontsize=10, color=color)
 
 
 def _shade(index: int, count: int):
