@@ -156,8 +156,8 @@ def curves(groups: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
     write_atomic(path, lambda part: figure.savefig(part, dpi=90, format="png"))
 
 
-def page(runs: list[dict], output: Path) -> str:
-    """The page's text; writes its pictures to `output`."""
+def page(runs: list[dict], output: Path, shown_data: list[str] | None = None) -> str:
+    """The page's text; writes its pictures to `output`, photographs only of `shown_data` (None: of all)."""
     groups = grouped(runs)
     parts = [INTRODUCTION]
     for (data, task, steps, batch, size), variants in groups.items():
@@ -165,7 +165,8 @@ def page(runs: list[dict], output: Path) -> str:
         parts += [table(variants, task), verdict(variants, TASK_ROWS[task].metric)]
         shown = next((name for name in (*OURS, *BUILT_IN) if name in variants), None)
         name = f"results-{data}-{task}-{steps}.jpg"
-        if shown and pictures(variants[shown], output / name):
+        allowed = shown_data is None or data in shown_data
+        if shown and allowed and pictures(variants[shown], output / name):
             parts.append(f"Worst, median and best held-out image of “{shown}”, seed {variants[shown][0]['seed']}:")
             parts.append(f"![photo, ground truth and prediction]({name})")
     curves(groups, output / "results-curves.png")
@@ -178,9 +179,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path("docs"))
+    parser.add_argument(
+        "--pictures", nargs="*", metavar="DATA", help="data sets whose photographs may be shown (default: all)"
+    )
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
-    write_text(options.output / "results.md", page(read_runs(options.runs), options.output))
+    write_text(options.output / "results.md", page(read_runs(options.runs), options.output, options.pictures))
     print(options.output / "results.md")
 
 

@@ -45,6 +45,6 @@ def _score(args, processor, model):
 
     def score(model) -> tuple[str, float]:
         result = evaluate_model(model, processor, data, task=task, label_space=space)
-        return key, 100 * result[key]
+        return TASK_ROWS[task].metric, 100 * result[key]
 
     return score

@@ -42,6 +42,9 @@ def test_page_of_runs(tmp_path):
     for picture in ("results-cells-instance-10.jpg", "results-curves.png"):
         assert picture in text
         assert (tmp_path / "docs" / picture).stat().st_size < 150_000
+    results.main([str(tmp_path / "runs"), "--output", str(tmp_path / "bare"), "--pictures", "other"])
+    assert ".jpg" not in (tmp_path / "bare" / "results.md").read_text()
+    assert [path.name for path in (tmp_path / "bare").glob("*.jpg")] == []
 
 
 def test_seconds_only_of_runs_that_were_alone(tmp_path):

@@ -229,6 +229,6 @@ def test_a_file_that_loses_too_much_is_not_left(after, code, tmp_path, monkeypat
     assert export(tmp_path / "model", tmp_path / "out", *options) == code
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-6)  # fp32 loses nothing
     said = capsys.readouterr()
-    assert f"pq {after:.2f}, the model 40.00" in said.out
-    assert ("loses 1.50 points of pq (--max-drop 1)" in said.err) == bool(code)
+    assert f"PQ {after:.2f}, the model 40.00" in said.out
+    assert ("loses 1.50 points of PQ (--max-drop 1)" in said.err) == bool(code)
     assert (tmp_path / "out").exists() == (not code)
