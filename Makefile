@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo demo-photos test test-slow test-lowest lint bench clean
+.PHONY: demo demo-photos test test-slow test-lowest lint bench docs figures clean
 
 .venv/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,14 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks
+
+# The pages of docs/ as a site, in build/site.
+docs: .venv/.installed
+	$(BIN)/python -m mkdocs build --strict
+
+# The charts of docs/figures: make figures [RUN=FOLDER] [LADDER=FOLDER]
+figures: .venv/.installed
+	$(BIN)/python -m benchmarks.figures $(if $(RUN),--run "$(RUN)") $(if $(LADDER),--ladder "$(LADDER)")
 
 clean:
 	rm -rf .venv build runs *.egg-info

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
 from transformers import EomtForUniversalSegmentation, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
@@ -24,7 +26,7 @@ from eomt.inference.writing import write_json
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.cpu import has_fast_bf16, keep_memory
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
-from eomt.training.evaluation import evaluate_model, metric_for
+from eomt.training.evaluation import as_reference, evaluate_model, metric_for
 from eomt.training.options import listed
 from eomt.training.run_setup import build_trainer
 from eomt.visualization import draw_segments, side_by_side
@@ -156,7 +158,7 @@ def evaluate(model, processor, options) -> tuple[dict, list[float]]:
 
     def keep(sample, prediction):
         metric = metric_for(options.task, space)
-        metric.add(prediction=prediction, reference=reference_of(sample))
+        metric.add(prediction=prediction, reference=as_reference(sample))
         found.append((metric.compute()[key], len(found), prediction))
 
     with torch.autocast("cpu", torch.bfloat16, enabled=False):
@@ -172,17 +174,8 @@ def evaluate(model, processor, options) -> tuple[dict, list[float]]:
     return metrics, [score for score, *_ in sorted(found, key=lambda entry: entry[1])]
 
 
-def reference_of(sample: dict):
-    from eomt.training.evaluation import as_reference
-
-    return as_reference(sample)
-
-
 def draw(sample: dict, prediction: dict, space, task: str, title: str):
     """Photo, ground truth and prediction side by side."""
-    from PIL import Image
-    from pycocotools import mask as coco_mask
-
     photo = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
 
     def instances(masks, labels):

@@ -48,7 +48,8 @@ same backbone weights in the stock `Trainer`, set up as transformers' instance s
 images resized to the input, flips and color jitter, AdamW, one rate for everything. The example's own rate is for a
 checkpoint that segments already, so higher ones are given to it too.
 
-Seconds are left out where other programs ran beside: they say nothing then."""
+Seconds are left out where other programs ran beside: they say nothing then. Photographs shown: nuclei CC0, façades
+CC BY 4.0 (Roboflow)."""
 
 
 def read_runs(folder: Path) -> list[dict]:
@@ -109,7 +110,7 @@ def verdict(variants: dict[str, list[dict]], metric: str) -> str:
     best = max(theirs, key=lambda name: statistics.mean(run["value"] for run in theirs[name]))
     ours, other = ({run["seed"]: run["value"] for run in variants[name]} for name in ("ours", best))
     seeds = sorted(ours.keys() & other.keys())
-    won = sum(ours[seed] > other[seed] for seed in seeds)
+    won = sum(round(100 * (ours[seed] - other[seed]), 1) > 0 for seed in seeds)  # as far as the table shows
     count = f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
     return (
         f"Ours {spread(list(ours.values()))} {metric}; the built-in at its best rate here "

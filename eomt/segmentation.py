@@ -1,20 +1,26 @@
 """`eomt.segment`: photos → masks, names and scores, in one call.
 
+import eomt
 found = eomt.segment("photo.jpg", "tue-mps/coco_panoptic_eomt_large_640")
 for name, score, mask in zip(found.names, found.scores, found.masks): …
 found.picture().save("segments.png")
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
+_LISTED = 12
+"""Segments named by `repr`."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Segmentation:
     """One photo's n segments."""
 
@@ -30,6 +36,18 @@ class Segmentation:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def __repr__(self) -> str:
+        listed = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
+        more = [f"{len(self) - _LISTED} more"] if len(self) > _LISTED else []
+        size = f"{self.image.width} × {self.image.height}"
+        return f"Segmentation({self.task}, {size}: {', '.join(listed[:_LISTED] + more) or 'nothing'})"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        buffer = BytesIO()
+        self.picture().save(buffer, "PNG")
+        return buffer.getvalue()
 
     def picture(self, **options) -> Image.Image:
         """The photo with its segments drawn; options are those of `eomt.visualization.draw_segments`."""
@@ -62,7 +80,8 @@ def segment(
         device: "cpu", "cuda", …; the best there is by default.
 
     Raises:
-        ValueError: when there is no such model, or an image cannot be read.
+        ValueError: when there is no such model, an image cannot be read, or the threshold is no probability.
+        FileNotFoundError: when an image is missing.
     """
     from eomt.configuration import TASK_ROWS
     from eomt.inference.segment import segment as run
@@ -77,6 +96,8 @@ def segment(
     task = task or processor.task
     if task not in TASK_ROWS:
         raise ValueError(f"task is {task!r}; choose from {', '.join(TASK_ROWS)}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; give a probability from 0 to 1")
     threshold = TASK_ROWS[task].drawing_threshold if threshold is None else threshold
     rules = {"panoptic": {"threshold": threshold}, "semantic": {"confidence": True}}.get(task, {})
     several = isinstance(images, Sequence) and not isinstance(images, str)
@@ -106,6 +127,13 @@ def _load(name: str, device: str | None):
 def _photo(source) -> Image.Image:
     from eomt.inference.segment import open_source
 
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+        raise ValueError(
+            f"{str(source)!r} is a folder; give its images, such as sorted(Path({str(source)!r}).iterdir())"
+        )
+    if not (isinstance(source, str | os.PathLike | Image.Image) or hasattr(source, "shape")):
+        kind = type(source).__name__
+        raise ValueError(f"an image is of type {kind}; give a path, a URL, a PIL image, an array or a tensor")
     image = open_source(source)
     return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image.permute(1, 2, 0)))
 

@@ -15,12 +15,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(demo_folder):
     """Where `eomt demo` has run with a handful of images."""
-    folder = tmp_path_factory.mktemp("readme")
-    options = ["--output", str(folder / "runs/demo"), "--steps", "4", "--train-images", "16", "--val-images", "4"]
-    assert main(["demo", *options]) == 0
-    return folder
+    return demo_folder.parents[1]
 
 
 def test_the_demo_writes_what_it_says(folder):

@@ -1,6 +1,7 @@
 """Options that a resumed run must share with the original: saved beside the checkpoints, then compared."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..inference.writing import write_json
@@ -46,9 +47,10 @@ def run_options(args: EoMTTrainingArguments, config) -> dict:
     return json.loads(json.dumps(values))
 
 
-def write_options(args: EoMTTrainingArguments, config) -> None:
-    """Keep a new run's options in its output folder."""
-    write_json(Path(args.output_dir, FILE), run_options(args, config), indent=2)
+def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = None) -> None:
+    """Keep a new run's options in its output folder; `given`: further ones that `eomt compare` shows where they differ,
+    such as the data and the checkpoint."""
+    write_json(Path(args.output_dir, FILE), {**(given or {}), **run_options(args, config)}, indent=2)
 
 
 def check_options(args: EoMTTrainingArguments, config) -> None:

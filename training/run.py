@@ -1,5 +1,6 @@
 """One run of `eomt train`: check the data, or train, evaluate and save a model ready for the Auto classes."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, res
         check_options(args, trainer.model.config)
     if trainer.is_world_process_zero():
         if not has_checkpoints:
-            write_options(args, trainer.model.config)
+            write_options(args, trainer.model.config, asdict(data) | asdict(model))
         if choices:
             print(f"chosen for this data; each can be given instead:\n{own_data.describe(choices)}")
         if kept:

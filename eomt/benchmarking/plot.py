@@ -11,6 +11,7 @@ def plot_quality_and_speed(points: Sequence[dict], path: Path, metric: str, devi
     family's points are joined in order of size.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -29,12 +30,13 @@ def plot_quality_and_speed(points: Sequence[dict], path: Path, metric: str, devi
         for point, area in zip(members, areas):
             axes.annotate(
                 f"{point['point']}, {point['parameters'] / 1e6:.0f}M", (point["images_per_second"], point["quality"]),
-                xytext=(0, 4 + area**0.5 / 2), textcoords="offset points", fontsize=8, ha="center",
+                xytext=(0, 4 + area**0.5 / 2), textcoords="offset points", fontsize=9, ha="center",
+                path_effects=[withStroke(linewidth=3, foreground="white")],
             )  # fmt: skip
     axes.set_xscale("log")
     axes.margins(x=0.22, y=0.18)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.set_xlabel(f"images per second, batch 1 ({device})")
     axes.set_ylabel(metric)
@@ -43,4 +45,4 @@ def plot_quality_and_speed(points: Sequence[dict], path: Path, metric: str, devi
     legend = axes.legend(frameon=False, loc="lower left")
     for handle in legend.legend_handles:
         handle.set_sizes([60])
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=160, facecolor="white")

@@ -90,6 +90,7 @@ def ranked(runs: Sequence[Run]) -> list[Run]:
 def plot_runs(runs: Sequence[Run], path: Path) -> None:
     """Runs → a picture: the metric and the loss of each over its steps."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
     figure = Figure(figsize=(5.5 * (len(metrics) + 1), 4), layout="constrained")
@@ -103,11 +104,14 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
         panels[-1].plot(steps, losses, **style)
     for axes, title in zip(panels, [*(f"{metric} in %" for metric in metrics), "loss, sum of all predictions"]):
         axes.set(title=title, xlabel="optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8)
     if any(value > 0 for run in runs for value in run.series("loss")[1]):
         panels[-1].set_yscale("log")
+        for formatted in (panels[-1].yaxis.set_major_formatter, panels[-1].yaxis.set_minor_formatter):
+            formatted(ScalarFormatter())
     figure.savefig(path, dpi=110)
 
 

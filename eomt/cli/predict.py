@@ -7,6 +7,7 @@ from eomt.cli import DTYPES, add_token_merging
 from eomt.configuration import TASKS
 
 MAX_PIXELS = 200_000_000
+OVERLAP = 0.25
 FORMATS = ("csv", "polygons", "yolo")
 
 
@@ -44,11 +45,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tile", type=int, metavar="SIDE",
         help="panoptic, instance: cut images larger than this into tiles of SIDE pixels (the model's input size keeps "
-        "every pixel), segment them and the whole image, join the segments; --batch-size counts tiles",
+        "every pixel), segment them and the whole image, join the segments; --batch-size counts tiles. Semantic "
+        "models cut windows of their own",
     )  # fmt: skip
     p.add_argument(
-        "--overlap", type=float, default=0.25, metavar="SHARE",
-        help="of a tile that its neighbor sees too, 0 to 0.5 (default 0.25)",
+        "--overlap", type=float, metavar="SHARE",
+        help=f"of a tile that its neighbor sees too, 0 to 0.5 (default {OVERLAP})",
     )  # fmt: skip
     add_token_merging(p)
     p.add_argument("--no-overlays", action="store_true", help="write machine-readable results only")
@@ -88,6 +90,9 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--least-score {args.least_score}: give a probability from 0 to 1")
     if args.tile is not None and args.tile < 1:
         raise ValueError(f"--tile {args.tile}: give at least a patch of the model")
+    if args.overlap is not None and args.tile is None:
+        raise ValueError(f"--overlap {args.overlap} is of tiles; give --tile too")
+    args.overlap = OVERLAP if args.overlap is None else args.overlap
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; give a folder")
 

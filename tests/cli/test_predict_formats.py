@@ -1,6 +1,7 @@
 """`eomt predict --formats` and `--as-dataset`, and `eomt.segment`: the same segments in other words."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -163,3 +164,12 @@ def test_one_photo_or_several(models, photos):
         eomt.segment(paths[0], "./none")
     with pytest.raises(ValueError, match="task is 'panotic'; choose from"):
         eomt.segment(paths[0], model, task="panotic")
+    assert repr(found[0]).startswith(f"Segmentation(panoptic, {found[0].image.width} × {found[0].image.height}: LABEL_")
+    assert Image.open(io.BytesIO(found[0]._repr_png_())).size == found[0].picture().size
+    for image, options, message in (
+        (photos, {}, "is a folder; give its images"),
+        (42, {}, "an image is of type int; give a path"),
+        (paths[0], {"threshold": 3}, "threshold is 3; give a probability from 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            eomt.segment(image, model, **options)

@@ -13,6 +13,7 @@ from eomt.cli import main
 from eomt.inference.engines import ENGINES, missing_packages, open_engine
 from eomt.inference.exported import ExportedEoMT
 from eomt.inference.exporting import synthetic_photo
+from eomt.inference.tiling import segment_tiles
 from eomt.training.data import make_shapes
 from eomt.training.evaluation import evaluate_model
 from tests.models import tiny_model
@@ -61,6 +62,18 @@ def test_outputs_are_the_models(folders, engine):
         assert found.patch_offsets == [(0, 0, 64)] * batch
         for name in ("class_queries_logits", "masks_queries_logits"):
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_tiles_of_a_large_picture_are_the_models(folders, engine):
+    photo, processor = synthetic_photo(90, 140), AutoImageProcessor.from_pretrained(folders / "out")
+    models = load(folders / "model"), ExportedEoMT.from_pretrained(folders / "out", engine=engine)
+    ours, theirs = (
+        segment_tiles(model, processor, photo, tile=64, batch_size=4, threshold=0.3, overlap_mask_area_threshold=0.2)
+        for model in models
+    )
+    assert [s["label_id"] for s in theirs["segments_info"]] == [s["label_id"] for s in ours["segments_info"]] != []
+    assert (theirs["segmentation"] != ours["segmentation"]).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])

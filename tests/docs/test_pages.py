@@ -1,0 +1,145 @@
+"""Every block of code in docs/ runs, page by page and in order; every page is in the navigation and every link leads
+somewhere."""
+
+import argparse
+import importlib
+import importlib.util
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers.utils.logging import disable_progress_bar
+
+from eomt.cli import COMMANDS, main
+from tests.docs import workspace
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TESTED_ELSEWHERE = {
+    "deployment.md": "tests/inference/test_deployment.py",  # engines, in processes of their own
+    "serve.md": "tests/app",  # a server and its client
+}
+WRITTEN_BY_SCRIPTS = {"results.md", "ladder.md", "guides/serve.md"}
+"""From runs of hours: they may not be there."""
+NEEDS_MORE = (
+    *("--backbone ", "--recipe "),  # a download
+    *("serve", "torchrun", "accelerate", "--device cuda"),  # a browser, several devices
+    "reproduce ",  # a minute of counting
+    *("COCO", "ADE20K", "CITYSCAPES", "BRAVO", "MODEL", "OUT"),  # what only the reader has
+)
+"""A command with one of these words is read by its own parser, and not run."""
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+SLOW = {"fine-tuning.md", "token-merging.md"}  # several trainings, many evaluations
+RUNNING = [
+    pytest.param(page, id=str(page.relative_to(DOCS)), marks=[pytest.mark.slow] if page.name in SLOW else [])
+    for page in PAGES
+    if blocks(page) and page.name not in TESTED_ELSEWHERE
+]
+
+
+@pytest.fixture(scope="module")
+def folder(demo_folder, tmp_path_factory):
+    return workspace.build(tmp_path_factory.mktemp("docs"), demo_folder)
+
+
+@pytest.mark.parametrize("page", RUNNING)
+def test_code_runs(page, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    disable_progress_bar()
+    names = {"__name__": "__main__"}
+    for number, (language, text) in enumerate(blocks(page), 1):
+        if language == "python":
+            exec(compile(text, f"{page.name}, block {number}", "exec"), names)
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            command = shlex.split(line, comments=True)
+            if command:
+                run(command)
+                assert "Error" not in capsys.readouterr().err, line
+
+
+def run(command: list[str]) -> None:
+    """A line of a shell block: `eomt …` as the command does it, others as far as a test can."""
+    text = " ".join(command)
+    if "eomt" in command[:1] or "--no-python" in command or "--no_python" in command:
+        argv = command[command.index("eomt") + 1 :]
+        if any(word in text for word in NEEDS_MORE):
+            parse(argv)
+        else:
+            assert main(argv) == 0, text
+    elif command[:2] == ["python", "-m"]:
+        if command[2].startswith("eomt.") and not any(word in text for word in NEEDS_MORE):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", command[2:])
+                runpy.run_module(command[2], run_name="__main__")
+        else:
+            assert importlib.util.find_spec(command[2]), text
+    elif command[0] == "make":
+        assert re.search(rf"^{command[1]}: ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), text
+    else:
+        assert command[:2] == ["pip", "install"], f"{text}: say how this command is tested"
+        extras = re.findall(r"\[(.*?)\]", text)
+        known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+        assert {name for extra in extras for name in extra.split(",")} <= {*known}, text
+
+
+def parse(argv: list[str]) -> None:
+    """The command's own parser takes these arguments."""
+    command, *options = argv
+    assert command in COMMANDS
+    module = importlib.import_module(f"eomt.cli.{command}")
+    if command == "train":
+        module.parse([option.replace("…", "--data=x") for option in options])
+        return
+    parser = module.parser()
+    assert isinstance(parser, argparse.ArgumentParser)
+    parser.parse_args(options)
+
+
+def navigation(entries) -> list[str]:
+    if isinstance(entries, str):
+        return [entries]
+    values = entries.values() if isinstance(entries, dict) else entries
+    return [page for entry in values for page in navigation(entry)]
+
+
+def test_every_page_is_in_the_navigation():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = navigation(site["nav"])
+    pages = {str(page.relative_to(DOCS)) for page in PAGES}
+    assert len(listed) == len(set(listed))
+    assert pages - {*listed} == set()
+    assert {*listed} - pages <= WRITTEN_BY_SCRIPTS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_links_lead_somewhere(page):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\((?!https?:)([^)#]*)#?[^)]*\)", text):
+        assert not target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("picture", sorted(DOCS.rglob("*.png")) + sorted(DOCS.rglob("*.jpg")), ids=lambda p: p.name)
+def test_pictures_are_small(picture):
+    assert picture.stat().st_size < 200_000
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "site/reference/models/index.html").read_text(encoding="utf-8")
+    assert "from_pretrained_backbone" in reference
