@@ -68,8 +68,8 @@ def ladder(path: Path, runs: Path | None) -> None:
     """Table 1: what each step costs and gains; beside it runs of `benchmarks.ladder_in_small`."""
     rows = [row for row in REPORTED if row.table == "Table 1"]
     own = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(runs.rglob("run.json"))] if runs else []
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2, width_ratios=(1.6, 1)) if own else [figure.add_subplot()]
+    figure = Figure(figsize=(WIDTH, 6.0 if own else 3.8), layout="constrained")
+    panels = figure.subplots(2, 1, height_ratios=(1.8, 1)) if own else [figure.add_subplot()]
     axes = panels[0]
     speeds, values = [row.fps for row in rows], [row.value for row in rows]
     axes.plot(speeds, values, color=PREFIX, linewidth=1.5, zorder=1)
@@ -89,10 +89,11 @@ def ladder(path: Path, runs: Path | None) -> None:
 
 def _own_ladder(axes, runs: list[dict]) -> None:
     for start, color in (("pretrained", QUERIES), ("random", PREFIX)):
-        here = [run for run in runs if run["start"] == start]
+        if not (here := [run for run in runs if run["start"] == start]):
+            continue
         steps = sorted({run["step"] for run in here})
         means = [100 * np.mean([run["value"] for run in here if run["step"] == step]) for step in steps]
-        axes.plot(steps, means, marker="o", color=color, label=f"{start} weights")
+        axes.plot(steps, means, marker="o", color=color, label=f"{start.replace('pret', 'pre-t')} weights")
     run = runs[0]
     axes.set(xlabel="step", ylabel=f"{TASK_ROWS[run['task']].metric} in %", xticks=range(6))
     axes.set_title(f"here: {run['data']}, {run['steps']} training steps", fontsize=10, loc="left")

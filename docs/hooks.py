@@ -1,4 +1,4 @@
-"""What `mkdocs build` needs of the project: the package in one folder, its pages, and the commands' own help."""
+"""What `mkdocs build` needs of the project: the package in one folder, and the commands' own help."""
 
 import os
 import re
@@ -20,20 +20,6 @@ def on_startup(**kwargs):
     shutil.copytree(ROOT / "eomt", package, ignore=caches)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, package / name, ignore=caches)
-
-
-def on_config(config):
-    """Leave pages out of the navigation that a script has not written yet: docs/results.md and docs/ladder.md."""
-    config["nav"] = _written(config["nav"], Path(config["docs_dir"]))
-    return config
-
-
-def _written(nav, docs: Path):
-    if isinstance(nav, list):
-        return [kept for entry in nav if (kept := _written(entry, docs))]
-    if isinstance(nav, dict):
-        return {title: kept for title, entry in nav.items() if (kept := _written(entry, docs))}
-    return nav if (docs / nav).exists() else None
 
 
 def on_page_markdown(markdown, **kwargs):
