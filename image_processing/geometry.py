@@ -8,7 +8,6 @@ and cuts by it, post-processing inverts it.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -47,7 +46,7 @@ def input_size_of(size, windowed: bool) -> Size:
     elif isinstance(size, (tuple, list)):
         sides = tuple(size) if len(size) == 2 else tuple(size) * 2
     else:
-        size = {k: v for k, v in (size.items() if isinstance(size, Mapping) else dict(size).items()) if v is not None}
+        size = {edge: side for edge, side in dict(size).items() if side is not None}
         if size.keys() == {"height", "width"}:
             sides = (size["height"], size["width"])
         elif size.keys() == {"max_height", "max_width"}:
@@ -81,7 +80,9 @@ def placement(height: int, width: int, size, *, windowed: bool = False, pad: boo
         raise ValueError(f"image of {height} × {width} pixels is empty")
     target = input_size_of(size, windowed)
     scales = (target[0] / height, target[1] / width)
-    scale = (max(scales) if windowed else min(scales)) if resize else 1.0
+    scale = max(scales) if windowed else min(scales)
+    if not resize:
+        scale = 1.0
     # a 3000 × 200 photo at 64 pixels still has a side of 4, a 5000 × 2 one would have 0
     resized = (max(1, round(height * scale)), max(1, round(width * scale)))
     if not windowed:

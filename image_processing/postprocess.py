@@ -256,7 +256,9 @@ def _unpack(outputs) -> tuple[Tensor, Tensor, list[tuple[int, int, int]] | None]
     offsets = [group.tolist() if isinstance(group, Tensor) else list(group) for group in offsets]
     if isinstance(offsets[0][0], (int, float)):
         return masks, classes, [tuple(int(v) for v in row) for row in offsets]
-    flat = [(i, *(int(v) for v in row[1:])) for i, group in enumerate(offsets) for row in group]
+    flat = []
+    for image, windows in enumerate(offsets):
+        flat += [(image, int(start), int(end)) for _, start, end in windows]
     return masks, classes, flat
 
 

@@ -259,10 +259,14 @@ def _renumbered(prediction: dict, numbers) -> np.ndarray:
 
 
 def _cut(found: np.ndarray, tile) -> set[int]:
-    """Nodes that reach a side of the tile where the image goes on."""
+    """Nodes that reach a side of the tile where the image continues."""
     margin = max(2, max(found.shape) // 128)  # masks end a cell before the border at times
     sides = (found[:margin], found[-margin:], found[:, :margin], found[:, -margin:])
-    return {node for side, is_open in zip(sides, tile.open_sides) if is_open for node in np.unique(side).tolist()}
+    nodes: set[int] = set()
+    for side, is_open in zip(sides, tile.open_sides):
+        if is_open:
+            nodes |= set(np.unique(side).tolist())
+    return nodes
 
 
 def _common(a: slice, b: slice) -> slice | None:

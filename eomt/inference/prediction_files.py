@@ -107,11 +107,13 @@ def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
 
     Ids beyond 16 bits are colors, R + 256 G + 65536 B, and so is the picture; void is white.
     """
-    labels = np.asarray(segmentation)
-    highest = max(category_ids)
-    size = 1 if highest < VOID_LABELS[1] else 2 if highest <= VOID_LABELS[2] else 3  # bytes a pixel
-    table = np.array([*category_ids, VOID_LABELS[size]])
-    table = id_to_rgb(table) if size == 3 else table.astype(np.uint16 if size == 2 else np.uint8)
+    labels, highest = np.asarray(segmentation), max(category_ids)
+    if highest > VOID_LABELS[2]:
+        table = id_to_rgb(np.array([*category_ids, VOID_LABELS[3]]))
+    elif highest >= VOID_LABELS[1]:
+        table = np.array([*category_ids, VOID_LABELS[2]]).astype(np.uint16)
+    else:
+        table = np.array([*category_ids, VOID_LABELS[1]]).astype(np.uint8)
     coded = np.empty((*labels.shape, *table.shape[1:]), table.dtype)
     for top in range(0, len(labels), _BAND):
         band = labels[top : top + _BAND]

@@ -18,6 +18,8 @@ import yaml
 from PIL import Image
 from pycocotools import mask as rle
 
+from eomt.image_processing.targets import picture_ids
+
 from .writing import write_atomic, write_json, write_text
 
 SMALLEST = 3  # corners of a polygon
@@ -49,9 +51,7 @@ def segments_of(output: Path, task: str, image: Mapping, categories: Mapping[int
     """One image's segments, out of the results' own files; semantic: a segment for each class that is present."""
     name = str(Path(image["file_name"]).with_suffix(""))
     if task == "semantic":
-        labels = np.asarray(Image.open(output / image["sem_seg_file_name"]))
-        if labels.ndim == 3:  # ids that are colors
-            labels = labels.astype(np.int32) @ np.array([1, 256, 65536])
+        labels = picture_ids(Image.open(output / image["sem_seg_file_name"]))
         for i in np.unique(labels).tolist():
             if i in categories:
                 yield _present(categories[i], None, labels == i)
@@ -64,8 +64,7 @@ def segments_of(output: Path, task: str, image: Mapping, categories: Mapping[int
             category = categories[annotation["category_id"]]
             yield Segment(category, annotation["score"], area, box, lambda e=encoded: rle.decode(e).astype(bool))
             continue
-        png = np.asarray(Image.open(output / "panoptic" / annotation["file_name"])).astype(np.int32)
-        ids = png @ np.array([1, 256, 65536])
+        ids = picture_ids(Image.open(output / "panoptic" / annotation["file_name"]))
         for info in annotation["segments_info"]:
             category, box = categories[info["category_id"]], tuple(info["bbox"])
             yield Segment(category, info.get("score"), info["area"], box, lambda ids=ids, i=info["id"]: ids == i)
@@ -91,9 +90,9 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
     if not len(rows):
         return []
     part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    lines, _ = contour_generator(z=np.pad(part.astype(np.float32), 1), fill_type=FillType.OuterOffset).filled(0.5, 2)
+    generator = contour_generator(z=np.pad(part.astype(np.float32), 1), fill_type=FillType.OuterOffset)
     found = []
-    for points, offsets in zip(lines, _):
+    for points, offsets in zip(*generator.filled(0.5, 2)):
         outer = points[: offsets[1] - 1].astype(float)  # the first ring is the outline; its last point is its first
         outer += (columns[0] - 0.5, rows[0] - 0.5)  # from indices of the padded part to edges of pixels
         if len(outer) >= SMALLEST:

@@ -178,8 +178,10 @@ def _collate(samples: list[dict]) -> dict:
 
 def _outputs_of(i: int, outputs, offsets: list[tuple[int, int, int]]) -> SimpleNamespace:
     """A batch's outputs → those of its image `i`: of one input, or of its windows."""
-    rows = [v for v, (image, *_) in enumerate(offsets) if image == i] if offsets else [i]
-    part = slice(rows[0], rows[-1] + 1)
+    part = slice(i, i + 1)
+    if offsets:
+        windows = [v for v, (image, _, _) in enumerate(offsets) if image == i]
+        part = slice(windows[0], windows[-1] + 1)
     return SimpleNamespace(
         masks_queries_logits=outputs.masks_queries_logits[part],
         class_queries_logits=outputs.class_queries_logits[part],

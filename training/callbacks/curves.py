@@ -23,7 +23,8 @@ def plot_curves(log_history: list[dict], path: str | Path) -> None:
     metrics = [
         f"eval_{name}" for name in (*(row.metric_key for row in TASK_ROWS.values()), "loss") if f"eval_{name}" in keys
     ]
-    blocks = sorted((key for key in keys if key.startswith("attn_mask_prob_")), key=lambda key: int(key.split("_")[-1]))
+    blocks = [key for key in keys if key.startswith("attn_mask_prob_")]
+    blocks.sort(key=lambda key: int(key.split("_")[-1]))
     panels = [
         ("loss", [("loss", "sum, all predictions"), *((k, f"{name}, last prediction") for k, name in PARTS.items())]),
         ("evaluation", [(key, key.removeprefix("eval_")) for key in metrics]),

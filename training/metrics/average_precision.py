@@ -56,7 +56,7 @@ class MaskAveragePrecision(StreamingMetric):
 
     def _result(self, states: list[dict]) -> dict:
         images = [(key, number, rank, m) for rank, state in enumerate(states) for key, number, m in state["images"]]
-        images.sort(key=lambda i: (0, i[0], 0) if isinstance(i[0], (int, np.integer)) else (1, str(i[0]), i[1], i[2]))
+        images.sort(key=_order)
         by_label: dict[int, list[list[tuple]]] = {}
         for *_, matches in images:
             for label, entries in matches.by_label():
@@ -102,6 +102,14 @@ class _Matches:
             "dtIgnore": np.unpackbits(self.ignored[a, :, part], axis=0, count=THRESHOLDS).astype(bool),
             "gtIgnore": np.zeros(self.references[k, a], int),  # those that are ignored are not counted
         }
+
+
+def _order(image: tuple) -> tuple:
+    """Images by their numbers, as COCOeval has them; then those with names, by when they were added."""
+    key, number, rank, _ = image
+    if isinstance(key, (int, np.integer)):
+        return 0, key, 0
+    return 1, str(key), number, rank
 
 
 def _accumulate(images: list[list[tuple]]) -> tuple[np.ndarray, np.ndarray]:

@@ -57,15 +57,15 @@ def _json_space(data: dict, task: str, source: str) -> LabelSpace:
             raise ValueError(f"{source}: category {category['name']!r} {given}; give 1 for a thing, 0 for stuff")
     supers = [c.get("supercategory") for c in categories.values()]
     used = {a["category_id"] for a in data["annotations"] if is_id(a.get("category_id"))}
-    for i in [
-        i for i, c in categories.items() if i == 0 and c["name"] in supers and i not in used and task != "panoptic"
-    ]:
-        del categories[i]  # Roboflow's export lists the data set itself as category 0
+    if task != "panoptic" and 0 in categories and 0 not in used and categories[0]["name"] in supers:
+        del categories[0]  # Roboflow's export lists the data set itself as category 0
     if not categories:
         raise ValueError(f"{source}: it has no categories")
     ids = sorted(categories)
     names = tuple(str(categories[i]["name"]) for i in ids)
-    stuff = tuple(n for n, i in enumerate(ids) if not categories[i]["isthing"]) if task == "panoptic" else ()
+    stuff = ()
+    if task == "panoptic":
+        stuff = tuple(label for label, i in enumerate(ids) if not categories[i]["isthing"])
     official = label_space(f"coco_{task}")
     if tuple(ids) == official.dataset_ids and names == official.names:
         return official
