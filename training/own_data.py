@@ -71,10 +71,10 @@ def own_data_defaults(
 
     start: "eomt", a trained EoMT, which keeps its queries; "backbone", pre-trained blocks with new queries and heads;
     "scratch". image_size: the longer side of the crop in pixels where it is given, which other values follow.
-    fast_bf16: the run is on a CPU that computes in bfloat16.
+    fast_bf16: the run's device multiplies bfloat16 matrices itself.
     """
     return [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start), *_length(facts, start)] + (
-        [Choice("precision", "bf16", "this CPU computes in it: about half the time of fp32, as good")]
+        [Choice("precision", "bf16", "this processor multiplies bfloat16 itself: about half the time of fp32, as good")]
         if fast_bf16
         else []
     )

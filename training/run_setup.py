@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from datasets import Dataset, Value, concatenate_datasets
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -82,10 +83,13 @@ def fill(
     begins = "scratch" if model.backbone_weights == "scratch" else "backbone"
     if start is not None:
         begins = "eomt"
-    on_cpu = args.device.type == "cpu" and not args.torch_compile
+    if args.device.type == "cpu":
+        fast_bf16 = has_fast_bf16() and not args.torch_compile
+    else:
+        fast_bf16 = args.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     side = max(as_pair(crop_size(data, args))) if data.image_size else None
     choices, values = [], {"task": args.task}
-    for choice in own_data_defaults(facts_of(train), args.task, begins, side, on_cpu and has_fast_bf16()):
+    for choice in own_data_defaults(facts_of(train), args.task, begins, side, fast_bf16):
         group = next((group for group in (data, model) if hasattr(group, choice.name)), None)
         if group is None and choice.name not in given:
             values[choice.name] = choice.value
