@@ -65,19 +65,25 @@ def _size(location: str) -> tuple[int, int]:
 
 
 def own_data_defaults(
-    facts: DataFacts, task: str, start: Start, image_size: int | None = None, fast_bf16: bool = False
+    facts: DataFacts,
+    task: str,
+    start: Start,
+    image_size: int | None = None,
+    fast_bf16: bool = False,
+    processes: int = 1,
 ) -> list[Choice]:
     """Facts of the training images, task and what the model starts from → a value and a reason for each option.
 
     start: "eomt", a trained EoMT, which keeps its queries; "backbone", pre-trained blocks with new queries and heads;
     "scratch". image_size: the longer side of the crop in pixels where it is given, which other values follow.
-    fast_bf16: the run's device multiplies bfloat16 matrices itself.
+    fast_bf16: the run's device multiplies bfloat16 matrices itself. processes: that share each batch.
     """
-    return [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start), *_length(facts, start)] + (
-        [Choice("precision", "bf16", "this processor multiplies bfloat16 itself: about half the time of fp32, as good")]
-        if fast_bf16
-        else []
-    )
+    choices = [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start)]
+    choices += _length(facts, processes)
+    if fast_bf16:
+        reason = "this processor multiplies bfloat16 itself: about half the time of fp32, as good"
+        choices.append(Choice("precision", "bf16", reason))
+    return choices
 
 
 def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
@@ -114,14 +120,14 @@ def _rates(start: Start) -> Iterator[Choice]:
         yield Choice("llrd", 1.0, "no block is trained already, so none needs protection")
 
 
-def _length(facts: DataFacts, start: Start) -> Iterator[Choice]:
+def _length(facts: DataFacts, processes: int) -> Iterator[Choice]:
     batch = BATCH if facts.images < LARGE_DATA else LARGE_DATA_BATCH
-    batch = min(batch, facts.images)
-    yield Choice("total_batch_size", batch, f"{facts.images} images to train on")
+    batch = processes * math.ceil(min(batch, facts.images) / processes)
+    shared = f", the same number for each of {processes} processes" if processes > 1 else ""
+    yield Choice("total_batch_size", batch, f"{facts.images} images to train on{shared}")
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS * batch / facts.images)))
-    yield Choice(
-        "num_train_epochs", float(epochs), f"{epochs * facts.images // batch} steps; --time-budget fits them to a time"
-    )
+    steps = epochs * facts.images // min(batch, facts.images)
+    yield Choice("num_train_epochs", float(epochs), f"{steps} steps; --time-budget fits them to a time")
 
 
 def describe(choices: list[Choice]) -> str:

@@ -89,7 +89,7 @@ def fill(
         fast_bf16 = args.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     side = max(as_pair(crop_size(data, args))) if data.image_size else None
     choices, values = [], {"task": args.task}
-    for choice in own_data_defaults(facts_of(train), args.task, begins, side, fast_bf16):
+    for choice in own_data_defaults(facts_of(train), args.task, begins, side, fast_bf16, args.world_size):
         group = next((group for group in (data, model) if hasattr(group, choice.name)), None)
         if group is None and choice.name not in given:
             values[choice.name] = choice.value

@@ -3,9 +3,12 @@
 import pytest
 
 from eomt.cli import main
+from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
 from eomt.training.data.shapes import make_shapes
+from eomt.training.options import DataOptions, ModelOptions
 from eomt.training.own_data import DataFacts, describe, facts_of, own_data_defaults
+from eomt.training.run_setup import fill
 
 
 def values(facts, task="instance", start="backbone", **options) -> dict:
@@ -47,6 +50,30 @@ def test_length_is_steps_for_few_images_and_epochs_for_many():
     assert few["num_train_epochs"] * 100 / few["total_batch_size"] >= 1000
     assert (many["num_train_epochs"], many["total_batch_size"]) == (12, 16)
     assert values(DataFacts(3, 250, None))["total_batch_size"] == 3
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "batch"), [(100, 1, 8), (100, 3, 9), (100, 6, 12), (100, 16, 16), (3, 2, 4), (9999, 3, 18)]
+)
+def test_batch_is_shared_by_any_number_of_processes(monkeypatch, images, processes, batch):
+    chosen = values(DataFacts(images, 250, None), processes=processes)["total_batch_size"]
+    assert chosen == batch
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    args = object.__new__(EoMTTrainingArguments)  # without the process group a real WORLD_SIZE would wait for
+    for total in (None, chosen):  # before the data is read, and after
+        vars(args).update(total_batch_size=total, per_device_train_batch_size=None, gradient_accumulation_steps=None)
+        args._fit_batches(None)
+        assert args.total_batch_size % processes == 0
+    assert args.total_batch_size == batch
+
+
+def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
+    train, _ = load_data(make_shapes(tmp_path / "data", train=4, val=1), task="panoptic", split="train")
+    args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none")
+    monkeypatch.setattr(EoMTTrainingArguments, "world_size", 3)
+    monkeypatch.setattr(EoMTTrainingArguments, "filled", lambda self, values: values)
+    model = ModelOptions(backbone="vit_small_patch14_reg4_dinov2")
+    assert fill(DataOptions(data="data"), model, args, train, None)[0]["total_batch_size"] == 6
 
 
 def test_every_choice_has_a_reason():
