@@ -9,21 +9,26 @@ import torch
 from .processes import gather
 
 MEASURED, MARGIN = 4, 1.05  # steps after the first; the optimizer's own work and noise
-EVALUATED = 2  # images
+EVALUATED = 2  # images, by each process
 
 
 def steps_that_fit(trainer, minutes: float) -> int:
     """Run the first batches forward and backward, without learning from them → optimizer steps for the time.
 
-    Evaluations are taken off: their time is that of two images, times images and times `eval_steps`.
+    Evaluations are taken off, as many as `eval_steps` asks for: one's time is from that of two images a process.
 
     Raises:
         ValueError: where not even ten steps fit.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         step = MARGIN * _seconds_a_step(trainer)
-        evaluations = _seconds_of_evaluations(trainer)
-    step, evaluations = (max(values) for values in zip(*gather((step, evaluations))))
+        evaluation = _seconds_an_evaluation(trainer)
+    step, evaluation = (max(values) for values in zip(*gather((step, evaluation))))
+    evaluations = 0.0
+    if evaluation and trainer.args.eval_steps < 1:
+        evaluations = evaluation / trainer.args.eval_steps
+    elif evaluation:
+        step += evaluation / trainer.args.eval_steps
     steps = math.floor((60 * minutes - evaluations) / step)
     if steps < 10:
         least = (evaluations + 10 * step) / 60
@@ -53,12 +58,12 @@ def _seconds_a_step(trainer) -> float:
     return min(times[1:] or times)
 
 
-def _seconds_of_evaluations(trainer) -> float:
+def _seconds_an_evaluation(trainer) -> float:
     args, dataset = trainer.args, trainer.eval_dataset
     if dataset is None or args.eval_strategy == "no" or not hasattr(dataset, "select"):
         return 0.0
-    count = 1 / args.eval_steps if args.eval_steps and args.eval_steps < 1 else 1
-    some = dataset.select(range(min(EVALUATED, len(dataset))))
+    some = dataset.select(range(min(EVALUATED * args.world_size, len(dataset))))
     started = time.perf_counter()
     trainer._stream(some, intermediate=False)
-    return (time.perf_counter() - started) / len(some) * len(dataset) * count / trainer.args.world_size
+    elapsed = time.perf_counter() - started
+    return elapsed / math.ceil(len(some) / args.world_size) * math.ceil(len(dataset) / args.world_size)
