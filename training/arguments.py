@@ -4,6 +4,7 @@ What is left out (None) is taken from `recipe`, and without a recipe from what t
 """
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 
@@ -127,7 +128,12 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             raise ValueError("lora and freeze_backbone are both given; LoRA freezes the backbone's own weights itself")
         if self.ema and self.load_best_model_at_end:
             raise ValueError("ema and load_best_model_at_end are both given; save_best keeps the best average")
-        if self.early_stopping and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+        evaluated = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        if self.time_budget and evaluated == "epoch":
+            raise ValueError(
+                "time_budget and eval_strategy epoch are both given; give eval_strategy steps, eval_steps 0.1"
+            )
+        if self.early_stopping and evaluated == "no":
             raise ValueError("early_stopping is given, but eval_strategy is no; it goes by evaluations")
         for name in ("head_warmup_steps", "backbone_warmup_steps"):
             if (getattr(self, name) or 0) < 0:
@@ -148,7 +154,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             if recipe:
                 total = recipe.batch_size
             elif device is None:
-                total = DEFAULT_TOTAL_BATCH_SIZE
+                total = processes * math.ceil(DEFAULT_TOTAL_BATCH_SIZE / processes)
         if total is None:
             device, accumulation = device or LARGEST_DEVICE_BATCH, accumulation or 1
             total = device * accumulation * processes

@@ -67,6 +67,7 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
         elif data_collator is None:
             data_collator = EoMTDataCollator(keep_file_names=True)
         super().__init__(model, args, data_collator, **kwargs)
+        self._refuse_shards()
         self._shares = None  # of each accumulated batch in the step's normalizers
         self._resumed: str | None = None
         self._repeatable: RepeatableDataset | None = None
@@ -84,6 +85,15 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
                 self.add_callback(callback)
 
     # --- set-up ----------------------------------------------------------------------------------------------------
+
+    def _refuse_shards(self) -> None:
+        """The average, and LoRA's merged matrices, would be saved from one process's part of the weights."""
+        given = "ema" if self.args.ema else "lora" if self.args.lora else None
+        if given and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            by, instead = "FSDP" if self.is_fsdp_enabled else "DeepSpeed", "leave ema out"
+            if given == "lora":
+                instead = "give freeze_backbone"
+            raise ValueError(f"{given} does not work with {by}; use ddp.yaml or torchrun, or {instead}")
 
     def _prepare_model(self) -> None:
         """Apply task, masking, class head and frozen backbone to the model, and its stuff classes to the processor."""
