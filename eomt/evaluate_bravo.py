@@ -12,7 +12,7 @@ from eomt.inference.writing import require_writable, write_atomic, write_json
 from eomt.training.bravo import predictions_of, score, train_ids
 from eomt.training.data.bravo import Bravo, BravoPredictions
 from eomt.training.metrics.out_of_distribution import confidence_levels
-from eomt.training.processes import rank
+from eomt.training.processes import rank, world_size
 
 
 def evaluate_bravo(args) -> None:
@@ -31,7 +31,8 @@ def evaluate_bravo(args) -> None:
         pairs = predictions_of(model, processor, data, **options)
     else:
         files = BravoPredictions(args.predictions)
-        pairs = ((sample, files.read(sample["name"])) for sample in map(data.__getitem__, range(len(data))))
+        own = map(data.__getitem__, range(rank(), len(data), world_size()))
+        pairs = ((sample, files.read(sample["name"])) for sample in own)
     folder = Path(args.save_predictions) if args.save_predictions else None
     on_image = (
         None if folder is None else lambda sample, prediction: save_prediction(folder, sample["name"], prediction)

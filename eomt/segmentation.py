@@ -84,10 +84,12 @@ def segment(
         FileNotFoundError: when an image is missing.
     """
     from eomt.configuration import TASK_ROWS
+    from eomt.inference.prediction_files import weights_of
     from eomt.inference.segment import segment as run
 
     if isinstance(model, str) or hasattr(model, "__fspath__"):
-        model, own = _load(str(model), device)
+        name = os.path.abspath(model) if os.path.isdir(model) else str(model)
+        model, own = _load(name, device, str(weights_of(name)))
         processor = processor or own
     elif processor is None:
         from transformers import AutoImageProcessor
@@ -111,7 +113,8 @@ def segment(
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, device: str | None):
+def _load(name: str, device: str | None, weights: str):
+    """`weights` says which state of the folder is meant: one that was trained anew is loaded anew."""
     from accelerate import PartialState
     from transformers import AutoImageProcessor
 

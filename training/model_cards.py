@@ -15,16 +15,17 @@ from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, TrainingSet
 
 PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
 LIMITS = """- Knows only the classes it was trained on; what else is in a picture becomes the nearest class or nothing.
-- Small objects are the weak side: patches are 16×16 pixels, and without a pixel decoder nothing finer enters the model.
+- Small objects are the weak side: a patch is one token, and without a pixel decoder nothing finer enters the model.
 - Photographs like those of the data set are expected; other sensors, views and places need fine-tuning and a check.
 - Not tested for decisions about people, nor for safety-critical use."""
 
 
-def front_matter(task: str, dataset: str, license_name: str | None = "apache-2.0") -> str:
+def front_matter(task: str, dataset: str | None, license_name: str | None = "apache-2.0") -> str:
     """The YAML head the hub reads."""
     lines = ["library_name: eomt", *([f"license: {license_name}"] if license_name else [])]
     lines.append("pipeline_tag: image-segmentation")
-    return "\n".join(["---", *lines, f"tags: [eomt, image-segmentation, {task}-segmentation, {dataset}]", "---"])
+    tags = ["eomt", "image-segmentation", f"{task}-segmentation", *([dataset] if dataset else [])]
+    return "\n".join(["---", *lines, f"tags: [{', '.join(tags)}]", "---"])
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
@@ -164,7 +165,7 @@ def package_card() -> str:
         rows.append((name, f"{row.value} {row.metric}", source, row.gflops, row.fps, recipe.total_steps))
     data = [(d.title, _images(d), d.num_labels, d.terms) for d in TRAINING_SETS.values()]
     licenses = ", ".join(f"{family.title}: {family.license}" for family in FAMILIES.values())
-    return f"""{front_matter("universal", "eomt")}
+    return f"""{front_matter("universal", None)}
 
 # EoMT
 

@@ -23,10 +23,12 @@ class DataOptions:
     class_names: str | None = option("Names of the label png's values 0, 1, …, separated by commas.")
     ignore_ids: str | None = option("Label png values to ignore, separated by commas; 255 is always ignored.")
     image_size: str | None = option(
-        "Training crop: a side in pixels, or HEIGHTxWIDTH; default: the recipe's, else 640 (semantic: 512)."
+        "Training crop: a side in pixels, or HEIGHTxWIDTH; default: the recipe's, else the images' longer side, "
+        "at most 640 (semantic: 512)."
     )
     scale_range: str | None = option(
-        "Scale jitter LOW,HIGH relative to the crop; default: the recipe's, else 0.1,2.0 (semantic: 0.5,2.0)."
+        "Scale jitter LOW,HIGH relative to the crop; default: the recipe's, else 0.1,2.0 (semantic: "
+        "0.5,2.0), or 0.5,1.5 for small images."
     )
     color_jitter: bool | None = option(
         "Jitter brightness, contrast, saturation and hue; default: the recipe's, else false."
@@ -56,7 +58,9 @@ class ModelOptions:
     step: int | None = option(
         "Train a step of the paper's ladder instead of EoMT: 0 (ViT-Adapter + Mask2Former), 1, 2 or 3 (Section 3.2)."
     )
-    num_queries: int | None = option("Default: 200; 100 for semantic segmentation.")
+    num_queries: int | None = option(
+        "Default: the recipe's, else by the segments of the fullest image; 100 for semantic segmentation."
+    )
     num_blocks: int | None = option("Number of last blocks that process the queries; default: 3 (S, B), 4 (L), 5 (g).")
     patch_size: int | None = option("Pixels; default 16.")
     hidden_size: int | None = option(
@@ -65,7 +69,7 @@ class ModelOptions:
     num_hidden_layers: int | None = option("Number of blocks; likewise.")
     num_attention_heads: int | None = option("Number of heads; likewise.")
     train_num_points: int | None = option(
-        "Points sampled per mask for the loss; default 12544; fewer suffice for small crops."
+        "Points sampled per mask for the loss; default: the recipe's 12544, else half the cells of a mask."
     )
     layerscale_value: float | None = option(
         "Initial layer scale; the backbone's 1e-5 is slow from scratch, where the default is 0.1."

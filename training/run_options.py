@@ -1,6 +1,7 @@
 """The fields of `EoMTTrainingArguments` that are not transformers' own, without torch: `eomt train --help` reads them.
 
-What is left out (None) is taken from `recipe`, and without a recipe from what the paper's runs share.
+What is left out (None) is taken from `recipe`. Without a recipe `eomt train` chooses it from the data (own_data.py),
+and Python takes what the paper's runs share.
 """
 
 import dataclasses
@@ -23,14 +24,21 @@ class RunOptions:
         "Name of a run of the paper whose values are the defaults, such as coco_panoptic_eomt_large_640."
     )
     task: str | None = option(f"{', '.join(TASKS)}; default: the recipe's, else the model's.")
-    learning_rate: float | None = option("Learning rate of heads and last block; default: the recipe's, else 1e-4.")
-    backbone_learning_rate: float | None = option(
-        "Learning rate of the backbone's last block; default: learning_rate, as in the paper."
+    learning_rate: float | None = option(
+        "Learning rate of heads and last block; default: the recipe's, else 1e-4, or "
+        "5e-4 where heads are new (eomt train)."
     )
-    num_train_epochs: float | None = option("Passes over the data; default: the recipe's, else 12.")
+    backbone_learning_rate: float | None = option(
+        "Learning rate of the backbone's last block; default: learning_rate, as in the paper; without a "
+        "recipe 1e-4 where the heads are new (eomt train)."
+    )
+    num_train_epochs: float | None = option(
+        "Passes over the data; default: the recipe's, else 12, or more for few images (eomt train)."
+    )
     total_batch_size: int | None = option(
         "Images per optimizer step over all processes, kept by gradient accumulation whatever their number; "
-        "default: the recipe's 16, or per_device_train_batch_size × processes where that is given without a recipe."
+        "default: the recipe's 16; without a recipe 8, or 16 for many images (eomt train), or "
+        "per_device_train_batch_size × processes where that is given."
     )
     per_device_train_batch_size: int | None = option(
         "Images per process and forward pass; default: 4, or less where 4 does not divide the batch."
@@ -39,7 +47,8 @@ class RunOptions:
     weight_decay: float = option("Of every parameter, including norms, biases and queries.", COMMON["weight_decay"])
     max_grad_norm: float = option("Maximum global gradient norm.", COMMON["max_grad_norm"])
     llrd: float | None = option(
-        "Layer-wise learning rate decay factor from block to block; default: the recipe's, else 0.8."
+        "Layer-wise learning rate decay factor from block to block; default: the recipe's, else 0.8; 1 from "
+        "scratch (eomt train)."
     )
     llrd_l2_enabled: bool | None = option(
         "Apply the decay to the last blocks, which process the queries, too; default: the recipe's, else true."
@@ -94,7 +103,8 @@ class RunOptions:
         choices=["keep", "new"],
     )
     precision: str | None = option(
-        "fp32, bf16 or fp16 autocast; default: the recipe's fp16 on a GPU, else fp32. Sets bf16 and fp16.",
+        "fp32, bf16 or fp16 autocast; default: the recipe's fp16 on a GPU; without a recipe bf16 where the "
+        "processor multiplies it itself (eomt train); else fp32. Sets bf16 and fp16.",
         choices=["fp32", "bf16", "fp16"],
     )
     evaluate_blocks: bool = option("Also evaluate the prediction before each masked block; needs a second pass.", False)

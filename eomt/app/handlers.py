@@ -91,7 +91,9 @@ class Handlers:
             if not photo:
                 raise ValueError("give a photo")
             served = self.predictor.model(model)
-            view, thresholds = view or served.task, Thresholds(score=score, mask=mask, overlap=overlap)
+            given = {"score": score, "mask": mask, "overlap": overlap}
+            thresholds = Thresholds(**{name: value for name, value in given.items() if value is not None})
+            view = view or served.task
             found, files = self._write(photo, served.name, view, thresholds)
         except FAILS_ALONE as error:
             raise gr.Error(reason_of(error), print_exception=False) from None

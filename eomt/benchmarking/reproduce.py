@@ -109,7 +109,7 @@ def _count(row: Row, counted: dict[str, tuple]) -> None:
             counted[key] = row.model.count()
         except ValueError as reason:
             counted[key] = (None, None)
-            row.notes = [str(reason)]
+            row.notes.append(str(reason))
     row.parameters, flops = counted[key]
     row.gflops = None if flops is None else row.inputs * flops / 1e9
     if known := why_deviates(row):

@@ -10,7 +10,7 @@ EPILOG = """examples:
   own data                eomt train --data DATA --task semantic --backbone vit_small_patch14_reg4_dinov2
   look at the data        eomt train --data DATA --task instance --check
   resume after a stop     the same command with --resume
-  four GPUs               torchrun --nproc_per_node 4 --no-python eomt train …    (a step stays 16 images)
+  four GPUs               torchrun --nproc_per_node 4 --no-python eomt train …    (a recipe's step stays 16 images)
 More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --help-all adds the options of transformers'
 TrainingArguments; --list-recipes lists the recipes."""
 

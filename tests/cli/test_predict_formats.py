@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle
+from transformers import AutoModelForUniversalSegmentation
 
 import eomt
 from eomt.inference.result_formats import polygons
@@ -147,9 +150,19 @@ def test_predictions_as_a_data_set(models, photos, tmp_path, capsys, task):
     assert "exists" in capsys.readouterr().err
 
 
-def test_one_photo_or_several(models, photos):
-    from transformers import AutoModelForUniversalSegmentation
+def test_a_folder_that_was_trained_anew_is_loaded_anew(models, photos, tmp_path, monkeypatch):
+    photo = next(photos.iterdir())
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models["semantic"], "model")
+    before = eomt.segment(photo, "model")
+    model = AutoModelForUniversalSegmentation.from_pretrained("model")
+    with torch.no_grad():
+        model.class_predictor.bias[2] += 100
+    model.save_pretrained("model")
+    assert eomt.segment(photo, "model").names == ["LABEL_2"] != before.names
 
+
+def test_one_photo_or_several(models, photos):
     paths = sorted(photos.iterdir())
     found = eomt.segment(paths, models["panoptic"], threshold=0.3, batch_size=2)
     assert [f.image.size for f in found] == [Image.open(path).size for path in paths]
