@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 SUFFIXES = frozenset(
@@ -50,6 +50,17 @@ def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> d
             taken.add(name)
         unique[name] = path
     return unique
+
+
+def require_distinct(images: Iterable[Mapping], suffix: str) -> None:
+    """`ValueError` where two images' labels, NAME + suffix, would be one file; `images` have a `file_name` each."""
+    names: dict[Path, str] = {}
+    for image in images:
+        name = image["file_name"]
+        other = names.setdefault(Path(name).with_suffix(suffix), name)
+        if other != name:
+            label = Path(name).with_suffix(suffix)
+            raise ValueError(f"{other} and {name} would both have their labels in {label}; rename one of them")
 
 
 def _expand(source: str) -> Iterator[tuple[Path, Path]]:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from eomt.image_processing.targets import id_to_rgb, rgb_to_id
 
+from .image_files import require_distinct
 from .prediction_files import VOID_LABELS
 from .writing import atomic, write_json
 
@@ -35,6 +36,8 @@ def write_dataset(output: Path, target: Path, task: str, files: Mapping[str, Pat
         least: score from which a segment, or confidence from which a pixel, is ground truth.
     """
     listing = json.loads((output / "images.json").read_text(encoding="utf-8"))
+    if task == "semantic":
+        require_distinct(listing["images"], ".png")
     with atomic(target, folder=True) as folder:
         WRITERS[task](output, folder, listing, least)
         for image in listing["images"]:

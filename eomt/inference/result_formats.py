@@ -20,6 +20,7 @@ from pycocotools import mask as rle
 
 from eomt.image_processing.targets import picture_ids
 
+from .image_files import require_distinct
 from .writing import write_atomic, write_json, write_text
 
 SMALLEST = 3  # corners of a polygon
@@ -43,20 +44,21 @@ def write_formats(output: Path, task: str, formats: list[str]) -> None:
     """Write the formats for everything that is in a folder of results (see `Results.finish`)."""
     listing = json.loads((output / "images.json").read_text(encoding="utf-8"))
     categories = {category["id"]: category for category in listing["categories"]}
+    if "yolo" in formats:
+        require_distinct(listing["images"], ".txt")
     for name in formats:
         FORMATS[name](output, listing["images"], categories, lambda image: segments_of(output, task, image, categories))
 
 
 def segments_of(output: Path, task: str, image: Mapping, categories: Mapping[int, Mapping]) -> Iterator[Segment]:
     """One image's segments, out of the results' own files; semantic: a segment for each class that is present."""
-    name = str(Path(image["file_name"]).with_suffix(""))
     if task == "semantic":
         labels = picture_ids(Image.open(output / image["sem_seg_file_name"]))
         for i in np.unique(labels).tolist():
             if i in categories:
                 yield _present(categories[i], None, labels == i)
         return
-    record = json.loads((output / "records" / f"{_record_name(output, name, image)}.json").read_text(encoding="utf-8"))
+    record = json.loads((output / "records" / f"{_record_name(image)}.json").read_text(encoding="utf-8"))
     for annotation in record["annotations"]:
         if task == "instance":
             encoded = annotation["segmentation"] | {"counts": annotation["segmentation"]["counts"].encode()}
@@ -70,10 +72,9 @@ def segments_of(output: Path, task: str, image: Mapping, categories: Mapping[int
             yield Segment(category, info.get("score"), info["area"], box, lambda ids=ids, i=info["id"]: ids == i)
 
 
-def _record_name(output: Path, name: str, image: Mapping) -> str:
-    """Names of files that differ in their suffix only have it in them: "1.jpg" and "1.png" are 1_jpg and 1_png."""
-    own = f"{name}_{Path(image['file_name']).suffix[1:]}"
-    return name if (output / "records" / f"{name}.json").is_file() else own
+def _record_name(image: Mapping) -> str:
+    """The name that `image_ids_of` made the id of: the id itself, or of a number, the file's name without suffix."""
+    return image["id"] if isinstance(image["id"], str) else str(Path(image["file_name"]).with_suffix(""))
 
 
 def _present(category: Mapping, score: float | None, mask: np.ndarray) -> Segment:

@@ -55,7 +55,7 @@ def load_data(
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
     held_out = automatic_split and split != "test" and has_train_only(path, dataset, task)
 
-    def read() -> tuple[Dataset, LabelSpace]:
+    def read(path: Path) -> tuple[Dataset, LabelSpace]:
         rows, space = reader.read(path, task, "train" if held_out else split, options)
         table = hold_out(rows.table(), split, str(path)) if held_out else rows.table()
         if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
@@ -63,7 +63,7 @@ def load_data(
         return table, space
 
     if dataset != "coco":  # other formats' rows are paths, or depend on more files than COCO's few json
-        return read()
+        return read(path)
     return indexed(path, repr((task, split, held_out, options)), read)
 
 

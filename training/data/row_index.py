@@ -20,7 +20,7 @@ from ...inference.image_files import files_below
 from ...inference.writing import atomic
 
 MIN_BYTES = 1 << 25  # of annotation files: smaller ones are read in a second or two
-VERSION = 1  # of the rows; another one is another index
+VERSION = 2  # of the rows; another one is another index
 ANNOTATIONS = (".json", ".zip")
 _SPACE = "label_space.json"
 _FIELDS = ("name", "names", "stuff_label_ids", "dataset_ids", "ignored_ids", "ignore_index")
@@ -28,27 +28,39 @@ _FIELDS = ("name", "names", "stuff_label_ids", "dataset_ids", "ignored_ids", "ig
 logger = logging.getLogger(__name__)
 
 
-def indexed(path: Path, options: str, read: Callable[[], tuple[Dataset, LabelSpace]]) -> tuple[Dataset, LabelSpace]:
-    """What `read` gives, out of the index where there is one; small data is read anew each time.
+def indexed(path: Path, options: str, read: Callable[[Path], tuple[Dataset, LabelSpace]]) -> tuple[Dataset, LabelSpace]:
+    """What `read(path)` gives, out of the index where there is one; small data is read anew each time.
 
     Args:
-        path: the data's folder or archive.
+        path: the data's folder or archive. It is made absolute for the index, whose rows hold locations below it: they
+            are used from other working directories.
         options: everything else that the result depends on.
     """
-    key = _key(path, options)
+    absolute = path.absolute()
+    key = _key(absolute, options)
     if key is None:
-        return read()
+        return read(path)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "eomt" / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # the processes of a run wait for the first
-            if not folder.exists():
-                _write(folder, *read())
+        lock = FileLock(f"{folder}.lock").acquire()  # the processes of a run wait for the first
     except OSError as error:
-        logger.warning(f"no index can be kept in {folder.parent} ({error}); the annotations are read as they are")
-        return read()
+        _warn(folder, error)
+        return read(absolute)
+    with lock:
+        if not folder.exists():
+            table, space = read(absolute)
+            try:
+                _write(folder, table, space)
+            except OSError as error:
+                _warn(folder, error)
+                return table, space
     fields = json.loads((folder / _SPACE).read_text(encoding="utf-8"))
     return Dataset.load_from_disk(str(folder)), LabelSpace(**fields)
+
+
+def _warn(folder: Path, error: OSError) -> None:
+    logger.warning(f"no index can be kept in {folder.parent} ({error}); the annotations are read as they are")
 
 
 def _key(path: Path, options: str) -> str | None:
@@ -58,7 +70,7 @@ def _key(path: Path, options: str) -> str | None:
     annotations = [(name, (root / name).stat()) for name in names if name.endswith(ANNOTATIONS)]
     if sum(stat.st_size for _, stat in annotations) < MIN_BYTES:
         return None
-    digest = sha256(f"{VERSION}\n{path.resolve()}\n{options}\n".encode())
+    digest = sha256(f"{VERSION}\n{path}\n{options}\n".encode())
     digest.update("\n".join(names).encode(errors="surrogateescape"))
     for name, stat in annotations:
         digest.update(f"{name}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))

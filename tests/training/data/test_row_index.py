@@ -3,12 +3,13 @@
 import json
 import multiprocessing
 import os
+import shutil
 
 import datasets
 import pytest
 from PIL import Image
 
-from eomt.training.data import load_data, row_index
+from eomt.training.data import load_data, readers, row_index
 from eomt.training.data.readers import coco
 
 
@@ -76,10 +77,52 @@ def test_nothing_is_kept_of_faulty_data_nor_where_nothing_can_be_written(data, m
     assert "no index can be kept in" in caplog.text
 
 
+def test_a_relative_path_is_of_its_working_directory(data, monkeypatch, tmp_path):
+    other = tmp_path / "other" / "data"
+    shutil.copytree(data, other)
+    first = data / "annotations" / "instances_train2017.json"
+    times = (first.stat().st_atime_ns, first.stat().st_mtime_ns)
+    os.utime(other / "annotations" / first.name, ns=times)
+    monkeypatch.chdir(tmp_path)
+    assert load("data")[0]["image"][0] == str(data / "train2017" / "1.png")
+    monkeypatch.chdir(tmp_path / "other")
+    assert load("data")[0]["image"][0] == str(other / "train2017" / "1.png")
+    monkeypatch.setattr(coco.Rows, "add", None)  # the index is used
+    assert len(load(data)[0]) == 2
+
+
+def test_an_error_of_the_data_is_not_one_of_the_index(data, monkeypatch, caplog):
+    def fails(*_):
+        reads.append(1)
+        raise OSError("the disk is broken")
+
+    reads = []
+    monkeypatch.setitem(readers.READERS, "coco", readers.READERS["coco"]._replace(read=fails))
+    with pytest.raises(OSError, match="the disk is broken"):
+        load(data)
+    assert len(reads) == 1
+    assert "no index" not in caplog.text
+
+
+def test_an_index_that_cannot_be_written_is_done_without(data, monkeypatch, caplog):
+    def fails(*_):
+        raise OSError("disk full")
+
+    def counted(*arguments):
+        reads.append(1)
+        return coco.read_coco(*arguments)
+
+    reads = []
+    monkeypatch.setitem(readers.READERS, "coco", readers.READERS["coco"]._replace(read=counted))
+    monkeypatch.setattr(row_index, "_write", fails)
+    assert len(load(data)[0]) == 2
+    assert len(reads) == 1
+    assert "(disk full)" in caplog.text
+
+
 def _count(folder, cache, numbers):
     row_index.MIN_BYTES, datasets.config.HF_DATASETS_CACHE = 0, cache
     read = coco.read_coco
-    from eomt.training.data import readers
 
     def counted(*arguments):
         with open(numbers, "a") as file:
@@ -91,12 +134,18 @@ def _count(folder, cache, numbers):
 
 
 def test_one_of_several_processes_reads(data, tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # pytest's process has threads, which do not outlive a fork
     arguments = (data, tmp_path / "cache", tmp_path / "numbers")
-    processes = [context.Process(target=_count, args=arguments) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    processes = [context.Process(target=_count, args=arguments) for _ in range(2)]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(300)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
     assert len((tmp_path / "numbers").read_text().split()) == 1
