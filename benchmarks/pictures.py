@@ -31,15 +31,15 @@ BARELY = 1e-9
 """A probability of being masked that makes a model predict before a block without masking anything there."""
 
 
-def save_small(picture: Image.Image, path: Path) -> None:
+def save_small(picture: Image.Image, path: Path, most_bytes: int = MOST_BYTES) -> None:
     """As JPEG, reduced in size and quality until it is small."""
     picture = picture.convert("RGB")
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
-    for quality in range(90, 30, -5):
+    for quality in range(90, 20, -5):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality, optimize=True)
-        if buffer.tell() < MOST_BYTES:
+        if buffer.tell() < most_bytes:
             break
     write_atomic(path, lambda part: part.write_bytes(buffer.getvalue()))
     print(f"{path}: {picture.width} × {picture.height}, {buffer.tell() // 1000} kB")

@@ -4,7 +4,6 @@ python -m benchmarks.results RUNS [--output docs]
 """
 
 import argparse
-import io
 import json
 import statistics
 from collections import defaultdict
@@ -16,6 +15,7 @@ from eomt.configuration import TASK_ROWS
 from eomt.inference.writing import write_atomic, write_text
 
 from .own_data import BUILT_IN, OURS, PICTURES
+from .pictures import save_small
 
 WIDTH, MOST_BYTES = 900, 150_000  # of a picture
 ABOUT = {
@@ -130,12 +130,7 @@ def pictures(runs: list[dict], path: Path) -> bool:
     for part in parts:
         sheet.paste(part, (0, top))
         top += part.height
-    for quality in range(85, 20, -10):
-        buffer = io.BytesIO()
-        sheet.save(buffer, "JPEG", quality=quality, optimize=True)
-        if buffer.tell() < MOST_BYTES:
-            break
-    write_atomic(path, lambda part: part.write_bytes(buffer.getvalue()))
+    save_small(sheet, path, MOST_BYTES)
     return True
 
 

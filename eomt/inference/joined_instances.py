@@ -194,7 +194,7 @@ def _box(mask: dict) -> tuple[int, int, int, int]:
 
 
 def _reaches(box: tuple[int, int, int, int], tile) -> bool:
-    """Whether a box of the tile reaches a side of it where the image goes on."""
+    """Whether a box of the tile reaches a side of it beyond which the image continues."""
     height, width = tile.shape
     margin = max(2, max(height, width) // 128)
     near = (box[0] < margin, box[1] > height - margin, box[2] < margin, box[3] > width - margin)

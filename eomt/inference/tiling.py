@@ -32,7 +32,7 @@ class Tile:
     core_rows: slice
     core_columns: slice
     open_sides: tuple[bool, bool, bool, bool]
-    "Top, bottom, left, right: whether the image goes on there, so that an object may be cut."
+    "Top, bottom, left, right: whether the image continues there, so that an object may be cut."
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -113,7 +113,7 @@ def _part(tile: Tile | None, image: Image.Image) -> Image.Image:
 
 
 def _spans(length: int, side: int, overlap: float) -> list[tuple[slice, slice, tuple[bool, bool]]]:
-    """(span, its core, whether the image goes on before and after it), evenly spread."""
+    """(span, its core, whether the image continues before and after it), evenly spread."""
     if length <= side:
         return [(slice(0, length), slice(0, length), (False, False))]
     count = math.ceil((length - side) / max(1, side * (1 - overlap))) + 1

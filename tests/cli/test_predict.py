@@ -15,43 +15,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from eomt import EoMTImageProcessor
-from eomt.cli import main
 from eomt.image_processing import read_image
 from eomt.image_processing.targets import rgb_to_id
 from eomt.inference.image_files import find_images
-from tests.models import tiny_model
-
-SIZES = {"000000000139": (40, 60), "000000000285": (64, 64), "000000000632": (90, 30)}
-STUFF = [3, 4]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    directories = {}
-    for task in ("panoptic", "instance", "semantic"):
-        queries = 3 if task == "panoptic" else 12  # few do not cover each other
-        model = tiny_model(num_queries=queries, seed=3, task=task, stuff_label_ids=STUFF if task == "panoptic" else [])
-        with torch.no_grad():  # sure of its classes
-            model.class_predictor.weight.mul_(40)
-            model.mask_head[-1].weight.mul_(6)
-        model.set_attn_mask_probs([0.0] * 2)
-        model.save_pretrained(directories.setdefault(task, tmp_path_factory.mktemp(task)))
-        EoMTImageProcessor(task=task, size=64, stuff_label_ids=STUFF).save_pretrained(directories[task])
-    return directories
-
-
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for seed, (name, (height, width)) in enumerate(SIZES.items()):
-        noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
-    return folder
-
-
-def predict(photos, model, output, *options):
-    return main(["predict", str(photos), "--model", str(model), "--output", str(output), "--workers", "0", *options])
+from tests.predicting import SIZES, predict
 
 
 def expected(model_directory, photo):

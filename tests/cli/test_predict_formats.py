@@ -19,9 +19,7 @@ from eomt.training.data import load_data
 from eomt.training.data.decode import decode
 from eomt.training.options import DataOptions
 from eomt.training.run_setup import _with_more
-from tests.cli.test_predict import SIZES, models, photos, predict  # noqa: F401 (two fixtures)
-
-# ruff: noqa: F811
+from tests.predicting import SIZES, predict
 
 
 def area_and_box(mask):

@@ -61,9 +61,11 @@ def _segments(shapes: Path, split: str):
 def cells(shapes: Path, target: Path) -> None:
     """COCO instances, as Roboflow exports them."""
     for split, folder in (("train", "train"), ("val", "valid")):
-        images, annotations, categories = [], [], []
+        images, annotations = [], []
+        content = {"images": images, "annotations": annotations}
         (target / folder).mkdir(parents=True)
-        for image, ids, segments, categories in _segments(shapes, split):  # noqa: B007
+        for image, ids, segments, categories in _segments(shapes, split):
+            content["categories"] = categories
             shutil.copy(shapes / split / image["file_name"], target / folder / image["file_name"])
             images.append(image)
             for segment in segments:
@@ -71,7 +73,6 @@ def cells(shapes: Path, target: Path) -> None:
                 entry = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": segment["category_id"]}
                 entry |= {"bbox": rle.toBbox(mask).tolist(), "area": int(rle.area(mask)), "iscrowd": 0}
                 annotations.append(entry | {"segmentation": mask | {"counts": mask["counts"].decode()}})
-        content = {"images": images, "annotations": annotations, "categories": categories}
         (target / folder / "_annotations.coco.json").write_text(json.dumps(content))
 
 

@@ -9,7 +9,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from eomt.interop.coco import write_dataset
-from tests.cli.test_predict import models, photos, predict  # noqa: F401
+from tests.predicting import predict
 
 # What the importers read: FiftyOne (fiftyone.utils.coco), CVAT (datumaro's COCO base), Label Studio (label_studio_sdk's
 # converter). Fields of other types are errors in datumaro; Label Studio needs each annotation's score.
@@ -20,7 +20,7 @@ ANNOTATION = {"id": int, "image_id": int, "category_id": int, "bbox": list, "are
 
 @pytest.mark.parametrize("masks", ["polygons", "rle"])
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_dataset_opens_in_pycocotools(models, photos, tmp_path, task, masks):  # noqa: F811
+def test_dataset_opens_in_pycocotools(models, photos, tmp_path, task, masks):
     (photos / "000000000139.png").rename(photos / "harbor.png")  # its id is its name; importers want numbers
     assert predict(photos, models[task], tmp_path / "out", "--no-overlays", "--threshold", "0.3") == 0
     count = write_dataset(tmp_path / "out", tmp_path / "labels.json", masks, score=0.0)
@@ -44,7 +44,7 @@ def test_dataset_opens_in_pycocotools(models, photos, tmp_path, task, masks):  #
             assert mask.sum() >= 0.8 * annotation["area"] - 8  # holes are filled, single pixels may go
 
 
-def test_least_score_is_of_instances(models, photos, tmp_path):  # noqa: F811
+def test_least_score_is_of_instances(models, photos, tmp_path):
     assert predict(photos, models["instance"], tmp_path / "out", "--no-overlays") == 0
     every = write_dataset(tmp_path / "out", tmp_path / "all.json", "rle", score=0.0)
     scores = sorted(a["score"] for a in json.loads((tmp_path / "all.json").read_text())["annotations"])
@@ -54,7 +54,7 @@ def test_least_score_is_of_instances(models, photos, tmp_path):  # noqa: F811
     )
 
 
-def test_panoptic_json_keeps_panopticapis_rules(models, photos, tmp_path):  # noqa: F811
+def test_panoptic_json_keeps_panopticapis_rules(models, photos, tmp_path):
     """What its `pq_compute` asserts of predictions: ids of png and json agree, classes are known."""
     assert predict(photos, models["panoptic"], tmp_path / "out", "--no-overlays", "--threshold", "0.3") == 0
     data = json.loads((tmp_path / "out/panoptic.json").read_text())
