@@ -88,12 +88,12 @@ def ladder(path: Path, runs: Path | None) -> None:
 
 
 def _own_ladder(axes, runs: list[dict]) -> None:
-    for start, color in (("pretrained", QUERIES), ("random", PREFIX)):
+    for start, label, color in (("pretrained", "pre-trained", QUERIES), ("random", "random", PREFIX)):
         if not (here := [run for run in runs if run["start"] == start]):
             continue
         steps = sorted({run["step"] for run in here})
         means = [100 * np.mean([run["value"] for run in here if run["step"] == step]) for step in steps]
-        axes.plot(steps, means, marker="o", color=color, label=f"{start.replace('pret', 'pre-t')} weights")
+        axes.plot(steps, means, marker="o", color=color, label=f"{label} weights")
     run = runs[0]
     axes.set(xlabel="step", ylabel=f"{TASK_ROWS[run['task']].metric} in %", xticks=range(6))
     axes.set_title(f"here: {run['data']}, {run['steps']} training steps", fontsize=10, loc="left")

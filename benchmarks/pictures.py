@@ -31,11 +31,25 @@ BARELY = 1e-9
 """A probability of being masked that makes a model predict before a block without masking anything there."""
 
 
+def to_width(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+
+
+def stack(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures of one width → one below the other."""
+    whole = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    return whole
+
+
 def save_small(picture: Image.Image, path: Path, most_bytes: int = MOST_BYTES) -> None:
     """As JPEG, reduced in size and quality until it is small."""
     picture = picture.convert("RGB")
     if picture.width > WIDTH:
-        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+        picture = to_width(picture, WIDTH)
     for quality in range(90, 20, -5):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality, optimize=True)
@@ -110,19 +124,13 @@ def sheet(pictures: list[Path], path: Path, titles: list[str] | None = None) -> 
     """Pictures of one width below each other; a title above each where given."""
     font, rows = make_font(26), []
     for number, file in enumerate(pictures):
-        part = Image.open(file).convert("RGB")
-        part = part.resize((WIDTH, round(part.height * WIDTH / part.width)), Image.Resampling.LANCZOS)
+        part = to_width(Image.open(file).convert("RGB"), WIDTH)
         if titles:
             head = Image.new("RGB", (WIDTH, 44), "white")
             ImageDraw.Draw(head).text((14, 14), titles[number], "black", font)
             rows.append(head)
         rows.append(part)
-    whole = Image.new("RGB", (WIDTH, sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        whole.paste(row, (0, top))
-        top += row.height
-    save_small(whole, path)
+    save_small(stack(rows), path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from eomt.configuration import TASK_ROWS
 from eomt.inference.writing import write_atomic, write_text
 
 from .own_data import BUILT_IN, OURS, PICTURES
-from .pictures import save_small
+from .pictures import save_small, stack, to_width
 
 WIDTH, MOST_BYTES = 900, 150_000  # of a picture
 ABOUT = {
@@ -123,14 +123,8 @@ def pictures(runs: list[dict], path: Path) -> bool:
     folder = runs[0]["folder"]
     if not all((folder / f"{name}.jpg").is_file() for name in PICTURES):
         return False
-    parts = [Image.open(folder / f"{name}.jpg") for name in PICTURES]
-    parts = [part.resize((WIDTH, round(part.height * WIDTH / part.width)), Image.Resampling.LANCZOS) for part in parts]
-    sheet = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), "white")
-    top = 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
-    save_small(sheet, path, MOST_BYTES)
+    parts = [to_width(Image.open(folder / f"{name}.jpg"), WIDTH) for name in PICTURES]
+    save_small(stack(parts), path, MOST_BYTES)
     return True
 
 

@@ -88,12 +88,12 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
 
     def _refuse_shards(self) -> None:
         """The average, and LoRA's merged matrices, would be saved from one process's part of the weights."""
-        given = "ema" if self.args.ema else "lora" if self.args.lora else None
-        if given and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            by, instead = "FSDP" if self.is_fsdp_enabled else "DeepSpeed", "leave ema out"
-            if given == "lora":
-                instead = "give freeze_backbone"
-            raise ValueError(f"{given} does not work with {by}; use ddp.yaml or torchrun, or {instead}")
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return
+        by = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
+        for name, instead in (("ema", "leave ema out"), ("lora", "give freeze_backbone")):
+            if getattr(self.args, name):
+                raise ValueError(f"{name} does not work with {by}; use ddp.yaml or torchrun, or {instead}")
 
     def _prepare_model(self) -> None:
         """Apply task, masking, class head and frozen backbone to the model, and its stuff classes to the processor."""

@@ -67,12 +67,13 @@ class Handlers:
         colors = class_colors(
             s.label for _, result, names in found.values() for s in named_segments(view, result, names)
         )
-        figures = [
-            problem(one, failed[one]) if one in failed else figure(one, view, result, image, names, colors)
-            for one in dict.fromkeys((name, other))
-            if one != NONE
-            for image, result, names in [found.get(one, (None, None, None))]
-        ]
+        figures = []
+        for one in dict.fromkeys((name, other)):
+            if one in failed:
+                figures.append(problem(one, failed[one]))
+            elif one in found:
+                image, result, names = found[one]
+                figures.append(figure(one, view, result, image, names, colors))
         return f'<div class="eomt-views">{"".join(figures)}</div>', no_files
 
     def make_files(self, files, index, name, other, view, score, mask, overlap):
