@@ -14,6 +14,7 @@ from .arguments import EoMTTrainingArguments
 from .callbacks.progress import ReadableProgress
 from .cpu import has_fast_bf16
 from .data.load import load_data
+from .data.readers import UnknownClass
 from .data.transforms import EvaluationTransform, TrainTransform
 from .initial_model import build_model, crop_size, starting_config, starting_task
 from .options import DataOptions, ModelOptions, listed
@@ -34,9 +35,7 @@ def build_trainer(
     wanted = LabelSpace.from_config(start) if start is not None and args.class_head == "keep" else None
     try:
         train, space = load_split(data, args, "train", wanted)
-    except ValueError as error:
-        if wanted is None:
-            raise
+    except UnknownClass as error:
         raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
     train = _with_more(train, data, args, space)
     args, choices = fill(data, model, args, train, start)

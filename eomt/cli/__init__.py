@@ -20,6 +20,12 @@ COMMANDS = {
 }
 
 
+AFTER_AN_INTERRUPTION = {
+    "predict": "; the same command continues",
+    "train": "; the same command with --resume continues from the last checkpoint",
+}
+
+
 def data_workers() -> int:
     """Processes that read images: one for each core that this process may use, at most 4."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -86,5 +92,5 @@ def main(argv: list[str] | None = None) -> int:
         print(f"eomt {argv[0]}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"eomt {argv[0]}: interrupted", file=sys.stderr)
+        print(f"eomt {argv[0]}: interrupted{AFTER_AN_INTERRUPTION.get(argv[0], '')}", file=sys.stderr)
         return 130
