@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
-from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
-from eomt.configuration import as_pair
-from eomt.configuration.labels import PACKAGED, LabelSpace, label_space
-from eomt.configuration.validation import parse_size
-from eomt.inference.loading import load_model, require_model
-from eomt.inference.writing import atomic, require_free, require_writable
-from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
-from eomt.modeling_eomt.weights.inferred_config import config_of_checkpoint, describe_config
-from eomt.modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
+from .configuration import as_pair
+from .configuration.labels import PACKAGED, LabelSpace, label_space
+from .configuration.validation import parse_size
+from .image_processing import EoMTImageProcessor
+from .inference.loading import load_model, require_model
+from .inference.writing import atomic, require_free, require_writable
+from .modeling_eomt import EoMTForUniversalSegmentation, convert_to_authors, load_authors_checkpoint
+from .modeling_eomt.weights.inferred_config import config_of_checkpoint, describe_config
+from .modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
 
 FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 

@@ -10,12 +10,14 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
-from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
-from eomt.inference.writing import write_json
-from eomt.training import EoMTTrainer, EoMTTrainingArguments
-from eomt.training.callbacks.progress import ReadableProgress
-from eomt.training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
-from eomt.visualization import draw_segments, side_by_side
+from .configuration import EoMTConfig
+from .image_processing import EoMTImageProcessor
+from .inference.writing import write_json
+from .modeling_eomt import EoMTForUniversalSegmentation
+from .training import EoMTTrainer, EoMTTrainingArguments
+from .training.callbacks.progress import ReadableProgress
+from .training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
+from .visualization import draw_segments, side_by_side
 
 # 1.1 M parameters on 64 × 64 pixels: 8 × 8 patches of 8 pixels, masks at a quarter of the image's resolution.
 MODEL = {

@@ -12,21 +12,21 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from eomt.benchmarking.flops import CountedModel
-from eomt.configuration import EoMTConfig
-from eomt.configuration.labels import LabelSpace, label_space
-from eomt.configuration.recipes import RECIPES
-from eomt.inference.loading import load_model, merge_tokens, require_model, usable_device
-from eomt.inference.prediction_files import Results
-from eomt.inference.writing import require_writable, write_json
-from eomt.training.data import EvaluationTransform, load_data
-from eomt.training.data.prediction_index import PredictionIndex
-from eomt.training.data.predictions import folder_of, read_predictions
-from eomt.training.data.readers import UnknownClass
-from eomt.training.evaluation import as_reference, evaluate_model, metric_for
-from eomt.training.metrics.tables import table, write_classes
-from eomt.training.processes import gather, rank
-from eomt.training.report import ImageReport
+from .benchmarking.flops import CountedModel
+from .configuration import EoMTConfig
+from .configuration.labels import LabelSpace, label_space
+from .configuration.recipes import RECIPES
+from .inference.loading import load_model, merge_tokens, require_model, usable_device
+from .inference.prediction_files import Results
+from .inference.writing import require_writable, write_json
+from .training.data import EvaluationTransform, load_data
+from .training.data.prediction_index import PredictionIndex
+from .training.data.predictions import folder_of, read_predictions
+from .training.data.readers import UnknownClass
+from .training.evaluation import as_reference, evaluate_model, metric_for
+from .training.metrics.tables import table, write_classes
+from .training.processes import gather, rank
+from .training.report import ImageReport
 
 
 def evaluate(args) -> None:
@@ -82,7 +82,7 @@ def start_group(args) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
 
-        from eomt.inference.loading import needs_cpu_group
+        from .inference.loading import needs_cpu_group
 
         state = PartialState(cpu=needs_cpu_group(args.device))
         args.device = args.device or str(state.device)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eomt.configuration.paper import REPORTED
-from eomt.evaluate import finite, load, start_group
-from eomt.inference.writing import require_writable, write_atomic, write_json
-from eomt.training.bravo import predictions_of, score, train_ids
-from eomt.training.data.bravo import Bravo, BravoPredictions
-from eomt.training.metrics.out_of_distribution import confidence_levels
-from eomt.training.processes import rank, world_size
+from .configuration.paper import REPORTED
+from .evaluate import finite, load, start_group
+from .inference.writing import require_writable, write_atomic, write_json
+from .training.bravo import predictions_of, score, train_ids
+from .training.data.bravo import Bravo, BravoPredictions
+from .training.metrics.out_of_distribution import confidence_levels
+from .training.processes import rank, world_size
 
 
 def evaluate_bravo(args) -> None:

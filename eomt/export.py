@@ -2,15 +2,15 @@
 
 from transformers import AutoImageProcessor
 
-from eomt.configuration import TASK_ROWS
-from eomt.configuration.validation import parse_size
-from eomt.evaluate import evaluation_data
-from eomt.inference.export_folder import ExportOptions, export_folder, require_options
-from eomt.inference.loading import load_model, require_model
-from eomt.inference.writing import require_free, require_writable
-from eomt.modeling_eomt import EoMTPreTrainedModel
-from eomt.training.data import EvaluationTransform
-from eomt.training.evaluation import evaluate_model
+from .configuration import TASK_ROWS
+from .configuration.validation import parse_size
+from .evaluate import evaluation_data
+from .inference.export_folder import ExportOptions, export_folder, require_options
+from .inference.loading import load_model, require_model
+from .inference.writing import require_free, require_writable
+from .modeling_eomt import EoMTPreTrainedModel
+from .training.data import EvaluationTransform
+from .training.evaluation import evaluate_model
 
 
 def export(args) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 from pycocotools import mask as rle
 from transformers import ImageSegmentationPipeline
 
-from eomt.configuration import TASK_ROWS
-from eomt.image_processing.images import open_image, upright
-from eomt.inference import post_process
+from .configuration import TASK_ROWS
+from .image_processing.images import open_image, upright
+from .inference import post_process
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):

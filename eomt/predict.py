@@ -16,19 +16,19 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
-from eomt.configuration import TASK_ROWS
-from eomt.configuration.labels import LabelSpace, label_space
-from eomt.image_processing.images import allow_pixels, frames_of, read_image
-from eomt.inference.image_files import find_images
-from eomt.inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
-from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
-from eomt.inference.pseudo_labels import write_dataset
-from eomt.inference.result_formats import write_formats
-from eomt.inference.segment import FAILS_ALONE, Segmented, reason_of, segment
-from eomt.inference.tiling import cut, require_tiles, segment_tiles
-from eomt.inference.writing import write_atomic
-from eomt.visualization import draw_confidence, draw_segments, side_by_side
-from eomt.visualization.sheets import write_jpeg
+from .configuration import TASK_ROWS
+from .configuration.labels import LabelSpace, label_space
+from .image_processing.images import allow_pixels, frames_of, read_image
+from .inference.image_files import find_images
+from .inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
+from .inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
+from .inference.pseudo_labels import write_dataset
+from .inference.result_formats import write_formats
+from .inference.segment import FAILS_ALONE, Segmented, reason_of, segment
+from .inference.tiling import cut, require_tiles, segment_tiles
+from .inference.writing import write_atomic
+from .visualization import draw_confidence, draw_segments, side_by_side
+from .visualization.sheets import write_jpeg
 
 WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
 DRAWN_PIXELS = 25_000_000  # of an overlay: those of larger images are reduced

@@ -51,7 +51,7 @@ class Segmentation:
 
     def picture(self, **options) -> Image.Image:
         """The photo with its segments drawn; options are those of `eomt.visualization.draw_segments`."""
-        from eomt.visualization import draw_segments
+        from .visualization import draw_segments
 
         info = [{"id": k, "label_id": label} for k, label in enumerate(self.labels)]
         return draw_segments(
@@ -83,9 +83,9 @@ def segment(
         ValueError: when there is no such model, an image cannot be read, or the threshold is no probability.
         FileNotFoundError: when an image is missing.
     """
-    from eomt.configuration import TASK_ROWS
-    from eomt.inference.prediction_files import weights_of
-    from eomt.inference.segment import segment as run
+    from .configuration import TASK_ROWS
+    from .inference.prediction_files import weights_of
+    from .inference.segment import segment as run
 
     if isinstance(model, str) or hasattr(model, "__fspath__"):
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
@@ -118,7 +118,7 @@ def _load(name: str, device: str | None, weights: str):
     from accelerate import PartialState
     from transformers import AutoImageProcessor
 
-    from eomt.inference.loading import load_model, require_model, usable_device
+    from .inference.loading import load_model, require_model, usable_device
 
     require_model(name)
     place = usable_device(device, "device") if device else PartialState().device
@@ -128,7 +128,7 @@ def _load(name: str, device: str | None, weights: str):
 
 
 def _photo(source) -> Image.Image:
-    from eomt.inference.segment import open_source
+    from .inference.segment import open_source
 
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         raise ValueError(

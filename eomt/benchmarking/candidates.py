@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
-from eomt.benchmarking.flops import count_flops
-from eomt.configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
-from eomt.configuration.ladder import LadderConfig
-from eomt.configuration.paper import Reported, reported_for
-from eomt.inference.engines import exported_engines
-from eomt.inference.exported import ExportedEoMT
-from eomt.modeling_eomt.weights.inferred_config import backbone_of
+from ..configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from ..configuration.ladder import LadderConfig
+from ..configuration.paper import Reported, reported_for
+from ..inference.engines import exported_engines
+from ..inference.exported import ExportedEoMT
+from ..modeling_eomt.weights.inferred_config import backbone_of
+from .flops import count_flops
 
 LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
 DEFAULT_SIZE = 640  # pixels, where a configuration says none

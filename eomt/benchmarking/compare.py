@@ -8,12 +8,11 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from eomt.configuration import TASK_ROWS, as_pair
-from eomt.configuration.validation import parse_size
-from eomt.image_processing.geometry import placement
-from eomt.inference.loading import merge_tokens, usable_device
-from eomt.inference.writing import atomic, require_free, write_json
-
+from ..configuration import TASK_ROWS, as_pair
+from ..configuration.validation import parse_size
+from ..image_processing.geometry import placement
+from ..inference.loading import merge_tokens, usable_device
+from ..inference.writing import atomic, require_free, write_json
 from .candidates import Candidate
 from .measure import peak_bytes, seconds_of
 from .photos import batches, mean_flops, photo_inputs

@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass
 
 from transformers import AutoImageProcessor
 
-from eomt.benchmarking.flops import CountedModel
-from eomt.configuration import TASK_ROWS
-from eomt.evaluate import evaluation_data
-from eomt.inference.loading import load_model, require_model, usable_device
-from eomt.inference.writing import write_json
-from eomt.training.data import EvaluationTransform
-from eomt.training.evaluation import evaluate_model
+from ..configuration import TASK_ROWS
+from ..evaluate import evaluation_data
+from ..inference.loading import load_model, require_model, usable_device
+from ..inference.writing import write_json
+from ..training.data import EvaluationTransform
+from ..training.evaluation import evaluate_model
+from .flops import CountedModel
 
 ALLOWED_LOSS = 0.1
 """Percentage points of the metric."""

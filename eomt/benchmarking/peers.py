@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import is_natten_available
 
-from eomt.benchmarking.flops import count_flops
+from .flops import count_flops
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 TASK_TOKENS = 77  # of OneFormer's task text

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from eomt.benchmarking.flops import count_flops
-from eomt.image_processing import EoMTImageProcessor
-from eomt.image_processing.images import open_image
-from eomt.inference.image_files import find_images
+from ..image_processing import EoMTImageProcessor
+from ..image_processing.images import open_image
+from ..inference.image_files import find_images
+from .flops import count_flops
 
 
 def photo_inputs(candidate, paths: Sequence[str], device: torch.device, dtype: torch.dtype) -> list[Tensor]:

@@ -9,9 +9,8 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from eomt.inference.loading import usable_device
-from eomt.inference.writing import atomic, require_free, write_json
-
+from ..inference.loading import usable_device
+from ..inference.writing import atomic, require_free, write_json
 from .candidates import Candidate
 from .compare import device_name
 from .measure import peak_bytes, seconds_of

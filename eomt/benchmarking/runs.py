@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eomt.configuration import TASK_ROWS
+from ..configuration import TASK_ROWS
 
 STATE, OPTIONS = "trainer_state.json", "options.json"
 

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass, field
 
-from eomt.benchmarking.candidates import Candidate
-from eomt.benchmarking.peers import Peer
-from eomt.configuration.paper import REPORTED, Reported
-from eomt.image_processing.geometry import placement
+from ..configuration.paper import REPORTED, Reported
+from ..image_processing.geometry import placement
+from .candidates import Candidate
+from .peers import Peer
 
 TABLES = {**{str(n): f"Table {n}" for n in range(1, 10)}, **{c: f"Table {c}" for c in "BCDE"}, "figure-1": "Table 3"}
 BACKBONE = {

@@ -79,10 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         if not {"-h", "--help"} & {*argv}:
-            from eomt.auto import register
+            from ..auto import register
 
             register()
-        return importlib.import_module(f"eomt.cli.{argv[0]}").main(argv[1:]) or 0
+        return importlib.import_module(f".{argv[0]}", __name__).main(argv[1:]) or 0
     except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
         print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)
         return 2

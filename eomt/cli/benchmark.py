@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import DTYPES, add_token_merging
-from eomt.configuration import TASKS
+from ..configuration import TASKS
+from . import DTYPES, add_token_merging
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,9 +99,9 @@ def main(argv: list[str]) -> int:
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
 
     if args.calibrate_merging:
-        from eomt.benchmarking.merging import calibrate
+        from ..benchmarking.merging import calibrate
 
         return calibrate(args)
-    from eomt.benchmarking.compare import compare
+    from ..benchmarking.compare import compare
 
     return compare(args)

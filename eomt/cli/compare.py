@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
     if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
 
-    from eomt.benchmarking.runs import find_runs, plot_runs, table_of
-    from eomt.inference.writing import atomic, require_free
+    from ..benchmarking.runs import find_runs, plot_runs, table_of
+    from ..inference.writing import atomic, require_free
 
     if args.plot:
         require_free(args.plot, args.force)

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be 1 or more")
 
-    from eomt.demo import run
+    from ..demo import run
 
     run(args)
     return 0

@@ -2,8 +2,8 @@
 
 import argparse
 
-from eomt.cli import DTYPES, add_token_merging, data_workers
-from eomt.configuration import TASKS
+from ..configuration import TASKS
+from . import DTYPES, add_token_merging, data_workers
 
 EPILOG = """examples:
   a model on COCO           eomt evaluate runs/mine --data COCO --batch-size 4
@@ -29,13 +29,13 @@ def main(argv: list[str]) -> int:
         raise ValueError("--worst needs --output, the folder for its pictures")
 
     if args.dataset == "bravo":
-        from eomt.evaluate_bravo import evaluate_bravo
+        from ..evaluate_bravo import evaluate_bravo
 
         evaluate_bravo(args)
         return 0
     if args.subsets:
         raise ValueError("--subsets are of --dataset bravo")
-    from eomt.evaluate import evaluate
+    from ..evaluate import evaluate
 
     evaluate(args)
     return 0

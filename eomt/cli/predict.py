@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import DTYPES, add_token_merging
-from eomt.configuration import TASKS
+from ..configuration import TASKS
+from . import DTYPES, add_token_merging
 
 MAX_PIXELS = 200_000_000
 OVERLAP = 0.25
@@ -96,8 +96,8 @@ def main(argv: list[str]) -> int:
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; give a folder")
 
-    from eomt.inference.writing import require_free
-    from eomt.predict import predict
+    from ..inference.writing import require_free
+    from ..predict import predict
 
     if args.as_dataset:
         require_free(args.as_dataset, force=False)

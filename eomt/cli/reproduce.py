@@ -33,6 +33,6 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
     if args.repeats < 1 or args.warm_up < 0:
         raise ValueError("--repeats must be at least 1 and --warm-up 0")
-    from eomt.benchmarking.reproduce import reproduce
+    from ..benchmarking.reproduce import reproduce
 
     return reproduce(args)

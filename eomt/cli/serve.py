@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'eomt[app]'")
 
-    from eomt.app.limits import Limits
-    from eomt.app.server import serve
-    from eomt.inference.loading import usable_device
+    from ..app.limits import Limits
+    from ..app.server import serve
+    from ..inference.loading import usable_device
 
     if args.device:
         usable_device(args.device)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import data_workers
+from . import data_workers
 
 EPILOG = """examples:
   a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
         return list_recipes()
     if {"-h", "--help"} & {*argv}:
         return show_help()
-    from eomt.training.run import check_run, run
+    from ..training.run import check_run, run
 
     data, model, args, resume = parse(argv)
     if data.check:
@@ -50,8 +50,8 @@ def _parser(options: tuple):
 
 def show_help() -> int:
     """Our options and the stock Trainer's most used, without importing torch."""
-    from eomt.training.options import DataOptions, ModelOptions
-    from eomt.training.run_options import RunOptions, StockOptions
+    from ..training.options import DataOptions, ModelOptions
+    from ..training.run_options import RunOptions, StockOptions
 
     _parser((DataOptions, ModelOptions, RunOptions, StockOptions)).parse_args(["--help"])
     return 0
@@ -59,8 +59,8 @@ def show_help() -> int:
 
 def parse(argv: list[str]):
     """Command line → (DataOptions, ModelOptions, EoMTTrainingArguments, whether to resume)."""
-    from eomt.training.arguments import EoMTTrainingArguments
-    from eomt.training.options import DataOptions, ModelOptions
+    from ..training.arguments import EoMTTrainingArguments
+    from ..training.options import DataOptions, ModelOptions
 
     parser = _parser((DataOptions, ModelOptions, EoMTTrainingArguments))
     parser.set_defaults(
@@ -89,7 +89,7 @@ def _parsed(parser, argv: list[str]):
         task = values.task or ("finetuned" if values.checkpoint else "panoptic")
         values.output_dir = f"runs/{values.recipe or f'{Path(values.data).name}_{task}'}"
     if values.recipe and not given & {"eval_strategy", "eval_steps", "save_strategy", "save_steps"}:
-        from eomt.configuration.recipes import get_recipe
+        from ..configuration.recipes import get_recipe
 
         recipe = get_recipe(values.recipe)
         share = recipe.evaluation_epochs / (values.num_train_epochs or recipe.epochs)
@@ -101,7 +101,7 @@ def _parsed(parser, argv: list[str]):
 
 
 def list_recipes() -> int:
-    from eomt.configuration.recipes import RECIPES
+    from ..configuration.recipes import RECIPES
 
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 
-from eomt.image_processing.rle import encode_window
-
+from ..image_processing.rle import encode_window
 from .joined_panoptic import _common, _within
 
 MIN_SCORE = 0.05

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from eomt.configuration.labels import VOID
+from ..configuration.labels import VOID
 
 _BLOCK = 256
 """Rows of the image that are looked at at once."""

@@ -50,10 +50,10 @@ def load_model(name: str, **options):
         ValueError: when weights are missing, left over, of another shape or not finite. `from_pretrained` would draw
             random ones in their place, and the results would be wrong without an error.
     """
-    from eomt.inference.engines import exported_engines
+    from .engines import exported_engines
 
     if exported_engines(name):
-        from eomt.inference.exported import ExportedEoMT
+        from .exported import ExportedEoMT
 
         dtype = str(options.get("dtype", "float32")).removeprefix("torch.")
         names = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}  # None: what the file was exported for
@@ -61,7 +61,7 @@ def load_model(name: str, **options):
     from transformers import AutoModelForUniversalSegmentation
     from transformers.utils import logging
 
-    from eomt.modeling_eomt.weights.state_dicts import require_all_weights
+    from ..modeling_eomt.weights.state_dicts import require_all_weights
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers' table of what does not fit: the error says it in a line

@@ -23,9 +23,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from scipy import ndimage
 
-from eomt.configuration.labels import LabelSpace
-from eomt.image_processing.targets import id_to_rgb
-
+from ..configuration.labels import LabelSpace
+from ..image_processing.targets import id_to_rgb
 from .writing import write_atomic, write_json
 
 _BAND = 256

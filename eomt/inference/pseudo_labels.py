@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eomt.image_processing.targets import id_to_rgb, rgb_to_id
-
+from ..image_processing.targets import id_to_rgb, rgb_to_id
 from .image_files import require_distinct
 from .prediction_files import VOID_LABELS
 from .writing import atomic, write_json

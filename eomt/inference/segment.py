@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from eomt.image_processing.images import open_image, to_rgb_tensor
+from ..image_processing.images import open_image, to_rgb_tensor
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
 """What one image may raise while the others continue: no picture, too large for memory, its file name too long, …"""
