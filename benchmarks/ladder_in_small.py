@@ -18,7 +18,7 @@ import torch
 
 from eomt.auto import register
 from eomt.benchmarking.candidates import Candidate
-from eomt.benchmarking.measure import seconds_of
+from eomt.benchmarking.measure import measure_seconds
 from eomt.cli import main as eomt
 from eomt.configuration import TASK_ROWS
 from eomt.inference.writing import write_json, write_text
@@ -72,7 +72,7 @@ def time_runs(output: Path) -> None:
             with torch.inference_mode():
                 model(**inputs)
 
-        run["latency_ms"] = 1e3 * seconds_of(forward, cpu, warm_up=3, repeats=15)["median"]
+        run["latency_ms"] = 1e3 * measure_seconds(forward, cpu, warm_up=3, repeats=15)["median"]
         write_json(file, run, indent=2)
 
 

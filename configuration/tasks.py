@@ -94,7 +94,7 @@ def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str
     if processor.get("do_split_image") or processor.get("do_pad"):
         windows = bool(processor.get("do_split_image"))
     task, decided = infer_task(
-        known_labels(config.get("id2label")), config.get("num_queries", 200), windows, name_of(path)
+        known_labels(config.get("id2label")), config.get("num_queries", 200), windows, checkpoint_name(path)
     )
     if not decided:
         logger.warning_once(
@@ -112,7 +112,7 @@ def checkpoint_stuff(config: Mapping, task: str) -> list[int] | None:
     return list(labels.stuff_label_ids) if labels and task == "panoptic" else None
 
 
-def name_of(path: str | None) -> str:
+def checkpoint_name(path: str | None) -> str:
     """Folder or repository → its own name; of a folder in the hub's cache the repository's."""
     if not path:
         return ""

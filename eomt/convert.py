@@ -12,7 +12,7 @@ from .image_processing import EoMTImageProcessor
 from .inference.loading import load_model, require_model
 from .inference.writing import atomic, require_free, require_writable
 from .modeling_eomt import EoMTForUniversalSegmentation, convert_to_authors, load_authors_checkpoint
-from .modeling_eomt.weights.inferred_config import config_of_checkpoint, describe_config
+from .modeling_eomt.weights.inferred_config import config_from_checkpoint, describe_config
 from .modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
 
 FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
@@ -52,7 +52,7 @@ def _to_hub(args) -> None:
     mean = state.get("network.encoder.pixel_mean")
     if mean is not None and not mean.any() and not args.reference_backbone:
         raise ValueError(f"{args.source} holds deltas to DINOv3; give its weights as --reference-backbone")
-    config = config_of_checkpoint(
+    config = config_from_checkpoint(
         state,
         heads=args.heads,
         image_size=args.image_size,

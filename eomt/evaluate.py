@@ -21,7 +21,7 @@ from .inference.prediction_files import Results
 from .inference.writing import require_writable, write_json
 from .training.data import EvaluationTransform, load_data
 from .training.data.prediction_index import PredictionIndex
-from .training.data.predictions import folder_of, read_predictions
+from .training.data.predictions import predictions_folder, read_predictions
 from .training.data.readers import UnknownClass
 from .training.evaluation import as_reference, evaluate_model, metric_for
 from .training.metrics.tables import table, write_classes
@@ -47,7 +47,7 @@ def evaluate(args) -> None:
         keep_empty=args.keep_empty,
     )
     if args.predictions:
-        written = PredictionIndex.find(folder_of(args.predictions))
+        written = PredictionIndex.find(predictions_folder(args.predictions))
         space = written.named(space) if written else space
     dataset = dataset.with_transform(EvaluationTransform(space, task=task))
     images = ImageReport(task, space, args.worst)

@@ -18,13 +18,13 @@ from transformers import AutoImageProcessor
 
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
-from .image_processing.images import allow_pixels, frames_of, read_image
+from .image_processing.images import allow_pixels, count_frames, read_image
 from .inference.image_files import find_images
 from .inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
-from .inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
+from .inference.prediction_files import EncodedMasks, Results, file_state, image_ids_by_name, weight_files
 from .inference.pseudo_labels import write_dataset
 from .inference.result_formats import write_formats
-from .inference.segment import FAILS_ALONE, Segmented, reason_of, segment
+from .inference.segment import FAILS_ALONE, Segmented, error_line, segment
 from .inference.tiling import cut, require_tiles, segment_tiles
 from .inference.writing import write_atomic
 from .visualization import draw_confidence, draw_segments, side_by_side
@@ -39,7 +39,7 @@ def predict(args) -> int:
     require_model(args.model)
     images = find_images(args.images, exclude=args.output)
     state = PartialState(cpu=needs_cpu_group(args.device))
-    run = PredictionRun(args, state, image_ids_of(images))
+    run = PredictionRun(args, state, image_ids_by_name(images))
     items = run.remaining(list(images.items())[state.process_index :: state.num_processes])
     started = time.perf_counter()
     run(items)
@@ -96,7 +96,7 @@ class PredictionRun:
             )
         settings = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
         settings |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
-        settings["weights"] = weights_of(args.model)
+        settings["weights"] = weight_files(args.model)
         if args.tile:
             require_tiles(args.tile, args.overlap, self.task, max(np.ravel(self.model.config.patch_size).tolist()))
             settings |= {"tile": args.tile, "overlap": args.overlap}
@@ -109,7 +109,7 @@ class PredictionRun:
 
     def remaining(self, items: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
         """Those of the (name, file) pairs that an earlier run has not done, or from another version of the file."""
-        self.sources = {name: state_of(file) for name, file in items}
+        self.sources = {name: file_state(file) for name, file in items}
         for name, source in self.sources.items():
             self.results.discard_outdated(name, self.image_ids[name], source)
         return [(name, file) for name, file in items if not self.results.is_done(name)]
@@ -128,12 +128,12 @@ class PredictionRun:
             try:
                 future.result()
             except FAILS_ALONE as error:
-                self.failures.append((str(file), reason_of(error)))
+                self.failures.append((str(file), error_line(error)))
 
         with ThreadPoolExecutor(max_workers=2) as pool, bar:
             for result in self._segmented(items, failed):
                 file = result.item[1]
-                if (frames := frames_of(file)) > 1:
+                if (frames := count_frames(file)) > 1:
                     tqdm.write(f"note: {file}: the first of {frames} frames", file=sys.stderr)
                 writing.append((file, result.size[0] * result.size[1], pool.submit(self._write, result)))
                 del result
@@ -162,7 +162,7 @@ class PredictionRun:
             try:
                 result = self._segment_tiles(item, rules)
             except FAILS_ALONE as error:
-                failed(item, reason_of(error))
+                failed(item, error_line(error))
             else:
                 yield result
                 del result

@@ -84,12 +84,12 @@ def segment(
         FileNotFoundError: when an image is missing.
     """
     from .configuration import TASK_ROWS
-    from .inference.prediction_files import weights_of
+    from .inference.prediction_files import weight_files
     from .inference.segment import segment as run
 
     if isinstance(model, str) or hasattr(model, "__fspath__"):
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
-        model, own = _load(name, device, str(weights_of(name)))
+        model, own = _load(name, device, str(weight_files(name)))
         processor = processor or own
     elif processor is None:
         from transformers import AutoImageProcessor

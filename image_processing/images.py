@@ -196,7 +196,7 @@ def flatten(images) -> list:
     return [images]
 
 
-def frames_of(path: str | Path) -> int:
+def count_frames(path: str | Path) -> int:
     """How many pictures a file holds (GIF, TIFF, WebP, animated PNG); only the first one is read."""
     try:
         with Image.open(path) as image:

@@ -52,7 +52,7 @@ def _exact(method):
     return exact
 
 
-class _OfTask:
+class _ForTask:
     """A method that a processor has only if its task is one of `tasks`, so that transformers' pipeline, which asks
     `hasattr` for panoptic, instance, semantic in this order, takes the model's own."""
 
@@ -71,14 +71,14 @@ class _OfTask:
         return self.method.__get__(processor, owner)
 
 
-def _of_task(*tasks: str):
-    return lambda method: _OfTask(method, tasks)
+def _for_task(*tasks: str):
+    return lambda method: _ForTask(method, tasks)
 
 
 class PostProcessing:
     """Mixin of the image processors, whose `task`, `size`, `stuff_label_ids`, `do_…` and `place` it uses."""
 
-    @_of_task("panoptic")
+    @_for_task("panoptic")
     @_exact
     def post_process_panoptic_segmentation(
         self,
@@ -111,7 +111,7 @@ class PostProcessing:
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 
-    @_of_task("panoptic", "instance")
+    @_for_task("panoptic", "instance")
     @_exact
     def post_process_instance_segmentation(
         self,
@@ -146,7 +146,7 @@ class PostProcessing:
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 
-    @_of_task("panoptic", "instance")
+    @_for_task("panoptic", "instance")
     @_exact
     def post_process_instance_rle(
         self, outputs, target_sizes: list[Size], mask_threshold: float = 0.5, top_k: int = 100

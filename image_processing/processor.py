@@ -172,7 +172,9 @@ class _EoMTProcessing(SavedSettings, PostProcessing):
         ]
         for place in placements:
             require_possible(place)
-        inputs = [part for image, place in zip(tensors, placements) for part in self._inputs_of(image, place, options)]
+        inputs = [
+            part for image, place in zip(tensors, placements) for part in self._image_inputs(image, place, options)
+        ]
         data = {"pixel_values": self._finish(inputs, options)}
         data["patch_offsets"] = [
             torch.tensor([i, start, end])
@@ -195,7 +197,7 @@ class _EoMTProcessing(SavedSettings, PostProcessing):
             skip_tensor_conversion=["patch_offsets", "mask_labels", "class_labels"],
         )
 
-    def _inputs_of(self, image: Tensor, place: Placement, options: Mapping) -> list[Tensor]:
+    def _image_inputs(self, image: Tensor, place: Placement, options: Mapping) -> list[Tensor]:
         """(3, H, W) → its model inputs (3, S_h, S_w): resized, black in the padding."""
         if place.resized != place.original:
             image = self._resize(image, place.resized, options["resample"])

@@ -86,7 +86,7 @@ def label_ids(
     """
     present = ids.unique().tolist()  # sorted
     if segments_info is not None:
-        labels = _labels_of_segments(present, segments_info, drop_crowds)
+        labels = _segment_labels(present, segments_info, drop_crowds)
         labels.pop(ignore_index, None)
     elif instance_id_to_semantic_id is not None:
         pairs = getattr(instance_id_to_semantic_id, "items", lambda: enumerate(instance_id_to_semantic_id))()
@@ -110,7 +110,7 @@ def label_ids(
     return ids.masked_fill(torch.isin(ids, void), VOID) if len(void) else ids, labels
 
 
-def _labels_of_segments(present: list[int], segments_info: Sequence[Mapping], drop_crowds: bool) -> dict[int, int]:
+def _segment_labels(present: list[int], segments_info: Sequence[Mapping], drop_crowds: bool) -> dict[int, int]:
     labels, dropped = {}, set()
     for segment in segments_info:
         i = int(segment["id"])

@@ -41,7 +41,7 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
         if self.token_merging and not self.training:
             merged = MergedTokens(self.token_merging, grid, self.config.num_prefix_tokens, hidden_states.shape[0])
         for number, layer in enumerate(self.layers[:first_joint], start=1):
-            merge = merged and merged.stage_of(number)
+            merge = merged and merged.merging_at(number)
             hidden_states = layer(hidden_states, None, rotary, merge, **kwargs)
             if merge is not None:
                 rotary = merged.rotary(table)

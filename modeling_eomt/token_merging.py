@@ -68,7 +68,7 @@ class MergedTokens:
         self.batch = batch
         self.place: Tensor | None = None
 
-    def stage_of(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+    def merging_at(self, layer: int) -> Callable[[Tensor], Tensor] | None:
         """What a block, counted from 1, does between its attention and its MLP: (B, P + M, D) → fewer tokens."""
         return {self.local_layer: self._merge_windows, self.global_layer: self._merge_pairs}.get(layer)
 
@@ -104,7 +104,7 @@ class MergedTokens:
             return table
         angles = table.angles.expand(self.batch, -1, -1)  # [B, N, E]
         angles = _sums(angles, self.place, self.count) / self._sizes()[..., None]
-        return RotaryTable.of_angles(angles, table.cos.dtype, table.interleaved).with_prefix(self.num_prefix)
+        return RotaryTable.from_angles(angles, table.cos.dtype, table.interleaved).with_prefix(self.num_prefix)
 
     def visible(self, cells: Tensor | None) -> Tensor | None:
         """Patches that each query sees, (B, Q, N) bool → tokens (B, Q, M): those with a patch that it sees."""

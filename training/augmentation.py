@@ -98,7 +98,7 @@ class Geometry:
         return index[self.offset[axis] : self.offset[axis] + self.size[axis]]
 
 
-def positions_of_ids(ids: np.ndarray, segment_ids: list[int]) -> torch.Tensor:
+def ids_to_positions(ids: np.ndarray, segment_ids: list[int]) -> torch.Tensor:
     """Id map (H, W) → uint8 or int16 (H, W): 1 + position in `segment_ids`, 0 for any other id.
 
     Ids of COCO need three bytes a pixel; a position needs one, and everything after this reads and moves only that.
@@ -116,7 +116,7 @@ def positions_of_ids(ids: np.ndarray, segment_ids: list[int]) -> torch.Tensor:
     return torch.from_numpy(position.repeat(np.diff(start, append=flat.size)).reshape(ids.shape))
 
 
-def masks_of_positions(positions: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def positions_to_masks(positions: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(S_h, S_w) of 0 … n → bool masks (m, S_h, S_w) of the segments with a pixel, and which of the n they are (m,)."""
     pixels = torch.bincount(positions.flatten(), minlength=count + 1)[1:]  # [n]
     kept = pixels.nonzero()[:, 0]

@@ -33,7 +33,7 @@ class ImageReport:
 
     def __call__(self, sample: dict, prediction) -> None:
         reference = as_reference(sample)
-        self.confusion += _confusion_of(self.task, prediction, reference, self.space)
+        self.confusion += _image_confusion(self.task, prediction, reference, self.space)
         if not self.worst:
             return
         score = self.metric.compute_image(prediction, reference)[TASK_ROWS[self.task].metric_key]
@@ -97,7 +97,7 @@ class ImageReport:
         plt.close(figure)
 
 
-def _confusion_of(task: str, prediction, reference: dict, space: LabelSpace) -> np.ndarray:
+def _image_confusion(task: str, prediction, reference: dict, space: LabelSpace) -> np.ndarray:
     """One image's (C, C + 1), true × predicted, the last column nothing: pixels, or instances matched at IoU 0.5."""
     if task == "semantic":
         return confusion(prediction, reference, space.num_labels, space.ignore_index)

@@ -8,7 +8,7 @@ from ..inference.writing import write_json
 from .arguments import EoMTTrainingArguments
 
 FILE = "options.json"
-OF_RUN = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
+RUN_OPTIONS = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
     "task",
     "learning_rate",
     "backbone_learning_rate",
@@ -25,7 +25,7 @@ OF_RUN = (  # a checkpoint's optimizer brings its own rates and decay; the train
     "ema",
     "seed",
 )
-OF_MODEL = (  # the backbone, as far as its weights would not fit
+MODEL_OPTIONS = (  # the backbone, as far as its weights would not fit
     "model_type",
     "image_size",
     "patch_size",
@@ -43,7 +43,8 @@ OF_MODEL = (  # the backbone, as far as its weights would not fit
 
 def run_options(args: EoMTTrainingArguments, config) -> dict:
     """A run's arguments and model configuration → what must not change on the way, as JSON gives it back."""
-    values = {name: getattr(args, name) for name in OF_RUN} | {name: getattr(config, name, None) for name in OF_MODEL}
+    values = {name: getattr(args, name) for name in RUN_OPTIONS}
+    values |= {name: getattr(config, name, None) for name in MODEL_OPTIONS}
     return json.loads(json.dumps(values))
 
 

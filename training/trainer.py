@@ -175,11 +175,11 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir)
         self._resumed = resume_from_checkpoint or None
         if self.args.time_budget:
-            self.args.max_steps = self._steps_of_budget()
+            self.args.max_steps = self._budgeted_steps()
         with self.interruption.listening():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _steps_of_budget(self) -> int:
+    def _budgeted_steps(self) -> int:
         """What fits into the time budget; of a resumed run what it was laid out for."""
         if self._resumed:
             return json.loads(Path(self._resumed, "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from ..inference.image_files import SUFFIXES
-from ..inference.segment import FAILS_ALONE, reason_of
+from ..inference.segment import FAILS_ALONE, error_line
 from ..visualization import class_colors
 from .downloads import write_files
 from .predictor import Predictor, Thresholds, default_score, segments
@@ -61,7 +61,7 @@ class Handlers:
                 id2label = dict(served.load().config.id2label)
                 found[one] = (photo.shown, segments(served, photo, view, thresholds, size), id2label)
             except FAILS_ALONE as error:
-                failed[one] = reason_of(error)
+                failed[one] = error_line(error)
         if len(set(failed.values())) == 1 and not found:  # the photo's fault
             return message(next(iter(failed.values()))), no_files
         colors = class_colors(
@@ -84,7 +84,7 @@ class Handlers:
             thresholds = Thresholds(score=score, mask=mask, overlap=overlap)
             return gr.File(self._write(files[int(index)], name, view, thresholds)[1], visible=True), ""
         except FAILS_ALONE as error:
-            return None, message(reason_of(error))
+            return None, message(error_line(error))
 
     def segment(self, photo, model="", view="", score=None, mask=0.5, overlap=0.8):
         """The API: a photo → {"view", "segments": [{"label", "score"}, …]}, and the files."""
@@ -97,7 +97,7 @@ class Handlers:
             view = view or served.task
             found, files = self._write(photo, served.name, view, thresholds)
         except FAILS_ALONE as error:
-            raise gr.Error(reason_of(error), print_exception=False) from None
+            raise gr.Error(error_line(error), print_exception=False) from None
         listed = named_segments(view, found, dict(served.load().config.id2label))
         return {"view": view, "segments": [{"label": one.name, "score": one.score} for one in listed]}, files
 

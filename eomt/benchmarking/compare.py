@@ -14,7 +14,7 @@ from ..image_processing.geometry import placement
 from ..inference.loading import merge_tokens, usable_device
 from ..inference.writing import atomic, require_free, write_json
 from .candidates import Candidate
-from .measure import peak_bytes, seconds_of
+from .measure import measure_seconds, peak_bytes
 from .photos import batches, mean_flops, photo_inputs
 from .plot import plot_quality_and_speed
 
@@ -102,7 +102,7 @@ def _measure(candidate, args, device) -> dict:
         return run
 
     single = forward(1)
-    latency = seconds_of(single, device, args.warm_up, args.repeats)
+    latency = measure_seconds(single, device, args.warm_up, args.repeats)
     if candidate.exported:
         row |= {"engine": model.engine.name, "precision": model.engine.precision, "computes_in": model.engine.dtype}
     row |= {
@@ -116,7 +116,7 @@ def _measure(candidate, args, device) -> dict:
     row["throughput"] = row["images_per_second"]
     if args.batch_size > 1:
         batch = forward(args.batch_size)
-        row["throughput"] = args.batch_size / seconds_of(batch, device, args.warm_up, args.repeats)["median"]
+        row["throughput"] = args.batch_size / measure_seconds(batch, device, args.warm_up, args.repeats)["median"]
         row["peak_memory_bytes"] = peak_bytes(batch, model, device)
     return row
 

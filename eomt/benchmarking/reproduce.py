@@ -13,9 +13,9 @@ from ..inference.loading import usable_device
 from ..inference.writing import atomic, require_free, write_json
 from .candidates import Candidate
 from .compare import device_name
-from .measure import peak_bytes, seconds_of
+from .measure import measure_seconds, peak_bytes
 from .plot import plot_quality_and_speed
-from .table_rows import METRIC_KEYS, TABLES, Row, deviates, rows_of, why_deviates
+from .table_rows import METRIC_KEYS, TABLES, Row, deviates, read_table, why_deviates
 
 DEVIATES = "≠"
 
@@ -25,8 +25,8 @@ def reproduce(args) -> int:
     for file in filter(None, (args.json, args.plot)):
         require_free(file, args.force)
     logging.set_verbosity_error()
-    rows = rows_of(TABLES[args.table])
-    for number, folder in runs_of(args.run, len(rows)).items():
+    rows = read_table(TABLES[args.table])
+    for number, folder in parse_runs(args.run, len(rows)).items():
         add_run(rows[number - 1], folder)
     device = usable_device(args.device) if args.device else torch.device("cpu")
     counted: dict[str, tuple] = {}
@@ -46,7 +46,7 @@ def reproduce(args) -> int:
     return 0
 
 
-def runs_of(given: list[str] | None, count: int) -> dict[int, Path]:
+def parse_runs(given: list[str] | None, count: int) -> dict[int, Path]:
     """["5=runs/mine"] → {5: path}.
 
     Raises:
@@ -129,7 +129,7 @@ def _measure(row: Row, device: torch.device, args, measured: dict[str, tuple]) -
                 with torch.inference_mode():
                     model(**inputs)
 
-            seconds = seconds_of(run, device, args.warm_up, args.repeats)["median"]
+            seconds = measure_seconds(run, device, args.warm_up, args.repeats)["median"]
             measured[key] = (1e3 * seconds, peak_bytes(run, model, device))
         except RuntimeError as error:  # a model that does not fit leaves the others their turn
             print(f"eomt reproduce: row {row.number}: {str(error).splitlines()[0]}", file=sys.stderr)

@@ -44,7 +44,7 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
     for folder in folders:
         if not Path(folder).exists():
             raise ValueError(f"there is no folder {folder!r}")
-    found = [(Path(folder), state) for folder in folders if (state := _state_of(Path(folder))) is not None]
+    found = [(Path(folder), state) for folder in folders if (state := _newest_state(Path(folder))) is not None]
     if not found:
         raise ValueError(f"none of {', '.join(map(repr, folders))} holds a run ({STATE}, or checkpoints with one)")
     return [read_run(folder, state) for folder, state in found]
@@ -71,7 +71,7 @@ def read_run(folder: Path, state: Path) -> Run:
     return Run(folder.name, log, options, task and task.metric, values, steps, planned, seconds)
 
 
-def table_of(runs: Sequence[Run]) -> str:
+def runs_table(runs: Sequence[Run]) -> str:
     """Runs, best first → aligned text: metric, steps, time, and every option that is not the same in all."""
     every = dict.fromkeys(key for run in runs for key in run.options)
     keys = [key for key in every if len({str(run.options.get(key)) for run in runs}) > 1]
@@ -115,7 +115,7 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _state_of(folder: Path) -> Path | None:
+def _newest_state(folder: Path) -> Path | None:
     """A run's newest state: its own, or that of its last checkpoint."""
     if (folder / STATE).is_file():
         return folder / STATE

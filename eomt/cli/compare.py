@@ -21,13 +21,13 @@ def main(argv: list[str]) -> int:
     if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
 
-    from ..benchmarking.runs import find_runs, plot_runs, table_of
+    from ..benchmarking.runs import find_runs, plot_runs, runs_table
     from ..inference.writing import atomic, require_free
 
     if args.plot:
         require_free(args.plot, args.force)
     runs = find_runs(args.runs)
-    print(table_of(runs))
+    print(runs_table(runs))
     if args.plot:
         with atomic(args.plot, force=args.force) as part:
             plot_runs(runs, part)

@@ -33,32 +33,32 @@ VOID_LABELS = {1: 255, 2: 65535, 3: 0xFFFFFF}
 """Pixels of no class in a label png, by its bytes a pixel."""
 
 
-def image_id_of(name: str) -> int | str:
+def image_id_from_name(name: str) -> int | str:
     """COCO's ids are the numbers in its file names: "000000142238" → 142238; any other name is its own id."""
     return int(name) if name.isdecimal() else name
 
 
-def image_ids_of(names: Iterable[str]) -> dict[str, int | str]:
+def image_ids_by_name(names: Iterable[str]) -> dict[str, int | str]:
     """Names of one run → {name: id}; names that are the same number ("1" and "01") are their own ids, as strings."""
-    ids = {name: image_id_of(name) for name in names}
+    ids = {name: image_id_from_name(name) for name in names}
     uses = Counter(ids.values())
     return {name: i if uses[i] == 1 else name for name, i in ids.items()}
 
 
-def state_of(file: Path) -> dict:
+def file_state(file: Path) -> dict:
     """What identifies a file and its version."""
     stat = file.stat()
     return {"file": str(file.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def weights_of(model: str | Path) -> dict[str, list[int]]:
+def weight_files(model: str | Path) -> dict[str, list[int]]:
     """A local model directory's weight files: {name: [size, mtime_ns]}; none of a model on the hub."""
     suffixes = ("safetensors", "bin", "onnx", "pt2")
     files = [file for suffix in suffixes for file in sorted(Path(model).glob(f"*.{suffix}"))]
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
-def boxes_of(ids: np.ndarray) -> dict[int, tuple[slice, slice]]:
+def segment_boxes(ids: np.ndarray) -> dict[int, tuple[slice, slice]]:
     """(H, W) segment ids, void below 0 → {id: the rows and columns it lies in}."""
     boxes: dict[int, tuple[slice, slice]] = {}
     for top in range(0, len(ids), _BAND):
@@ -75,7 +75,7 @@ def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: S
     """(H, W) ids, segments → (H, W, 3) uint8 of COCO's coding, its `segments_info`. Ids start at 1: 0 is void."""
     ids, segments = np.asarray(segmentation), []
     coded = np.zeros((*ids.shape, 3), np.uint8)
-    boxes = boxes_of(ids)
+    boxes = segment_boxes(ids)
     for number, segment in enumerate(segments_info, start=1):
         rows, columns = boxes.get(segment["id"], (slice(0, 0), slice(0, 0)))
         inside = ids[rows, columns] == segment["id"]
@@ -170,7 +170,7 @@ class Results:
             return False
 
     def discard_outdated(self, name: str, image_id: int | str, source: Mapping) -> None:
-        """Forget that an image is done if its record is of another source file (see `state_of`) or has another id."""
+        """Forget that an image is done if its record is of another source file (see `file_state`) or has another id."""
         if self.is_done(name):
             record = self._record(name)
             if record.get("source") != source or record["image"]["id"] != image_id:
@@ -189,7 +189,7 @@ class Results:
 
         prediction: of `segment` (see `post_process`).
         """
-        image_id = image_id_of(name) if image_id is None else image_id
+        image_id = image_id_from_name(name) if image_id is None else image_id
         ids = self.label_space.dataset_ids
         if self.task == "panoptic":
             coded, segments = panoptic_png(prediction["segmentation"], prediction["segments_info"], ids)

@@ -86,7 +86,7 @@ def segment(
             if on_error is None:
                 raise
             for item in batch["items"]:
-                on_error(item, reason_of(error))
+                on_error(item, error_line(error))
             continue
         stages = [outputs]
         if intermediate:
@@ -94,12 +94,12 @@ def segment(
         for i, (item, size) in enumerate(zip(batch["items"], batch["sizes"])):
             try:
                 found = [
-                    post_process(processor, _outputs_of(i, stage, offsets), size, task, **rules) for stage in stages
+                    post_process(processor, _image_outputs(i, stage, offsets), size, task, **rules) for stage in stages
                 ]
             except FAILS_ALONE as error:
                 if on_error is None:
                     raise
-                on_error(item, reason_of(error))
+                on_error(item, error_line(error))
             else:
                 yield Segmented(item, size, found[0], found[1:])
                 found = None  # large images' results are large
@@ -130,7 +130,7 @@ def post_process(processor, outputs, size: tuple[int, int], task: str | None = N
     return {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in found.items()}
 
 
-def reason_of(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The error in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -158,7 +158,7 @@ class _Inputs(Dataset):
         except FAILS_ALONE as error:
             if not self.catch:
                 raise
-            return {"failure": (item, reason_of(error))}
+            return {"failure": (item, error_line(error))}
         size = image.size[::-1] if isinstance(image, Image.Image) else tuple(image.shape[-2:])
         return {"item": item, "size": size, **inputs}
 
@@ -176,7 +176,7 @@ def _collate(samples: list[dict]) -> dict:
     }
 
 
-def _outputs_of(i: int, outputs, offsets: list[tuple[int, int, int]]) -> SimpleNamespace:
+def _image_outputs(i: int, outputs, offsets: list[tuple[int, int, int]]) -> SimpleNamespace:
     """A batch's outputs → those of its image `i`: of one input, or of its windows."""
     part = slice(i, i + 1)
     if offsets:

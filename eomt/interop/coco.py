@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as rle
 
-from ..inference.result_formats import coco_annotations, polygons, segments_of
+from ..inference.result_formats import coco_annotations, polygons, read_segments
 from ..inference.writing import write_json
 
 
@@ -44,7 +44,7 @@ def write_dataset(predictions: str | Path, target: str | Path, masks: str = "pol
     categories = {category["id"]: category for category in listing["categories"]}
 
     def segments(image):
-        found = segments_of(folder, task, image, categories)
+        found = read_segments(folder, task, image, categories)
         return (s for s in found if task != "instance" or s.score >= score)
 
     annotations = coco_annotations(listing["images"], segments, ENCODINGS[masks])

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ..inference.prediction_files import boxes_of
+from ..inference.prediction_files import segment_boxes
 from .colors import Color, class_colors, shade
 from .sheets import make_font
 
@@ -108,25 +108,25 @@ def _masks(segmentation, segments_info, ignore_index: int) -> list[_Mask]:
     if segments_info is None:
         bands = (np.unique(segmentation[top : top + 256]) for top in range(0, len(segmentation), 256))
         present = sorted({int(c) for band in bands for c in band if c >= 0 and c != ignore_index})
-        masks = [_Mask(_of_id(segmentation, c), c, segmentation.shape) for c in present]
+        masks = [_Mask(_id_reader(segmentation, c), c, segmentation.shape) for c in present]
     elif isinstance(segmentation, Sequence) or segmentation.ndim == 3:
         shape = np.shape(segmentation[0]) if segments_info else ()
-        masks = [_Mask(_of_stack(segmentation, k), s["label_id"], shape) for k, s in enumerate(segments_info)]
+        masks = [_Mask(_stack_reader(segmentation, k), s["label_id"], shape) for k, s in enumerate(segments_info)]
     else:
         small = segmentation.max(initial=0) < _MANY_IDS and segmentation.min(initial=0) >= -1
-        boxes = boxes_of(segmentation) if small else {}
+        boxes = segment_boxes(segmentation) if small else {}
         masks = [
-            _Mask(_of_id(segmentation, s["id"]), s["label_id"], segmentation.shape, boxes.get(s["id"]))
+            _Mask(_id_reader(segmentation, s["id"]), s["label_id"], segmentation.shape, boxes.get(s["id"]))
             for s in segments_info
         ]
     return [mask for mask in masks if mask.area]
 
 
-def _of_id(segmentation: np.ndarray, segment: int):
+def _id_reader(segmentation: np.ndarray, segment: int):
     return lambda rows, columns: segmentation[rows, columns] == segment
 
 
-def _of_stack(masks, k: int):
+def _stack_reader(masks, k: int):
     return lambda rows, columns: np.asarray(masks[k])[rows, columns].astype(bool)
 
 

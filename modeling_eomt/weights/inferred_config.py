@@ -24,7 +24,7 @@ SPACES = {
 }
 
 
-def config_of_checkpoint(
+def config_from_checkpoint(
     state: StateDict,
     *,
     heads: int | None = None,
@@ -117,7 +117,7 @@ def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
     return next((row for row in kin if (row.width, row.depth) == (width, depth)), kin[0])
 
 
-def backbone_of(config: EoMTConfig) -> tuple[Backbone, bool]:
+def nearest_backbone(config: EoMTConfig) -> tuple[Backbone, bool]:
     """Configuration → (its row, whether it is that row's size and not a scaled one)."""
     swiglu = config.gated_mlp and config.layout != "dinov3"
     registers, size = bool(config.num_register_tokens), (config.hidden_size, config.num_hidden_layers)
@@ -167,7 +167,7 @@ def _shape(state: Mapping, key: str) -> tuple[int, ...]:
 
 def describe_config(config: EoMTConfig) -> str:
     """What a model is, one line a property."""
-    row, exact = backbone_of(config)
+    row, exact = nearest_backbone(config)
     names = [config.id2label[label] for label in range(config.num_labels)]
     size, patch = (as_pair(value) for value in (config.image_size, config.patch_size))
     facts = {

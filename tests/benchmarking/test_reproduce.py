@@ -16,7 +16,7 @@ from eomt.benchmarking import reproduce
 from eomt.benchmarking.candidates import Candidate
 from eomt.benchmarking.flops import count_flops
 from eomt.benchmarking.peers import STAGES, Peer
-from eomt.benchmarking.table_rows import TABLES, deviates, rows_of, why_deviates
+from eomt.benchmarking.table_rows import TABLES, deviates, read_table, why_deviates
 from eomt.cli import main
 from eomt.cli.reproduce import TABLES as NAMES
 from tests.models import tiny_config, tiny_model
@@ -27,7 +27,7 @@ UNEXPLAINED = {("OneFormer", "ConvNeXt-XL"), ("OneFormer", "DiNAT-L"), ("Mask2Fo
 
 @pytest.mark.parametrize("table", NAMES)
 def test_every_row_has_a_model_or_a_reason(table):
-    rows = rows_of(TABLES[table])
+    rows = read_table(TABLES[table])
     assert [row.number for row in rows] == list(range(1, len(rows) + 1))
     for row in rows:
         if isinstance(row.model, Candidate):
@@ -44,13 +44,13 @@ def test_every_row_has_a_model_or_a_reason(table):
 
 
 def test_rows_of_one_model_are_one():
-    rows = rows_of("Table B")
+    rows = read_table("Table B")
     assert len(rows) == 6
     assert rows[5].metrics["AP small"] == 20.3
     assert [row.model.masked for row in rows] == [True] * 5 + [False]
-    assert [row.model.config.num_blocks for row in rows_of("Table D")] == [9, 6, 4, 2]
-    assert len(rows_of("Table 3")) == 12
-    ours = [row for row in rows_of("Table 4") if isinstance(row.model, Candidate)]
+    assert [row.model.config.num_blocks for row in read_table("Table D")] == [9, 6, 4, 2]
+    assert len(read_table("Table 3")) == 12
+    ours = [row for row in read_table("Table 4") if isinstance(row.model, Candidate)]
     assert {row.printed.dataset: row.model.config.num_labels for row in ours} == {"coco": 133, "ade20k": 150}
 
 
@@ -99,13 +99,13 @@ def test_peers_count_the_same_without_values(method, monkeypatch):
 @pytest.fixture
 def small_table(monkeypatch):
     """Table 3's ViT-S rows, of which the models are tiny, and one that nobody has."""
-    rows = [row for row in rows_of("Table 3") if row.printed.backbone == "ViT-S"]
-    rows += [row for row in rows_of("Table 4") if row.printed.method == "MaskDINO"]
+    rows = [row for row in read_table("Table 3") if row.printed.backbone == "ViT-S"]
+    rows += [row for row in read_table("Table 4") if row.printed.method == "MaskDINO"]
     for number, row in enumerate(rows, start=1):
         row.number = number
     rows[1].model = Candidate("tiny", tiny_config(), (64, 64), False, True)
     rows[2].model = Candidate("tiny", tiny_config(), (64, 64), False, False)
-    monkeypatch.setattr(reproduce, "rows_of", lambda table: rows)
+    monkeypatch.setattr(reproduce, "read_table", lambda table: rows)
     return rows
 
 
@@ -149,14 +149,14 @@ def test_the_figure_as_printed(small_table, tmp_path):
 def test_merged_tokens_are_counted_by_the_run(tmp_path, capsys):
     metrics = {"mean_iou": 0.84, "gflops_per_image": 1180.5}
     (tmp_path / "metrics.json").write_text(json.dumps({"metrics": metrics}))
-    row = rows_of("Table 9")[3]
+    row = read_table("Table 9")[3]
     reproduce.add_run(row, tmp_path)
     assert (row.gflops, row.run) == (1180.5, {"mIoU": 84.0})
     assert "1183 | 1180.50≠" in reproduce.table([row])
 
 
 def test_known_deviations_are_explained():
-    row = rows_of("Table 1")[1]
+    row = read_table("Table 1")[1]
     row.gflops, row.parameters = 739.73, 342_263_622
     assert "700" in why_deviates(row)
     row.gflops = 700.2

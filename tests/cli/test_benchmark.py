@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from eomt import EoMTImageProcessor
-from eomt.benchmarking.measure import peak_bytes, seconds_of
+from eomt.benchmarking.measure import measure_seconds, peak_bytes
 from eomt.cli import main
 from tests.models import tiny_model
 
@@ -175,7 +175,7 @@ def test_timing_is_of_the_runs_after_warming_up():
     import time
 
     durations = iter([0.05, 0.05, 0.001, 0.002, 0.003])
-    found = seconds_of(lambda: time.sleep(next(durations)), CPU, warm_up=2, repeats=3)
+    found = measure_seconds(lambda: time.sleep(next(durations)), CPU, warm_up=2, repeats=3)
     assert 0.002 <= found["median"] < 0.02
     assert found["p10"] <= found["median"] <= found["p90"]
 

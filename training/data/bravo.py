@@ -82,7 +82,7 @@ class Bravo(Dataset):
         self.rows = []
         missing = []
         for subset in self.subsets:
-            rows = self._rows_of(subset)
+            rows = self._subset_rows(subset)
             missing += [] if rows else [f"{subset.name} ({subset.folder}/)"]
             self.rows += rows
         if missing:
@@ -91,7 +91,7 @@ class Bravo(Dataset):
                 "others with --subsets"
             )
 
-    def _rows_of(self, subset: Subset) -> list[tuple[Subset, str, str]]:
+    def _subset_rows(self, subset: Subset) -> list[tuple[Subset, str, str]]:
         """(subset, image, name without what follows it) of each image."""
         rows, parts = [], (subset.labels, subset.invalid, "_pred.png", "_conf.png")
         for file in sorted(self.files):

@@ -30,7 +30,7 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
     path: a folder with files as above, or the json. `ValueError` naming file and id: an image without a prediction (but
     for instances, where nothing may be found), a prediction without its image, a category that is none, a repeated id.
     """
-    tree = folder_of(path)
+    tree = predictions_folder(path)
     name = None if Path(path).is_dir() else Path(path).name
     plain = dataset.with_format(None)
     images = plain["image_id"][:]
@@ -48,7 +48,7 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
         yield sample, prediction_of(image_id, tuple(sample["image"].shape[1:]))
 
 
-def folder_of(path: str | Path) -> Tree:
+def predictions_folder(path: str | Path) -> Tree:
     """The folder of predictions, or that of a json."""
     return Tree(Path(path) if Path(path).is_dir() else Path(path).parent)
 

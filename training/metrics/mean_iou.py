@@ -35,7 +35,7 @@ class MeanIoU(StreamingMetric):
 
     def _result(self, states: list[np.ndarray]) -> dict:
         self.confusion = np.sum(states, 0)
-        return iou_of_confusion(self.confusion)
+        return iou_from_confusion(self.confusion)
 
 
 def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: np.ndarray | None = None) -> np.ndarray:
@@ -62,7 +62,7 @@ def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: n
     return count.reshape(num_labels, num_labels + 1)
 
 
-def iou_of_confusion(matrix: np.ndarray) -> dict:
+def iou_from_confusion(matrix: np.ndarray) -> dict:
     """Confusion int64 (C, C + 1) → mean IoU, mean and overall accuracy, IoU and accuracy of each category."""
     hits = np.diagonal(matrix).astype(np.float64)  # [C]
     true, predicted = matrix.sum(1), matrix.sum(0)[:-1]

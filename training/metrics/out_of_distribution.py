@@ -9,7 +9,7 @@ what it cannot know (average precision of finding invalid pixels by 1 − confid
 import numpy as np
 import torch
 
-from .mean_iou import confusion, iou_of_confusion
+from .mean_iou import confusion, iou_from_confusion
 from .streaming import StreamingMetric, image_name
 
 LEVELS = 1 << 16  # BRAVO stores confidence as uint16: floor(confidence · 65535)
@@ -58,7 +58,7 @@ class OutOfDistribution(StreamingMetric):
 
     def _result(self, states: list[dict]) -> dict:
         levels = np.sum([state["levels"] for state in states], 0)
-        result = iou_of_confusion(np.sum([state["confusion"] for state in states], 0))
+        result = iou_from_confusion(np.sum([state["confusion"] for state in states], 0))
         return result | {"auprc": average_precision(levels), "invalid_pixels": int(levels[1].sum())}
 
 
