@@ -16,7 +16,7 @@ from .benchmarking.flops import CountedModel
 from .configuration import EoMTConfig
 from .configuration.labels import LabelSpace, label_space
 from .configuration.recipes import RECIPES
-from .inference.loading import load_model, merge_tokens, require_model, usable_device
+from .inference.loading import load_for_inference, merge_tokens
 from .inference.prediction_files import Results
 from .inference.writing import require_writable, write_json
 from .training.data import EvaluationTransform, load_data
@@ -90,18 +90,11 @@ def start_group(args) -> None:
 
 def load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
-    require_model(args.model)
-    if args.device:
-        usable_device(args.device)
     disable_progress_bar()  # of loading weights; the evaluation has its own
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = load_model(args.model, dtype=getattr(torch, args.dtype))
-    if not hasattr(model, "set_attn_mask_probs"):
-        raise ValueError(f"{args.model}: a {type(model).__name__} is no EoMT model")
-    model.set_attn_mask_probs([float(args.masked)] * model.config.num_blocks)
+    model = load_for_inference(args.model, args.device, masked=args.masked, dtype=getattr(torch, args.dtype))
     merge_tokens(model, args.token_merging, args.merging_layers)
     processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
-    return model.eval().to(args.device or best), processor
+    return model, processor
 
 
 def evaluation_data(

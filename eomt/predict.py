@@ -72,7 +72,7 @@ class PredictionRun:
     def __init__(self, args, state: PartialState, image_ids: dict[str, int | str]):
         self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
         self.failures: list[tuple[str, str]] = []  # (file, reason)
-        device = usable_device(args.device) if args.device else state.device
+        device = usable_device(args.device)
         self.model = load_model(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
         if self.model.attn_mask_probs.any():
             if self.is_main:

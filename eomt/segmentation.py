@@ -115,16 +115,11 @@ def segment(
 @lru_cache(maxsize=2)
 def _load(name: str, device: str | None, weights: str):
     """`weights` says which state of the folder is meant: one that was trained anew is loaded anew."""
-    from accelerate import PartialState
     from transformers import AutoImageProcessor
 
-    from .inference.loading import load_model, require_model, usable_device
+    from .inference.loading import load_for_inference
 
-    require_model(name)
-    place = usable_device(device, "device") if device else PartialState().device
-    model = load_model(name).eval().to(place)
-    model.set_attn_mask_probs([0.0] * model.config.num_blocks)
-    return model, AutoImageProcessor.from_pretrained(name)
+    return load_for_inference(name, device, option="device"), AutoImageProcessor.from_pretrained(name)
 
 
 def _photo(source) -> Image.Image:

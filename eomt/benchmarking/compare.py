@@ -4,7 +4,6 @@ import platform
 import sys
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -29,7 +28,7 @@ def compare(args) -> int:
         raise ValueError(f"--quality has {len(args.quality)} values for {len(candidates)} models and sizes")
     if args.plot and not args.quality and not any(candidate.reported() for candidate in candidates):
         raise ValueError("--plot: the paper reports none of these models; give --quality")
-    device = usable_device(args.device) if args.device else PartialState().device
+    device = usable_device(args.device)
     rows = []
     for i, candidate in enumerate(tqdm(candidates, desc="benchmark", unit="model", disable=len(candidates) == 1)):
         reported = candidate.reported()
@@ -169,5 +168,5 @@ def _write(args, rows: list[dict], setting: dict) -> None:
 
 def device_name(device) -> str:
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()} CPU" if device.type == "cpu" else device.type.upper()

@@ -6,7 +6,7 @@ from transformers import AutoImageProcessor
 
 from ..configuration import TASK_ROWS
 from ..evaluate import evaluation_data
-from ..inference.loading import load_model, require_model, usable_device
+from ..inference.loading import load_for_inference
 from ..inference.writing import write_json
 from ..training.data import EvaluationTransform
 from ..training.evaluation import evaluate_model
@@ -34,12 +34,7 @@ class Row:
 def calibrate(args) -> int:
     """Evaluate without merging and at falling thresholds; print the table and the lowest one that loses nothing."""
     (name,) = args.model
-    require_model(name)
-    device = usable_device(args.device or "cpu")
-    model = load_model(name).eval().to(device)
-    if not hasattr(model, "set_token_merging"):
-        raise ValueError(f"{name}: a {type(model).__name__} is no EoMT model")
-    model.set_attn_mask_probs([float(bool(args.masked))] * model.config.num_blocks)
+    model = load_for_inference(name, args.device, masked=bool(args.masked))
     processor = AutoImageProcessor.from_pretrained(name)
     task = processor.task
     data, space = evaluation_data(args.data, task, model, dataset=args.dataset, ignore_ids=args.ignore_ids)

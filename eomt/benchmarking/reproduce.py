@@ -28,7 +28,7 @@ def reproduce(args) -> int:
     rows = read_table(TABLES[args.table])
     for number, folder in parse_runs(args.run, len(rows)).items():
         add_run(rows[number - 1], folder)
-    device = usable_device(args.device) if args.device else torch.device("cpu")
+    device = usable_device(args.device or "cpu")
     counted: dict[str, tuple] = {}
     for row in tqdm(rows, "counting", leave=False):
         _count(row, counted)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .options import add_ignore_ids
+
 FORMATS = ("openvino", "onnx", "pt2")
 
 
@@ -24,9 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--calibration-images", type=int, default=100, metavar="N", help="use at most N of them (100)")
     p.add_argument("--data", metavar="PATH", help="data set to score the model and the files on")
     p.add_argument("--split", default="val", help="split of --data (default: val)")
-    p.add_argument(
-        "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="its label png values that mean void"
-    )
+    add_ignore_ids(p)
     p.add_argument(
         "--max-drop", type=float, default=1.0, metavar="POINTS",
         help="fail if a file loses more than this of PQ, AP or mIoU on --data (default: 1)",

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from . import data_workers
+from .options import data_workers
 
 EPILOG = """examples:
   a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
@@ -64,27 +64,21 @@ def parse(argv: list[str]):
 
     parser = _parser((DataOptions, ModelOptions, EoMTTrainingArguments))
     parser.set_defaults(
-        eval_strategy="steps",
-        eval_steps=0.1,
-        save_strategy="steps",
-        save_steps=0.1,
-        save_total_limit=2,
-        logging_steps=20,
-        report_to="none",
-        per_device_eval_batch_size=1,
-        dataloader_num_workers=data_workers(),
+        eval_strategy="steps", eval_steps=0.1, save_strategy="steps", save_steps=0.1, save_total_limit=2,
+        logging_steps=20, report_to="none", per_device_eval_batch_size=1, dataloader_num_workers=data_workers(),
         save_best=True,
-    )
+    )  # fmt: skip
     if "--help-all" in argv:
         argv = ["--help"]
-    values, data, model, args = _parsed(parser, argv)
+    values = parser.parse_args(argv)
+    _fill(values, {part.split("=")[0].lstrip("-").replace("-", "_") for part in argv if part.startswith("--")})
+    fields = {name: value for name, value in vars(values).items() if name != "resume"}
+    data, model, args = parser.parse_dict(fields, allow_extra_keys=False)
     return data, model, args, values.resume
 
 
-def _parsed(parser, argv: list[str]):
-    """The parser's dataclasses, output folder and evaluation times filled in before they are checked."""
-    values = parser.parse_args(argv)
-    given = {part.split("=")[0].lstrip("-").replace("-", "_") for part in argv if part.startswith("--")}
+def _fill(values: argparse.Namespace, given: set[str]) -> None:
+    """Output folder and evaluation times, before the options are checked; `given`: the names on the command line."""
     if values.output_dir is None:
         task = values.task or ("finetuned" if values.checkpoint else "panoptic")
         values.output_dir = f"runs/{values.recipe or f'{Path(values.data).name}_{task}'}"
@@ -94,10 +88,6 @@ def _parsed(parser, argv: list[str]):
         recipe = get_recipe(values.recipe)
         share = recipe.evaluation_epochs / (values.num_train_epochs or recipe.epochs)
         values.eval_steps = values.save_steps = share if share < 1 else 0.999
-    (data, model, args) = parser.parse_dict(
-        {k: v for k, v in vars(values).items() if k != "resume"}, allow_extra_keys=False
-    )
-    return values, data, model, args
 
 
 def list_recipes() -> int:

@@ -5,14 +5,18 @@ import re
 from pathlib import Path
 
 
-def usable_device(name: str, option: str = "--device"):
-    """ "cpu", "cuda:1", … → the `torch.device`.
+def usable_device(name: str | None, option: str = "--device"):
+    """ "cpu", "cuda:1", … → the `torch.device`; None: the best there is, in a group of processes this one's.
 
     Raises:
         ValueError: when torch knows no such device, or this machine has none.
     """
     import torch
 
+    if name is None:
+        from accelerate import PartialState
+
+        return PartialState().device
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -73,6 +77,24 @@ def load_model(name: str, **options):
         logging.set_verbosity(level)
     require_all_weights(name, model, found)
     return model
+
+
+def load_for_inference(name: str, device: str | None = None, option: str = "--device", masked: bool = False, **options):
+    """The EoMT in `name` on a device, in evaluation mode, with masked attention off (or on: `masked`).
+
+    Args:
+        options: as for `load_model`.
+
+    Raises:
+        ValueError: when there is no such model or device, or it is no EoMT.
+    """
+    require_model(name)
+    place = usable_device(device, option)
+    model = load_model(name, **options)
+    if not hasattr(model, "set_attn_mask_probs"):
+        raise ValueError(f"{name}: a {type(model).__name__} is no EoMT model")
+    model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
+    return model.eval().to(place)
 
 
 def merge_tokens(model, threshold: float | None, layers: tuple[int, int] | list[int]) -> None:
