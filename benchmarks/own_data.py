@@ -22,6 +22,7 @@ from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.auto import register
 from eomt.cli.train import parse
 from eomt.configuration import TASK_ROWS
+from eomt.inference import confident_instances
 from eomt.inference.writing import write_json
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.cpu import has_fast_bf16, keep_memory
@@ -184,16 +185,16 @@ def draw(sample: dict, prediction: dict, space, task: str, title: str):
 
     reference = sample["reference"]
     if task == "instance":
-        keep = [i for i, score in enumerate(prediction["scores"]) if score >= 0.5]
-        truth = instances(reference["masks"], reference["labels"])
-        guess = instances([prediction["masks"][i] for i in keep], [prediction["labels"][i] for i in keep])
+        shown = confident_instances(prediction, 0.5)
+        ground_truth = instances(reference["masks"], reference["labels"])
+        found = instances(shown["masks"], shown["labels"])
     elif task == "semantic":
-        truth, guess = (reference,), (prediction["segmentation"],)
+        ground_truth, found = (reference,), (prediction["segmentation"],)
     else:
-        truth = (reference["segmentation"], reference["segments_info"])
-        guess = (prediction["segmentation"], prediction["segments_info"])
+        ground_truth = (reference["segmentation"], reference["segments_info"])
+        found = (prediction["segmentation"], prediction["segments_info"])
     panels, named = [("photo", photo)], space.num_labels > 1
-    for name, segments in (("ground truth", truth), (title, guess)):
+    for name, segments in (("ground truth", ground_truth), (title, found)):
         panels.append((name, draw_segments(photo, *segments, id2label=space.id2label, names=named)))
     return side_by_side(panels, height=280)
 

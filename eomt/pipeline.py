@@ -12,7 +12,7 @@ from transformers import ImageSegmentationPipeline
 
 from .configuration import TASK_ROWS
 from .image_processing.images import open_image, upright
-from .inference import post_process
+from .inference import confident_instances, post_process
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
@@ -38,8 +38,9 @@ class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
             rules |= {"threshold": threshold, "overlap_mask_area_threshold": overlap_mask_area_threshold}
         found = post_process(self.image_processor, model_outputs, model_outputs["target_size"][0], task, **rules)
         if task == "instance":
-            triples = zip(found["scores"].tolist(), found["labels"].tolist(), found["masks"])
-            segments = [(score, label, rle.decode(mask)) for score, label, mask in triples if score >= threshold]
+            found = confident_instances(found, threshold)
+            masks = map(rle.decode, found["masks"])
+            segments = zip(found["scores"].tolist(), found["labels"].tolist(), masks)
         else:
             labels = found["segmentation"].numpy()
             info = found.get("segments_info", [{"id": c, "label_id": c, "score": None} for c in np.unique(labels)])

@@ -24,7 +24,7 @@ from .inference.loading import load_model, merge_tokens, needs_cpu_group, requir
 from .inference.prediction_files import EncodedMasks, Results, file_state, image_ids_by_name, weight_files
 from .inference.pseudo_labels import write_dataset
 from .inference.result_formats import write_formats
-from .inference.segment import FAILS_ALONE, Segmented, error_line, segment
+from .inference.segment import FAILS_ALONE, Segmented, confident_instances, error_line, segment
 from .inference.tiling import cut, require_tiles, segment_tiles
 from .inference.writing import write_atomic
 from .visualization import draw_confidence, draw_segments, side_by_side
@@ -217,9 +217,9 @@ class PredictionRun:
         """The segmentation that is drawn, every `step`-th row and column, and its segments: of instances the likely."""
         if self.task != "instance":
             return prediction["segmentation"][::step, ::step], prediction.get("segments_info")
-        best = [k for k, score in enumerate(prediction["scores"].tolist()) if score >= self.threshold]
-        masks = EncodedMasks([prediction["masks"][k] for k in best], step)
-        return masks, [{"id": k, "label_id": int(prediction["labels"][k])} for k in best]
+        shown = confident_instances(prediction, self.threshold)
+        segments = [{"id": k, "label_id": label} for k, label in enumerate(shown["labels"].tolist())]
+        return EncodedMasks(shown["masks"], step), segments
 
 
 def _read(item: tuple[str, Path], max_pixels: int) -> Image.Image:

@@ -137,10 +137,12 @@ def _photo(source) -> Image.Image:
 
 
 def _segmentation(image: Image.Image, found: dict, names: dict, task: str, threshold: float) -> Segmentation:
+    from .inference.segment import confident_instances
+
     if task == "instance":
-        best = [k for k, score in enumerate(found["scores"].tolist()) if score >= threshold]
-        masks = [rle.decode(found["masks"][k]).astype(bool) for k in best]
-        labels, scores = ([found[key][k].item() for k in best] for key in ("labels", "scores"))
+        found = confident_instances(found, threshold)
+        masks = [rle.decode(mask).astype(bool) for mask in found["masks"]]
+        labels, scores = found["labels"].tolist(), found["scores"].tolist()
     else:
         ids = found["segmentation"].numpy()
         if task == "panoptic":

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
 from ..image_processing.rle import encode_masks
+from ..inference import confident_instances
 from ..visualization import class_colors, draw_segments, side_by_side
 from .evaluation import as_reference, metric_for
 from .metrics.mean_iou import confusion
@@ -106,18 +107,16 @@ def _image_confusion(task: str, prediction, reference: dict, space: LabelSpace) 
         maps = [_class_map(entry, void, entry is reference) for entry in (prediction, reference)]
         return confusion(*maps, space.num_labels, void)
     matrix = np.zeros((space.num_labels, space.num_labels + 1), np.int64)
-    keep = [i for i, s in enumerate(prediction["scores"].tolist()) if s >= SHOWN_SCORE]
-    found, annotated = _rles(prediction["masks"]), _rles(reference["masks"])
+    prediction = _shown(prediction)
+    found, annotated = prediction["masks"], _rles(reference["masks"])
     crowd = np.asarray(reference["iscrowd"]).astype(bool)
     labels = prediction["labels"].tolist()
-    overlap = (
-        coco_mask.iou([found[i] for i in keep], annotated, [0] * len(annotated)) if keep and annotated else None
-    )  # [k, n]
+    overlap = coco_mask.iou(found, annotated, [0] * len(annotated)) if found and annotated else None  # [k, n]
     for k, label in enumerate(np.asarray(reference["labels"]).tolist()):
         if not crowd[k]:
             best = int(np.argmax(overlap[:, k])) if overlap is not None else -1
             hit = best >= 0 and overlap[best, k] >= SHOWN_IOU
-            matrix[label, labels[keep[best]] if hit else -1] += 1
+            matrix[label, labels[best] if hit else -1] += 1
     return matrix
 
 
@@ -135,15 +134,17 @@ def _rles(masks) -> list[dict]:
     return list(masks) if isinstance(masks, list) else encode_masks(np.asarray(masks))
 
 
+def _shown(prediction: dict) -> dict:
+    return confident_instances(prediction | {"masks": _rles(prediction["masks"])}, SHOWN_SCORE)
+
+
 def _drawable(entry):
     """What a kept image needs: instances shrink to RLE, of predictions the likely ones only."""
     if not isinstance(entry, dict) or "masks" not in entry:
         return entry
-    keep = range(len(entry["labels"]))
     if "scores" in entry:
-        keep = [i for i, s in enumerate(entry["scores"].tolist()) if s >= SHOWN_SCORE]
-    rles = _rles(entry["masks"])
-    return {"masks": [rles[i] for i in keep], "labels": [int(entry["labels"][i]) for i in keep]}
+        entry = _shown(entry)
+    return {"masks": _rles(entry["masks"]), "labels": [int(label) for label in entry["labels"]]}
 
 
 def _segments(entry) -> tuple[np.ndarray, list[dict] | None]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..inference.writing import write_json
+from ..inference.writing import read_json, write_json
 from .arguments import EoMTTrainingArguments
 
 FILE = "options.json"
@@ -59,7 +59,7 @@ def check_options(args: EoMTTrainingArguments, config) -> None:
     file = Path(args.output_dir, FILE)
     if not file.exists():
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")), run_options(args, config)
+    before, now = read_json(file), run_options(args, config)
     changed = [
         f"{name} {before[name]}, not {now[name]}" for name in now if name in before and before[name] != now[name]
     ]

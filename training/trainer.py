@@ -5,14 +5,13 @@ trainer = EoMTTrainer(model, EoMTTrainingArguments("runs/mine"), train_dataset=â
 trainer.train(); trainer.evaluate(); trainer.save_model()
 """
 
-import json
 from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..inference.writing import write_text
+from ..inference.writing import read_json, write_text
 from .arguments import EoMTTrainingArguments
 from .callbacks.annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
 from .callbacks.averaging import AveragingCallback
@@ -182,7 +181,7 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
     def _budgeted_steps(self) -> int:
         """What fits into the time budget; of a resumed run what it was laid out for."""
         if self._resumed:
-            return json.loads(Path(self._resumed, "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+            return read_json(Path(self._resumed, "trainer_state.json"))["max_steps"]
         steps = steps_that_fit(self, self.args.time_budget)
         if self.is_world_process_zero():
             print(f"time       {steps} steps fit into {self.args.time_budget:g} minutes", flush=True)
@@ -224,7 +223,7 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
         file = Path(self._resumed or "", "trainer_state.json")
         if self._resumed is None or not file.is_file():
             return
-        planned = json.loads(file.read_text(encoding="utf-8")).get("max_steps")
+        planned = read_json(file).get("max_steps")
         if planned not in (None, state.max_steps):
             raise ValueError(
                 f"{self._resumed} is of a run of {planned} steps, not {state.max_steps}: rates and masks would change "

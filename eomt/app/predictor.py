@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..configuration import TASK_ROWS
-from ..inference import post_process
+from ..inference import confident_instances, post_process
 from .limits import Limits, open_upload
 from .models import ServedModel
 
@@ -147,8 +146,4 @@ def segments(served: ServedModel, photo: Photo, view: str, thresholds: Threshold
     if view == "confidence":
         rules["confidence"] = True
     found = post_process(served.processor, photo.outputs, size, task, **rules)
-    if view == "instance":
-        keep = np.flatnonzero(found["scores"].numpy() >= score).tolist()
-        found |= {"masks": [found["masks"][k] for k in keep], "labels": found["labels"][keep]}
-        found["scores"] = found["scores"][keep]
-    return found
+    return confident_instances(found, score) if view == "instance" else found

@@ -16,6 +16,7 @@ from .candidates import Candidate
 from .measure import measure_seconds, peak_bytes
 from .photos import batches, mean_flops, photo_inputs
 from .plot import plot_quality_and_speed
+from .text_table import text_table
 
 
 def compare(args) -> int:
@@ -133,7 +134,6 @@ def _table(rows: list[dict]) -> str:
         "peak GiB": lambda row: f"{row['peak_memory_bytes'] / 2**30:.2f}",
         "quality": lambda row: f"{row['quality']:.1f}",
     }
-
     if rows[0].get("batch_size", 1) == 1:
         del columns["images/s at 1"]  # said already
 
@@ -143,12 +143,8 @@ def _table(rows: list[dict]) -> str:
         except (KeyError, TypeError):
             return "–"
 
-    cells = [list(columns), *([cell(row, write) for write in columns.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    cells = [[cell(row, write) for write in columns.values()] for row in rows]
+    return text_table([list(columns), *cells], align_right=True)
 
 
 def _write(args, rows: list[dict], setting: dict) -> None:

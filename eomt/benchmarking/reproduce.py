@@ -1,6 +1,5 @@
 """What `eomt reproduce` does: a table of the paper beside what is counted and measured here."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,12 +9,13 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..inference.loading import usable_device
-from ..inference.writing import atomic, require_free, write_json
+from ..inference.writing import atomic, read_json, require_free, write_json
 from .candidates import Candidate
 from .compare import device_name
 from .measure import measure_seconds, peak_bytes
 from .plot import plot_quality_and_speed
 from .table_rows import METRIC_KEYS, TABLES, Row, deviates, read_table, why_deviates
+from .text_table import text_table
 
 DEVIATES = "≠"
 
@@ -68,9 +68,9 @@ def add_run(row: Row, folder: Path) -> None:
         ValueError: when the folder has neither, or no result of the row's metric.
     """
     if (folder / "metrics.json").is_file():
-        found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        found = read_json(folder / "metrics.json")["metrics"]
     elif (folder / "results.json").is_file():
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = read_json(folder / "results.json")
         found = {key.removeprefix("eval_"): value for key, value in results.items()}
     else:
         raise ValueError(f"{folder}: there is no results.json (eomt train) or metrics.json (eomt evaluate --output)")
@@ -172,14 +172,11 @@ def table(rows: list[Row]) -> str:
     }
     if not any(row.latency_ms for row in rows):
         columns = {name: write for name, write in columns.items() if not name.endswith(" here")}
-    cells = [list(columns), *([write(row) for write in columns.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    notes = [f"{row.number}: {note}" for row in rows for note in row.notes]
-    marks = any(DEVIATES in line for line in lines)
-    legend = f"printed | here{f'; {DEVIATES}: our count is not the printed figure' if marks else ''}"
-    return "\n".join([*lines, legend, *notes])
+    text = text_table([list(columns), *([write(row) for write in columns.values()] for row in rows)])
+    legend = "printed | here"
+    if DEVIATES in text:
+        legend += f"; {DEVIATES}: our count is not the printed figure"
+    return "\n".join([text, legend, *(f"{row.number}: {note}" for row in rows for note in row.notes)])
 
 
 def as_json(row: Row) -> dict:

@@ -1,11 +1,12 @@
 """What `eomt compare` does: training runs side by side, as a table and a picture of their curves."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..configuration import TASK_ROWS
+from ..inference.writing import read_json
+from .text_table import text_table
 
 STATE, OPTIONS = "trainer_state.json", "options.json"
 
@@ -57,12 +58,12 @@ def read_run(folder: Path, state: Path) -> Run:
         ValueError: for a file that is no trainer state.
     """
     try:
-        content = json.loads(state.read_text(encoding="utf-8"))
+        content = read_json(state)
         log, steps, planned = content["log_history"], int(content["global_step"]), int(content["max_steps"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{state} is not a state that the Trainer wrote: {error!r}") from None
     options = folder / OPTIONS
-    options = json.loads(options.read_text(encoding="utf-8")) if options.is_file() else {}
+    options = read_json(options) if options.is_file() else {}
     rows = TASK_ROWS.values()
     task = next((row for row in rows if any(f"eval_{row.metric_key}" in entry for entry in log)), None)
     key = task and f"eval_{task.metric_key}"
@@ -77,10 +78,7 @@ def runs_table(runs: Sequence[Run]) -> str:
     keys = [key for key in every if len({str(run.options.get(key)) for run in runs}) > 1]
     header = ["run", "best", "at step", "last", "loss", "steps", "time", *keys]
     rows = [[*_figures(run), *(_text(run.options.get(key)) for key in keys)] for run in ranked(runs)]
-    cells = [header, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return text_table([header, *rows])
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:

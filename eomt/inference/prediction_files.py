@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from ..configuration.labels import LabelSpace
 from ..image_processing.targets import id_to_rgb
-from .writing import write_atomic, write_json
+from .writing import read_json, write_atomic, write_json
 
 _BAND = 256
 """Rows that are recoded at once."""
@@ -150,7 +150,7 @@ class Results:
         run = {"task": task, **(run or {})}
         marker = self.output / "run.json"
         if marker.is_file():
-            before = json.loads(marker.read_text(encoding="utf-8"))
+            before = read_json(marker)
             for key in {**before, **run}:
                 if before.get(key) != run.get(key):
                     raise ValueError(
@@ -226,7 +226,7 @@ class Results:
             write_atomic(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
 
     def _record(self, name: str) -> dict:
-        return json.loads(self.path("records", name, ".json").read_text(encoding="utf-8"))
+        return read_json(self.path("records", name, ".json"))
 
 
 def _stream(path: Path, head: str, entries: Iterable[dict], tail: str) -> None:

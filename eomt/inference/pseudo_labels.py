@@ -9,7 +9,6 @@ learned; panoptic segments and semantic pixels become void.
 """
 
 import csv
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from PIL import Image
 from ..image_processing.targets import id_to_rgb, rgb_to_id
 from .image_files import require_distinct
 from .prediction_files import VOID_LABELS
-from .writing import atomic, write_json
+from .writing import atomic, read_json, write_json
 
 NEARLY = 0.5
 """Instances from this share of the score that counts are crowds; below, they are background."""
@@ -34,7 +33,7 @@ def write_dataset(output: Path, target: Path, task: str, files: Mapping[str, Pat
         files: the images by the `file_name` that the results give them. They are linked where the file system can.
         least: score from which a segment, or confidence from which a pixel, is ground truth.
     """
-    listing = json.loads((output / "images.json").read_text(encoding="utf-8"))
+    listing = read_json(output / "images.json")
     if task == "semantic":
         require_distinct(listing["images"], ".png")
     with atomic(target, folder=True) as folder:
@@ -56,7 +55,7 @@ def _numbered(images: list[dict]) -> dict:
 
 def _instances(output: Path, folder: Path, listing: dict, least: float) -> None:
     number, annotations = _numbered(listing["images"]), []
-    for entry in json.loads((output / "instances.json").read_text(encoding="utf-8")):
+    for entry in read_json(output / "instances.json"):
         if entry["score"] >= NEARLY * least:
             entry = {key: entry[key] for key in ("category_id", "segmentation", "bbox", "score", "image_id")}
             entry |= {"id": len(annotations) + 1, "image_id": number[entry["image_id"]]}
@@ -68,7 +67,7 @@ def _instances(output: Path, folder: Path, listing: dict, least: float) -> None:
 
 def _panoptic(output: Path, folder: Path, listing: dict, least: float) -> None:
     number, annotations = _numbered(listing["images"]), []
-    for entry in json.loads((output / "panoptic.json").read_text(encoding="utf-8"))["annotations"]:
+    for entry in read_json(output / "panoptic.json")["annotations"]:
         sure = [info for info in entry["segments_info"] if info["score"] >= least]
         png = np.asarray(Image.open(output / "panoptic" / entry["file_name"]))
         kept = np.where(np.isin(rgb_to_id(png), [info["id"] for info in sure])[..., None], png, 0)

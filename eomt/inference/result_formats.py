@@ -20,7 +20,7 @@ from pycocotools import mask as rle
 
 from ..image_processing.targets import picture_ids
 from .image_files import require_distinct
-from .writing import write_atomic, write_json, write_text
+from .writing import read_json, write_atomic, write_json, write_text
 
 SMALLEST = 3  # corners of a polygon
 COLUMNS = ("image_id", "file_name", "category_id", "category", "score", "area", "x", "y", "width", "height")
@@ -41,7 +41,7 @@ class Segment:
 
 def write_formats(output: Path, task: str, formats: list[str]) -> None:
     """Write the formats for everything that is in a folder of results (see `Results.finish`)."""
-    listing = json.loads((output / "images.json").read_text(encoding="utf-8"))
+    listing = read_json(output / "images.json")
     categories = {category["id"]: category for category in listing["categories"]}
     if "yolo" in formats:
         require_distinct(listing["images"], ".txt")

@@ -130,6 +130,13 @@ def post_process(processor, outputs, size: tuple[int, int], task: str | None = N
     return {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in found.items()}
 
 
+def confident_instances(prediction: dict, threshold: float) -> dict:
+    """An instance prediction of `post_process` → the same without instances that score below the threshold."""
+    kept = (prediction["scores"] >= threshold).nonzero()[:, 0]
+    masks = [prediction["masks"][k] for k in kept.tolist()]
+    return prediction | {"masks": masks, "labels": prediction["labels"][kept], "scores": prediction["scores"][kept]}
+
+
 def error_line(error: Exception) -> str:
     """The error in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

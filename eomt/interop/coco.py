@@ -11,14 +11,13 @@ A segment of any task is one annotation. What their importers ask for beyond COC
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as rle
 
 from ..inference.result_formats import coco_annotations, polygons, read_segments
-from ..inference.writing import write_json
+from ..inference.writing import read_json, write_json
 
 
 def write_dataset(predictions: str | Path, target: str | Path, masks: str = "polygons", score: float = 0.5) -> int:
@@ -39,8 +38,8 @@ def write_dataset(predictions: str | Path, target: str | Path, masks: str = "pol
         raise ValueError(f"masks is {masks!r}; choose from {', '.join(ENCODINGS)}")
     if not all((folder / name).is_file() for name in ("images.json", "run.json")):
         raise ValueError(f"{folder} has no images.json and run.json; give a folder that eomt predict wrote")
-    listing = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-    task = json.loads((folder / "run.json").read_text(encoding="utf-8"))["task"]
+    listing = read_json(folder / "images.json")
+    task = read_json(folder / "run.json")["task"]
     categories = {category["id"]: category for category in listing["categories"]}
 
     def segments(image):
