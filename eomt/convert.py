@@ -7,7 +7,7 @@ import torch
 
 from .configuration import as_pair
 from .configuration.labels import PACKAGED, LabelSpace, label_space
-from .configuration.validation import parse_size
+from .configuration.sizes import parse_size
 from .image_processing import EoMTImageProcessor
 from .inference.loading import load_model, require_model
 from .inference.writing import atomic, require_free, require_writable
@@ -100,7 +100,6 @@ def _to_authors(args) -> None:
 
 def _processor(config, state):
     """Image processor of the model; the checkpoint's own mean and deviation where it does not hold deltas."""
-    height, width = as_pair(config.image_size)
     statistics = {}
     for ours, theirs in (("image_mean", "pixel_mean"), ("image_std", "pixel_std")):
         values = state.get(f"network.encoder.{theirs}")
@@ -108,7 +107,7 @@ def _processor(config, state):
             statistics[ours] = [round(value, 8) for value in values.flatten().tolist()]
     return EoMTImageProcessor(
         task=config.task,
-        size=height if height == width else {"height": height, "width": width},
+        size=as_pair(config.image_size),
         stuff_label_ids=list(config.stuff_label_ids) if config.task == "panoptic" else None,
         **statistics,
     )

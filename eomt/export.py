@@ -3,7 +3,7 @@
 from transformers import AutoImageProcessor
 
 from .configuration import TASK_ROWS
-from .configuration.validation import parse_size
+from .configuration.sizes import parse_size
 from .evaluate import evaluation_data
 from .inference.export_folder import ExportOptions, export_folder, require_options
 from .inference.loading import load_model, require_model

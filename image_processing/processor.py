@@ -22,7 +22,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from ..configuration.validation import wrong
+from ..configuration.field_types import wrong
 from .geometry import Placement, input_size_of, placement, require_possible
 from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing

@@ -1,7 +1,7 @@
 """How an image processor is saved and loaded, so that files travel between this package and plain transformers."""
 
+from ..configuration.checkpoint import HUB_ARGUMENTS, checkpoint_stuff, checkpoint_task, read_beside
 from ..configuration.eomt import code_upload_refused
-from ..configuration.tasks import HUB_ARGUMENTS, checkpoint_stuff, checkpoint_task, read_beside
 from .geometry import input_size_of
 from .settings import check_settings
 

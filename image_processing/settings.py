@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
+from ..configuration.field_types import check_types, wrong
 from ..configuration.tasks import TASKS
-from ..configuration.validation import check_types, wrong
 
 _FILTERS = range(6)  # Pillow's numbers
 _JSON = (bool, int, float, str, list, tuple, dict)

@@ -44,7 +44,7 @@ def build_trainer(
     network = build_model(data, model, args, space, start)
     processor = EoMTImageProcessor(
         task=args.task,
-        size=_processor_size(network.config),
+        size=as_pair(network.config.image_size),
         stuff_label_ids=list(space.stuff_label_ids),
     )
     trainer = EoMTTrainer(
@@ -154,8 +154,3 @@ def _scale_range(text: str) -> tuple[float, float]:
     if len(values) != 2 or not 0 < values[0] <= values[1] < math.inf:
         raise ValueError(f"--scale-range {text}: give LOW,HIGH, two positive numbers")
     return values[0], values[1]
-
-
-def _processor_size(config: EoMTConfig) -> dict[str, int] | int:
-    height, width = as_pair(config.image_size)
-    return height if height == width else {"height": height, "width": width}

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..configuration import TASK_ROWS, as_pair
-from ..configuration.validation import parse_size
+from ..configuration.sizes import parse_size
 from ..image_processing.geometry import placement
 from ..inference.loading import merge_tokens, usable_device
 from ..inference.writing import atomic, require_free, write_json

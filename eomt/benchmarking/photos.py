@@ -23,9 +23,9 @@ def photo_inputs(candidate, paths: Sequence[str], device: torch.device, dtype: t
     if not candidate.is_eomt:
         raise ValueError(f"--images: {candidate.name} is a {candidate.config.model_type!r}; photos are for EoMT only")
     if candidate.pretrained and Path(candidate.name, "preprocessor_config.json").is_file():
-        processor = AutoImageProcessor.from_pretrained(candidate.name, size=_size(candidate))
+        processor = AutoImageProcessor.from_pretrained(candidate.name, size=candidate.image_size)
     else:
-        processor = EoMTImageProcessor(task=candidate.config.task, size=_size(candidate))
+        processor = EoMTImageProcessor(task=candidate.config.task, size=candidate.image_size)
     files = find_images(list(paths))
     photos = [processor(open_image(file), return_tensors="pt")["pixel_values"] for file in files.values()]
     return [pixels.to(device, dtype) for pixels in photos]
@@ -41,8 +41,3 @@ def batches(photos: Sequence[Tensor], size: int):
     source = cycle(photos)
     while True:
         yield torch.cat([next(source) for _ in range(size)])
-
-
-def _size(candidate) -> dict[str, int]:
-    height, width = candidate.image_size
-    return {"height": height, "width": width}

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ...configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
+from ...configuration.checkpoint import infer_task
 from ...configuration.labels import LabelSpace, label_space
-from ...configuration.tasks import infer_task
 from .state_dicts import StateDict
 
 HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape says it

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from ...configuration import as_pair
 from ...configuration.labels import VOID, LabelSpace
 from ...image_processing.rle import rle_areas
 from ..augmentation import Geometry, color_jitter, ids_to_positions, positions_to_masks
@@ -42,7 +43,7 @@ class TrainTransform(_Transform):
         augment: bool = True,
     ):
         super().__init__(label_space, task=task)
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = as_pair(size)
         if not 0 < scale_range[0] <= scale_range[1]:
             raise ValueError(f"scale_range {tuple(scale_range)} must be two rising positive factors, as (0.1, 2.0)")
         self.scale_range, self.color_jitter, self.augment = tuple(scale_range), color_jitter, augment
