@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 from transformers import ImageSegmentationPipeline
 
 from .configuration import TASK_ROWS
-from .image_processing.images import open_image, upright
+from .image_processing.reading import open_image, upright
 from .inference import confident_instances, post_process
 
 

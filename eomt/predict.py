@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor
 
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
-from .image_processing.images import allow_pixels, count_frames, read_image
+from .image_processing.reading import allow_pixels, count_frames, read_image
 from .inference.image_files import find_images
 from .inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
 from .inference.prediction_files import EncodedMasks, Results, file_state, image_ids_by_name, weight_files

@@ -24,11 +24,12 @@ from transformers.utils import is_torchvision_available
 
 from ..configuration.field_types import wrong
 from .geometry import Placement, input_size_of, placement, require_possible
-from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
+from .images import flatten, pillow_resize, scaled_to_255, to_rgb_tensor
+from .maps import read_maps
 from .postprocess import PostProcessing
-from .saved_settings import SavedSettings
-from .settings import check_settings
-from .targets import batch_targets, read_maps
+from .reading import open_image
+from .settings import SavedSettings, check_settings
+from .targets import batch_targets
 
 
 class EoMTImageProcessorKwargs(ImagesKwargs, total=False):

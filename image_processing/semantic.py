@@ -1,7 +1,7 @@
 """Queries → per-class scores, stitched over windows → one label map (authors' rule; confidence: paper Sec. C).
 
-Legend: `V` windows of one image, `Q` queries, `C` classes, `g_h`, `g_w` the model's output grid, `h`, `w` the resized
-image, `H`, `W` the original one, `T` a tile of it, `a`, `b` the part of the resized image a tile sees.
+V windows of one image · Q queries · C classes · g_h, g_w the model's output grid · h, w the resized image
+H, W the original image · T a tile of it · a, b the part of the resized image that a tile sees
 
     scores of a window = Σ_q softmax(class logits)_{q, c ≠ no object} · σ(mask logits at the window's size)
     canvas             = mean of the windows that cover a pixel, (C, h, w)

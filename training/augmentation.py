@@ -1,6 +1,6 @@
 """Augmentation as in the authors' code: color jitter, flip, scale jitter, pad, random crop, drop empty.
 
-    H, W image;  h, w after scale jitter;  S_h, S_w the crop;  n segments
+H, W image · h, w after scale jitter · S_h, S_w the crop · n segments
 
 Only the image is resized. A target is *gathered*: nearest resizing, flip and crop are one choice of rows and columns,
 so the target costs one (S_h, S_w) look-up whatever the scale, and segments become masks only after it. Random numbers

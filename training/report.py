@@ -1,6 +1,6 @@
 """What an evaluation leaves for people: the worst images as pictures, a confusion matrix.
 
-C classes;  H, W image;  n instances
+C classes · H, W image · n instances
 """
 
 import math

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..image_processing.images import allow_pixels, read_image
+from ..image_processing.reading import allow_pixels, read_image
 
 
 @dataclass(frozen=True, kw_only=True)

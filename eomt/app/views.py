@@ -1,6 +1,6 @@
 """A prediction as the page shows it: the overlay, a map of ids that names what the pointer is on, and a legend.
 
-`H`, `W` the view. The map is (H, W, 3) uint8: a segment's number from 1 in red and green (0 is none), a pixel's
+The map is (H, W, 3) uint8, H, W the view: a segment's number from 1 in red and green (0 is none), a pixel's
 confidence in blue. page.js reads it.
 """
 

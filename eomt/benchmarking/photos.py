@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from ..image_processing import EoMTImageProcessor
-from ..image_processing.images import open_image
+from ..image_processing.reading import open_image
 from ..inference.image_files import find_images
 from .flops import count_flops
 

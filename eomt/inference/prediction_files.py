@@ -24,7 +24,7 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from ..configuration.labels import LabelSpace
-from ..image_processing.targets import id_to_rgb
+from ..image_processing.maps import id_to_rgb
 from .writing import read_json, write_atomic, write_json
 
 _BAND = 256

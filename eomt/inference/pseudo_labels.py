@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..image_processing.targets import id_to_rgb, rgb_to_id
+from ..image_processing.maps import id_to_rgb, rgb_to_id
 from .image_files import require_distinct
 from .prediction_files import VOID_LABELS
 from .writing import atomic, read_json, write_json

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as rle
 
-from ..image_processing.targets import picture_ids
+from ..image_processing.maps import picture_ids
 from .image_files import require_distinct
 from .writing import read_json, write_atomic, write_json, write_text
 

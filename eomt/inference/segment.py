@@ -1,6 +1,6 @@
 """The one inference loop: images → model inputs → model → segments by the task.
 
-`V` model inputs, more than images where windows are cut; `S_h`, `S_w` their size.
+V model inputs, more than images where windows are cut · S_h, S_w their size
 
 `eomt predict`, `eomt evaluate`, the trainer's evaluation and the pipeline share it. A model is any callable that takes
 `pixel_values` and `patch_offsets` and returns EoMT's outputs.
@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..image_processing.images import open_image, to_rgb_tensor
+from ..image_processing.images import to_rgb_tensor
+from ..image_processing.reading import open_image
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
 """What one image may raise while the others continue: no picture, too large for memory, its file name too long, …"""

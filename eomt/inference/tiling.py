@@ -1,7 +1,9 @@
 """Large images: overlapping tiles and the whole picture through the model, their segments joined to one result.
 
-`H`, `W` the image (pixels); `h`, `w` a tile. Tiles see small objects at full resolution, the whole picture sees objects
-that no tile holds. Beside the picture and the result nothing grows with the image but one row of tiles.
+H, W the image (pixels) · h, w a tile
+
+Tiles see small objects at full resolution, the whole picture sees objects that no tile holds. Beside the picture and
+the result nothing grows with the image but one row of tiles.
 """
 
 import math

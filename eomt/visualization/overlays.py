@@ -1,7 +1,6 @@
 """Segments with outlines, names and a legend over the photo.
 
-Legend: `H`, `W` the image; `n` segments; `s` the factor small images are enlarged by, so that lines and names stay
-fine.
+H, W the image · n segments · s the factor that small images are enlarged by, so that lines and names stay fine
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from ..configuration.labels import IGNORE_INDEX
 from ..inference.prediction_files import segment_boxes
 from .colors import Color, class_colors, shade
 from .sheets import make_font
@@ -35,7 +35,7 @@ def draw_segments(
     opacity: float = 0.45,
     names: bool = True,
     legend: bool = False,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     colors: Mapping[int, Color] | None = None,
 ) -> Image.Image:
     """Photo, its segmentation → photo with tinted, outlined and named segments.

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from eomt import EoMTImageProcessor
 from eomt.image_processing import read_image
-from eomt.image_processing.targets import rgb_to_id
+from eomt.image_processing.maps import rgb_to_id
 from eomt.inference.image_files import find_images
 from tests.predicting import SIZES, predict
 

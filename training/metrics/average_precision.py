@@ -1,6 +1,6 @@
 """Mask average precision: pycocotools' COCOeval, run image by image, so that no mask outlives its batch.
 
-    n masks;  T = 10 IoU thresholds;  R = 101 recalls;  K classes;  A = 4 area ranges;  M = 3 detection limits
+n masks · T = 10 IoU thresholds · R = 101 recalls · K classes · A = 4 area ranges · M = 3 detection limits
 
 COCOeval first matches each (image, class, area range) alone, then pools scores and matches. The first half runs in
 `add_batch` and leaves T bits a detection; the second in `compute`, one class at a time. Both are COCOeval's own code.

@@ -1,10 +1,11 @@
 """Mean IoU from one confusion matrix over the whole data set.
 
-H, W image;  C classes
+H, W image · C classes
 """
 
 import numpy as np
 
+from ...configuration.labels import IGNORE_INDEX
 from .streaming import StreamingMetric, image_name, integer_map, same_size
 
 
@@ -22,7 +23,7 @@ class MeanIoU(StreamingMetric):
 
     description = "Mean intersection over union from one confusion matrix."
 
-    def __init__(self, *, num_labels: int, ignore_index: int = 255, **kwargs):
+    def __init__(self, *, num_labels: int, ignore_index: int = IGNORE_INDEX, **kwargs):
         self.ignore_index = ignore_index
         self.confusion: np.ndarray | None = None
         super().__init__(num_labels=num_labels, **kwargs)

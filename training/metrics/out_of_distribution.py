@@ -1,6 +1,6 @@
 """Out-of-distribution segmentation in the manner of BRAVO (the paper's Tab. 8 and E).
 
-    H, W image;  L = 65536 confidence levels
+H, W image · L = 65536 confidence levels
 
 Two questions: is what the model knows still right (mean IoU over in-distribution pixels), and is its confidence low on
 what it cannot know (average precision of finding invalid pixels by 1 − confidence)?
@@ -9,6 +9,7 @@ what it cannot know (average precision of finding invalid pixels by 1 − confid
 import numpy as np
 import torch
 
+from ...configuration.labels import IGNORE_INDEX
 from .mean_iou import confusion, iou_from_confusion
 from .streaming import StreamingMetric, image_name
 
@@ -30,7 +31,7 @@ class OutOfDistribution(StreamingMetric):
 
     description = "Mean IoU over in-distribution pixels and AUPRC of out-of-distribution ones."
 
-    def __init__(self, *, num_labels: int, ignore_index: int = 255, **kwargs):
+    def __init__(self, *, num_labels: int, ignore_index: int = IGNORE_INDEX, **kwargs):
         self.ignore_index = ignore_index
         super().__init__(num_labels=num_labels, **kwargs)
 

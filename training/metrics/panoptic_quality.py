@@ -1,6 +1,6 @@
 """Panoptic quality, equal to panopticapi's (Kirillov et al., CVPR 2019).
 
-    H, W image;  P predicted segments, T true ones;  index 0 of a count table is void
+H, W image · P predicted segments · T true segments · index 0 of a count table is void
 
 PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, ground truth that is no crowd;
 void is taken out of the union. An unmatched crowd is no FN; an unmatched prediction with more than half its area on
