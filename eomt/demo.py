@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
 from .configuration import EoMTConfig
@@ -104,9 +103,7 @@ def train(args):
             task="panoptic", size=IMAGE_SIZE, stuff_label_ids=list(space.stuff_label_ids)
         ),
     )
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(ReadableProgress())
+    ReadableProgress.replace_stock(trainer)
     trainer.train()
     return trainer, space, folder
 

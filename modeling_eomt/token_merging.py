@@ -44,8 +44,9 @@ class TokenMerging:
             self.token_merging = None
             return
         free = self.config.num_hidden_layers - self.config.num_blocks
-        local, glob = layers = tuple(layers) if len(layers) == 2 else (0, 0)
-        if not all(isinstance(layer, int) for layer in layers) or not 1 <= local < glob <= free:
+        layers = tuple(layers)
+        whole = len(layers) == 2 and all(isinstance(layer, int) for layer in layers)
+        if not whole or not 1 <= layers[0] < layers[1] <= free:
             raise ValueError(
                 f"token merging in layers {list(layers)}: give two of 1 … {free}, ascending; the queries join after "
                 f"layer {free}"
@@ -153,7 +154,9 @@ def global_targets(tokens: Tensor, first_is_even: bool, layer: int) -> tuple[Ten
     """
     device, batch = tokens.device, tokens.shape[0]
     positions = torch.arange(tokens.shape[1], device=device)
-    even, odd = (positions[0 if first_is_even == take else 1 :: 2] for take in (True, False))
+    even, odd = positions[::2], positions[1::2]
+    if not first_is_even:
+        even, odd = odd, even
     if len(even) < 2 or not len(odd):
         return positions.expand(batch, -1), tokens.shape[1]
     directions = F.normalize(tokens.float(), dim=-1)

@@ -31,18 +31,20 @@ def chance(p: float = 0.5) -> bool:
 def color_jitter(image: torch.Tensor) -> torch.Tensor:
     """uint8 (3, H, W) → the same: each of the four changes with p = 0.5; contrast before or after the others."""
 
-    def contrast(image):
-        return V2.adjust_contrast(image, uniform(1 - CONTRAST, 1 + CONTRAST)) if chance() else image
-
-    def saturation_and_hue(image):
-        if chance():
-            image = V2.adjust_saturation(image, uniform(1 - SATURATION, 1 + SATURATION))
-        return V2.adjust_hue(image, uniform(-HUE, HUE)) if chance() else image
-
     if chance():
         image = V2.adjust_brightness(image, uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
-    first, second = (contrast, saturation_and_hue) if chance() else (saturation_and_hue, contrast)
-    return second(first(image))
+    contrast_first = chance()
+    if contrast_first:
+        image = _jitter_contrast(image)
+    if chance():
+        image = V2.adjust_saturation(image, uniform(1 - SATURATION, 1 + SATURATION))
+    if chance():
+        image = V2.adjust_hue(image, uniform(-HUE, HUE))
+    return image if contrast_first else _jitter_contrast(image)
+
+
+def _jitter_contrast(image: torch.Tensor) -> torch.Tensor:
+    return V2.adjust_contrast(image, uniform(1 - CONTRAST, 1 + CONTRAST)) if chance() else image
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Options that a resumed run must share with the original: saved beside the checkpoints, then compared."""
+"""What a resumed run must share with the original: options, saved beside the checkpoints, and length."""
 
 import json
 from collections.abc import Mapping
@@ -52,6 +52,21 @@ def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = N
     """Keep a new run's options in its output folder; `given`: further ones that `eomt compare` shows where they differ,
     such as the data and the checkpoint."""
     write_json(Path(args.output_dir, FILE), {**(given or {}), **run_options(args, config)}, indent=2)
+
+
+def planned_steps(checkpoint: str | Path) -> int | None:
+    """The length that a checkpoint's run was laid out for, in optimizer steps; None where it does not say."""
+    file = Path(checkpoint, "trainer_state.json")
+    return read_json(file).get("max_steps") if file.is_file() else None
+
+
+def check_length(checkpoint: str | Path, max_steps: int) -> None:
+    """`ValueError` for another length: rates and masks follow from it and would jump, after the end rise again."""
+    if planned_steps(checkpoint) not in (None, max_steps):
+        raise ValueError(
+            f"{checkpoint} is of a run of {planned_steps(checkpoint)} steps, not {max_steps}: rates and masks would "
+            "change along the way; resume with the same length, or start a new run from the model (--checkpoint)"
+        )
 
 
 def check_options(args: EoMTTrainingArguments, config) -> None:

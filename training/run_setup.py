@@ -5,7 +5,6 @@ import math
 import torch
 from datasets import Dataset, Value, concatenate_datasets
 from transformers import set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..configuration import TASK_ROWS, EoMTConfig, as_pair
 from ..configuration.labels import LabelSpace
@@ -55,9 +54,7 @@ def build_trainer(
         processing_class=processor,
     )
     if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(ReadableProgress())
+        ReadableProgress.replace_stock(trainer)
     return trainer, choices
 
 

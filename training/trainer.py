@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..inference.writing import read_json, write_text
+from ..inference.writing import write_text
 from .arguments import EoMTTrainingArguments
 from .callbacks.annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
 from .callbacks.averaging import AveragingCallback
@@ -27,6 +27,7 @@ from .losses_mixin import LossesMixin
 from .optimization.accumulation import normalizer_shares
 from .optimization.optimizer import BACKBONE, layerwise_lr_groups
 from .optimization.schedule import two_stage_warmup_poly_schedule
+from .resumption import check_length, planned_steps
 from .run_checkpoints import AtomicCheckpointsMixin, checkpoint_to_resume
 from .time_budget import steps_that_fit
 from .weights_mixin import WeightsMixin
@@ -181,7 +182,7 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
     def _budgeted_steps(self) -> int:
         """What fits into the time budget; of a resumed run what it was laid out for."""
         if self._resumed:
-            return read_json(Path(self._resumed, "trainer_state.json"))["max_steps"]
+            return planned_steps(self._resumed)
         steps = steps_that_fit(self, self.args.time_budget)
         if self.is_world_process_zero():
             print(f"time       {steps} steps fit into {self.args.time_budget:g} minutes", flush=True)
@@ -218,18 +219,6 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
                 loss = loss * self.current_gradient_accumulation_steps  # the stock training_step divides by it
         return (loss, outputs) if return_outputs else loss
 
-    def _check_length(self, state) -> None:
-        """Rates and masks follow from the run's length; with another they would jump, after the end rise again."""
-        file = Path(self._resumed or "", "trainer_state.json")
-        if self._resumed is None or not file.is_file():
-            return
-        planned = read_json(file).get("max_steps")
-        if planned not in (None, state.max_steps):
-            raise ValueError(
-                f"{self._resumed} is of a run of {planned} steps, not {state.max_steps}: rates and masks would change "
-                "along the way; resume with the same length, or start a new run from the model (--checkpoint)"
-            )
-
     # --- what is left of a run -------------------------------------------------------------------------------------
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
@@ -244,13 +233,14 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
 
 
 class _EpochCallback(TrainerCallback):
-    """Sets the training data's epoch, and restores the trainer's sums of a resumed run."""
+    """Sets the training data's epoch; of a resumed run checks the length and restores the trainer's sums."""
 
     def __init__(self, trainer: EoMTTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._check_length(state)
+        if self.trainer._resumed is not None:
+            check_length(self.trainer._resumed, state.max_steps)
         self.trainer._resume_losses(state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):

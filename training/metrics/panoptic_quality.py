@@ -45,10 +45,8 @@ class PanopticQuality(StreamingMetric):
 
     def _add(self, prediction: dict, reference: dict) -> None:
         name = image_name(reference, prediction)
-        predicted, true = (
-            _Segments(prediction, name + "prediction", self),
-            _Segments(reference, name + "ground truth", self),
-        )
+        predicted = _Segments(prediction, f"{name}prediction", self)
+        true = _Segments(reference, f"{name}ground truth", self)
         same_size(predicted.map.shape, true.map.shape, name)
         counts = _overlaps(true, predicted)  # int64 [1 + T, 1 + P] pixels; row and column 0 are void
         area = counts.sum(0)[1:]  # [P]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from eomt.modeling_eomt.ladder import LadderConfig
 from eomt.modeling_eomt.ladder.adapter import ViTAdapter
 from eomt.modeling_eomt.ladder.interaction import DeformableAttention, centers
 
@@ -21,7 +22,7 @@ def golden():
 
 
 def test_equals_the_authors_modules(golden):
-    adapter = ViTAdapter(width=32, num_heads=2, stem_width=8).eval()
+    adapter = ViTAdapter(LadderConfig(hidden_size=32, num_attention_heads=2, stem_width=8)).eval()
     weights = {
         name.removeprefix("weights.").replace("dwconv.dwconv", "dwconv"): tensor
         for name, tensor in golden.items()

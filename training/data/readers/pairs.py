@@ -41,8 +41,8 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
             twice.append((key, name))
     for key in [key for key in labels if key not in images and LABEL_ENDING.search(key[-1])]:
         plain = (*key[:-1], LABEL_ENDING.sub("", key[-1]))
-        if plain in images:
-            twice += [(plain, labels[key])] if labels.setdefault(plain, labels[key]) != labels[key] else []
+        if plain in images and labels.setdefault(plain, labels[key]) != labels[key]:
+            twice.append((plain, labels[key]))
     known = {word for names in SPLIT_NAMES.values() for word in names}
     if any(part in known for key in images for part in key[:-1]):
         for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
