@@ -19,13 +19,15 @@ from transformers import AutoImageProcessor
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
 from .image_processing.reading import allow_pixels, count_frames, read_image
+from .inference.encoding import EncodedMasks
 from .inference.image_files import find_images
 from .inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
-from .inference.prediction_files import EncodedMasks, Results, file_state, image_ids_by_name, weight_files
+from .inference.prediction_files import Results, file_state, image_ids_by_name, weight_files
 from .inference.pseudo_labels import write_dataset
 from .inference.result_formats import write_formats
 from .inference.segment import FAILS_ALONE, Segmented, confident_instances, error_line, segment
-from .inference.tiling import cut, require_tiles, segment_tiles
+from .inference.tiles import cut
+from .inference.tiling import require_tiles, segment_tiles
 from .inference.writing import write_atomic
 from .visualization import draw_confidence, draw_segments, side_by_side
 from .visualization.sheets import write_jpeg

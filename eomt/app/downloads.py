@@ -7,7 +7,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ..configuration.labels import LabelSpace
-from ..inference.prediction_files import instance_results, label_png, panoptic_png
+from ..inference.encoding import instance_results, label_png, panoptic_png
 from ..inference.writing import write_atomic, write_json
 from .views import overlay
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from ..inference.prediction_files import EncodedMasks
+from ..inference.encoding import EncodedMasks
 from ..visualization import draw_confidence, draw_segments
 
 

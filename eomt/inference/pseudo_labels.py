@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ..image_processing.maps import id_to_rgb, rgb_to_id
+from .encoding import VOID_LABELS
 from .image_files import require_distinct
-from .prediction_files import VOID_LABELS
 from .writing import atomic, read_json, write_json
 
 NEARLY = 0.5

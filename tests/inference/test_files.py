@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from eomt.configuration.labels import LabelSpace
+from eomt.inference.encoding import VOID_LABELS, label_png
 from eomt.inference.image_files import find_images
-from eomt.inference.prediction_files import VOID_LABELS, Results, image_ids_by_name, label_png
+from eomt.inference.prediction_files import Results, image_ids_by_name
 from eomt.inference.pseudo_labels import write_dataset
 from eomt.inference.result_formats import write_formats
 from eomt.inference.writing import write_atomic

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from eomt.inference.prediction_files import label_png
+from eomt.inference.encoding import label_png
 from eomt.training import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
