@@ -52,28 +52,27 @@ class Handlers:
             return EMPTY, no_files
         path, thresholds = files[int(index)], Thresholds(score=score, mask=mask, overlap=overlap)
         found, failed = {}, {}
-        for one in dict.fromkeys((name, other)):
-            if one == NONE:
-                continue
+        names = [model for model in dict.fromkeys((name, other)) if model != NONE]
+        for model in names:
             try:
-                served, photo = self.predictor.model(one), self.predictor.photo(path, one)
+                served, photo = self.predictor.model(model), self.predictor.photo(path, model)
                 size = (photo.shown.height, photo.shown.width)
                 id2label = dict(served.load().config.id2label)
-                found[one] = (photo.shown, segments(served, photo, view, thresholds, size), id2label)
+                found[model] = (photo.shown, segments(served, photo, view, thresholds, size), id2label)
             except FAILS_ALONE as error:
-                failed[one] = error_line(error)
+                failed[model] = error_line(error)
         if len(set(failed.values())) == 1 and not found:  # the photo's fault
             return message(next(iter(failed.values()))), no_files
         colors = class_colors(
-            s.label for _, result, names in found.values() for s in named_segments(view, result, names)
+            s.label for _, result, labels in found.values() for s in named_segments(view, result, labels)
         )
         figures = []
-        for one in dict.fromkeys((name, other)):
-            if one in failed:
-                figures.append(problem(one, failed[one]))
-            elif one in found:
-                image, result, names = found[one]
-                figures.append(figure(one, view, result, image, names, colors))
+        for model in names:
+            if model in failed:
+                figures.append(problem(model, failed[model]))
+            else:
+                image, result, labels = found[model]
+                figures.append(figure(model, view, result, image, labels, colors))
         return f'<div class="eomt-views">{"".join(figures)}</div>', no_files
 
     def make_files(self, files, index, name, other, view, score, mask, overlap):
@@ -99,7 +98,10 @@ class Handlers:
         except FAILS_ALONE as error:
             raise gr.Error(error_line(error), print_exception=False) from None
         listed = named_segments(view, found, dict(served.load().config.id2label))
-        return {"view": view, "segments": [{"label": one.name, "score": one.score} for one in listed]}, files
+        return {
+            "view": view,
+            "segments": [{"label": segment.name, "score": segment.score} for segment in listed],
+        }, files
 
     def _write(self, path: str, name: str, view: str, thresholds: Thresholds) -> tuple[dict, list[str]]:
         served, photo = self.predictor.model(name), self.predictor.photo(path, name)

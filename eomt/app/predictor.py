@@ -88,7 +88,7 @@ class Predictor:
             return
         future.set_result(found)
         with self._lock:
-            done = {key: one.result().bytes for key, one in self._kept.items() if one.done()}
+            done = {key: kept.result().bytes for key, kept in self._kept.items() if kept.done()}
             total = sum(done.values())
             for oldest in list(done)[:-1]:
                 if total <= KEPT_BYTES:

@@ -17,7 +17,7 @@ from .flops import count_flops
 
 LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
 DEFAULT_SIZE = 640  # pixels, where a configuration says none
-ONEFORMER_TASK_TOKENS = 77
+ONEFORMER_TASK_TOKENS = 77  # of its task text
 
 
 @dataclass

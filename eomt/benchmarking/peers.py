@@ -20,10 +20,10 @@ from transformers import (
 )
 from transformers.utils import is_natten_available
 
+from .candidates import ONEFORMER_TASK_TOKENS
 from .flops import count_flops
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-TASK_TOKENS = 77  # of OneFormer's task text
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Peer:
         parameters = sum(parameter.numel() for parameter in model.to("meta").parameters())
         inputs: dict[str, Tensor] = {"pixel_values": torch.empty(1, 3, *self.image_size, device="meta")}
         if self.method == "OneFormer":
-            inputs["task_inputs"] = torch.zeros(1, TASK_TOKENS, dtype=torch.long, device="meta")
+            inputs["task_inputs"] = torch.zeros(1, ONEFORMER_TASK_TOKENS, dtype=torch.long, device="meta")
         with _WithoutValues():
             return parameters, count_flops(model, **inputs)
 

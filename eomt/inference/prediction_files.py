@@ -129,10 +129,7 @@ class Results:
     def finish(self, names: Iterable[str]) -> None:
         """Join the records of these images to the json files; one process calls it, after all have written."""
         names = [name for name in names if self.is_done(name)]
-        categories = [
-            {"id": int(i), "name": name, "isthing": int(label not in self.label_space.stuff_label_ids)}
-            for label, (name, i) in enumerate(zip(self.label_space.names, self.label_space.dataset_ids))
-        ]
+        categories = self.label_space.categories
         images = [self._record(name)["image"] for name in names]
         write_json(self.output / "images.json", {"images": images, "categories": categories})
         annotations = (entry for name in names for entry in self._record(name)["annotations"])

@@ -50,9 +50,9 @@ def write_dataset(predictions: str | Path, target: str | Path, masks: str = "pol
     are_numbers = all(isinstance(image["id"], int) for image in listing["images"])
     image_ids = {image["id"]: image["id"] if are_numbers else k for k, image in enumerate(listing["images"], 1)}
     shift = int(0 in categories)
-    for one in annotations:
-        one |= {"image_id": image_ids[one["image_id"]], "category_id": one["category_id"] + shift}
-        one.setdefault("score", 1.0)
+    for entry in annotations:
+        entry |= {"image_id": image_ids[entry["image_id"]], "category_id": entry["category_id"] + shift}
+        entry.setdefault("score", 1.0)
     images = [
         {"id": image_ids[i["id"]], "file_name": i["file_name"], "width": i["width"], "height": i["height"]}
         for i in listing["images"]

@@ -9,19 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from ...configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
 from ...configuration.checkpoint import infer_task
-from ...configuration.labels import LabelSpace, label_space
+from ...configuration.labels import BY_SIZE, LabelSpace, label_space
 from .state_dicts import StateDict
 
 HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape says it
 DINOV3_IMAGE_SIZE = 640  # rotary positions leave no trace of the size
 ENCODER = "network.encoder.backbone."
-# Number of labels → label space. 150 labels are ADE20K's for both tasks, so the query count decides.
-SPACES = {
-    133: "coco_panoptic",
-    80: "coco_instance",
-    150: "ade20k_panoptic",
-    19: "cityscapes_semantic",
-}
 
 
 def config_from_checkpoint(
@@ -99,11 +92,14 @@ def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | 
 
 
 def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpace | None:
-    """The paper's data set with that many classes, or None."""
-    name = SPACES.get(num_labels)
-    if num_labels == 150 and (task == "semantic" or (task is None and queries == TASK_ROWS["semantic"].num_queries)):
+    """The paper's data set with that many classes, or None. ADE20K has as many for both tasks: the queries decide."""
+    if num_labels not in BY_SIZE:
+        return None
+    name, _ = BY_SIZE[num_labels]
+    few_queries = task is None and queries == TASK_ROWS["semantic"].num_queries
+    if name == "ade20k_panoptic" and (task == "semantic" or few_queries):
         name = "ade20k_semantic"
-    return label_space(name) if name else None
+    return label_space(name)
 
 
 def guess_task(labels: LabelSpace | None, queries: int) -> str:
