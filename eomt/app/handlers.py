@@ -98,10 +98,8 @@ class Handlers:
         except FAILS_ALONE as error:
             raise gr.Error(error_line(error), print_exception=False) from None
         listed = named_segments(view, found, dict(served.load().config.id2label))
-        return {
-            "view": view,
-            "segments": [{"label": segment.name, "score": segment.score} for segment in listed],
-        }, files
+        result = {"view": view, "segments": [{"label": segment.name, "score": segment.score} for segment in listed]}
+        return result, files
 
     def _write(self, path: str, name: str, view: str, thresholds: Thresholds) -> tuple[dict, list[str]]:
         served, photo = self.predictor.model(name), self.predictor.photo(path, name)

@@ -65,7 +65,7 @@ def load_model(name: str, **options):
     from transformers import AutoModelForUniversalSegmentation
     from transformers.utils import logging
 
-    from ..modeling_eomt.weights.state_dicts import require_all_weights
+    from ..modeling_eomt.weights.fitting import require_all_weights
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers' table of what does not fit: the error says it in a line
