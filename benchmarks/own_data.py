@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from transformers import EomtForUniversalSegmentation, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
@@ -30,7 +29,7 @@ from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.evaluation import as_reference, evaluate_model, metric_for
 from eomt.training.options import listed
 from eomt.training.run_setup import build_trainer
-from eomt.visualization import draw_segments, side_by_side
+from eomt.visualization import draw_prediction, side_by_side
 
 OURS = {  # variant → what it adds to `eomt train`'s own defaults
     "ours": "",
@@ -179,23 +178,10 @@ def draw(sample: dict, prediction: dict, space, task: str, title: str):
     """Photo, ground truth and prediction side by side."""
     photo = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
 
-    def instances(masks, labels):
-        masks = coco_mask.decode(list(masks)).transpose(2, 0, 1) if len(masks) else []
-        return masks, [{"id": i, "label_id": int(label)} for i, label in enumerate(labels)]
-
-    reference = sample["reference"]
-    if task == "instance":
-        shown = confident_instances(prediction, 0.5)
-        ground_truth = instances(reference["masks"], reference["labels"])
-        found = instances(shown["masks"], shown["labels"])
-    elif task == "semantic":
-        ground_truth, found = (reference,), (prediction["segmentation"],)
-    else:
-        ground_truth = (reference["segmentation"], reference["segments_info"])
-        found = (prediction["segmentation"], prediction["segments_info"])
+    shown = confident_instances(prediction, 0.5) if task == "instance" else prediction
     panels, named = [("photo", photo)], space.num_labels > 1
-    for name, segments in (("ground truth", ground_truth), (title, found)):
-        panels.append((name, draw_segments(photo, *segments, id2label=space.id2label, names=named)))
+    for name, segments in (("ground truth", sample["reference"]), (title, shown)):
+        panels.append((name, draw_prediction(photo, segments, space.id2label, names=named)))
     return side_by_side(panels, height=280)
 
 

@@ -28,34 +28,16 @@ class TaskRow:
 
 TASK_ROWS: dict[str, TaskRow] = {
     "panoptic": TaskRow(
-        metric="PQ",
-        metric_key="pq",
-        num_queries=200,
-        windows=False,
-        image_size=640,
-        scale_range=(0.1, 2.0),
-        drawing_threshold=0.8,
-        description="every pixel gets a class and, where its class is countable, an object",
+        metric="PQ", metric_key="pq", num_queries=200, windows=False, image_size=640, scale_range=(0.1, 2.0),
+        drawing_threshold=0.8, description="every pixel gets a class and, where its class is countable, an object",
     ),
     "instance": TaskRow(
-        metric="AP",
-        metric_key="ap",
-        num_queries=200,
-        windows=False,
-        image_size=640,
-        scale_range=(0.1, 2.0),
-        drawing_threshold=0.5,
-        description="every object gets a class, a score and a mask; masks may overlap",
+        metric="AP", metric_key="ap", num_queries=200, windows=False, image_size=640, scale_range=(0.1, 2.0),
+        drawing_threshold=0.5, description="every object gets a class, a score and a mask; masks may overlap",
     ),
     "semantic": TaskRow(
-        metric="mIoU",
-        metric_key="mean_iou",
-        num_queries=100,
-        windows=True,
-        image_size=512,
-        scale_range=(0.5, 2.0),
-        drawing_threshold=None,
-        description="every pixel gets a class",
+        metric="mIoU", metric_key="mean_iou", num_queries=100, windows=True, image_size=512, scale_range=(0.5, 2.0),
+        drawing_threshold=None, description="every pixel gets a class",
     ),
-}
+}  # fmt: skip
 TASKS: tuple[str, ...] = tuple(TASK_ROWS)

@@ -26,42 +26,24 @@ class TrainingSet:
 
 
 _COCO_TERMS = "annotations CC BY 4.0; the images belong to their Flickr authors"
-_ADE20K = {
-    "published": 20_210,
-    "images": 16 * 1262,
-    "inferred": True,
-    "num_labels": 150,
-    "terms": "research and education only, see the ADE20K terms",
-}
+_ADE20K = {"published": 20_210, "images": 16 * 1262, "inferred": True, "num_labels": 150,
+           "terms": "research and education only, see the ADE20K terms"}  # fmt: skip
 TRAINING_SETS: dict[tuple[str, str], TrainingSet] = {
     ("coco", "panoptic"): TrainingSet(
-        title="COCO panoptic 2017",
-        published=118_287,
-        images=COCO_PANOPTIC_IMAGES,
-        inferred=True,
-        num_labels=133,
+        title="COCO panoptic 2017", published=118_287, images=COCO_PANOPTIC_IMAGES, inferred=True, num_labels=133,
         terms=_COCO_TERMS,
     ),
     ("coco", "instance"): TrainingSet(
-        title="COCO instance 2017",
-        published=118_287,
-        images=117_266,
-        inferred=False,
-        num_labels=80,
-        terms=_COCO_TERMS,
-        annealing_images=COCO_PANOPTIC_IMAGES,
+        title="COCO instance 2017", published=118_287, images=117_266, inferred=False, num_labels=80,
+        terms=_COCO_TERMS, annealing_images=COCO_PANOPTIC_IMAGES,
     ),
     ("ade20k", "panoptic"): TrainingSet(title="ADE20K panoptic", **_ADE20K),
     ("ade20k", "semantic"): TrainingSet(title="ADE20K semantic", **_ADE20K),
     ("cityscapes", "semantic"): TrainingSet(
-        title="Cityscapes",
-        published=2_975,
-        images=2_975,
-        inferred=False,
-        num_labels=19,
+        title="Cityscapes", published=2_975, images=2_975, inferred=False, num_labels=19,
         terms="non-commercial, see the Cityscapes terms",
     ),
-}
+}  # fmt: skip
 
 
 def steps_per_epoch(images: int, batch_size: int = 16, devices: int = DEVICES) -> int:

@@ -19,7 +19,6 @@ from transformers import AutoImageProcessor
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
 from .image_processing.reading import allow_pixels, count_frames, read_image
-from .inference.encoding import EncodedMasks
 from .inference.image_files import find_images
 from .inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
 from .inference.prediction_files import Results, file_state, image_ids_by_name, weight_files
@@ -29,7 +28,7 @@ from .inference.segment import FAILS_ALONE, Segmented, confident_instances, erro
 from .inference.tiles import cut
 from .inference.tiling import require_tiles, segment_tiles
 from .inference.writing import write_atomic
-from .visualization import draw_confidence, draw_segments, side_by_side
+from .visualization import draw_confidence, draw_prediction, side_by_side
 from .visualization.sheets import write_jpeg
 
 WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
@@ -200,9 +199,9 @@ class PredictionRun:
         picture = read_image(file)
         step = math.ceil(math.sqrt(picture.width * picture.height / DRAWN_PIXELS))
         picture = picture.reduce(step) if step > 1 else picture
-        shown = self._shown(prediction, step)
+        shown = confident_instances(prediction, self.threshold) if self.task == "instance" else prediction
         if not self.args.no_overlays:
-            overlay = draw_segments(picture, *shown, self.id2label, legend=True)
+            overlay = draw_prediction(picture, shown, self.id2label, step, legend=True)
             write_jpeg(self.results.path("overlays", name, ".jpg"), overlay)
         if self.args.confidence:
             confidence = prediction["confidence"].numpy()
@@ -210,18 +209,10 @@ class PredictionRun:
             for row, values in zip(stored, confidence):
                 row[:] = np.floor(values * 65535)  # as BRAVO wants it
             write_atomic(self.results.path("confidence", name, ".png"), Image.fromarray(stored).save)
-            plain = draw_segments(picture, *shown, self.id2label)
+            plain = draw_prediction(picture, shown, self.id2label, step)
             heat = draw_confidence(confidence[::step, ::step])
             sheet = side_by_side([("image", picture), ("prediction", plain), ("confidence", heat)])
             write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
-
-    def _shown(self, prediction: dict, step: int) -> tuple:
-        """The segmentation that is drawn, every `step`-th row and column, and its segments: of instances the likely."""
-        if self.task != "instance":
-            return prediction["segmentation"][::step, ::step], prediction.get("segments_info")
-        shown = confident_instances(prediction, self.threshold)
-        segments = [{"id": k, "label_id": label} for k, label in enumerate(shown["labels"].tolist())]
-        return EncodedMasks(shown["masks"], step), segments
 
 
 def _read(item: tuple[str, Path], max_pixels: int) -> Image.Image:

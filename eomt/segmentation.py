@@ -14,7 +14,6 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 
 _LISTED = 12
 """Segments named by `repr`."""
@@ -137,21 +136,11 @@ def _photo(source) -> Image.Image:
 
 
 def _segmentation(image: Image.Image, found: dict, names: dict, task: str, threshold: float) -> Segmentation:
-    from .inference.segment import confident_instances
+    from .inference.segment import confident_instances, list_segments
 
-    if task == "instance":
-        found = confident_instances(found, threshold)
-        masks = [rle.decode(mask).astype(bool) for mask in found["masks"]]
-        labels, scores = found["labels"].tolist(), found["scores"].tolist()
-    else:
-        ids = found["segmentation"].numpy()
-        if task == "panoptic":
-            info = found["segments_info"]
-            masks = [ids == s["id"] for s in info]
-            labels, scores = [s["label_id"] for s in info], [s["score"] for s in info]
-        else:
-            labels = np.unique(ids[ids >= 0]).tolist()
-            masks = [ids == label for label in labels]
-            scores = [float(found["confidence"].numpy()[mask].mean()) for mask in masks]
-    stacked = np.stack(masks) if masks else np.zeros((0, image.height, image.width), bool)
-    return Segmentation(image, stacked, labels, [names[label] for label in labels], scores, task)
+    segments = list_segments(confident_instances(found, threshold) if task == "instance" else found)
+    masks = np.zeros((len(segments), image.height, image.width), bool)
+    for place, (_, _, mask) in zip(masks, segments):
+        place[:] = mask
+    labels, scores = [label for label, _, _ in segments], [score for _, score, _ in segments]
+    return Segmentation(image, masks, labels, [names[label] for label in labels], scores, task)

@@ -79,17 +79,8 @@ class ModelOptions:
 
     def overrides(self) -> dict:
         """The configuration fields that were set."""
-        names = (
-            "num_queries",
-            "num_blocks",
-            "patch_size",
-            "train_num_points",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "layerscale_value",
-        )
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        others = ("backbone", "backbone_weights", "checkpoint", "step")
+        return {name: value for name, value in vars(self).items() if value is not None and name not in others}
 
 
 def listed(text: str | None, kind=str) -> list:

@@ -14,7 +14,7 @@ from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
 from ..image_processing.rle import encode_masks
 from ..inference import confident_instances
-from ..visualization import class_colors, draw_segments, side_by_side
+from ..visualization import class_colors, draw_prediction, side_by_side
 from .evaluation import as_reference, metric_for
 from .metrics.mean_iou import confusion
 from .processes import gather
@@ -63,7 +63,7 @@ class ImageReport:
             entries = {"ground truth": reference, "prediction": prediction}
             colors = class_colors(sorted(set(_labels(reference)) | set(_labels(prediction))))
             panels = [
-                (title, draw_segments(image, *_segments(entry), self.space.id2label, colors=colors))
+                (title, draw_prediction(image, entry, self.space.id2label, colors=colors))
                 for title, entry in entries.items()
             ]
             path = folder / f"{number:02d}_{Path(name).stem}.jpg"
@@ -145,17 +145,6 @@ def _drawable(entry):
     if "scores" in entry:
         entry = _shown(entry)
     return {"masks": _rles(entry["masks"]), "labels": [int(label) for label in entry["labels"]]}
-
-
-def _segments(entry) -> tuple[np.ndarray, list[dict] | None]:
-    """What `draw_segments` takes: a map with its segments, masks with theirs, or a label map."""
-    if not isinstance(entry, dict):
-        return np.asarray(entry), None
-    if "masks" in entry:
-        info = [{"id": k, "label_id": label} for k, label in enumerate(entry["labels"])]
-        empty = np.zeros((0, 1, 1), np.uint8)
-        return (coco_mask.decode(entry["masks"]).transpose(2, 0, 1) if info else empty), info
-    return np.asarray(entry["segmentation"]), entry.get("segments_info")
 
 
 def _labels(entry) -> list[int]:

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from ..inference.encoding import EncodedMasks
-from ..visualization import draw_confidence, draw_segments
+from ..visualization import draw_confidence, draw_prediction
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,7 @@ def overlay(view: str, prediction: Mapping, image: Image.Image, id2label: Mappin
     """Prediction at the picture's size → picture with its segments, or the heat map of the confidence."""
     if view == "confidence":
         return draw_confidence(prediction["confidence"].numpy())
-    segmentation, info = prediction.get("segmentation"), prediction.get("segments_info")
-    if view == "instance":
-        segmentation = EncodedMasks(prediction["masks"])
-        info = [{"id": k, "label_id": c} for k, c in enumerate(prediction["labels"].tolist())]
-    return draw_segments(image, segmentation, info, id2label, colors=colors)
+    return draw_prediction(image, prediction, id2label, colors=colors)
 
 
 def id_map(view: str, prediction: Mapping) -> np.ndarray:

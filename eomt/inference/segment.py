@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as rle
 from torch.utils.data import DataLoader, Dataset
 
 from ..image_processing.images import to_rgb_tensor
@@ -136,6 +138,22 @@ def confident_instances(prediction: dict, threshold: float) -> dict:
     kept = (prediction["scores"] >= threshold).nonzero()[:, 0]
     masks = [prediction["masks"][k] for k in kept.tolist()]
     return prediction | {"masks": masks, "labels": prediction["labels"][kept], "scores": prediction["scores"][kept]}
+
+
+def list_segments(prediction: dict) -> list[tuple[int, float | None, np.ndarray]]:
+    """A prediction of `post_process` → label, score and mask (H, W) bool of each segment.
+
+    Semantic: of each class that is present; its score is the mean confidence, None without `confidence=True`.
+    """
+    if "masks" in prediction:
+        masks = (rle.decode(mask).astype(bool) for mask in prediction["masks"])
+        return list(zip(prediction["labels"].tolist(), prediction["scores"].tolist(), masks))
+    ids = prediction["segmentation"].numpy()
+    if "segments_info" in prediction:
+        return [(s["label_id"], s["score"], ids == s["id"]) for s in prediction["segments_info"]]
+    masks = {label: ids == label for label in np.unique(ids[ids >= 0]).tolist()}
+    confidence = prediction.get("confidence")
+    return [(c, None if confidence is None else float(confidence.numpy()[m].mean()), m) for c, m in masks.items()]
 
 
 def error_line(error: Exception) -> str:

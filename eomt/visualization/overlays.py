@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from ..configuration.labels import IGNORE_INDEX
+from ..inference.encoding import EncodedMasks
 from .colors import Color, class_colors, shade
 from .masks import SegmentMask, segment_masks
 from .sheets import make_font
@@ -77,6 +78,24 @@ def draw_segments(
         rows = sorted(rows.items(), key=lambda row: -row[1])
         picture = _with_legend(picture, [(name_of[c], of_class[c], share) for c, share in rows])
     return picture
+
+
+def draw_prediction(
+    image: Image.Image, prediction, id2label: Mapping[int, str] | None = None, step: int = 1, **options
+) -> Image.Image:
+    """`draw_segments` of what `eomt.inference.post_process` gives, or of a metric's reference.
+
+    Args:
+        step: the image is this factor smaller than the prediction.
+    """
+    if not isinstance(prediction, Mapping):  # a semantic reference
+        prediction = {"segmentation": np.asarray(prediction)}
+    if "masks" in prediction:
+        segmentation = EncodedMasks(prediction["masks"], step)
+        info = [{"id": k, "label_id": int(label)} for k, label in enumerate(prediction["labels"])]
+    else:
+        segmentation, info = prediction["segmentation"][::step, ::step], prediction.get("segments_info")
+    return draw_segments(image, segmentation, info, id2label, **options)
 
 
 def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
