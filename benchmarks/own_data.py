@@ -218,17 +218,9 @@ def main(argv: list[str] | None = None) -> None:
 def summary(options, model, log, times: StepTimes, metrics: dict, scores: list[float]) -> dict:
     """What the page needs of a run."""
     key = TASK_ROWS[options.task].metric_key
-    return {
-        "variant": options.variant,
+    names = ("variant", "task", "backbone", "seed", "steps", "batch", "alone", "image_size", "precision")
+    return {name: getattr(options, name) for name in names} | {
         "data": Path(options.data).name,
-        "task": options.task,
-        "backbone": options.backbone,
-        "seed": options.seed,
-        "steps": options.steps,
-        "batch": options.batch,
-        "alone": options.alone,
-        "image_size": options.image_size,
-        "precision": options.precision,
         "num_queries": model.config.num_queries,
         "num_points": model.config.train_num_points,
         "metric": key,

@@ -44,10 +44,6 @@ def field_types(config_class: type) -> dict[str, Any]:
     return {field.name: types_of[field.name] for field in fields(config_class)} | {"num_labels": int | None}
 
 
-def _members(hint) -> tuple:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
 def _fits(value, hint) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -70,7 +66,7 @@ def _fits(value, hint) -> bool:
 
 def _describe(hint) -> str:
     parts = []
-    for member in _members(hint):
+    for member in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
         origin = get_origin(member)
         if origin is Literal:
             parts.append("one of " + ", ".join(map(str, get_args(member))))

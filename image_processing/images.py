@@ -89,13 +89,14 @@ def scaled_to_255(image: Tensor) -> Tensor:
     return image
 
 
-def pillow_resize(image: np.ndarray, size: tuple[int, int], resample) -> np.ndarray:
-    """(H, W, 3) uint8 or float32 → (h, w, 3), Pillow's (antialiased) filter."""
+def pillow_resize(image: Tensor, size: tuple[int, int], resample) -> Tensor:
+    """(3, H, W) uint8 or float32, on the host → (3, h, w), Pillow's (antialiased) filter."""
     resample = Image.Resampling(int(resample))
-    if image.dtype == np.uint8:
-        return np.array(Image.fromarray(image).resize(size[::-1], resample))
-    planes = [np.asarray(Image.fromarray(image[..., c]).resize(size[::-1], resample)) for c in range(image.shape[-1])]
-    return np.stack(planes, -1)
+    if image.dtype == torch.uint8:
+        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        return torch.from_numpy(np.array(picture.resize(size[::-1], resample))).permute(2, 0, 1)
+    planes = [np.array(Image.fromarray(plane).resize(size[::-1], resample)) for plane in image.contiguous().numpy()]
+    return torch.from_numpy(np.stack(planes))
 
 
 def flatten(images) -> list:

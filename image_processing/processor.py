@@ -219,8 +219,7 @@ class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):
     def _resize(self, image: Tensor, size: tuple[int, int], resample) -> Tensor:
         pillow = isinstance(resample, (int, PILImageResampling))
         if image.device.type == "cpu" and pillow and image.dtype in (torch.uint8, torch.float32):
-            channels_last = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-            return torch.from_numpy(pillow_resize(channels_last, size, resample)).permute(2, 0, 1)
+            return pillow_resize(image, size, resample)
         return self.resize(image, SizeDict(height=size[0], width=size[1]), resample=resample, antialias=True)
 
     def _finish(self, inputs: list[Tensor], options: Mapping) -> list[Tensor]:
@@ -242,8 +241,7 @@ class EoMTImageProcessorPil(_EoMTProcessing, PilBackend):
     """`EoMTImageProcessor` where torchvision is missing: the same settings and results, CPU only."""
 
     def _resize(self, image: Tensor, size: tuple[int, int], resample) -> Tensor:
-        channels_last = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        return torch.from_numpy(pillow_resize(channels_last, size, resample)).permute(2, 0, 1)
+        return pillow_resize(image, size, resample)
 
     def _finish(self, inputs: list[Tensor], options: Mapping) -> list[np.ndarray]:
         """As the torchvision back end, bit for bit: the rescaling is folded into mean and std."""

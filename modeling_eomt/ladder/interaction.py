@@ -52,15 +52,17 @@ def centers(shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
 class DeformableAttention(nn.Module):
     """Each query reads a few learned points of each level: (B, queries, D), features (B, cells, D) → (B, queries, D).
 
-    transformers' module has no narrower values, which ViT-Adapter uses (`ratio`); its kernel is used here.
+    transformers' module has no narrower values, which ViT-Adapter uses (`deform_ratio`); its kernel is used here.
     """
 
-    def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int, ratio: float):
+    def __init__(self, config: LadderConfig, num_levels: int):
         super().__init__()
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        value_width = int(width * ratio)
-        self.sampling_offsets = nn.Linear(width, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
+        self.num_heads, self.num_levels = config.num_attention_heads, num_levels
+        self.num_points = config.deform_num_points
+        width, value_width = config.hidden_size, int(config.hidden_size * config.deform_ratio)
+        count = self.num_heads * num_levels * self.num_points  # of points that a query reads
+        self.sampling_offsets = nn.Linear(width, 2 * count)
+        self.attention_weights = nn.Linear(width, count)
         self.value_proj = nn.Linear(width, value_width)
         self.output_proj = nn.Linear(value_width, width)
 
@@ -84,9 +86,7 @@ class Injector(nn.Module):
         width = config.hidden_size
         self.query_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.feat_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = DeformableAttention(
-            width, config.num_attention_heads, 3, config.deform_num_points, config.deform_ratio
-        )
+        self.attn = DeformableAttention(config, num_levels=3)
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, patches: Tensor, pyramid: Tensor, shapes: PyramidShapes) -> Tensor:
@@ -103,9 +103,7 @@ class Extractor(nn.Module):
         width = config.hidden_size
         self.query_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.feat_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = DeformableAttention(
-            width, config.num_attention_heads, 1, config.deform_num_points, config.deform_ratio
-        )
+        self.attn = DeformableAttention(config, num_levels=1)
         self.ffn = ConvolutionalFeedForward(width, int(width * config.conv_ffn_ratio))
         self.ffn_norm = nn.LayerNorm(width, eps=NORM_EPS)
 

@@ -56,7 +56,7 @@ def config_from_checkpoint(
     if labels is not None and labels.num_labels != num_labels:
         raise ValueError(f"{labels.num_labels} labels were given, the checkpoint has {num_labels} classes")
     space = labels or default_labels(num_labels, queries, task)
-    task = task or guess_task(space, queries)
+    task = task or infer_task(None, queries, name=space.name if space else "")[0]
     names = space.config_fields if space else {"num_labels": num_labels}
     if stuff_label_ids is None:
         stuff_label_ids = space.stuff_label_ids if space and task == "panoptic" else ()
@@ -100,11 +100,6 @@ def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpac
     if name == "ade20k_panoptic" and (task == "semantic" or few_queries):
         name = "ade20k_semantic"
     return label_space(name)
-
-
-def guess_task(labels: LabelSpace | None, queries: int) -> str:
-    """Label space's name, or the query count → what the model was trained for."""
-    return infer_task(None, queries, name=labels.name if labels is not None else "")[0]
 
 
 def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:

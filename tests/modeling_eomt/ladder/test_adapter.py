@@ -57,7 +57,8 @@ def test_equals_the_authors_modules(golden):
 def test_deformable_attention_equals_a_loop():
     torch.manual_seed(0)
     shapes, heads, points = [(4, 6), (2, 3)], 2, 3
-    attention = DeformableAttention(8, heads, num_levels=2, num_points=points, ratio=0.5)
+    config = LadderConfig(hidden_size=8, num_attention_heads=heads, deform_num_points=points, deform_ratio=0.5)
+    attention = DeformableAttention(config, num_levels=2)
     queries, features = torch.randn(1, 5, 8), torch.randn(1, 30, 8)
     reference = torch.rand(1, 5, 1, 2)
     with torch.no_grad():
