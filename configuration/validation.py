@@ -104,5 +104,5 @@ def _validate_sizes(config) -> None:
         if side % patch:
             nearest = max(patch, round(side / patch) * patch)
             raise ValueError(
-                f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}; try {nearest}"
+                f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}; try {nearest}"
             )

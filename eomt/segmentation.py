@@ -79,7 +79,7 @@ def segment(
         device: "cpu", "cuda", …; the best there is by default.
 
     Raises:
-        ValueError: when there is no such model, an image cannot be read, or the threshold is no probability.
+        ValueError: when there is no such model, an image cannot be read, or the threshold is not a probability.
         FileNotFoundError: when an image is missing.
     """
     from .configuration import TASK_ROWS

@@ -38,7 +38,7 @@ class TokenMerging:
                 ALGM uses 0.88 to 0.955. Above 1, or None: no merging at all.
 
         Raises:
-            ValueError: when the model has no such layers, or the threshold is no number.
+            ValueError: when the model has no such layers, or the threshold is not a number.
         """
         if threshold is None:
             self.token_merging = None

@@ -90,4 +90,4 @@ def listed(text: str | None, kind=str) -> list:
     try:
         return [kind(part.strip()) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{text!r} is no list of numbers separated by commas") from None
+        raise ValueError(f"{text!r} is not a list of numbers separated by commas") from None

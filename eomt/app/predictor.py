@@ -61,7 +61,7 @@ class Predictor:
         """The picture with the model's logits; the model runs at the first call only, also when two come at once.
 
         Raises:
-            ValueError: one line for the visitor, for a file that is no picture, too large or deleted since.
+            ValueError: one line for the visitor, for a file that is not a picture, too large or deleted since.
         """
         served = self.model(name)
         try:

@@ -45,7 +45,7 @@ class Candidate:
             **overrides: fields of the configuration, of backbones only.
 
         Raises:
-            ValueError: when there is no such model, or it is none of universal segmentation.
+            ValueError: when there is no such model, or it is not for universal segmentation.
         """
         backbone = None
         if not Path(name).exists():
@@ -53,7 +53,7 @@ class Candidate:
                 backbone = find_backbone(name)
             except ValueError as unknown:
                 if "/" not in name:
-                    raise ValueError(f"{name!r} is no directory; {unknown}") from None
+                    raise ValueError(f"{name!r} is not a directory; {unknown}") from None
         if backbone is not None:
             overrides.setdefault("num_labels", LABELS[task])
             if step not in range(6):

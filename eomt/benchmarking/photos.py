@@ -18,7 +18,7 @@ def photo_inputs(candidate, paths: Sequence[str], device: torch.device, dtype: t
     """Image files and folders → each photo's model inputs (V, 3, H, W), by the model's own processor.
 
     Raises:
-        ValueError: when there is no image, or the model is no EoMT.
+        ValueError: when there is no image, or the model is not an EoMT.
     """
     if not candidate.is_eomt:
         raise ValueError(f"--images: {candidate.name} is a {candidate.config.model_type!r}; photos are for EoMT only")

@@ -50,7 +50,7 @@ def parse_runs(given: list[str] | None, count: int) -> dict[int, Path]:
     """["5=runs/mine"] → {5: path}.
 
     Raises:
-        ValueError: when an entry is no such pair, or there is no such row or folder.
+        ValueError: when an entry is not such a pair, or there is no such row or folder.
     """
     runs = {}
     for entry in given or ():

@@ -55,7 +55,7 @@ def read_run(folder: Path, state: Path) -> Run:
     """A run's folder and its newest trainer_state.json → its figures.
 
     Raises:
-        ValueError: for a file that is no trainer state.
+        ValueError: for a file that is not a trainer state.
     """
     try:
         content = read_json(state)

@@ -73,7 +73,7 @@ def _expand(source: str) -> Iterator[tuple[Path, Path]]:
                 yield path, file
     elif path.exists():
         if not path.is_file():
-            raise ValueError(f"{source!r} is neither a file nor a folder, but a pipe or a device; give an image file")
+            raise ValueError(f"{source!r} is neither a file nor a folder but a pipe or a device; give an image file")
         yield path.parent, path
     elif glob.has_magic(source):
         fixed = Path(*_before_magic(path.parts)) if _before_magic(path.parts) else Path(".")

@@ -38,7 +38,7 @@ def require_model(name: str) -> None:
 
         for file in Path(name).glob("*.safetensors"):
             if not file.is_file():
-                raise ValueError(f"{file} is no file")
+                raise ValueError(f"{file} is not a file")
             try:
                 safe_open(file, "pt")
             except SafetensorError as error:
@@ -86,13 +86,13 @@ def load_for_inference(name: str, device: str | None = None, option: str = "--de
         options: as for `load_model`.
 
     Raises:
-        ValueError: when there is no such model or device, or it is no EoMT.
+        ValueError: when there is no such model or device, or it is not an EoMT.
     """
     require_model(name)
     place = usable_device(device, option)
     model = load_model(name, **options)
     if not hasattr(model, "set_attn_mask_probs"):
-        raise ValueError(f"{name}: a {type(model).__name__} is no EoMT model")
+        raise ValueError(f"{name}: a {type(model).__name__} is not an EoMT model")
     model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
     return model.eval().to(place)
 

@@ -139,7 +139,7 @@ def describe(state: StateDict) -> BackboneShape:
     token = state.get("embeddings.cls_token" if is_hf(state) else "cls_token")
     blocks = {match[1] for key in state if (match := re.match(r"(?:encoder\.)?(?:blocks|layer|layers)\.(\d+)\.", key))}
     if token is None or not blocks:
-        raise ValueError(f"the state dict is no ViT known here; its keys begin with {', '.join(sorted(state)[:3])}")
+        raise ValueError(f"the state dict is not a ViT known here; its keys begin with {', '.join(sorted(state)[:3])}")
     if is_hf(state):
         layout = "vit" if "embeddings.position_embeddings" in state else "dinov3"
     elif any(".mlp.fc1_g." in key for key in state):

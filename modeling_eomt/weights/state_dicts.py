@@ -66,7 +66,7 @@ def _read_files(path: Path) -> Mapping:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's own text advises to open it all the same
         what = f" ({found[1]})" if found else ""
         raise ValueError(f"{path} is damaged or holds more than tensors{what}, which is not safe to open") from None
-    except Exception as error:  # what is no pickle may raise anything
+    except Exception as error:  # what is not a pickle may raise anything
         if isinstance(error, MemoryError):
             raise
         reason = f"{type(error).__name__} {error}".splitlines()[0]
@@ -112,7 +112,7 @@ def read_config(path: str | Path) -> dict:
     try:
         config = json.loads(text) if text else {}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the configuration in it is no JSON: {error}") from None
+        raise ValueError(f"{path}: the configuration in it is not JSON: {error}") from None
     return config if isinstance(config, dict) else {}
 
 

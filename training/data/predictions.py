@@ -189,5 +189,5 @@ def _label(entry: dict, space: LabelSpace, where: str) -> int:
 
 def _objects(entries, what: str) -> list[dict]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{what} is no list of objects")
+        raise ValueError(f"{what} is not a list of objects")
     return entries

@@ -2,7 +2,7 @@
 
 H, W image · P predicted segments · T true segments · index 0 of a count table is void
 
-PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, ground truth that is no crowd;
+PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, ground truth that is not a crowd;
 void is taken out of the union. An unmatched crowd is no FN; an unmatched prediction with more than half its area on
 void and its class's crowd is no FP. Means are over the classes with TP + FP + FN > 0.
 """

@@ -18,7 +18,7 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def golden():
     with safe_open(GOLDEN, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no dict
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is not a dict
 
 
 def test_equals_the_authors_modules(golden):

@@ -77,6 +77,6 @@ def numbered_classes(names, source: str) -> dict[int, str]:
         if not is_id(number) or number < 0 or number in numbered:
             raise ValueError(f"{source}: classes are numbered by integers, each by its own, not as in {number!r:.60}")
         if not isinstance(name, str | int | float):  # a yaml's may be nested without end
-            raise ValueError(f"{source}: the name of class {number} is no text, but a {type(name).__name__}")
+            raise ValueError(f"{source}: the name of class {number} is not text, but a {type(name).__name__}")
         numbered[number] = str(name)
     return numbered
