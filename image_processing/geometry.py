@@ -64,7 +64,9 @@ def input_size_of(size, windowed: bool) -> Size:
     return int(sides[0]), int(sides[1])
 
 
-def placement(height: int, width: int, size, *, windowed: bool = False, pad: bool = True, resize: bool = True):
+def placement(
+    height: int, width: int, size, *, windowed: bool = False, pad: bool = True, resize: bool = True
+) -> Placement:
     """Original size → `Placement`, with the authors' rounding (Python's `round`: half to even).
 
     Args:

@@ -95,7 +95,6 @@ def list_recipes() -> int:
 
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
-        reported = recipe.reported
-        result = f"{reported.value} {reported.metric}"
+        result = f"{recipe.reported.value} {recipe.reported.metric}"
         print(f"{recipe.name:<{width}}  {result:<10} {recipe.total_steps:>8,} steps  {recipe.backbone}")
     return 0
