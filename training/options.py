@@ -18,8 +18,8 @@ class DataOptions:
         }
     )
     more_data: str | None = option(
-        "Other data sets of these classes, separated by commas, whose train splits are added: pseudo-labels of eomt "
-        "predict --as-dataset, say."
+        "Other data sets of these classes, separated by commas, whose train splits are added, such as pseudo-labels "
+        "of eomt predict --as-dataset."
     )
     dataset: str = option("auto, coco, ade20k, cityscapes, yolo or folder; auto detects the format.", "auto")
     class_names: str | None = option("Names of the label png's values 0, 1, …, separated by commas.")
@@ -64,12 +64,12 @@ class ModelOptions:
         "Default: the recipe's, else by the segments of the fullest image; 100 for semantic segmentation."
     )
     num_blocks: int | None = option("Number of last blocks that process the queries; default: 3 (S, B), 4 (L), 5 (g).")
-    patch_size: int | None = option("Pixels; default 16.")
+    patch_size: int | None = option("Patch size in pixels; default 16.")
     hidden_size: int | None = option(
         "Width, for a scaled model of the backbone's family; needs backbone_weights=scratch."
     )
-    num_hidden_layers: int | None = option("Number of blocks; likewise.")
-    num_attention_heads: int | None = option("Number of heads; likewise.")
+    num_hidden_layers: int | None = option("Number of blocks of a scaled model.")
+    num_attention_heads: int | None = option("Number of attention heads of a scaled model.")
     train_num_points: int | None = option(
         "Points sampled per mask for the loss; default: the recipe's 12544, else half the cells of a mask."
     )
