@@ -26,12 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--task", choices=TASKS, default=TASKS[0], help="task of backbones (default panoptic)")
     p.add_argument("--num-labels", type=int, metavar="C", help="classes of backbones (default 133, 80 or 150 by task)")
     p.add_argument("--num-queries", type=int, metavar="Q", help="queries of backbones (default: the paper's)")
-    p.add_argument(
-        "--num-blocks",
-        type=int,
-        metavar="L2",
-        help="blocks that process the queries, of backbones (default: the paper's)",
-    )
+    p.add_argument("--num-blocks", type=int, metavar="L2", help="L2 of backbones (default: the paper's)")
     p.add_argument(
         "--step", type=int, nargs="+", choices=range(6), metavar="STEP",
         help="for backbones: steps of the paper's Table 1, 0 (ViT-Adapter + Mask2Former) to 5 (EoMT, the default)",
