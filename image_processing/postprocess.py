@@ -8,6 +8,8 @@ Outputs need `masks_queries_logits` (V, Q, g_h, g_w) and `class_queries_logits` 
 `patch_offsets` where windows were cut. All arithmetic is fp32.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -45,12 +47,11 @@ class PostProcessing:
             stuff_classes: classes whose segments are merged; the processor's `stuff_label_ids` by default.
             size: the processor's `size` of the inputs, if it was another.
         """
-        masks, classes, _ = _unpack(outputs)
         stuff = self.stuff_label_ids if stuff_classes is None else stuff_classes
         results = []
-        for i, place in enumerate(self._padded(outputs, target_sizes, size)):
+        for masks, classes, place in self._padded(outputs, target_sizes, size):
             segmentation, segments = panoptic_segmentation(
-                masks[i], classes[i], place, threshold, mask_threshold, overlap_mask_area_threshold, stuff
+                masks, classes, place, threshold, mask_threshold, overlap_mask_area_threshold, stuff
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
@@ -81,11 +82,10 @@ class PostProcessing:
             return_binary_maps: "segmentation" is (n, H, W) bool, one whole mask a segment. Otherwise (H, W) int32: the
                 higher score wins a pixel, −1 is void, and a segment with no pixel left is not listed.
         """
-        masks, classes, _ = _unpack(outputs)
         results = []
-        for i, place in enumerate(self._padded(outputs, target_sizes, size)):
+        for masks, classes, place in self._padded(outputs, target_sizes, size):
             segmentation, segments = instance_segmentation(
-                masks[i], classes[i], place, threshold, top_k, return_binary_maps, mask_threshold
+                masks, classes, place, threshold, top_k, return_binary_maps, mask_threshold
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
@@ -97,10 +97,9 @@ class PostProcessing:
     ) -> list[dict]:
         """As `post_process_instance_segmentation` with binary maps, in little memory: for each image {"size", "masks",
         "labels", "scores"}, masks in COCO's run-length encoding."""
-        masks, classes, _ = _unpack(outputs)
         results = []
-        for i, place in enumerate(self._padded(outputs, target_sizes, None)):
-            encoded, labels, scores = encoded_instances(masks[i], classes[i], place, top_k, mask_threshold)
+        for masks, classes, place in self._padded(outputs, target_sizes, None):
+            encoded, labels, scores = encoded_instances(masks, classes, place, top_k, mask_threshold)
             results.append({"size": place.original, "masks": encoded, "labels": labels, "scores": scores})
         return results
 
@@ -142,9 +141,9 @@ class PostProcessing:
             results.append({"segmentation": labels, "confidence": confidence})
         return results
 
-    def _padded(self, outputs, target_sizes, size) -> list[Placement]:
-        """Placement of each image, one input an image."""
-        masks, _, offsets = _unpack(outputs)
+    def _padded(self, outputs, target_sizes, size) -> Iterator[tuple[Tensor, Tensor, Placement]]:
+        """For each image, which is one input, its (Q, g_h, g_w) and (Q, C + 1), and its placement."""
+        masks, classes, offsets = _unpack(outputs)
         size = self.size if size is None else size
         if offsets is not None:
             raise ValueError(
@@ -152,13 +151,14 @@ class PostProcessing:
                 "inputs with do_pad=True, do_split_image=False"
             )
         if target_sizes is None:
-            return [placement(*input_size_of(size, windowed=False), size)] * len(masks)
-        targets = _sizes(target_sizes)
-        if len(targets) != len(masks):
-            raise ValueError(f"{len(targets)} target_sizes for the outputs of {len(masks)} images")
-        return [self.place(*target, size, windowed=False) for target in targets]
+            places = [placement(*input_size_of(size, windowed=False), size)] * len(masks)
+        else:
+            places = [self.place(*target, size, windowed=False) for target in _sizes(target_sizes)]
+        if len(places) != len(masks):
+            raise ValueError(f"{len(places)} target_sizes for the outputs of {len(masks)} images")
+        return zip(masks, classes, places)
 
-    def _stitched(self, outputs, target_sizes, size):
+    def _stitched(self, outputs, target_sizes, size) -> Iterator[tuple[Tensor, Tensor, Placement]]:
         """For each image its windows' (V, Q, g_h, g_w) and (V, Q, C + 1), and its placement."""
         masks, classes, offsets = _unpack(outputs)
         size = self.size if size is None else size

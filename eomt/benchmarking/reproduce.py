@@ -180,25 +180,22 @@ def table(rows: list[Row]) -> str:
 
 
 def as_json(row: Row) -> dict:
-    printed = {name: getattr(row.printed, name) for name in ("parameters", "gflops", "fps")}
+    printed = row.printed
+    counts = {
+        "parameters": (row.parameters and row.parameters / 1e6, printed.parameters),
+        "gflops": (row.gflops, printed.gflops),
+    }
     here = {"parameters": row.parameters, "gflops": row.gflops, "inputs_per_image": row.inputs}
     here |= {"latency_ms": row.latency_ms, "peak_memory_bytes": row.peak_memory_bytes, "metrics": row.run or None}
-    parameters = row.parameters and row.parameters / 1e6
-    wrong = {
-        "parameters": deviates(parameters, printed["parameters"]),
-        "gflops": deviates(row.gflops, printed["gflops"]),
+    return {
+        "row": row.number,
+        **{name: getattr(printed, name) for name in ("method", "backbone", "pretraining", "dataset", "image_size")},
+        "notes": row.notes,
+        "printed": {name: getattr(printed, name) for name in ("parameters", "gflops", "fps")}
+        | {"metrics": row.metrics},
+        "here": here,
+        "deviates": [name for name, (found, said) in counts.items() if deviates(found, said)],
     }
-    described = {name: getattr(row.printed, name) for name in ("method", "backbone", "pretraining", "dataset")}
-    described |= {"image_size": row.printed.image_size, "notes": row.notes}
-    return (
-        {"row": row.number}
-        | described
-        | {
-            "printed": printed | {"metrics": row.metrics},
-            "here": here,
-            "deviates": [name for name, is_wrong in wrong.items() if is_wrong],
-        }
-    )
 
 
 def _plot(rows: list[Row], path: Path, device: torch.device | None) -> None:
