@@ -41,7 +41,8 @@ def read_map(segmentation_map) -> Tensor:
 def picture_ids(picture: Image.Image) -> np.ndarray:
     """Label picture → (H, W) int32: RGB-coded ids, or its one channel's values; a palette's indices are the labels.
 
-    Raises `ValueError` for any other kind of picture.
+    Raises:
+        ValueError: for any other kind of picture.
     """
     pixels = np.asarray(picture)
     if picture.mode in ("RGB", "RGBA"):

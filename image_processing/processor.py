@@ -135,7 +135,8 @@ class _EoMTProcessing(SavedSettings, PostProcessing):
                 without windows.
             mask_labels, class_labels: with maps, for each of the B inputs (n, S_h, S_w) bool and (n,) int64.
 
-        Raises `ValueError` for maps that do not fit their image or hold unknown ids or labels.
+        Raises:
+            ValueError: for maps that do not fit their image or hold unknown ids or labels.
         """
         given = {
             "segmentation_maps": segmentation_maps,

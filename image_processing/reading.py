@@ -31,7 +31,9 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels
             that, and the picture is not turned.
         max_pixels: larger pictures are refused before they are decoded.
 
-    Raises `ValueError` with the path for files that are no image or are cut short, `OSError` for missing ones.
+    Raises:
+        ValueError: with the path for files that are no image or are cut short.
+        OSError: for missing ones.
     """
     try:
         with Image.open(path) as image:

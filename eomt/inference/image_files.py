@@ -22,7 +22,9 @@ def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> d
     Args:
         exclude: a folder to leave out: the results of an earlier run.
 
-    Raises `ValueError` for a source without images, `FileNotFoundError` for one that is not there.
+    Raises:
+        ValueError: for a source without images.
+        FileNotFoundError: for one that is not there.
     """
     named: dict[Path, str] = {}
     for source in sources:

@@ -59,7 +59,8 @@ class Results:
         label_space: names and category ids of the labels.
         run: settings (model, thresholds, …); a folder with results of others is refused.
 
-    Raises `ValueError` if the folder holds results of a run with other settings.
+    Raises:
+        ValueError: if the folder holds results of a run with other settings.
     """
 
     def __init__(self, output: str | Path, task: str, label_space: LabelSpace, run: Mapping | None = None):

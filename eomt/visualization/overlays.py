@@ -46,7 +46,8 @@ def draw_segments(
         legend: add a list of the classes with their share of the picture.
         colors: {label: (r, g, b)}; give `class_colors` of all labels to pictures that are to be compared.
 
-    Raises `ValueError` if the segmentation is of another size than the image.
+    Raises:
+        ValueError: if the segmentation is of another size than the image.
     """
     segmentation = segmentation if isinstance(segmentation, Sequence) else np.asarray(segmentation)
     masks = segment_masks(segmentation, segments_info, ignore_index)
