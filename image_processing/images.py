@@ -36,7 +36,10 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
         input_data_format: "channels_first" or "channels_last" for arrays; by default the dimension of size 3 (else 1,
             4, 2) holds the channels, the first one where both could.
 
-    Gray is repeated, alpha dropped, 16-bit scaled to 8. Raises `ValueError` for any other shape.
+    Gray is repeated, alpha dropped, 16-bit scaled to 8.
+
+    Raises:
+        ValueError: for any other shape.
     """
     if isinstance(image, Image.Image):
         image = to_rgb(image)
