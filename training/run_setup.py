@@ -42,9 +42,7 @@ def build_trainer(
     set_seed(args.seed)  # the Trainer does so only when the model has its weights
     network = build_model(data, model, args, space, start)
     processor = EoMTImageProcessor(
-        task=args.task,
-        size=as_pair(network.config.image_size),
-        stuff_label_ids=list(space.stuff_label_ids),
+        task=args.task, size=as_pair(network.config.image_size), stuff_label_ids=list(space.stuff_label_ids)
     )
     trainer = EoMTTrainer(
         network,
