@@ -158,7 +158,7 @@ def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, caps
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nothing"], "'nothing' is not a directory; unknown backbone"),
-    (["vit_small_patch14_reg4_dinov2", "--image-size", "100"], "no multiple of patch_size 16; try 96"),
+    (["vit_small_patch14_reg4_dinov2", "--image-size", "100"], "is not a multiple of patch_size 16; try 96"),
     (["vit_small_patch14_reg4_dinov2", "--image-size", "ten"], "HEIGHTxWIDTH"),
     (["vit_small_patch14_reg4_dinov2", "--repeats", "0"], "give at least 1"),
     (["vit_small_patch14_reg4_dinov2", "--autocast"], "needs --dtype"),
