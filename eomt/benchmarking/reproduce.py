@@ -13,8 +13,7 @@ from eomt.inference.loading import usable_device
 from eomt.inference.writing import atomic, require_free, write_json
 
 from .candidates import Candidate
-from .compare import device_name
-from .measure import peak_bytes, seconds_of
+from .measure import device_name, peak_bytes, seconds_of
 from .plot import plot_quality_and_speed
 from .table_rows import METRIC_KEYS, TABLES, Row, deviates, rows_of, why_deviates
 
@@ -27,7 +26,7 @@ def reproduce(args) -> int:
         require_free(file, args.force)
     logging.set_verbosity_error()
     rows = rows_of(TABLES[args.table])
-    for number, folder in runs_of(args.run, len(rows)).items():
+    for number, folder in runs_of(args.run, len(rows)):
         add_run(rows[number - 1], folder)
     device = usable_device(args.device) if args.device else torch.device("cpu")
     counted: dict[str, tuple] = {}
@@ -47,18 +46,18 @@ def reproduce(args) -> int:
     return 0
 
 
-def runs_of(given: list[str] | None, count: int) -> dict[int, Path]:
-    """["5=runs/mine"] → {5: path}.
+def runs_of(given: list[str] | None, count: int) -> list[tuple[int, Path]]:
+    """["5=runs/mine"] → [(5, path)]; a row may have several, for its several metrics.
 
     Raises:
         ValueError: when an entry is no such pair, or there is no such row or folder.
     """
-    runs = {}
+    runs = []
     for entry in given or ():
         number, _, folder = entry.partition("=")
         if not number.isdecimal() or not 1 <= int(number) <= count or not Path(folder).is_dir():
             raise ValueError(f"--run {entry}: give ROW=FOLDER, a row's number from 1 to {count} and a run's folder")
-        runs[int(number)] = Path(folder)
+        runs.append((int(number), Path(folder)))
     return runs
 
 
@@ -69,20 +68,26 @@ def add_run(row: Row, folder: Path) -> None:
         ValueError: when the folder has neither, or no result of the row's metric.
     """
     if (folder / "metrics.json").is_file():
-        found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        found, dataset = report["metrics"], report.get("dataset")
     elif (folder / "results.json").is_file():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        found = {key.removeprefix("eval_"): value for key, value in results.items()}
+        found, dataset = {key.removeprefix("eval_"): value for key, value in results.items()}, None
     else:
         raise ValueError(f"{folder}: there is no results.json (eomt train) or metrics.json (eomt evaluate --output)")
-    row.run = {
-        metric: 100 * found[METRIC_KEYS[metric]]
-        for metric in row.metrics
-        if isinstance(found.get(METRIC_KEYS.get(metric)), float | int)
-    }
+    results = {}
+    for metric in row.metrics:
+        value = found.get(METRIC_KEYS.get(metric))
+        if isinstance(value, dict):  # BRAVO's are averaged over its subsets; the paper does not say how
+            value = value["arithmetic"]
+        elif metric.endswith("out-of-distribution"):
+            continue
+        if isinstance(value, float | int) and not (metric.endswith("in-distribution") and dataset == "bravo"):
+            results[metric] = 100 * value
+    row.run |= results
     if row.model is None and "gflops_per_image" in found:  # of token merging: by the tokens really left
         row.gflops = found["gflops_per_image"]
-    if not row.run:
+    if not results:
         raise ValueError(f"{folder}: its results have none of {', '.join(row.metrics)}")
     config = next((folder / name for name in ("config.json", "model/config.json") if (folder / name).is_file()), None)
     if config is not None and isinstance(row.model, Candidate):
@@ -118,7 +123,7 @@ def _count(row: Row, counted: dict[str, tuple]) -> None:
 
 def _measure(row: Row, device: torch.device, args, measured: dict[str, tuple]) -> None:
     """Latency of one image, all its windows, and the memory it takes, with random weights."""
-    if not isinstance(row.model, Candidate):
+    if row.model is None or row.parameters is None:  # no implementation, or a package of it is missing
         return
     key = _key(row)
     if key not in measured:
@@ -167,7 +172,7 @@ def table(rows: list[Row]) -> str:
         "ms here": lambda row: "–" if row.latency_ms is None else f"{row.latency_ms:.0f}",
         "GiB here": lambda row: "–" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**30:.2f}",
         "result": lambda row: ", ".join(
-            f"{metric} {value:g}" + (f" | {row.run[metric]:.1f}" if metric in row.run else "")
+            f"{metric} {value:.1f}" + (f" | {row.run[metric]:.1f}" if metric in row.run else "")
             for metric, value in row.metrics.items()
         ),
     }
