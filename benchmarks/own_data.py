@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from transformers import EomtForUniversalSegmentation, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.auto import register
 from eomt.cli.train import parse
 from eomt.configuration import TASK_ROWS
+from eomt.inference import confident_instances
 from eomt.inference.writing import write_json
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.cpu import has_fast_bf16, keep_memory
@@ -29,7 +29,7 @@ from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.evaluation import as_reference, evaluate_model, metric_for
 from eomt.training.options import listed
 from eomt.training.run_setup import build_trainer
-from eomt.visualization import draw_segments, side_by_side
+from eomt.visualization import draw_prediction, side_by_side
 
 OURS = {  # variant → what it adds to `eomt train`'s own defaults
     "ours": "",
@@ -178,23 +178,10 @@ def draw(sample: dict, prediction: dict, space, task: str, title: str):
     """Photo, ground truth and prediction side by side."""
     photo = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
 
-    def instances(masks, labels):
-        masks = coco_mask.decode(list(masks)).transpose(2, 0, 1) if len(masks) else []
-        return masks, [{"id": i, "label_id": int(label)} for i, label in enumerate(labels)]
-
-    reference = sample["reference"]
-    if task == "instance":
-        keep = [i for i, score in enumerate(prediction["scores"]) if score >= 0.5]
-        truth = instances(reference["masks"], reference["labels"])
-        guess = instances([prediction["masks"][i] for i in keep], [prediction["labels"][i] for i in keep])
-    elif task == "semantic":
-        truth, guess = (reference,), (prediction["segmentation"],)
-    else:
-        truth = (reference["segmentation"], reference["segments_info"])
-        guess = (prediction["segmentation"], prediction["segments_info"])
+    shown = confident_instances(prediction, 0.5) if task == "instance" else prediction
     panels, named = [("photo", photo)], space.num_labels > 1
-    for name, segments in (("ground truth", truth), (title, guess)):
-        panels.append((name, draw_segments(photo, *segments, id2label=space.id2label, names=named)))
+    for name, segments in (("ground truth", sample["reference"]), (title, shown)):
+        panels.append((name, draw_prediction(photo, segments, space.id2label, names=named)))
     return side_by_side(panels, height=280)
 
 
@@ -231,17 +218,9 @@ def main(argv: list[str] | None = None) -> None:
 def summary(options, model, log, times: StepTimes, metrics: dict, scores: list[float]) -> dict:
     """What the page needs of a run."""
     key = TASK_ROWS[options.task].metric_key
-    return {
-        "variant": options.variant,
+    names = ("variant", "task", "backbone", "seed", "steps", "batch", "alone", "image_size", "precision")
+    return {name: getattr(options, name) for name in names} | {
         "data": Path(options.data).name,
-        "task": options.task,
-        "backbone": options.backbone,
-        "seed": options.seed,
-        "steps": options.steps,
-        "batch": options.batch,
-        "alone": options.alone,
-        "image_size": options.image_size,
-        "precision": options.precision,
         "num_queries": model.config.num_queries,
         "num_points": model.config.train_num_points,
         "metric": key,

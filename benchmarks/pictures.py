@@ -21,7 +21,7 @@ from eomt.image_processing import placement
 from eomt.inference.segment import open_source, segment
 from eomt.inference.writing import write_atomic
 from eomt.training.data import EvaluationTransform, load_data
-from eomt.visualization import class_colors, draw_segments, side_by_side
+from eomt.visualization import class_colors, draw_prediction, side_by_side
 from eomt.visualization.sheets import make_font
 
 from .own_data import draw
@@ -72,12 +72,11 @@ def blocks(run: str, photo: str, path: Path, threshold: float | None) -> None:
         (found,) = segment(model, processor, [image], task=processor.task, intermediate=True, **rules)
     first = model.config.num_hidden_layers - model.config.num_blocks
     titles = [f"before block {first + k + 1}" for k in range(model.config.num_blocks)]
-    predictions = [*found.before_blocks, found.prediction]
-    drawings = [{k: p[k] for k in ("segmentation", "segments_info") if k in p} for p in predictions]
+    titled = zip([*titles, "the last prediction"], [*found.before_blocks, found.prediction])
     colors = class_colors(range(model.config.num_labels))
     panels = [
-        (title, draw_segments(image, **drawing, id2label=model.config.id2label, colors=colors, names=False))
-        for title, drawing in zip([*titles, "the last prediction"], drawings)
+        (title, draw_prediction(image, prediction, model.config.id2label, colors=colors, names=False))
+        for title, prediction in titled
     ]
     save_small(side_by_side([("photo", image), *panels], height=320), path)
 

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import torch
 from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
 
-from benchmarks.measure import seconds
 from eomt import EoMTImageProcessor
 from eomt.benchmarking.measure import extra_cpu_bytes
+
+from .measure import seconds
 
 PHOTO, SIZE, GRID = (1500, 2000), 640, 160
 QUERIES, CLASSES, FOUND = 200, 133, 20

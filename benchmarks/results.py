@@ -4,7 +4,6 @@ python -m benchmarks.results RUNS [--output docs]
 """
 
 import argparse
-import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from eomt.configuration import TASK_ROWS
-from eomt.inference.writing import write_atomic, write_text
+from eomt.inference.writing import read_json, write_atomic, write_text
 
 from .own_data import BUILT_IN, OURS, PICTURES
 from .pictures import save_small, stack, to_width
@@ -58,7 +57,7 @@ def read_runs(folder: Path) -> list[dict]:
     Raises:
         ValueError: where there is none.
     """
-    runs = [json.loads(file.read_text(encoding="utf-8")) | {"folder": file.parent} for file in folder.rglob("run.json")]
+    runs = [read_json(file) | {"folder": file.parent} for file in folder.rglob("run.json")]
     if not runs:
         raise ValueError(f"{folder}: there is no run.json in it; benchmarks.own_data writes one for each run")
     return sorted(runs, key=lambda run: (run["data"], run["task"], ORDER.index(run["variant"]), run["seed"]))

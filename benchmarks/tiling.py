@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor
 
 from eomt.inference.loading import load_model, require_model
 from eomt.inference.segment import segment
-from eomt.inference.tiling import cut, segment_tiles
+from eomt.inference.tiles import cut
+from eomt.inference.tiling import segment_tiles
 from eomt.training.data.shapes import CATEGORIES, STUFF, THINGS, draw
 from eomt.training.metrics import PanopticQuality
 

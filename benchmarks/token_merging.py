@@ -11,7 +11,7 @@ import torch
 
 from eomt.auto import register
 from eomt.benchmarking.candidates import Candidate
-from eomt.benchmarking.measure import seconds_of
+from eomt.benchmarking.measure import measure_seconds
 from eomt.benchmarking.photos import mean_flops, photo_inputs
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def measure(model, photos: list[torch.Tensor], repeats: int) -> dict[str, float]
         hook.remove()
         grid = model.patch_grid(pixels)
         shares[-1] /= grid[0] * grid[1]
-    seconds = [seconds_of(lambda p=p: model(pixel_values=p), CPU, 1, repeats)["median"] for p in photos]
+    seconds = [measure_seconds(lambda p=p: model(pixel_values=p), CPU, 1, repeats)["median"] for p in photos]
     return {
         "tokens": sum(shares) / len(shares),
         "gflops": mean_flops(model, photos) / 1e9,

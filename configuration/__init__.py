@@ -14,7 +14,7 @@ _MODULE_OF = {
     "EoMTEVA02Config": "families",
     "TASKS": "tasks",
     "TASK_ROWS": "tasks",
-    "as_pair": "validation",
+    "as_pair": "sizes",
     "find_backbone": "backbones",
 }
 __all__ = sorted(_MODULE_OF)

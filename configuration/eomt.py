@@ -5,9 +5,11 @@ from typing import Any, ClassVar, Literal
 from transformers.configuration_utils import PreTrainedConfig
 
 from .backbones import Backbone, find_backbone
-from .new_labels import applicable_stuff, new_labels
-from .tasks import TASK_ROWS, Task, checkpoint_stuff, checkpoint_task, read_beside
-from .validation import as_pair, check_types, validate
+from .checkpoint import applicable_stuff, checkpoint_stuff, checkpoint_task, new_labels, read_beside
+from .field_types import check_types
+from .sizes import as_pair
+from .tasks import TASK_ROWS, Task
+from .validation import validate
 
 
 class EoMTConfig(PreTrainedConfig):

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from .backbones import Backbone
 from .eomt import EoMTConfig
-from .validation import wrong
+from .field_types import wrong
 
 
 class EoMTDINOv3Config(EoMTConfig):

@@ -77,6 +77,14 @@ class LabelSpace:
         return {name: label for label, name in enumerate(self.names)}
 
     @property
+    def categories(self) -> list[dict]:
+        """As COCO's json has them: {"id" (the data set's), "name", "isthing"}."""
+        return [
+            {"id": int(i), "name": name, "isthing": int(label not in self.stuff_label_ids)}
+            for label, (name, i) in enumerate(zip(self.names, self.dataset_ids))
+        ]
+
+    @property
     def config_fields(self) -> dict:
         """What `EoMTConfig` keeps of a label space; `from_config` reads it back."""
         unused = count(max(*self.dataset_ids, 0) + 1)  # for classes that this data set does not have
@@ -110,11 +118,11 @@ class KnownLabels:
     dataset_ids: tuple[int, ...]
 
 
-_KNOWN = {  # number of classes → data set, which of its classes, tasks
-    133: ("coco_panoptic", "all", ("panoptic",)),
-    80: ("coco_instance", "things", ("instance",)),
-    150: ("ade20k", "all", ("panoptic", "semantic")),
-    19: ("cityscapes", "all", ("semantic", "panoptic", "instance")),
+BY_SIZE = {  # number of classes → packaged label space, and what its models are trained for, the most frequent first
+    133: ("coco_panoptic", ("panoptic",)),
+    80: ("coco_instance", ("instance",)),
+    150: ("ade20k_panoptic", ("panoptic", "semantic")),
+    19: ("cityscapes_semantic", ("semantic", "panoptic", "instance")),
 }
 
 
@@ -123,10 +131,11 @@ def known_labels(id2label: Mapping | None) -> KnownLabels | None:
 
     Spellings differ between sources ("bed ", "building, edifice"), so only letters and digits before a comma count.
     """
-    if not isinstance(id2label, Mapping) or len(id2label) not in _KNOWN:
+    if not isinstance(id2label, Mapping) or len(id2label) not in BY_SIZE:
         return None
-    dataset, which, tasks = _KNOWN[len(id2label)]
-    classes = _classes(dataset.partition("_")[0], which)
+    name, tasks = BY_SIZE[len(id2label)]
+    dataset, which, _ = PACKAGED[name]
+    classes = _classes(dataset, which)
     given = {str(label): name for label, name in id2label.items()}
     same = sum(_plain(given.get(str(label), "")) == _plain(c["name"]) for label, c in enumerate(classes))
     if same < 0.75 * len(classes):

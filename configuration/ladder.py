@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from .eomt import EoMTConfig
 from .families import EoMTDINOv3Config, EoMTEVA02Config
+from .field_types import wrong
+from .sizes import as_pair
 from .tasks import Task
-from .validation import as_pair, wrong
 
 
 class LadderConfig(EoMTConfig):

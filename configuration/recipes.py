@@ -8,53 +8,11 @@ steps, sizes pixels, rates per step.
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
 
 from .backbones import FAMILIES, find_backbone
 from .paper import Reported, reported_for
 from .tasks import TASK_ROWS
-
-DEVICES = 4  # the authors' number of GPUs; images are dealt to them before batches are cut
-COCO_PANOPTIC_IMAGES = 16 * 7391  # inferred
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What a recipe needs to know of its data set's training split."""
-
-    title: str
-    published: int
-    "Images of the training split."
-    images: int
-    "Those of them that are trained on: images without a target are left out."
-    inferred: bool
-    "Whether `images` is only known through the steps per epoch that the authors' numbers imply (right to within 16)."
-    num_labels: int
-    terms: str
-    "Terms of use of the data."
-    annealing_images: int | None = None
-    "Images the authors' annealing steps were counted with, where not these: COCO instance took over panoptic's."
-
-
-_COCO_TERMS = "annotations CC BY 4.0; the images belong to their Flickr authors"
-_ADE_TERMS = "research and education only, see the ADE20K terms"
-_ADE = (20_210, 16 * 1262, True, 150, _ADE_TERMS)
-TRAINING_SETS: dict[tuple[str, str], TrainingSet] = {
-    ("coco", "panoptic"): TrainingSet("COCO panoptic 2017", 118_287, COCO_PANOPTIC_IMAGES, True, 133, _COCO_TERMS),
-    ("coco", "instance"): TrainingSet(
-        "COCO instance 2017", 118_287, 117_266, False, 80, _COCO_TERMS, annealing_images=COCO_PANOPTIC_IMAGES
-    ),
-    ("ade20k", "panoptic"): TrainingSet("ADE20K panoptic", *_ADE),
-    ("ade20k", "semantic"): TrainingSet("ADE20K semantic", *_ADE),
-    ("cityscapes", "semantic"): TrainingSet(
-        "Cityscapes", 2_975, 2_975, False, 19, "non-commercial, see the Cityscapes terms"
-    ),
-}
-
-
-def steps_per_epoch(images: int, batch_size: int = 16, devices: int = DEVICES) -> int:
-    """Optimizer steps of one epoch: images dealt evenly to `devices`, each dropping its last incomplete batch."""
-    return ceil(images / devices) // (batch_size // devices)
+from .training_sets import TRAINING_SETS, TrainingSet, steps_per_epoch
 
 
 def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[int]]:

@@ -1,14 +1,7 @@
-"""What the fields of a configuration may hold: their types by the annotations, their ranges, and what goes together.
+"""What the fields of a configuration may hold: their ranges, and what goes together."""
 
-Every message has one form: FIELD is VALUE; it must be WHAT.
-"""
-
-import types
-from collections.abc import Mapping
-from dataclasses import fields
-from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
+from .field_types import check_types, field_types, wrong
+from .sizes import as_pair
 from .tasks import TASKS
 
 # Field → lowest and highest value. The upper ends only catch slips: beyond them building a model takes all memory.
@@ -54,95 +47,6 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 LONGEST_IMAGE_SIDE = 2**15  # pixels
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh")
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-def as_pair(size) -> tuple[int, int]:
-    """A side, or (height, width), in pixels → (height, width)."""
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def parse_size(*texts: str, option: str = "--image-size") -> int | tuple[int, int]:
-    """ "640", "480x640", or "480", "640" → a side, or (height, width), in pixels."""
-    try:
-        sides = [int(side) for text in texts for side in str(text).lower().replace("×", "x").split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise ValueError(f"{option} {' '.join(map(str, texts))}: give a side in pixels, or HEIGHTxWIDTH")
-    return sides[0] if len(sides) == 1 else tuple(sides)
-
-
-def wrong(field: str, value: Any, wanted: str) -> ValueError:
-    text = repr(value)
-    return ValueError(f"{field} is {text if len(text) < 80 else text[:76] + ' …'}; it must be {wanted}")
-
-
-def check_types(hints: Mapping[str, Any] | type, values: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where a value, as read from a json, is not of its field's type.
-
-    Args:
-        hints: {field: type}, or a dataclass.
-    """
-    if isinstance(hints, type):
-        hints = _field_types(hints)
-    for field, value in values.items():
-        hint = hints.get(field)
-        if field in ("dtype", "torch_dtype"):
-            if isinstance(value, str) and value not in DTYPES:
-                raise wrong(field, value, f"one of {', '.join(DTYPES)}")
-            hint = str | None if isinstance(value, (str, int, float, list, dict)) else None
-        if hint is not None and not _fits(value, hint):
-            raise wrong(field, value, _describe(hint))
-
-
-@cache
-def _field_types(config_class: type) -> dict[str, Any]:
-    """Field → its type; transformers writes some as strings."""
-    torch = types.SimpleNamespace(dtype=object)  # named there, but not imported
-    types_of = get_type_hints(config_class, localns={"torch": torch})
-    return {field.name: types_of[field.name] for field in fields(config_class)} | {"num_labels": int | None}
-
-
-def _members(hint) -> tuple:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _fits(value, hint) -> bool:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, member) for member in arguments)
-    if hint is None or hint is type(None):
-        return value is None
-    if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in arguments)
-    if origin is list or origin is tuple:  # json knows only lists
-        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
-    if origin is dict:
-        names = all(isinstance(key, str) or _fits(key, arguments[0]) for key in value) if isinstance(value, dict) else 0
-        return bool(names) and all(_fits(item, arguments[1]) for item in value.values())
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else True
-
-
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object"}
-
-
-def _describe(hint) -> str:
-    parts = []
-    for member in _members(hint):
-        origin = get_origin(member)
-        if origin is Literal:
-            parts.append("one of " + ", ".join(map(str, get_args(member))))
-        elif origin in (list, tuple):
-            parts.append("a list of " + _describe(get_args(member)[0]).split(" ", 1)[-1] + "s")
-        elif origin is dict:
-            parts.append("an object")
-        else:
-            parts.append("null" if member is type(None) else _NAMES.get(member, getattr(member, "__name__", "a value")))
-    parts = list(dict.fromkeys(parts))
-    return " or ".join(parts)
 
 
 def validate(config) -> None:
@@ -152,7 +56,7 @@ def validate(config) -> None:
     check_types(
         type(config), {name: value for name, value in vars(config).items() if name not in ("dtype", "id2label")}
     )
-    for field in RANGES.keys() & _field_types(type(config)).keys():
+    for field in RANGES.keys() & field_types(type(config)).keys():
         value, (low, high) = getattr(config, field), RANGES[field]
         if value is not None and not low <= value <= high:
             raise wrong(field, value, f"between {low:g} and {high:g}")
@@ -200,5 +104,5 @@ def _validate_sizes(config) -> None:
         if side % patch:
             nearest = max(patch, round(side / patch) * patch)
             raise ValueError(
-                f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}; try {nearest}"
+                f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}; try {nearest}"
             )

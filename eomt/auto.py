@@ -9,10 +9,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
-from eomt.configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
-from eomt.image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
-from eomt.modeling_eomt import EoMTForUniversalSegmentation
-from eomt.modeling_eomt.ladder import (
+from .configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
+from .image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
+from .modeling_eomt import EoMTForUniversalSegmentation
+from .modeling_eomt.ladder import (
     LadderConfig,
     LadderDINOv3Config,
     LadderEVA02Config,

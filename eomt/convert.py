@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
-from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
-from eomt.configuration import as_pair
-from eomt.configuration.labels import PACKAGED, LabelSpace, label_space
-from eomt.configuration.validation import parse_size
-from eomt.inference.loading import load_model, require_model
-from eomt.inference.writing import atomic, require_free, require_writable
-from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
-from eomt.modeling_eomt.weights.inferred_config import config_of_checkpoint, describe_config
-from eomt.modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
+from .configuration import as_pair
+from .configuration.labels import PACKAGED, LabelSpace, label_space
+from .configuration.sizes import parse_size
+from .image_processing import EoMTImageProcessor
+from .inference.loading import load_model, require_model
+from .inference.writing import atomic, require_free, require_writable
+from .modeling_eomt import EoMTForUniversalSegmentation, convert_to_authors, load_authors_checkpoint
+from .modeling_eomt.weights.inferred_config import config_from_checkpoint, describe_config
+from .modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
 
 FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
@@ -52,7 +52,7 @@ def _to_hub(args) -> None:
     mean = state.get("network.encoder.pixel_mean")
     if mean is not None and not mean.any() and not args.reference_backbone:
         raise ValueError(f"{args.source} holds deltas to DINOv3; give its weights as --reference-backbone")
-    config = config_of_checkpoint(
+    config = config_from_checkpoint(
         state,
         heads=args.heads,
         image_size=args.image_size,
@@ -100,7 +100,6 @@ def _to_authors(args) -> None:
 
 def _processor(config, state):
     """Image processor of the model; the checkpoint's own mean and deviation where it does not hold deltas."""
-    height, width = as_pair(config.image_size)
     statistics = {}
     for ours, theirs in (("image_mean", "pixel_mean"), ("image_std", "pixel_std")):
         values = state.get(f"network.encoder.{theirs}")
@@ -108,7 +107,7 @@ def _processor(config, state):
             statistics[ours] = [round(value, 8) for value in values.flatten().tolist()]
     return EoMTImageProcessor(
         task=config.task,
-        size=height if height == width else {"height": height, "width": width},
+        size=as_pair(config.image_size),
         stuff_label_ids=list(config.stuff_label_ids) if config.task == "panoptic" else None,
         **statistics,
     )

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
-from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
-from eomt.inference.writing import write_json
-from eomt.training import EoMTTrainer, EoMTTrainingArguments
-from eomt.training.callbacks.progress import ReadableProgress
-from eomt.training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
-from eomt.visualization import draw_segments, side_by_side
+from .configuration import EoMTConfig
+from .image_processing import EoMTImageProcessor
+from .inference.writing import write_json
+from .modeling_eomt import EoMTForUniversalSegmentation
+from .training import EoMTTrainer, EoMTTrainingArguments
+from .training.callbacks.progress import ReadableProgress
+from .training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
+from .visualization import draw_prediction, draw_segments, side_by_side
 
 # 1.1 M parameters on 64 × 64 pixels: 8 × 8 patches of 8 pixels, masks at a quarter of the image's resolution.
 MODEL = {
@@ -102,9 +103,7 @@ def train(args):
             task="panoptic", size=IMAGE_SIZE, stuff_label_ids=list(space.stuff_label_ids)
         ),
     )
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(ReadableProgress())
+    ReadableProgress.replace_stock(trainer)
     trainer.train()
     return trainer, space, folder
 
@@ -130,8 +129,7 @@ def draw_pictures(pipe, folder: Path, space, output: Path) -> list[Path]:
     for index in range(min(PICTURES, len(dataset))):
         sample = dataset[index]
         image = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
-        ground_truth = draw_segments(image, **{k: sample["reference"][k] for k in ("segmentation", "segments_info")},
-                              id2label=space.id2label)  # fmt: skip
+        ground_truth = draw_prediction(image, sample["reference"], space.id2label)
         segments = pipe(image, threshold=0.8, overlap_mask_area_threshold=0.8)  # the paper's thresholds
         masks = [torch.from_numpy(np.array(segment["mask"]) > 0) for segment in segments]
         found = draw_segments(

@@ -12,22 +12,22 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from eomt.benchmarking.flops import CountedModel
-from eomt.configuration import EoMTConfig
-from eomt.configuration.labels import LabelSpace, label_space
-from eomt.configuration.recipes import RECIPES
-from eomt.inference.loading import load_model, merge_tokens, require_model, usable_device
-from eomt.inference.prediction_files import Results
-from eomt.inference.writing import require_writable, write_json
-from eomt.training.data import EvaluationTransform, load_data
-from eomt.training.data.load import splits_automatically
-from eomt.training.data.prediction_index import PredictionIndex
-from eomt.training.data.predictions import folder_of, read_predictions
-from eomt.training.data.readers import UnknownClass
-from eomt.training.evaluation import as_reference, evaluate_model, metric_for
-from eomt.training.metrics.tables import table, write_classes
-from eomt.training.processes import gather, rank
-from eomt.training.report import ImageReport
+from .benchmarking.flops import CountedModel
+from .configuration import EoMTConfig
+from .configuration.labels import LabelSpace, label_space
+from .configuration.recipes import RECIPES
+from .inference.loading import load_for_inference, merge_tokens
+from .inference.prediction_files import Results
+from .inference.writing import require_writable, write_json
+from .training.data import EvaluationTransform, load_data
+from .training.data.load import splits_automatically
+from .training.data.prediction_index import PredictionIndex
+from .training.data.predictions import predictions_folder, read_predictions
+from .training.data.readers import UnknownClass
+from .training.evaluation import as_reference, evaluate_model, metric_for
+from .training.metrics.tables import table, write_classes
+from .training.processes import gather, rank
+from .training.report import ImageReport
 
 
 def evaluate(args) -> None:
@@ -48,7 +48,7 @@ def evaluate(args) -> None:
         keep_empty=args.keep_empty,
     )
     if args.predictions:
-        written = PredictionIndex.find(folder_of(args.predictions))
+        written = PredictionIndex.find(predictions_folder(args.predictions))
         space = written.named(space) if written else space
     dataset = dataset.with_transform(EvaluationTransform(space, task=task))
     images = ImageReport(task, space, args.worst)
@@ -83,7 +83,7 @@ def start_group(args) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
 
-        from eomt.inference.loading import needs_cpu_group
+        from .inference.loading import needs_cpu_group
 
         state = PartialState(cpu=needs_cpu_group(args.device))
         args.device = args.device or str(state.device)
@@ -91,18 +91,11 @@ def start_group(args) -> None:
 
 def load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
-    require_model(args.model)
-    if args.device:
-        usable_device(args.device)
     disable_progress_bar()  # of loading weights; the evaluation has its own
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = load_model(args.model, dtype=getattr(torch, args.dtype))
-    if not hasattr(model, "set_attn_mask_probs"):
-        raise ValueError(f"{args.model}: a {type(model).__name__} is no EoMT model")
-    model.set_attn_mask_probs([float(args.masked)] * model.config.num_blocks)
+    model = load_for_inference(args.model, args.device, masked=args.masked, dtype=getattr(torch, args.dtype))
     merge_tokens(model, args.token_merging, args.merging_layers)
     processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
-    return model.eval().to(args.device or best), processor
+    return model, processor
 
 
 def evaluation_data(

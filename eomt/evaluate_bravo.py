@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eomt.configuration.paper import REPORTED
-from eomt.evaluate import finite, load, start_group
-from eomt.inference.writing import require_writable, write_atomic, write_json
-from eomt.training.bravo import predictions_of, score, train_ids
-from eomt.training.data.bravo import Bravo, BravoPredictions
-from eomt.training.metrics.out_of_distribution import confidence_levels
-from eomt.training.processes import rank, world_size
+from .configuration.paper import REPORTED
+from .evaluate import finite, load, start_group
+from .inference.writing import require_writable, write_atomic, write_json
+from .training.bravo import predict_images, score, train_ids
+from .training.data.bravo import Bravo, BravoPredictions
+from .training.metrics.out_of_distribution import confidence_levels
+from .training.processes import rank, world_size
 
 
 def evaluate_bravo(args) -> None:
@@ -28,7 +28,7 @@ def evaluate_bravo(args) -> None:
         model, processor = load(args)
         train_ids([model.config.id2label[i] for i in range(model.config.num_labels)], args.model)
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers}
-        pairs = predictions_of(model, processor, data, **options)
+        pairs = predict_images(model, processor, data, **options)
     else:
         files = BravoPredictions(args.predictions)
         own = map(data.__getitem__, range(rank(), len(data), world_size()))

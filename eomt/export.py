@@ -2,16 +2,16 @@
 
 from transformers import AutoImageProcessor
 
-from eomt.configuration import TASK_ROWS
-from eomt.configuration.validation import parse_size
-from eomt.evaluate import evaluation_data
-from eomt.inference.export_folder import MAX_DROP, ExportOptions, export_folder, require_options
-from eomt.inference.exported import ExportedEoMT
-from eomt.inference.loading import load_model, require_model
-from eomt.inference.writing import require_free, require_writable
-from eomt.modeling_eomt import EoMTPreTrainedModel
-from eomt.training.data import EvaluationTransform
-from eomt.training.evaluation import evaluate_model
+from .configuration import TASK_ROWS
+from .configuration.sizes import parse_size
+from .evaluate import evaluation_data
+from .inference.export_folder import MAX_DROP, ExportOptions, export_folder, require_options
+from .inference.exported import ExportedEoMT
+from .inference.loading import load_model, require_model
+from .inference.writing import require_free, require_writable
+from .modeling_eomt import EoMTPreTrainedModel
+from .training.data import EvaluationTransform
+from .training.evaluation import evaluate_model
 
 
 def export(args) -> None:
@@ -42,7 +42,7 @@ def export(args) -> None:
 def _score(args, processor, model):
     """`model → (name, points)` of the task's metric on --data."""
     task, key = processor.task, TASK_ROWS[processor.task].metric_key
-    data, space = evaluation_data(args.data, task, model, split=args.split or "val", ignore_ids=args.ignore_ids or [])
+    data, space = evaluation_data(args.data, task, model, split=args.split or "val", ignore_ids=args.ignore_ids)
     data = data.with_transform(EvaluationTransform(space, task=task))
 
     def score(model) -> tuple[str, float]:

@@ -5,14 +5,12 @@
 The stock pipeline works too; its instances cannot overlap, and it clips 16-bit pictures at 255.
 """
 
-import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 from transformers import ImageSegmentationPipeline
 
-from eomt.configuration import TASK_ROWS
-from eomt.image_processing.images import open_image, upright
-from eomt.inference import post_process
+from .configuration import TASK_ROWS
+from .image_processing.reading import open_image, upright
+from .inference import confident_instances, list_segments, post_process
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
@@ -38,17 +36,9 @@ class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
             rules |= {"threshold": threshold, "overlap_mask_area_threshold": overlap_mask_area_threshold}
         found = post_process(self.image_processor, model_outputs, model_outputs["target_size"][0], task, **rules)
         if task == "instance":
-            triples = zip(found["scores"].tolist(), found["labels"].tolist(), found["masks"])
-            segments = [(score, label, rle.decode(mask)) for score, label, mask in triples if score >= threshold]
-        else:
-            labels = found["segmentation"].numpy()
-            info = found.get("segments_info", [{"id": c, "label_id": c, "score": None} for c in np.unique(labels)])
-            segments = [(segment["score"], segment["label_id"], labels == segment["id"]) for segment in info]
+            found = confident_instances(found, threshold)
+        names = self.model.config.id2label
         return [
-            {
-                "score": score,
-                "label": self.model.config.id2label[label],
-                "mask": Image.fromarray(mask.astype("u1") * 255),
-            }
-            for score, label, mask in segments
+            {"score": score, "label": names[label], "mask": Image.fromarray(mask.astype("u1") * 255)}
+            for label, score, mask in list_segments(found)
         ]

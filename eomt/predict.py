@@ -16,19 +16,20 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
-from eomt.configuration import TASK_ROWS
-from eomt.configuration.labels import LabelSpace, label_space
-from eomt.image_processing.images import allow_pixels, frames_of, read_image
-from eomt.inference.image_files import find_images
-from eomt.inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
-from eomt.inference.prediction_files import EncodedMasks, Results, image_ids_of, state_of, weights_of
-from eomt.inference.pseudo_labels import write_dataset
-from eomt.inference.result_formats import write_formats
-from eomt.inference.segment import FAILS_ALONE, Segmented, reason_of, segment
-from eomt.inference.tiling import cut, require_tiles, segment_tiles
-from eomt.inference.writing import write_atomic
-from eomt.visualization import draw_confidence, draw_segments, side_by_side
-from eomt.visualization.sheets import write_jpeg
+from .configuration import TASK_ROWS
+from .configuration.labels import LabelSpace, label_space
+from .image_processing.reading import allow_pixels, count_frames, read_image
+from .inference.image_files import find_images
+from .inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
+from .inference.prediction_files import Results, file_state, image_ids_by_name, weight_files
+from .inference.pseudo_labels import write_dataset
+from .inference.result_formats import write_formats
+from .inference.segment import FAILS_ALONE, Segmented, confident_instances, error_line, segment
+from .inference.tiles import cut
+from .inference.tiling import require_tiles, segment_tiles
+from .inference.writing import write_atomic
+from .visualization import draw_confidence, draw_prediction, side_by_side
+from .visualization.sheets import write_jpeg
 
 WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
 DRAWN_PIXELS = 25_000_000  # of an overlay: those of larger images are reduced
@@ -39,7 +40,7 @@ def predict(args) -> int:
     require_model(args.model)
     images = find_images(args.images, exclude=args.output)
     state = PartialState(cpu=needs_cpu_group(args.device))
-    run = PredictionRun(args, state, image_ids_of(images))
+    run = PredictionRun(args, state, image_ids_by_name(images))
     items = run.remaining(list(images.items())[state.process_index :: state.num_processes])
     started = time.perf_counter()
     run(items)
@@ -72,7 +73,7 @@ class PredictionRun:
     def __init__(self, args, state: PartialState, image_ids: dict[str, int | str]):
         self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
         self.failures: list[tuple[str, str]] = []  # (file, reason)
-        device = usable_device(args.device) if args.device else state.device
+        device = usable_device(args.device)
         self.model = load_model(args.model, dtype=getattr(torch, args.dtype)).eval().to(device)
         if self.model.attn_mask_probs.any():
             if self.is_main:
@@ -98,7 +99,7 @@ class PredictionRun:
             )
         settings = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
         settings |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
-        settings["weights"] = weights_of(args.model)
+        settings["weights"] = weight_files(args.model)
         if args.tile:
             require_tiles(args.tile, args.overlap, self.task, max(np.ravel(self.model.config.patch_size).tolist()))
             settings |= {"tile": args.tile, "overlap": args.overlap}
@@ -111,7 +112,7 @@ class PredictionRun:
 
     def remaining(self, items: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
         """Those of the (name, file) pairs that an earlier run has not done, or from another version of the file."""
-        self.sources = {name: state_of(file) for name, file in items}
+        self.sources = {name: file_state(file) for name, file in items}
         for name, source in self.sources.items():
             self.results.discard_outdated(name, self.image_ids[name], source)
         return [(name, file) for name, file in items if not self.results.is_done(name)]
@@ -130,12 +131,12 @@ class PredictionRun:
             try:
                 future.result()
             except FAILS_ALONE as error:
-                self.failures.append((str(file), reason_of(error)))
+                self.failures.append((str(file), error_line(error)))
 
         with ThreadPoolExecutor(max_workers=2) as pool, bar:
             for result in self._segmented(items, failed):
                 file = result.item[1]
-                if (frames := frames_of(file)) > 1:
+                if (frames := count_frames(file)) > 1:
                     tqdm.write(f"note: {file}: the first of {frames} frames", file=sys.stderr)
                 writing.append((file, result.size[0] * result.size[1], pool.submit(self._write, result)))
                 del result
@@ -164,7 +165,7 @@ class PredictionRun:
             try:
                 result = self._segment_tiles(item, rules)
             except FAILS_ALONE as error:
-                failed(item, reason_of(error))
+                failed(item, error_line(error))
             else:
                 yield result
                 del result
@@ -200,9 +201,9 @@ class PredictionRun:
         picture = read_image(file)
         step = math.ceil(math.sqrt(picture.width * picture.height / DRAWN_PIXELS))
         picture = picture.reduce(step) if step > 1 else picture
-        shown = self._shown(prediction, step)
+        shown = confident_instances(prediction, self.threshold) if self.task == "instance" else prediction
         if not self.args.no_overlays:
-            overlay = draw_segments(picture, *shown, self.id2label, legend=True)
+            overlay = draw_prediction(picture, shown, self.id2label, step, legend=True)
             write_jpeg(self.results.path("overlays", name, ".jpg"), overlay)
         if self.args.confidence:
             confidence = prediction["confidence"].numpy()
@@ -210,18 +211,10 @@ class PredictionRun:
             for row, values in zip(stored, confidence):
                 row[:] = np.floor(values * 65535)  # as BRAVO wants it
             write_atomic(self.results.path("confidence", name, ".png"), Image.fromarray(stored).save)
-            plain = draw_segments(picture, *shown, self.id2label)
+            plain = draw_prediction(picture, shown, self.id2label, step)
             heat = draw_confidence(confidence[::step, ::step])
             sheet = side_by_side([("image", picture), ("prediction", plain), ("confidence", heat)])
             write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
-
-    def _shown(self, prediction: dict, step: int) -> tuple:
-        """The segmentation that is drawn, every `step`-th row and column, and its segments: of instances the likely."""
-        if self.task != "instance":
-            return prediction["segmentation"][::step, ::step], prediction.get("segments_info")
-        best = [k for k, score in enumerate(prediction["scores"].tolist()) if score >= self.threshold]
-        masks = EncodedMasks([prediction["masks"][k] for k in best], step)
-        return masks, [{"id": k, "label_id": int(prediction["labels"][k])} for k in best]
 
 
 def _read(item: tuple[str, Path], max_pixels: int) -> Image.Image:

@@ -14,7 +14,6 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 
 _LISTED = 12
 """Segments named by `repr`."""
@@ -51,7 +50,7 @@ class Segmentation:
 
     def picture(self, **options) -> Image.Image:
         """The photo with its segments drawn; options are those of `eomt.visualization.draw_segments`."""
-        from eomt.visualization import draw_segments
+        from .visualization import draw_segments
 
         info = [{"id": k, "label_id": label} for k, label in enumerate(self.labels)]
         return draw_segments(
@@ -80,16 +79,16 @@ def segment(
         device: "cpu", "cuda", …; the best there is by default.
 
     Raises:
-        ValueError: when there is no such model, an image cannot be read, or the threshold is no probability.
+        ValueError: when there is no such model, an image cannot be read, or the threshold is not a probability.
         FileNotFoundError: when an image is missing.
     """
-    from eomt.configuration import TASK_ROWS
-    from eomt.inference.prediction_files import weights_of
-    from eomt.inference.segment import segment as run
+    from .configuration import TASK_ROWS
+    from .inference.prediction_files import weight_files
+    from .inference.segment import segment as run
 
     if isinstance(model, str) or hasattr(model, "__fspath__"):
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
-        model, own = _load(name, device, str(weights_of(name)))
+        model, own = _load(name, device, str(weight_files(name)))
         processor = processor or own
     elif processor is None:
         from transformers import AutoImageProcessor
@@ -115,20 +114,15 @@ def segment(
 @lru_cache(maxsize=2)
 def _load(name: str, device: str | None, weights: str):
     """`weights` says which state of the folder is meant: one that was trained anew is loaded anew."""
-    from accelerate import PartialState
     from transformers import AutoImageProcessor
 
-    from eomt.inference.loading import load_model, require_model, usable_device
+    from .inference.loading import load_for_inference
 
-    require_model(name)
-    place = usable_device(device, "device") if device else PartialState().device
-    model = load_model(name).eval().to(place)
-    model.set_attn_mask_probs([0.0] * model.config.num_blocks)
-    return model, AutoImageProcessor.from_pretrained(name)
+    return load_for_inference(name, device, option="device"), AutoImageProcessor.from_pretrained(name)
 
 
 def _photo(source) -> Image.Image:
-    from eomt.inference.segment import open_source
+    from .inference.segment import open_source
 
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         raise ValueError(
@@ -142,19 +136,11 @@ def _photo(source) -> Image.Image:
 
 
 def _segmentation(image: Image.Image, found: dict, names: dict, task: str, threshold: float) -> Segmentation:
-    if task == "instance":
-        best = [k for k, score in enumerate(found["scores"].tolist()) if score >= threshold]
-        masks = [rle.decode(found["masks"][k]).astype(bool) for k in best]
-        labels, scores = ([found[key][k].item() for k in best] for key in ("labels", "scores"))
-    else:
-        ids = found["segmentation"].numpy()
-        if task == "panoptic":
-            info = found["segments_info"]
-            masks = [ids == s["id"] for s in info]
-            labels, scores = [s["label_id"] for s in info], [s["score"] for s in info]
-        else:
-            labels = np.unique(ids[ids >= 0]).tolist()
-            masks = [ids == label for label in labels]
-            scores = [float(found["confidence"].numpy()[mask].mean()) for mask in masks]
-    stacked = np.stack(masks) if masks else np.zeros((0, image.height, image.width), bool)
-    return Segmentation(image, stacked, labels, [names[label] for label in labels], scores, task)
+    from .inference.segment import confident_instances, list_segments
+
+    segments = list_segments(confident_instances(found, threshold) if task == "instance" else found)
+    masks = np.zeros((len(segments), image.height, image.width), bool)
+    for place, (_, _, mask) in zip(masks, segments):
+        place[:] = mask
+    labels, scores = [label for label, _, _ in segments], [score for _, score, _ in segments]
+    return Segmentation(image, masks, labels, [names[label] for label in labels], scores, task)

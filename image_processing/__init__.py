@@ -1,7 +1,6 @@
 """Pixels ↔ tensors: geometry and its inverse, targets, post-processing, processors."""
 
 from .geometry import Placement, input_size_of, placement
-from .images import read_image
 from .instance import instance_segmentation
 from .panoptic import panoptic_segmentation
 from .processor import (
@@ -10,6 +9,7 @@ from .processor import (
     EoMTImageProcessorPil,
     EomtImageProcessorPil,
 )
+from .reading import read_image
 from .semantic import semantic_scores, semantic_segmentation
 
 __all__ = [

@@ -39,7 +39,8 @@ def input_size_of(size, windowed: bool) -> Size:
     """Model input size (height, width) of a processor's `size`: an int, (height, width), or a dict in one of
     transformers' spellings. `{"shortest_edge": a, "longest_edge": b}` is a window of a × a, or a padded a × b.
 
-    Raises `ValueError` for a spelling that names no input size and for sides below 1.
+    Raises:
+        ValueError: for a spelling that names no input size and for sides below 1.
     """
     if isinstance(size, int):
         sides = (size, size)
@@ -64,7 +65,9 @@ def input_size_of(size, windowed: bool) -> Size:
     return int(sides[0]), int(sides[1])
 
 
-def placement(height: int, width: int, size, *, windowed: bool = False, pad: bool = True, resize: bool = True):
+def placement(
+    height: int, width: int, size, *, windowed: bool = False, pad: bool = True, resize: bool = True
+) -> Placement:
     """Original size → `Placement`, with the authors' rounding (Python's `round`: half to even).
 
     Args:
@@ -74,7 +77,8 @@ def placement(height: int, width: int, size, *, windowed: bool = False, pad: boo
         pad: `False` leaves the resized image as it is (one input of its size); only without windows.
         resize: `False` keeps the original size.
 
-    Raises `ValueError` for images that cannot be placed: empty, or unfit without resizing.
+    Raises:
+        ValueError: for images that cannot be placed: empty, or unfit without resizing.
     """
     if min(height, width) < 1:
         raise ValueError(f"image of {height} × {width} pixels is empty")

@@ -1,7 +1,7 @@
 """Queries → scored instance masks by the authors' rule.
 
-Legend: `Q` queries, `C` classes, `n` predictions, `u` distinct queries among them, `g_h`, `g_w` the model's output
-grid, `H`, `W` the image, `T` a tile's side.
+Q queries · C classes · n predictions · u distinct queries among them
+g_h, g_w the model's output grid · H, W the image · T a tile's side
 
     predictions = the top_k of the Q × C class probabilities without "no object"; a query may come with several classes
     mask        = logit > 0 at the original size

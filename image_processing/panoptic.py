@@ -1,7 +1,6 @@
 """Queries → one panoptic map by the authors' rule.
 
-Legend: `Q` queries, `K` kept queries, `C` classes, `g_h`, `g_w` the model's output grid, `H`, `W` the image,
-`T` a tile's side.
+Q queries · K kept queries · C classes · g_h, g_w the model's output grid · H, W the image · T a tile's side
 
     p_q, c_q  = max of softmax(class logits) over the C classes and "no object"
     kept      = c_q is a class and p_q > threshold

@@ -1,85 +1,31 @@
 """Model outputs → segments, for a batch: transformers' method names, signatures and result keys around the pure
 functions of panoptic.py, instance.py and semantic.py.
 
-Legend: `V` model inputs (as many as images, unless windows were cut), `Q` queries, `C` classes, `H`, `W` an image's own
-size.
+V model inputs (as many as images, unless windows were cut) · Q queries · C classes · H, W an image's own size
+g_h, g_w the model's output grid
 
 Outputs need `masks_queries_logits` (V, Q, g_h, g_w) and `class_queries_logits` (V, Q, C + 1), of any float type, and
 `patch_offsets` where windows were cut. All arithmetic is fp32.
 """
 
-import functools
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
+from .decorators import for_task, full_precision
 from .geometry import Placement, Size, input_size_of, placement
 from .instance import encoded_instances, instance_segmentation
 from .panoptic import panoptic_segmentation
 from .semantic import semantic_scores, semantic_segmentation
 
 
-@contextmanager
-def _full_precision(device: torch.device):
-    """No gradients, no autocast, no TF32 or bf16 products: up-sampling by matrices must stay exact to fp32 rounding.
-
-    Precision is set and put back through torch's new interface: reading the old one raises once somebody, such as
-    transformers' `tf32=True`, has used the new one. What was inherited is inherited again afterwards, not pinned.
-    """
-    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in products]
-    try:
-        for backend in products:
-            backend.fp32_precision = "ieee"
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(products, before):
-            backend.fp32_precision = "none"
-            if backend.fp32_precision != precision:
-                backend.fp32_precision = precision
-
-
-def _exact(method):
-    @functools.wraps(method)
-    def exact(self, outputs, *args, **kwargs):
-        logits = outputs.masks_queries_logits
-        with _full_precision((logits[0] if isinstance(logits, (list, tuple)) else logits).device):
-            return method(self, outputs, *args, **kwargs)
-
-    return exact
-
-
-class _OfTask:
-    """A method that a processor has only if its task is one of `tasks`, so that transformers' pipeline, which asks
-    `hasattr` for panoptic, instance, semantic in this order, takes the model's own."""
-
-    def __init__(self, method, tasks: tuple[str, ...]):
-        self.method, self.tasks = method, tasks
-        functools.update_wrapper(self, method)
-
-    def __get__(self, processor, owner=None):
-        if processor is None:
-            return self.method
-        if processor.task not in self.tasks:
-            raise AttributeError(
-                f"{self.method.__name__} is not for a processor with task={processor.task!r}; make one with "
-                f"task={self.tasks[-1]!r}"
-            )
-        return self.method.__get__(processor, owner)
-
-
-def _of_task(*tasks: str):
-    return lambda method: _OfTask(method, tasks)
-
-
 class PostProcessing:
     """Mixin of the image processors, whose `task`, `size`, `stuff_label_ids`, `do_…` and `place` it uses."""
 
-    @_of_task("panoptic")
-    @_exact
+    @for_task("panoptic")
+    @full_precision
     def post_process_panoptic_segmentation(
         self,
         outputs,
@@ -101,18 +47,17 @@ class PostProcessing:
             stuff_classes: classes whose segments are merged; the processor's `stuff_label_ids` by default.
             size: the processor's `size` of the inputs, if it was another.
         """
-        masks, classes, _ = _unpack(outputs)
         stuff = self.stuff_label_ids if stuff_classes is None else stuff_classes
         results = []
-        for i, place in enumerate(self._padded(outputs, target_sizes, size)):
+        for masks, classes, place in self._padded(outputs, target_sizes, size):
             segmentation, segments = panoptic_segmentation(
-                masks[i], classes[i], place, threshold, mask_threshold, overlap_mask_area_threshold, stuff
+                masks, classes, place, threshold, mask_threshold, overlap_mask_area_threshold, stuff
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 
-    @_of_task("panoptic", "instance")
-    @_exact
+    @for_task("panoptic", "instance")
+    @full_precision
     def post_process_instance_segmentation(
         self,
         outputs,
@@ -137,30 +82,28 @@ class PostProcessing:
             return_binary_maps: "segmentation" is (n, H, W) bool, one whole mask a segment. Otherwise (H, W) int32: the
                 higher score wins a pixel, −1 is void, and a segment with no pixel left is not listed.
         """
-        masks, classes, _ = _unpack(outputs)
         results = []
-        for i, place in enumerate(self._padded(outputs, target_sizes, size)):
+        for masks, classes, place in self._padded(outputs, target_sizes, size):
             segmentation, segments = instance_segmentation(
-                masks[i], classes[i], place, threshold, top_k, return_binary_maps, mask_threshold
+                masks, classes, place, threshold, top_k, return_binary_maps, mask_threshold
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 
-    @_of_task("panoptic", "instance")
-    @_exact
+    @for_task("panoptic", "instance")
+    @full_precision
     def post_process_instance_rle(
         self, outputs, target_sizes: list[Size], mask_threshold: float = 0.5, top_k: int = 100
     ) -> list[dict]:
         """As `post_process_instance_segmentation` with binary maps, in little memory: for each image {"size", "masks",
         "labels", "scores"}, masks in COCO's run-length encoding."""
-        masks, classes, _ = _unpack(outputs)
         results = []
-        for i, place in enumerate(self._padded(outputs, target_sizes, None)):
-            encoded, labels, scores = encoded_instances(masks[i], classes[i], place, top_k, mask_threshold)
+        for masks, classes, place in self._padded(outputs, target_sizes, None):
+            encoded, labels, scores = encoded_instances(masks, classes, place, top_k, mask_threshold)
             results.append({"size": place.original, "masks": encoded, "labels": labels, "scores": scores})
         return results
 
-    @_exact
+    @full_precision
     def post_process_semantic_segmentation(
         self,
         outputs,
@@ -186,7 +129,7 @@ class PostProcessing:
                 results.append(semantic_segmentation(masks, classes, place)[0])
         return results
 
-    @_exact
+    @full_precision
     def post_process_semantic_confidence(
         self, outputs, target_sizes: list[Size] | None = None, size=None
     ) -> list[dict]:
@@ -198,9 +141,9 @@ class PostProcessing:
             results.append({"segmentation": labels, "confidence": confidence})
         return results
 
-    def _padded(self, outputs, target_sizes, size) -> list[Placement]:
-        """Placement of each image, one input an image."""
-        masks, _, offsets = _unpack(outputs)
+    def _padded(self, outputs, target_sizes, size) -> Iterator[tuple[Tensor, Tensor, Placement]]:
+        """For each image, which is one input, its (Q, g_h, g_w) and (Q, C + 1), and its placement."""
+        masks, classes, offsets = _unpack(outputs)
         size = self.size if size is None else size
         if offsets is not None:
             raise ValueError(
@@ -208,13 +151,14 @@ class PostProcessing:
                 "inputs with do_pad=True, do_split_image=False"
             )
         if target_sizes is None:
-            return [placement(*input_size_of(size, windowed=False), size)] * len(masks)
-        targets = _sizes(target_sizes)
-        if len(targets) != len(masks):
-            raise ValueError(f"{len(targets)} target_sizes for the outputs of {len(masks)} images")
-        return [self.place(*target, size, windowed=False) for target in targets]
+            places = [placement(*input_size_of(size, windowed=False), size)] * len(masks)
+        else:
+            places = [self.place(*target, size, windowed=False) for target in _sizes(target_sizes)]
+        if len(places) != len(masks):
+            raise ValueError(f"{len(places)} target_sizes for the outputs of {len(masks)} images")
+        return zip(masks, classes, places)
 
-    def _stitched(self, outputs, target_sizes, size):
+    def _stitched(self, outputs, target_sizes, size) -> Iterator[tuple[Tensor, Tensor, Placement]]:
         """For each image its windows' (V, Q, g_h, g_w) and (V, Q, C + 1), and its placement."""
         masks, classes, offsets = _unpack(outputs)
         size = self.size if size is None else size

@@ -22,13 +22,14 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from ..configuration.validation import wrong
+from ..configuration.field_types import wrong
 from .geometry import Placement, input_size_of, placement, require_possible
-from .images import flatten, open_image, pillow_resize, scaled_to_255, to_rgb_tensor
+from .images import flatten, pillow_resize, scaled_to_255, to_rgb_tensor
+from .maps import read_maps
 from .postprocess import PostProcessing
-from .saved_settings import SavedSettings
-from .settings import check_settings
-from .targets import batch_targets, read_maps
+from .reading import open_image
+from .settings import SavedSettings, check_settings
+from .targets import batch_targets
 
 
 class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -134,7 +135,8 @@ class _EoMTProcessing(SavedSettings, PostProcessing):
                 without windows.
             mask_labels, class_labels: with maps, for each of the B inputs (n, S_h, S_w) bool and (n,) int64.
 
-        Raises `ValueError` for maps that do not fit their image or hold unknown ids or labels.
+        Raises:
+            ValueError: for maps that do not fit their image or hold unknown ids or labels.
         """
         given = {
             "segmentation_maps": segmentation_maps,
@@ -172,7 +174,9 @@ class _EoMTProcessing(SavedSettings, PostProcessing):
         ]
         for place in placements:
             require_possible(place)
-        inputs = [part for image, place in zip(tensors, placements) for part in self._inputs_of(image, place, options)]
+        inputs = [
+            part for image, place in zip(tensors, placements) for part in self._image_inputs(image, place, options)
+        ]
         data = {"pixel_values": self._finish(inputs, options)}
         data["patch_offsets"] = [
             torch.tensor([i, start, end])
@@ -195,7 +199,7 @@ class _EoMTProcessing(SavedSettings, PostProcessing):
             skip_tensor_conversion=["patch_offsets", "mask_labels", "class_labels"],
         )
 
-    def _inputs_of(self, image: Tensor, place: Placement, options: Mapping) -> list[Tensor]:
+    def _image_inputs(self, image: Tensor, place: Placement, options: Mapping) -> list[Tensor]:
         """(3, H, W) → its model inputs (3, S_h, S_w): resized, black in the padding."""
         if place.resized != place.original:
             image = self._resize(image, place.resized, options["resample"])
@@ -216,8 +220,7 @@ class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):
     def _resize(self, image: Tensor, size: tuple[int, int], resample) -> Tensor:
         pillow = isinstance(resample, (int, PILImageResampling))
         if image.device.type == "cpu" and pillow and image.dtype in (torch.uint8, torch.float32):
-            channels_last = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-            return torch.from_numpy(pillow_resize(channels_last, size, resample)).permute(2, 0, 1)
+            return pillow_resize(image, size, resample)
         return self.resize(image, SizeDict(height=size[0], width=size[1]), resample=resample, antialias=True)
 
     def _finish(self, inputs: list[Tensor], options: Mapping) -> list[Tensor]:
@@ -239,8 +242,7 @@ class EoMTImageProcessorPil(_EoMTProcessing, PilBackend):
     """`EoMTImageProcessor` where torchvision is missing: the same settings and results, CPU only."""
 
     def _resize(self, image: Tensor, size: tuple[int, int], resample) -> Tensor:
-        channels_last = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        return torch.from_numpy(pillow_resize(channels_last, size, resample)).permute(2, 0, 1)
+        return pillow_resize(image, size, resample)
 
     def _finish(self, inputs: list[Tensor], options: Mapping) -> list[np.ndarray]:
         """As the torchvision back end, bit for bit: the rescaling is folded into mean and std."""

@@ -1,7 +1,7 @@
 """Up-sampling as two small matrices, so that any part of the result can be had alone.
 
-Legend: `g_h`, `g_w` the model's output grid; `H`, `W` the result; `T` a tile's side; `a`, `b` the part of the grid that
-a tile sees; `K` planes.
+g_h, g_w the model's output grid · H, W the result · T a tile's side · a, b the part of the grid that a tile sees
+K planes
 
 Bilinear resizing is linear and separable, and so is cropping. The authors' way from logits to image size (resize to the
 input size, crop the padding away, resize to the original size) is therefore  R · logits · Cᵀ  with R (H, g_h) and

@@ -1,7 +1,7 @@
 """Queries → per-class scores, stitched over windows → one label map (authors' rule; confidence: paper Sec. C).
 
-Legend: `V` windows of one image, `Q` queries, `C` classes, `g_h`, `g_w` the model's output grid, `h`, `w` the resized
-image, `H`, `W` the original one, `T` a tile of it, `a`, `b` the part of the resized image a tile sees.
+V windows of one image · Q queries · C classes · g_h, g_w the model's output grid · h, w the resized image
+H, W the original image · T a tile of it · a, b the part of the resized image that a tile sees
 
     scores of a window = Σ_q softmax(class logits)_{q, c ≠ no object} · σ(mask logits at the window's size)
     canvas             = mean of the windows that cover a pixel, (C, h, w)
@@ -26,7 +26,7 @@ _TILE_BYTES = 2**25
 def semantic_segmentation(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
     """(V, Q, g_h, g_w) mask logits, (V, Q, C + 1) class logits → (H, W) int32 labels, (H, W) confidence in [0, 1].
 
-    The confidence is the winning score (BRAVO's; it is no probability: scores can exceed 1 and are clipped).
+    The confidence is the winning score (BRAVO's; it is not a probability: scores can exceed 1 and are clipped).
     """
     labels = torch.empty(placement.original, dtype=torch.int32, device=mask_logits.device)
     confidence = torch.empty(placement.original, dtype=torch.float32, device=mask_logits.device)

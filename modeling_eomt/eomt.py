@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..configuration import EoMTConfig
 from .heads import MaskPrediction, Queries, Upscaler, mask_head
 from .masking import query_attention_mask
-from .rope import rotary_table
+from .rope import RotaryTable, rotary_table
 from .token_merging import MergedTokens, TokenMerging
 from .universal import UniversalSegmentationModel
 
@@ -34,23 +34,13 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
 
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
         grid = self.patch_grid(pixel_values)
-        hidden_states = self.embeddings(pixel_values)  # [B, P + N, D]
-        table = rotary_table(self.config, grid, hidden_states.device, hidden_states.dtype, self.training)
-        first_joint = self.config.num_hidden_layers - self.config.num_blocks
-        merged, rotary = None, table
-        if self.token_merging and not self.training:
-            merged = MergedTokens(self.token_merging, grid, self.config.num_prefix_tokens, hidden_states.shape[0])
-        for number, layer in enumerate(self.layers[:first_joint], start=1):
-            merge = merged and merged.stage_of(number)
-            hidden_states = layer(hidden_states, None, rotary, merge, **kwargs)
-            if merge is not None:
-                rotary = merged.rotary(table)
-
+        hidden_states, rotary, merged = self._encode(pixel_values, grid, **kwargs)
         queries = self.query(hidden_states.shape[0]).to(hidden_states.dtype)  # [B, Q, D]
         hidden_states = torch.cat([queries, hidden_states], dim=1)  # [B, T, D]
-        rotary = rotary and rotary.with_prefix(self.config.num_queries)
+        if rotary is not None:
+            rotary = rotary.with_prefix(self.config.num_queries)
         predictions = []
-        for block, layer in enumerate(self.layers[first_joint:]):
+        for block, layer in enumerate(self.layers[-self.config.num_blocks :]):
             query_mask = None
             if self.predicts_before(block):
                 prediction = self.predict(self._on_grid(self.layernorm(hidden_states), merged), grid)
@@ -58,19 +48,13 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
                 if all_logits:
                     prediction.logits()
                 visible = self.visible_cells(block, prediction, grid)
-                visible = visible if merged is None else merged.visible(visible)
+                if merged is not None:
+                    visible = merged.visible(visible)
                 query_mask = query_attention_mask(visible, self.config.num_prefix_tokens)
             hidden_states = layer(hidden_states, query_mask, rotary, **kwargs)
         hidden_states = self._on_grid(self.layernorm(hidden_states), merged)
         predictions.append(self.predict(hidden_states, grid))
         return predictions, hidden_states
-
-    def _on_grid(self, hidden_states: Tensor, merged: MergedTokens | None) -> Tensor:
-        """(B, T, D) → (B, Q + P + N, D): merged tokens at each of their patches (paper, Section 4.3)."""
-        if merged is None:
-            return hidden_states
-        first = self.config.num_queries + self.config.num_prefix_tokens
-        return torch.cat([hidden_states[:, :first], merged.restore(hidden_states[:, first:])], dim=1)
 
     def predict(self, normalized: Tensor, grid: tuple[int, int]) -> MaskPrediction:
         """Normalized tokens (B, T, D) → classes and masks (paper, Section 3.1)."""
@@ -78,3 +62,27 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
         queries, _, patches = normalized.split(sizes, dim=1)  # [B, Q, D], [B, P, D], [B, N, D]
         patches = patches.unflatten(1, grid)  # [B, h, w, D]
         return MaskPrediction(self.class_predictor(queries), self.mask_head(queries), self.upscale_block(patches))
+
+    def _encode(
+        self, pixel_values: Tensor, grid: tuple[int, int], **kwargs
+    ) -> tuple[Tensor, RotaryTable | None, MergedTokens | None]:
+        """The first L1 blocks, without queries: images → tokens (B, P + N, D), the rotary table of their positions,
+        and which tokens were merged, where merging is on."""
+        hidden_states = self.embeddings(pixel_values)  # [B, P + N, D]
+        table = rotary_table(self.config, grid, hidden_states.device, hidden_states.dtype, self.training)
+        rotary, merged = table, None
+        if self.token_merging and not self.training:
+            merged = MergedTokens(self.token_merging, grid, self.config.num_prefix_tokens, hidden_states.shape[0])
+        for number, layer in enumerate(self.layers[: -self.config.num_blocks], start=1):
+            merge = None if merged is None else merged.merging_at(number)
+            hidden_states = layer(hidden_states, None, rotary, merge, **kwargs)
+            if merge is not None:
+                rotary = merged.rotary(table)
+        return hidden_states, rotary, merged
+
+    def _on_grid(self, hidden_states: Tensor, merged: MergedTokens | None) -> Tensor:
+        """(B, T, D) → (B, Q + P + N, D): merged tokens at each of their patches (paper, Section 4.3)."""
+        if merged is None:
+            return hidden_states
+        first = self.config.num_queries + self.config.num_prefix_tokens
+        return torch.cat([hidden_states[:, :first], merged.restore(hidden_states[:, first:])], dim=1)

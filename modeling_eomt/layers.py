@@ -41,7 +41,8 @@ class SwiGLU(nn.Module):
         self.activation = ACT2FN[config.gate_activation]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return recomputed(self._project, self.gate_proj(hidden_states), self.up_proj(hidden_states))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)  # [B, T, M] each
+        return recomputed(self._project, gate, up)
 
     def _project(self, gate: Tensor, up: Tensor) -> Tensor:
         """(B, T, M) each → (B, T, D)."""
@@ -55,8 +56,14 @@ class MLP(nn.Sequential):
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        first, activation, second = self
-        return recomputed(lambda expanded: second(activation(expanded)), first(hidden_states))
+        first, _, _ = self
+        expanded = first(hidden_states)  # [B, T, M]
+        return recomputed(self._project, expanded)
+
+    def _project(self, expanded: Tensor) -> Tensor:
+        """Activation and second linear layer: (B, T, M) → (B, T, D)."""
+        _, activation, second = self
+        return second(activation(expanded))
 
 
 def feed_forward(config: EoMTConfig) -> nn.Module:

@@ -20,7 +20,7 @@ class MaskSchedule:
         self.register_buffer("attn_mask_probs", torch.ones(num_blocks, dtype=torch.float32))
         self.register_load_state_dict_post_hook(_read_after_loading)
         self._masked_blocks = (True,) * num_blocks
-        self._mask_probs_version = self._version_of_attn_mask_probs()
+        self._mask_probs_version = self._current_version()
 
     def set_attn_mask_probs(self, probabilities) -> None:
         """Set with which probability a query's attention is masked in each of the masked blocks, earliest first.
@@ -36,7 +36,7 @@ class MaskSchedule:
         with torch.no_grad():
             self.attn_mask_probs.copy_(torch.tensor(values))
         self._masked_blocks = tuple(value > 0 for value in values)
-        self._mask_probs_version = self._version_of_attn_mask_probs()
+        self._mask_probs_version = self._current_version()
 
     def predicts_before(self, block: int) -> bool:
         """Intermediate predictions are supervised to the end of training; without training they serve masking only."""
@@ -57,16 +57,16 @@ class MaskSchedule:
 
     def refresh_masked_blocks(self) -> None:
         """Update the host's mirror when the buffer was written to from outside."""
-        if not torch.compiler.is_compiling() and self._mask_probs_version != self._version_of_attn_mask_probs():
+        if not torch.compiler.is_compiling() and self._mask_probs_version != self._current_version():
             self.read_attn_mask_probs()
 
     def read_attn_mask_probs(self) -> None:
         """Update the host's mirror after the buffer was loaded or moved."""
         if not self.attn_mask_probs.is_meta:
             self._masked_blocks = tuple(value > 0 for value in self.attn_mask_probs.tolist())
-            self._mask_probs_version = self._version_of_attn_mask_probs()
+            self._mask_probs_version = self._current_version()
 
-    def _version_of_attn_mask_probs(self) -> tuple[int, int]:
+    def _current_version(self) -> tuple[int, int]:
         buffer = self.attn_mask_probs
         return id(buffer), 0 if buffer.is_inference() else buffer._version
 

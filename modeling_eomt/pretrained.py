@@ -15,8 +15,8 @@ from transformers.utils import is_peft_available, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..configuration import EoMTConfig, EoMTDINOv3Config
+from ..configuration.checkpoint import HUB_ARGUMENTS
 from ..configuration.eomt import code_upload_refused
-from ..configuration.tasks import HUB_ARGUMENTS
 from .attention import Attention
 from .criterion import Criterion
 from .embeddings import Embeddings

@@ -26,7 +26,7 @@ class RotaryTable:
     angles: Tensor
 
     @classmethod
-    def of_angles(cls, angles: Tensor, dtype: torch.dtype, interleaved: bool) -> "RotaryTable":
+    def from_angles(cls, angles: Tensor, dtype: torch.dtype, interleaved: bool) -> "RotaryTable":
         """(N, E) angles, or (B, N, E) → the table without prefix rows."""
         rows = angles if angles.ndim == 2 else angles[:, None]
         return cls(rows.cos().to(dtype), rows.sin().to(dtype), interleaved, angles)
@@ -59,34 +59,34 @@ def rotary_table(
         angles = _dinov3_angles(config, grid, head_width, device, training)
     else:
         angles = _eva02_angles(config, grid, head_width, device)
-    return RotaryTable.of_angles(angles, dtype, config.rope == "eva02").with_prefix(config.num_prefix_tokens)
+    return RotaryTable.from_angles(angles, dtype, config.rope == "eva02").with_prefix(config.num_prefix_tokens)
 
 
 def _dinov3_angles(config, grid: tuple[int, int], head_width: int, device, training: bool) -> Tensor:
-    """(N, E) angles: patch centres in [−1, 1] × 2π × θ^(−4j/E), [y, x] and then both once more."""
+    """(N, E) angles: patch centers in [−1, 1] × 2π × θ^(−4j/E), [y, x] and then both once more."""
     axes = [(torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side * 2 - 1 for side in grid]
-    centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
+    centers = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
     if training:
-        centres = _augment(centres, config)
+        centers = _augment(centers, config)
     exponents = torch.arange(0, 1, 4 / head_width, dtype=torch.float32, device=device)
     frequencies = 1 / config.rope_parameters["rope_theta"] ** exponents  # [E/4]
-    angles = 2 * math.pi * centres[:, :, None] * frequencies  # [N, 2, E/4]
+    angles = 2 * math.pi * centers[:, :, None] * frequencies  # [N, 2, E/4]
     return angles.flatten(1).tile(2)  # [N, E]
 
 
-def _augment(centres: Tensor, config) -> Tensor:
+def _augment(centers: Tensor, config) -> Tensor:
     """DINOv3's training augmentation of patch coordinates (N, 2): one shift, stretch and zoom for the whole batch."""
 
     def uniform(count: int, bound: float) -> Tensor:
-        return torch.empty(1, count, device=centres.device).uniform_(-bound, bound)
+        return torch.empty(1, count, device=centers.device).uniform_(-bound, bound)
 
     if config.pos_embed_shift is not None:
-        centres = centres + uniform(2, config.pos_embed_shift)
+        centers = centers + uniform(2, config.pos_embed_shift)
     if config.pos_embed_jitter is not None:
-        centres = centres * uniform(2, math.log(config.pos_embed_jitter)).exp()
+        centers = centers * uniform(2, math.log(config.pos_embed_jitter)).exp()
     if config.pos_embed_rescale is not None:
-        centres = centres * uniform(1, math.log(config.pos_embed_rescale)).exp()
-    return centres
+        centers = centers * uniform(1, math.log(config.pos_embed_rescale)).exp()
+    return centers
 
 
 def _eva02_angles(config, grid: tuple[int, int], head_width: int, device) -> Tensor:

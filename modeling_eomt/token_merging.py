@@ -38,14 +38,15 @@ class TokenMerging:
                 ALGM uses 0.88 to 0.955. Above 1, or None: no merging at all.
 
         Raises:
-            ValueError: when the model has no such layers, or the threshold is no number.
+            ValueError: when the model has no such layers, or the threshold is not a number.
         """
         if threshold is None:
             self.token_merging = None
             return
         free = self.config.num_hidden_layers - self.config.num_blocks
-        local, glob = layers = tuple(layers) if len(layers) == 2 else (0, 0)
-        if not all(isinstance(layer, int) for layer in layers) or not 1 <= local < glob <= free:
+        layers = tuple(layers)
+        whole = len(layers) == 2 and all(isinstance(layer, int) for layer in layers)
+        if not whole or not 1 <= layers[0] < layers[1] <= free:
             raise ValueError(
                 f"token merging in layers {list(layers)}: give two of 1 … {free}, ascending; the queries join after "
                 f"layer {free}"
@@ -68,7 +69,7 @@ class MergedTokens:
         self.batch = batch
         self.place: Tensor | None = None
 
-    def stage_of(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+    def merging_at(self, layer: int) -> Callable[[Tensor], Tensor] | None:
         """What a block, counted from 1, does between its attention and its MLP: (B, P + M, D) → fewer tokens."""
         return {self.local_layer: self._merge_windows, self.global_layer: self._merge_pairs}.get(layer)
 
@@ -104,7 +105,7 @@ class MergedTokens:
             return table
         angles = table.angles.expand(self.batch, -1, -1)  # [B, N, E]
         angles = _sums(angles, self.place, self.count) / self._sizes()[..., None]
-        return RotaryTable.of_angles(angles, table.cos.dtype, table.interleaved).with_prefix(self.num_prefix)
+        return RotaryTable.from_angles(angles, table.cos.dtype, table.interleaved).with_prefix(self.num_prefix)
 
     def visible(self, cells: Tensor | None) -> Tensor | None:
         """Patches that each query sees, (B, Q, N) bool → tokens (B, Q, M): those with a patch that it sees."""
@@ -153,7 +154,9 @@ def global_targets(tokens: Tensor, first_is_even: bool, layer: int) -> tuple[Ten
     """
     device, batch = tokens.device, tokens.shape[0]
     positions = torch.arange(tokens.shape[1], device=device)
-    even, odd = (positions[0 if first_is_even == take else 1 :: 2] for take in (True, False))
+    even, odd = positions[::2], positions[1::2]
+    if not first_is_even:
+        even, odd = odd, even
     if len(even) < 2 or not len(odd):
         return positions.expand(batch, -1), tokens.shape[1]
     directions = F.normalize(tokens.float(), dim=-1)

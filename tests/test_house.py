@@ -64,6 +64,15 @@ def test_imports_point_upwards_only(room):
                 assert LEVEL[imported] < LEVEL[room], f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_inside_the_package_are_relative(folder):
+    """Absolute in tests, benchmarks and docs, which are its users."""
+    for path in modules(folder):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert node.module.split(".")[0] != "eomt", f"{path}: from {node.module} import …"
+
+
 def test_configuration_needs_no_torch():
     for path in modules("configuration"):
         for name in imports(path):

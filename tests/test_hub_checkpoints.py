@@ -128,10 +128,10 @@ def test_each_file_knows_what_only_the_other_says(tmp_path):
 
 
 def test_where_nothing_decides_the_choice_is_logged(tmp_path, monkeypatch):
-    from eomt.configuration import tasks
+    from eomt.configuration import checkpoint
 
     said = []
-    monkeypatch.setattr(tasks.logger, "warning_once", said.append)
+    monkeypatch.setattr(checkpoint.logger, "warning_once", said.append)
     folder = write_hub_folder(tmp_path / "cells", "dinov2", ["cell", "tissue"], 200, PADDED, weights=False)
     config, processor = loaded(folder)
     assert (config.task, processor.task) == ("panoptic", "panoptic")

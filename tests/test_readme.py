@@ -60,4 +60,4 @@ def test_unknown_command_and_bad_input_are_one_line(capsys):
     assert main(["segment"]) == 2
     assert "there is no command 'segment'; choose from demo" in capsys.readouterr().err
     assert main(["demo", "--steps", "0"]) == 2
-    assert capsys.readouterr().err == "eomt demo: --steps is 0; it must be 1 or more\n"
+    assert capsys.readouterr().err == "eomt demo: --steps 0: give at least 1\n"

@@ -60,7 +60,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         if self.data_seed is None:
             self.data_seed = self.seed
         if self.metric_for_best_model is None and self.task and (
-            self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
+            self.load_best_model_at_end or _plain(self.save_strategy) == "best"
         ):  # fmt: skip
             self.metric_for_best_model = TASK_ROWS[self.task].metric_key
         self._fit_batches(recipe)
@@ -119,7 +119,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
                 raise ValueError(f"{name} is {value}; it must be above 0")
         for name, instead in REPLACED.items():
             value, default = getattr(self, name, None), getattr(type(self), name, None)  # a dataclass keeps it there
-            value = getattr(value, "value", value)
+            value = _plain(value)
             if value and value != default:
                 raise ValueError(f"{name} is {value!r}, which would have no effect; {instead}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -128,7 +128,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             raise ValueError("lora and freeze_backbone are both given; LoRA freezes the backbone's own weights itself")
         if self.ema and self.load_best_model_at_end:
             raise ValueError("ema and load_best_model_at_end are both given; save_best keeps the best average")
-        evaluated = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        evaluated = _plain(self.eval_strategy)
         if self.time_budget and evaluated == "epoch":
             raise ValueError(
                 "time_budget and eval_strategy epoch are both given; give eval_strategy steps, eval_steps 0.1"
@@ -176,3 +176,8 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             self.precision = recipe.precision if torch.cuda.is_available() and not self.use_cpu else "fp32"
         if self.precision is not None:
             self.fp16, self.bf16 = self.precision == "fp16", self.precision == "bf16"
+
+
+def _plain(value):
+    """An enumeration's member → its text; anything else as it is."""
+    return getattr(value, "value", value)

@@ -1,6 +1,6 @@
 """Augmentation as in the authors' code: color jitter, flip, scale jitter, pad, random crop, drop empty.
 
-    H, W image;  h, w after scale jitter;  S_h, S_w the crop;  n segments
+H, W image · h, w after scale jitter · S_h, S_w the crop · n segments
 
 Only the image is resized. A target is *gathered*: nearest resizing, flip and crop are one choice of rows and columns,
 so the target costs one (S_h, S_w) look-up whatever the scale, and segments become masks only after it. Random numbers
@@ -31,18 +31,20 @@ def chance(p: float = 0.5) -> bool:
 def color_jitter(image: torch.Tensor) -> torch.Tensor:
     """uint8 (3, H, W) → the same: each of the four changes with p = 0.5; contrast before or after the others."""
 
-    def contrast(image):
-        return V2.adjust_contrast(image, uniform(1 - CONTRAST, 1 + CONTRAST)) if chance() else image
-
-    def saturation_and_hue(image):
-        if chance():
-            image = V2.adjust_saturation(image, uniform(1 - SATURATION, 1 + SATURATION))
-        return V2.adjust_hue(image, uniform(-HUE, HUE)) if chance() else image
-
     if chance():
         image = V2.adjust_brightness(image, uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
-    first, second = (contrast, saturation_and_hue) if chance() else (saturation_and_hue, contrast)
-    return second(first(image))
+    contrast_first = chance()
+    if contrast_first:
+        image = _jitter_contrast(image)
+    if chance():
+        image = V2.adjust_saturation(image, uniform(1 - SATURATION, 1 + SATURATION))
+    if chance():
+        image = V2.adjust_hue(image, uniform(-HUE, HUE))
+    return image if contrast_first else _jitter_contrast(image)
+
+
+def _jitter_contrast(image: torch.Tensor) -> torch.Tensor:
+    return V2.adjust_contrast(image, uniform(1 - CONTRAST, 1 + CONTRAST)) if chance() else image
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Geometry:
         return index[self.offset[axis] : self.offset[axis] + self.size[axis]]
 
 
-def positions_of_ids(ids: np.ndarray, segment_ids: list[int]) -> torch.Tensor:
+def ids_to_positions(ids: np.ndarray, segment_ids: list[int]) -> torch.Tensor:
     """Id map (H, W) → uint8 or int16 (H, W): 1 + position in `segment_ids`, 0 for any other id.
 
     Ids of COCO need three bytes a pixel; a position needs one, and everything after this reads and moves only that.
@@ -116,7 +118,7 @@ def positions_of_ids(ids: np.ndarray, segment_ids: list[int]) -> torch.Tensor:
     return torch.from_numpy(position.repeat(np.diff(start, append=flat.size)).reshape(ids.shape))
 
 
-def masks_of_positions(positions: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def positions_to_masks(positions: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(S_h, S_w) of 0 … n → bool masks (m, S_h, S_w) of the segments with a pixel, and which of the n they are (m,)."""
     pixels = torch.bincount(positions.flatten(), minlength=count + 1)[1:]  # [n]
     kept = pixels.nonzero()[:, 0]

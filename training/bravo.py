@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..configuration.labels import label_space
 from ..inference.segment import segment
 from .data.bravo import SUBSETS, Bravo
-from .evaluation import Share, image_of
+from .evaluation import Share, sample_image
 from .metrics import OutOfDistribution
 from .processes import gather, rank, world_size
 
@@ -35,13 +35,13 @@ def train_ids(names: Iterable[str], model: str) -> np.ndarray:
     return np.array([CITYSCAPES.label2id[name] for name in names], np.uint8)
 
 
-def predictions_of(
+def predict_images(
     model, processor, dataset: Bravo, *, batch_size: int = 1, num_workers: int = 0
 ) -> Iterator[tuple[dict, dict]]:
     """(sample, {"segmentation" (H, W) train ids, "confidence" (H, W)}) of this process's images."""
     of_label = train_ids([model.config.id2label[i] for i in range(model.config.num_labels)], "the model")
     share = Share(dataset, rank(), world_size())
-    options = {"batch_size": batch_size, "num_workers": num_workers, "read": image_of}
+    options = {"batch_size": batch_size, "num_workers": num_workers, "read": sample_image}
     for result in segment(model, processor, share, task="semantic", confidence=True, **options):
         sample, counts = result.item
         if counts:

@@ -1,6 +1,6 @@
 """Samples → a batch for the model: pixels stacked and normalized, masks and classes as lists.
 
-B images;  n_i segments of image i;  H, W input size
+B images · n_i segments of image i · H, W input size
 """
 
 from collections.abc import Sequence

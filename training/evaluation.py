@@ -61,7 +61,7 @@ def evaluate_model(
         task=task,
         batch_size=batch_size,
         num_workers=num_workers,
-        read=image_of,
+        read=sample_image,
         intermediate=intermediate,
         **rules,
     )
@@ -107,5 +107,5 @@ class Share(Dataset):
         return self.dataset[index % len(self.dataset)], index < len(self.dataset)
 
 
-def image_of(pair: tuple[dict, bool]) -> torch.Tensor:
+def sample_image(pair: tuple[dict, bool]) -> torch.Tensor:
     return pair[0]["image"]

@@ -13,11 +13,13 @@ class DataOptions:
     """The data set and its augmentation. None: the recipe's value, or the task's default."""
 
     data: str = field(
-        metadata={"help": "Folder of the data set, or of its official zips; `eomt.training.data` lists the formats."}
+        metadata={
+            "help": "Folder of the data set, or of its official zips; docs/guides/data-formats.md lists the formats."
+        }
     )
     more_data: str | None = option(
-        "Other data sets of these classes, separated by commas, whose train splits are added: pseudo-labels of eomt "
-        "predict --as-dataset, say."
+        "Other data sets of these classes, separated by commas, whose train splits are added, such as pseudo-labels "
+        "of eomt predict --as-dataset."
     )
     dataset: str = option("auto, coco, ade20k, cityscapes, yolo or folder; auto detects the format.", "auto")
     class_names: str | None = option("Names of the label png's values 0, 1, …, separated by commas.")
@@ -62,12 +64,12 @@ class ModelOptions:
         "Default: the recipe's, else by the segments of the fullest image; 100 for semantic segmentation."
     )
     num_blocks: int | None = option("Number of last blocks that process the queries; default: 3 (S, B), 4 (L), 5 (g).")
-    patch_size: int | None = option("Pixels; default 16.")
+    patch_size: int | None = option("Patch size in pixels; default 16.")
     hidden_size: int | None = option(
         "Width, for a scaled model of the backbone's family; needs backbone_weights=scratch."
     )
-    num_hidden_layers: int | None = option("Number of blocks; likewise.")
-    num_attention_heads: int | None = option("Number of heads; likewise.")
+    num_hidden_layers: int | None = option("Number of blocks of a scaled model.")
+    num_attention_heads: int | None = option("Number of attention heads of a scaled model.")
     train_num_points: int | None = option(
         "Points sampled per mask for the loss; default: the recipe's 12544, else half the cells of a mask."
     )
@@ -77,17 +79,8 @@ class ModelOptions:
 
     def overrides(self) -> dict:
         """The configuration fields that were set."""
-        names = (
-            "num_queries",
-            "num_blocks",
-            "patch_size",
-            "train_num_points",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "layerscale_value",
-        )
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        others = ("backbone", "backbone_weights", "checkpoint", "step")
+        return {name: value for name, value in vars(self).items() if value is not None and name not in others}
 
 
 def listed(text: str | None, kind=str) -> list:
@@ -97,4 +90,4 @@ def listed(text: str | None, kind=str) -> list:
     try:
         return [kind(part.strip()) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{text!r} is no list of numbers separated by commas") from None
+        raise ValueError(f"{text!r} is not a list of numbers separated by commas") from None

@@ -1,6 +1,6 @@
 """What an evaluation leaves for people: the worst images as pictures, a confusion matrix.
 
-C classes;  H, W image;  n instances
+C classes · H, W image · n instances
 """
 
 import math
@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
 from ..image_processing.rle import encode_masks
-from ..visualization import class_colors, draw_segments, side_by_side
+from ..inference import confident_instances
+from ..visualization import class_colors, draw_prediction, side_by_side
 from .evaluation import as_reference, metric_for
 from .metrics.mean_iou import confusion
 from .processes import gather
@@ -33,7 +34,7 @@ class ImageReport:
 
     def __call__(self, sample: dict, prediction) -> None:
         reference = as_reference(sample)
-        self.confusion += _confusion_of(self.task, prediction, reference, self.space)
+        self.confusion += _image_confusion(self.task, prediction, reference, self.space)
         if not self.worst:
             return
         score = self.metric.compute_image(prediction, reference)[TASK_ROWS[self.task].metric_key]
@@ -62,7 +63,7 @@ class ImageReport:
             entries = {"ground truth": reference, "prediction": prediction}
             colors = class_colors(sorted(set(_labels(reference)) | set(_labels(prediction))))
             panels = [
-                (title, draw_segments(image, *_segments(entry), self.space.id2label, colors=colors))
+                (title, draw_prediction(image, entry, self.space.id2label, colors=colors))
                 for title, entry in entries.items()
             ]
             path = folder / f"{number:02d}_{Path(name).stem}.jpg"
@@ -97,7 +98,7 @@ class ImageReport:
         plt.close(figure)
 
 
-def _confusion_of(task: str, prediction, reference: dict, space: LabelSpace) -> np.ndarray:
+def _image_confusion(task: str, prediction, reference: dict, space: LabelSpace) -> np.ndarray:
     """One image's (C, C + 1), true × predicted, the last column nothing: pixels, or instances matched at IoU 0.5."""
     if task == "semantic":
         return confusion(prediction, reference, space.num_labels, space.ignore_index)
@@ -106,18 +107,16 @@ def _confusion_of(task: str, prediction, reference: dict, space: LabelSpace) -> 
         maps = [_class_map(entry, void, entry is reference) for entry in (prediction, reference)]
         return confusion(*maps, space.num_labels, void)
     matrix = np.zeros((space.num_labels, space.num_labels + 1), np.int64)
-    keep = [i for i, s in enumerate(prediction["scores"].tolist()) if s >= SHOWN_SCORE]
-    found, annotated = _rles(prediction["masks"]), _rles(reference["masks"])
+    prediction = _shown(prediction)
+    found, annotated = prediction["masks"], _rles(reference["masks"])
     crowd = np.asarray(reference["iscrowd"]).astype(bool)
     labels = prediction["labels"].tolist()
-    overlap = (
-        coco_mask.iou([found[i] for i in keep], annotated, [0] * len(annotated)) if keep and annotated else None
-    )  # [k, n]
+    overlap = coco_mask.iou(found, annotated, [0] * len(annotated)) if found and annotated else None  # [k, n]
     for k, label in enumerate(np.asarray(reference["labels"]).tolist()):
         if not crowd[k]:
             best = int(np.argmax(overlap[:, k])) if overlap is not None else -1
             hit = best >= 0 and overlap[best, k] >= SHOWN_IOU
-            matrix[label, labels[keep[best]] if hit else -1] += 1
+            matrix[label, labels[best] if hit else -1] += 1
     return matrix
 
 
@@ -135,26 +134,17 @@ def _rles(masks) -> list[dict]:
     return list(masks) if isinstance(masks, list) else encode_masks(np.asarray(masks))
 
 
+def _shown(prediction: dict) -> dict:
+    return confident_instances(prediction | {"masks": _rles(prediction["masks"])}, SHOWN_SCORE)
+
+
 def _drawable(entry):
     """What a kept image needs: instances shrink to RLE, of predictions the likely ones only."""
     if not isinstance(entry, dict) or "masks" not in entry:
         return entry
-    keep = range(len(entry["labels"]))
     if "scores" in entry:
-        keep = [i for i, s in enumerate(entry["scores"].tolist()) if s >= SHOWN_SCORE]
-    rles = _rles(entry["masks"])
-    return {"masks": [rles[i] for i in keep], "labels": [int(entry["labels"][i]) for i in keep]}
-
-
-def _segments(entry) -> tuple[np.ndarray, list[dict] | None]:
-    """What `draw_segments` takes: a map with its segments, masks with theirs, or a label map."""
-    if not isinstance(entry, dict):
-        return np.asarray(entry), None
-    if "masks" in entry:
-        info = [{"id": k, "label_id": label} for k, label in enumerate(entry["labels"])]
-        empty = np.zeros((0, 1, 1), np.uint8)
-        return (coco_mask.decode(entry["masks"]).transpose(2, 0, 1) if info else empty), info
-    return np.asarray(entry["segmentation"]), entry.get("segments_info")
+        entry = _shown(entry)
+    return {"masks": _rles(entry["masks"]), "labels": [int(label) for label in entry["labels"]]}
 
 
 def _labels(entry) -> list[int]:

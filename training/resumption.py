@@ -1,14 +1,14 @@
-"""Options that a resumed run must share with the original: saved beside the checkpoints, then compared."""
+"""What a resumed run must share with the original: options, saved beside the checkpoints, and length."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..inference.writing import write_json
+from ..inference.writing import read_json, write_json
 from .arguments import EoMTTrainingArguments
 
 FILE = "options.json"
-OF_RUN = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
+RUN_OPTIONS = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
     "task",
     "learning_rate",
     "backbone_learning_rate",
@@ -25,7 +25,7 @@ OF_RUN = (  # a checkpoint's optimizer brings its own rates and decay; the train
     "ema",
     "seed",
 )
-OF_MODEL = (  # the backbone, as far as its weights would not fit
+MODEL_OPTIONS = (  # the backbone, as far as its weights would not fit
     "model_type",
     "image_size",
     "patch_size",
@@ -43,7 +43,8 @@ OF_MODEL = (  # the backbone, as far as its weights would not fit
 
 def run_options(args: EoMTTrainingArguments, config) -> dict:
     """A run's arguments and model configuration → what must not change on the way, as JSON gives it back."""
-    values = {name: getattr(args, name) for name in OF_RUN} | {name: getattr(config, name, None) for name in OF_MODEL}
+    values = {name: getattr(args, name) for name in RUN_OPTIONS}
+    values |= {name: getattr(config, name, None) for name in MODEL_OPTIONS}
     return json.loads(json.dumps(values))
 
 
@@ -53,12 +54,27 @@ def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = N
     write_json(Path(args.output_dir, FILE), {**(given or {}), **run_options(args, config)}, indent=2)
 
 
+def planned_steps(checkpoint: str | Path) -> int | None:
+    """The length that a checkpoint's run was laid out for, in optimizer steps; None where it does not say."""
+    file = Path(checkpoint, "trainer_state.json")
+    return read_json(file).get("max_steps") if file.is_file() else None
+
+
+def check_length(checkpoint: str | Path, max_steps: int) -> None:
+    """`ValueError` for another length: rates and masks follow from it and would jump, after the end rise again."""
+    if planned_steps(checkpoint) not in (None, max_steps):
+        raise ValueError(
+            f"{checkpoint} is of a run of {planned_steps(checkpoint)} steps, not {max_steps}: rates and masks would "
+            "change along the way; resume with the same length, or start a new run from the model (--checkpoint)"
+        )
+
+
 def check_options(args: EoMTTrainingArguments, config) -> None:
     """`ValueError` naming what differs from the run in the output folder; a run that kept no options passes."""
     file = Path(args.output_dir, FILE)
     if not file.exists():
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")), run_options(args, config)
+    before, now = read_json(file), run_options(args, config)
     changed = [
         f"{name} {before[name]}, not {now[name]}" for name in now if name in before and before[name] != now[name]
     ]

@@ -16,7 +16,7 @@ from .data.load import splits_automatically
 from .initial_model import starting_config, starting_task
 from .options import DataOptions, ModelOptions
 from .resumption import check_options, write_options
-from .run_card import evaluation_of_weights
+from .run_card import final_evaluation
 from .run_setup import build_trainer, fill, load_split, train_transform
 from .trainer import EoMTTrainer
 
@@ -116,7 +116,7 @@ def _finish(trainer: EoMTTrainer) -> None:
     folder = Path(trainer.args.output_dir)
     results = {}
     if trainer.eval_dataset is not None:
-        results = evaluation_of_weights(trainer.args, trainer.state) or trainer.evaluate()
+        results = final_evaluation(trainer.args, trainer.state) or trainer.evaluate()
     trainer.save_model()
     trainer.create_model_card()
     if trainer.is_world_process_zero():

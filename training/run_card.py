@@ -12,7 +12,7 @@ def readable(name: str, value: float) -> str:
     return f"{100 * value:.1f}" if value >= 0 else "–"  # AP of sizes that do not occur is -1
 
 
-def evaluation_of_weights(args, state) -> dict:
+def final_evaluation(args, state) -> dict:
     """The logged evaluation of the weights a finished run has: the best ones', where those were loaded, or the last's.
 
     Empty where it is not logged.
@@ -27,7 +27,7 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
     """A run's model configuration, `EoMTTrainingArguments` and `TrainerState` → its card, with its own figures."""
     results = {
         key.removeprefix("eval_"): value
-        for key, value in evaluation_of_weights(args, state).items()
+        for key, value in final_evaluation(args, state).items()
         if key.startswith("eval_") and "per_second" not in key and "runtime" not in key
     }
     losses = [row["loss"] for row in state.log_history if "loss" in row]

@@ -1,6 +1,5 @@
 """Atomic checkpoints: written in a staging folder, renamed when complete, checked before a run resumes."""
 
-import json
 import os
 import re
 import shutil
@@ -9,6 +8,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from ..inference.writing import read_json
 
 STAGING = ".saving"  # below the output folder; what is in it is not complete
 
@@ -48,7 +49,7 @@ def missing_file(checkpoint: str | os.PathLike) -> str | None:
     checkpoint = Path(checkpoint)
     sharded = any(checkpoint.glob("pytorch_model_fsdp*")) or any(checkpoint.glob("global_step*"))  # FSDP, DeepSpeed
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        read_json(checkpoint / "trainer_state.json")
     except (OSError, ValueError):
         return "trainer_state.json"
     if sharded:  # their own files; the rename says that they are complete
@@ -65,7 +66,7 @@ def missing_file(checkpoint: str | os.PathLike) -> str | None:
 def _weights(checkpoint: Path) -> list[Path]:
     index = checkpoint / "model.safetensors.index.json"
     if index.exists():
-        return [checkpoint / name for name in set(json.loads(index.read_text())["weight_map"].values())]
+        return [checkpoint / name for name in set(read_json(index)["weight_map"].values())]
     return [checkpoint / "model.safetensors"]
 
 

@@ -43,8 +43,12 @@ class RunOptions:
     per_device_train_batch_size: int | None = option(
         "Images per process and forward pass; default: 4, or less where 4 does not divide the batch."
     )
-    gradient_accumulation_steps: int | None = option("Default: what makes up total_batch_size.")
-    weight_decay: float = option("Of every parameter, including norms, biases and queries.", COMMON["weight_decay"])
+    gradient_accumulation_steps: int | None = option(
+        "Batches per optimizer step; default: what makes up total_batch_size."
+    )
+    weight_decay: float = option(
+        "Weight decay of every parameter, including norms, biases and queries.", COMMON["weight_decay"]
+    )
     max_grad_norm: float = option("Maximum global gradient norm.", COMMON["max_grad_norm"])
     llrd: float | None = option(
         "Layer-wise learning rate decay factor from block to block; default: the recipe's, else 0.8; 1 from "

@@ -1,11 +1,11 @@
 """Options → a trainer ready to run: data, classes, model, processor. What `eomt train` does, without a command line."""
 
 import math
+from dataclasses import replace
 
 import torch
 from datasets import Dataset, Value, concatenate_datasets
 from transformers import set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..configuration import TASK_ROWS, EoMTConfig, as_pair
 from ..configuration.labels import LabelSpace
@@ -37,14 +37,14 @@ def build_trainer(
         train, space = load_split(data, args, "train", wanted)
     except UnknownClass as error:
         raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
-    train = _with_more(train, data, args, space)
+    train, space = _with_more(train, data, args, space)
     args, choices = fill(data, model, args, train, start)
     validation = load_split(data, args, "val", space)[0] if args.eval_strategy != "no" else None
     set_seed(args.seed)  # the Trainer does so only when the model has its weights
     network = build_model(data, model, args, space, start)
     processor = EoMTImageProcessor(
         task=args.task,
-        size=_processor_size(network.config),
+        size=as_pair(network.config.image_size),
         stuff_label_ids=list(space.stuff_label_ids),
     )
     trainer = EoMTTrainer(
@@ -55,9 +55,7 @@ def build_trainer(
         processing_class=processor,
     )
     if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(ReadableProgress())
+        ReadableProgress.replace_stock(trainer)
     return trainer, choices
 
 
@@ -137,15 +135,34 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, space: Label
     )
 
 
-def _with_more(train: Dataset, data: DataOptions, args: EoMTTrainingArguments, space: LabelSpace) -> Dataset:
-    """The training images and those of `more_data`, whose classes are matched by name."""
+def _with_more(
+    train: Dataset, data: DataOptions, args: EoMTTrainingArguments, space: LabelSpace
+) -> tuple[Dataset, LabelSpace]:
+    """The training images and those of `more_data`, whose classes are matched by name; the ids of both."""
     parts = [train]
     for path in listed(data.more_data):
-        more, _ = load_data(path, task=args.task, label_space=space, keep_empty=data.keep_empty is not False)
+        more, theirs = load_data(path, task=args.task, label_space=space, keep_empty=data.keep_empty is not False)
         parts.append(more)
+        if args.task == "semantic":  # pixels are looked up when they are read, all in one label space
+            space = _with_values(space, theirs, path)
     if len({part.features["image_id"].dtype for part in parts}) > 1:
         parts = [part.cast_column("image_id", Value("string")) for part in parts]
-    return concatenate_datasets(parts) if len(parts) > 1 else train
+    return concatenate_datasets(parts) if len(parts) > 1 else train, space
+
+
+def _with_values(space: LabelSpace, more: LabelSpace, source: str) -> LabelSpace:
+    """The label space, with the pixel values of more data of these classes; negative: of a class that it has not.
+
+    Raises:
+        ValueError: when a class has another value there.
+    """
+    for name, ours, theirs in zip(space.names, space.dataset_ids, more.dataset_ids):
+        if ours != theirs and min(ours, theirs) >= 0:
+            raise ValueError(
+                f"{source}: its label images have {theirs} for class {name!r}, not {ours}; write them alike"
+            )
+    ids = tuple(map(max, space.dataset_ids, more.dataset_ids))
+    return replace(space, dataset_ids=ids, ignored_ids=tuple({*space.ignored_ids, *more.ignored_ids}))
 
 
 def _scale_range(text: str) -> tuple[float, float]:
@@ -154,8 +171,3 @@ def _scale_range(text: str) -> tuple[float, float]:
     if len(values) != 2 or not 0 < values[0] <= values[1] < math.inf:
         raise ValueError(f"--scale-range {text}: give LOW,HIGH, two positive numbers")
     return values[0], values[1]
-
-
-def _processor_size(config: EoMTConfig) -> dict[str, int] | int:
-    height, width = as_pair(config.image_size)
-    return height if height == width else {"height": height, "width": width}

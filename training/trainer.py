@@ -5,7 +5,6 @@ trainer = EoMTTrainer(model, EoMTTrainingArguments("runs/mine"), train_dataset=â
 trainer.train(); trainer.evaluate(); trainer.save_model()
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from .losses_mixin import LossesMixin
 from .optimization.accumulation import normalizer_shares
 from .optimization.optimizer import BACKBONE, layerwise_lr_groups
 from .optimization.schedule import two_stage_warmup_poly_schedule
+from .resumption import check_length, planned_steps
 from .run_checkpoints import AtomicCheckpointsMixin, checkpoint_to_resume
 from .time_budget import steps_that_fit
 from .weights_mixin import WeightsMixin
@@ -175,14 +175,14 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir)
         self._resumed = resume_from_checkpoint or None
         if self.args.time_budget:
-            self.args.max_steps = self._steps_of_budget()
+            self.args.max_steps = self._budgeted_steps()
         with self.interruption.listening():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _steps_of_budget(self) -> int:
+    def _budgeted_steps(self) -> int:
         """What fits into the time budget; of a resumed run what it was laid out for."""
         if self._resumed:
-            return json.loads(Path(self._resumed, "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+            return planned_steps(self._resumed)
         steps = steps_that_fit(self, self.args.time_budget)
         if self.is_world_process_zero():
             print(f"time       {steps} steps fit into {self.args.time_budget:g} minutes", flush=True)
@@ -219,18 +219,6 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
                 loss = loss * self.current_gradient_accumulation_steps  # the stock training_step divides by it
         return (loss, outputs) if return_outputs else loss
 
-    def _check_length(self, state) -> None:
-        """Rates and masks follow from the run's length; with another they would jump, after the end rise again."""
-        file = Path(self._resumed or "", "trainer_state.json")
-        if self._resumed is None or not file.is_file():
-            return
-        planned = json.loads(file.read_text(encoding="utf-8")).get("max_steps")
-        if planned not in (None, state.max_steps):
-            raise ValueError(
-                f"{self._resumed} is of a run of {planned} steps, not {state.max_steps}: rates and masks would change "
-                "along the way; resume with the same length, or start a new run from the model (--checkpoint)"
-            )
-
     # --- what is left of a run -------------------------------------------------------------------------------------
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
@@ -245,13 +233,14 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
 
 
 class _EpochCallback(TrainerCallback):
-    """Sets the training data's epoch, and restores the trainer's sums of a resumed run."""
+    """Sets the training data's epoch; of a resumed run checks the length and restores the trainer's sums."""
 
     def __init__(self, trainer: EoMTTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._check_length(state)
+        if self.trainer._resumed is not None:
+            check_length(self.trainer._resumed, state.max_steps)
         self.trainer._resume_losses(state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):

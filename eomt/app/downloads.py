@@ -7,7 +7,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ..configuration.labels import LabelSpace
-from ..inference.prediction_files import instance_results, label_png, panoptic_png
+from ..inference.encoding import instance_results, label_png, panoptic_png
 from ..inference.writing import write_atomic, write_json
 from .views import overlay
 
@@ -20,10 +20,6 @@ def write_files(folder: Path, name: str, view: str, prediction: dict, image: Ima
     run-length encoded masks.
     """
     space = LabelSpace.from_config(config)
-    categories = [
-        {"id": int(i), "name": label, "isthing": int(k not in space.stuff_label_ids)}
-        for k, (label, i) in enumerate(zip(space.names, space.dataset_ids))
-    ]
     entry = {"id": 1, "file_name": name, "width": image.width, "height": image.height}
     stem = Path(name).stem or "photo"
     files = [folder / f"{stem}.overlay.jpg", folder / f"{stem}.json", folder / f"{stem}.png"]
@@ -44,6 +40,6 @@ def write_files(folder: Path, name: str, view: str, prediction: dict, image: Ima
         annotations, picture = [], label_png(prediction["segmentation"], space.dataset_ids)
     drawn = overlay(view, prediction, image, dict(config.id2label)).convert("RGB")
     write_atomic(files[0], lambda part: drawn.save(part, quality=92))
-    write_json(files[1], {"images": [entry], "categories": categories, "annotations": annotations}, indent=1)
+    write_json(files[1], {"images": [entry], "categories": space.categories, "annotations": annotations}, indent=1)
     write_atomic(files[2], picture.save)
     return files

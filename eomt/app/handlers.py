@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from ..inference.image_files import SUFFIXES
-from ..inference.segment import FAILS_ALONE, reason_of
+from ..inference.segment import FAILS_ALONE, error_line
 from ..visualization import class_colors
 from .downloads import write_files
 from .predictor import Predictor, Thresholds, default_score, segments
@@ -52,28 +52,27 @@ class Handlers:
             return EMPTY, no_files
         path, thresholds = files[int(index)], Thresholds(score=score, mask=mask, overlap=overlap)
         found, failed = {}, {}
-        for one in dict.fromkeys((name, other)):
-            if one == NONE:
-                continue
+        names = [model for model in dict.fromkeys((name, other)) if model != NONE]
+        for model in names:
             try:
-                served, photo = self.predictor.model(one), self.predictor.photo(path, one)
+                served, photo = self.predictor.model(model), self.predictor.photo(path, model)
                 size = (photo.shown.height, photo.shown.width)
                 id2label = dict(served.load().config.id2label)
-                found[one] = (photo.shown, segments(served, photo, view, thresholds, size), id2label)
+                found[model] = (photo.shown, segments(served, photo, view, thresholds, size), id2label)
             except FAILS_ALONE as error:
-                failed[one] = reason_of(error)
+                failed[model] = error_line(error)
         if len(set(failed.values())) == 1 and not found:  # the photo's fault
             return message(next(iter(failed.values()))), no_files
         colors = class_colors(
-            s.label for _, result, names in found.values() for s in named_segments(view, result, names)
+            s.label for _, result, labels in found.values() for s in named_segments(view, result, labels)
         )
         figures = []
-        for one in dict.fromkeys((name, other)):
-            if one in failed:
-                figures.append(problem(one, failed[one]))
-            elif one in found:
-                image, result, names = found[one]
-                figures.append(figure(one, view, result, image, names, colors))
+        for model in names:
+            if model in failed:
+                figures.append(problem(model, failed[model]))
+            else:
+                image, result, labels = found[model]
+                figures.append(figure(model, view, result, image, labels, colors))
         return f'<div class="eomt-views">{"".join(figures)}</div>', no_files
 
     def make_files(self, files, index, name, other, view, score, mask, overlap):
@@ -84,7 +83,7 @@ class Handlers:
             thresholds = Thresholds(score=score, mask=mask, overlap=overlap)
             return gr.File(self._write(files[int(index)], name, view, thresholds)[1], visible=True), ""
         except FAILS_ALONE as error:
-            return None, message(reason_of(error))
+            return None, message(error_line(error))
 
     def segment(self, photo, model="", view="", score=None, mask=0.5, overlap=0.8):
         """The API: a photo → {"view", "segments": [{"label", "score"}, …]}, and the files."""
@@ -97,9 +96,10 @@ class Handlers:
             view = view or served.task
             found, files = self._write(photo, served.name, view, thresholds)
         except FAILS_ALONE as error:
-            raise gr.Error(reason_of(error), print_exception=False) from None
+            raise gr.Error(error_line(error), print_exception=False) from None
         listed = named_segments(view, found, dict(served.load().config.id2label))
-        return {"view": view, "segments": [{"label": one.name, "score": one.score} for one in listed]}, files
+        result = {"view": view, "segments": [{"label": segment.name, "score": segment.score} for segment in listed]}
+        return result, files
 
     def _write(self, path: str, name: str, view: str, thresholds: Thresholds) -> tuple[dict, list[str]]:
         served, photo = self.predictor.model(name), self.predictor.photo(path, name)

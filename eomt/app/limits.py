@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..image_processing.images import allow_pixels, read_image
+from ..image_processing.reading import allow_pixels, read_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ def open_upload(path: str | Path, limits: Limits) -> Image.Image:
     """An uploaded file → RGB picture, turned upright.
 
     Raises:
-        ValueError: one line that names the file as its visitor knows it, for whatever is no picture, is cut short or
+        ValueError: one line that names the file as its visitor knows it, for whatever is not a picture, is cut short or
             is too large.
     """
     path = Path(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoImageProcessor
 
 from ..inference.engines import exported_engines, missing_packages
-from ..inference.loading import load_model, require_model
+from ..inference.loading import load_for_inference, require_model
 
 TITLES = {"torch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime", "pt2": "torch.export"}
 VIEWS = {
@@ -45,11 +45,7 @@ class ServedModel:
             from ..inference.exported import ExportedEoMT
 
             return ExportedEoMT.from_pretrained(self.folder, engine=self.engine)
-        import torch
-
-        model = load_model(self.folder).eval().to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model.set_attn_mask_probs([0.0] * model.config.num_blocks)
-        return model
+        return load_for_inference(self.folder, self.device)
 
 
 def find_models(folders: list[str], device: str | None = None) -> dict[str, ServedModel]:

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..configuration import TASK_ROWS
-from ..inference import post_process
+from ..inference import confident_instances, post_process
 from .limits import Limits, open_upload
 from .models import ServedModel
 
@@ -62,7 +61,7 @@ class Predictor:
         """The picture with the model's logits; the model runs at the first call only, also when two come at once.
 
         Raises:
-            ValueError: one line for the visitor, for a file that is no picture, too large or deleted since.
+            ValueError: one line for the visitor, for a file that is not a picture, too large or deleted since.
         """
         served = self.model(name)
         try:
@@ -89,7 +88,7 @@ class Predictor:
             return
         future.set_result(found)
         with self._lock:
-            done = {key: one.result().bytes for key, one in self._kept.items() if one.done()}
+            done = {key: kept.result().bytes for key, kept in self._kept.items() if kept.done()}
             total = sum(done.values())
             for oldest in list(done)[:-1]:
                 if total <= KEPT_BYTES:
@@ -147,8 +146,4 @@ def segments(served: ServedModel, photo: Photo, view: str, thresholds: Threshold
     if view == "confidence":
         rules["confidence"] = True
     found = post_process(served.processor, photo.outputs, size, task, **rules)
-    if view == "instance":
-        keep = np.flatnonzero(found["scores"].numpy() >= score).tolist()
-        found |= {"masks": [found["masks"][k] for k in keep], "labels": found["labels"][keep]}
-        found["scores"] = found["scores"][keep]
-    return found
+    return confident_instances(found, score) if view == "instance" else found

@@ -1,6 +1,6 @@
 """A prediction as the page shows it: the overlay, a map of ids that names what the pointer is on, and a legend.
 
-`H`, `W` the view. The map is (H, W, 3) uint8: a segment's number from 1 in red and green (0 is none), a pixel's
+The map is (H, W, 3) uint8, H, W the view: a segment's number from 1 in red and green (0 is none), a pixel's
 confidence in blue. page.js reads it.
 """
 
@@ -15,12 +15,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from ..inference.prediction_files import EncodedMasks
-from ..visualization import draw_confidence, draw_segments
+from ..visualization import draw_confidence, draw_prediction
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedSegment:
     """One segment of a view."""
 
     number: int
@@ -34,27 +33,23 @@ class Named:
         return self.name if self.score is None else f"{self.name} {self.score:.2f}"
 
 
-def named_segments(view: str, prediction: Mapping, id2label: Mapping[int, str]) -> list[Named]:
+def named_segments(view: str, prediction: Mapping, id2label: Mapping[int, str]) -> list[NamedSegment]:
     """The segments of a view, in the order of the prediction; of a semantic one the classes that are present."""
     if view == "instance":
         found = zip(prediction["labels"].tolist(), prediction["scores"].tolist())
-        return [Named(k, c, id2label[c], score) for k, (c, score) in enumerate(found, 1)]
+        return [NamedSegment(k, c, id2label[c], score) for k, (c, score) in enumerate(found, 1)]
     if view == "panoptic":
         info = prediction["segments_info"]
-        return [Named(s["id"] + 1, s["label_id"], id2label[s["label_id"]], s["score"]) for s in info]
+        return [NamedSegment(s["id"] + 1, s["label_id"], id2label[s["label_id"]], s["score"]) for s in info]
     present = prediction["segmentation"].unique().tolist()
-    return [Named(c + 1, c, id2label[c], None) for c in present if c >= 0]
+    return [NamedSegment(c + 1, c, id2label[c], None) for c in present if c >= 0]
 
 
 def overlay(view: str, prediction: Mapping, image: Image.Image, id2label: Mapping, colors=None) -> Image.Image:
     """Prediction at the picture's size → picture with its segments, or the heat map of the confidence."""
     if view == "confidence":
         return draw_confidence(prediction["confidence"].numpy())
-    segmentation, info = prediction.get("segmentation"), prediction.get("segments_info")
-    if view == "instance":
-        segmentation = EncodedMasks(prediction["masks"])
-        info = [{"id": k, "label_id": c} for k, c in enumerate(prediction["labels"].tolist())]
-    return draw_segments(image, segmentation, info, id2label, colors=colors)
+    return draw_prediction(image, prediction, id2label, colors=colors)
 
 
 def id_map(view: str, prediction: Mapping) -> np.ndarray:
@@ -76,7 +71,7 @@ def figure(title: str, view: str, prediction: Mapping, image: Image.Image, id2la
     found = named_segments(view, prediction, id2label)
     picture = _data_url(overlay(view, prediction, image, id2label, colors).convert("RGB"), "JPEG", quality=88)
     ids = _data_url(Image.fromarray(id_map(view, prediction)), "PNG", compress_level=1)
-    names = html.escape(json.dumps({one.number: str(one) for one in found}))
+    names = html.escape(json.dumps({segment.number: str(segment) for segment in found}))
     said = html.escape(", ".join(map(str, found)) or "no segments")
     legend = _confidence_legend() if view == "confidence" else _legend(found, colors)
     shape = f"aspect-ratio: {image.width} / {image.height}; --ratio: {image.width / image.height:.4f}"
@@ -97,17 +92,17 @@ def message(text: str) -> str:
     return f'<p class="eomt-message" role="alert">{html.escape(text)}</p>' if text else ""
 
 
-def _legend(found: list[Named], colors: Mapping) -> str:
+def _legend(found: list[NamedSegment], colors: Mapping) -> str:
     """A chip for each class, most segments first; pointing at it shows where the class is."""
     if not found:
         return '<p class="eomt-none">Nothing scores above the threshold: lower it to see less likely segments.</p>'
-    classes: dict[int, list[Named]] = {}
-    for one in found:
-        classes.setdefault(one.label, []).append(one)
+    classes: dict[int, list[NamedSegment]] = {}
+    for segment in found:
+        classes.setdefault(segment.label, []).append(segment)
     chips = []
     for label, members in sorted(classes.items(), key=lambda row: -len(row[1])):
-        numbers, several = " ".join(str(one.number) for one in members), f" × {len(members)}" if members[1:] else ""
-        text = html.escape(members[0].name + several if members[1:] else str(members[0]))
+        numbers = " ".join(str(segment.number) for segment in members)
+        text = html.escape(f"{members[0].name} × {len(members)}" if len(members) > 1 else str(members[0]))
         color = "rgb({}, {}, {})".format(*colors[label])
         chips.append(f'<li tabindex="0" data-numbers="{numbers}"><span style="background: {color}"></span>{text}</li>')
     return f'<ul class="eomt-legend" aria-label="classes">{"".join(chips)}</ul>'

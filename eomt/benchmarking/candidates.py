@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
-from eomt.benchmarking.flops import count_flops
-from eomt.configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
-from eomt.configuration.ladder import LadderConfig
-from eomt.configuration.paper import Reported, reported_for
-from eomt.inference.engines import exported_engines
-from eomt.inference.exported import ExportedEoMT
-from eomt.modeling_eomt.weights.inferred_config import backbone_of
+from ..configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from ..configuration.ladder import LadderConfig
+from ..configuration.paper import Reported, reported_for
+from ..inference.engines import exported_engines
+from ..inference.exported import ExportedEoMT
+from ..modeling_eomt.weights.inferred_config import nearest_backbone
+from .flops import count_flops
 
 LABELS = {"panoptic": 133, "instance": 80, "semantic": 150}  # COCO's and ADE20K's
 DEFAULT_SIZE = 640  # pixels, where a configuration says none
-ONEFORMER_TASK_TOKENS = 77
+ONEFORMER_TASK_TOKENS = 77  # of its task text
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Candidate:
             **overrides: fields of the configuration, of backbones only.
 
         Raises:
-            ValueError: when there is no such model, or it is none of universal segmentation.
+            ValueError: when there is no such model, or it is not for universal segmentation.
         """
         backbone = None
         if not Path(name).exists():
@@ -53,7 +53,7 @@ class Candidate:
                 backbone = find_backbone(name)
             except ValueError as unknown:
                 if "/" not in name:
-                    raise ValueError(f"{name!r} is no directory; {unknown}") from None
+                    raise ValueError(f"{name!r} is not a directory; {unknown}") from None
         if backbone is not None:
             overrides.setdefault("num_labels", LABELS[task])
             if step not in range(6):
@@ -100,9 +100,9 @@ class Candidate:
     @property
     def short(self) -> str:
         """Name of the point in the picture, where the legend names the family: ViT-L."""
-        if not self.is_eomt or not backbone_of(self.config)[1]:
+        if not self.is_eomt or not nearest_backbone(self.config)[1]:
             return Path(self.name).name
-        size = backbone_of(self.config)[0].size
+        size = nearest_backbone(self.config)[0].size
         return f"ViT-{'g' if size == 'giant' else size[0].upper()}"
 
     @property
@@ -113,7 +113,7 @@ class Candidate:
         masked = ", masked" if self.masked and not self.is_ladder else ""
         size = "×".join(map(str, self.image_size))
         method = f"step {self.config.step}" if self.is_ladder else "EoMT"
-        return f"{method}, {FAMILIES[backbone_of(self.config)[0].family].title}, {size}{masked}"
+        return f"{method}, {FAMILIES[nearest_backbone(self.config)[0].family].title}, {size}{masked}"
 
     def reported(self) -> Reported | None:
         """What the paper, or the authors' model zoo, reports for this model, where it does."""
@@ -121,7 +121,7 @@ class Candidate:
             return None
         if self.pretrained:
             return reported_for(Path(self.name).name)
-        row, exact = backbone_of(self.config)
+        row, exact = nearest_backbone(self.config)
         if not exact or self.image_size[0] != self.image_size[1]:
             return None
         dataset = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}[self.config.task]

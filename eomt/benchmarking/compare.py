@@ -3,20 +3,19 @@
 import sys
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from eomt.configuration import TASK_ROWS, as_pair
-from eomt.configuration.validation import parse_size
-from eomt.image_processing.geometry import placement
-from eomt.inference.loading import merge_tokens, usable_device
-from eomt.inference.writing import atomic, require_free, write_json
-
+from ..configuration import TASK_ROWS, as_pair
+from ..configuration.sizes import parse_size
+from ..image_processing.geometry import placement
+from ..inference.loading import merge_tokens, usable_device
+from ..inference.writing import atomic, require_free, write_json
 from .candidates import Candidate
-from .measure import device_name, peak_bytes, seconds_of
+from .measure import device_name, measure_seconds, peak_bytes
 from .photos import batches, mean_flops, photo_inputs
 from .plot import plot_quality_and_speed
+from .text_table import text_table
 
 
 def compare(args) -> int:
@@ -29,7 +28,7 @@ def compare(args) -> int:
         raise ValueError(f"--quality has {len(args.quality)} values for {len(candidates)} models and sizes")
     if args.plot and not args.quality and not any(candidate.reported() for candidate in candidates):
         raise ValueError("--plot: the paper reports none of these models; give --quality")
-    device = usable_device(args.device) if args.device else PartialState().device
+    device = usable_device(args.device)
     rows = []
     for i, candidate in enumerate(tqdm(candidates, desc="benchmark", unit="model", disable=len(candidates) == 1)):
         reported = candidate.reported()
@@ -104,7 +103,7 @@ def _measure(candidate, args, device) -> dict:
         return run
 
     single = forward(1)
-    latency = seconds_of(single, device, args.warm_up, args.repeats)
+    latency = measure_seconds(single, device, args.warm_up, args.repeats)
     if candidate.exported:
         row |= {"engine": model.engine.name, "precision": model.engine.precision, "computes_in": model.engine.dtype}
     row |= {
@@ -118,7 +117,7 @@ def _measure(candidate, args, device) -> dict:
     row["throughput"] = row["images_per_second"]
     if args.batch_size > 1:
         batch = forward(args.batch_size)
-        row["throughput"] = args.batch_size / seconds_of(batch, device, args.warm_up, args.repeats)["median"]
+        row["throughput"] = args.batch_size / measure_seconds(batch, device, args.warm_up, args.repeats)["median"]
         row["peak_memory_bytes"] = peak_bytes(batch, model, device)
     return row
 
@@ -136,7 +135,6 @@ def _table(rows: list[dict]) -> str:
         "peak GiB": lambda row: f"{row['peak_memory_bytes'] / 2**30:.2f}",
         "quality": lambda row: f"{row['quality']:.1f}",
     }
-
     if rows[0].get("batch_size", 1) == 1:
         del columns["images/s at 1"]  # said already
 
@@ -146,12 +144,8 @@ def _table(rows: list[dict]) -> str:
         except (KeyError, TypeError):
             return "–"
 
-    cells = [list(columns), *([cell(row, write) for write in columns.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    cells = [[cell(row, write) for write in columns.values()] for row in rows]
+    return text_table([list(columns), *cells], align_right=True)
 
 
 def _write(args, rows: list[dict], setting: dict) -> None:

@@ -29,7 +29,7 @@ def synchronize(device: torch.device) -> None:
         getattr(torch, device.type).synchronize(device)
 
 
-def seconds_of(run: Callable, device: torch.device, warm_up: int, repeats: int) -> dict[str, float]:
+def measure_seconds(run: Callable, device: torch.device, warm_up: int, repeats: int) -> dict[str, float]:
     """`repeats` timed runs after `warm_up` others (which compile, choose kernels, fill caches) → median and spread.
 
     Returns seconds: "median", "p10", "p90".

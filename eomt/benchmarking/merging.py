@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass
 
 from transformers import AutoImageProcessor
 
-from eomt.benchmarking.flops import CountedModel
-from eomt.configuration import TASK_ROWS
-from eomt.evaluate import evaluation_data
-from eomt.inference.loading import load_model, require_model, usable_device
-from eomt.inference.writing import write_json
-from eomt.training.data import EvaluationTransform
-from eomt.training.evaluation import evaluate_model
+from ..configuration import TASK_ROWS
+from ..evaluate import evaluation_data
+from ..inference.loading import load_for_inference
+from ..inference.writing import write_json
+from ..training.data import EvaluationTransform
+from ..training.evaluation import evaluate_model
+from .flops import CountedModel
 
 ALLOWED_LOSS = 0.1
 """Percentage points of the metric."""
@@ -34,12 +34,7 @@ class Row:
 def calibrate(args) -> int:
     """Evaluate without merging and at falling thresholds; print the table and the lowest one that loses nothing."""
     (name,) = args.model
-    require_model(name)
-    device = usable_device(args.device or "cpu")
-    model = load_model(name).eval().to(device)
-    if not hasattr(model, "set_token_merging"):
-        raise ValueError(f"{name}: a {type(model).__name__} is no EoMT model")
-    model.set_attn_mask_probs([float(bool(args.masked))] * model.config.num_blocks)
+    model = load_for_inference(name, args.device, masked=bool(args.masked))
     processor = AutoImageProcessor.from_pretrained(name)
     task = processor.task
     data, space = evaluation_data(args.data, task, model, dataset=args.dataset, ignore_ids=args.ignore_ids)

@@ -20,10 +20,10 @@ from transformers import (
 )
 from transformers.utils import is_natten_available
 
-from eomt.benchmarking.flops import count_flops
+from .candidates import ONEFORMER_TASK_TOKENS
+from .flops import count_flops
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-TASK_TOKENS = 77  # of OneFormer's task text
 MODELS = {"Mask2Former": Mask2FormerForUniversalSegmentation, "OneFormer": OneFormerForUniversalSegmentation}
 
 
@@ -57,7 +57,7 @@ class Peer:
         """Random images (batch, 3, H, W), and OneFormer's task text, of blanks."""
         inputs = {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device)}
         if self.method == "OneFormer":
-            inputs["task_inputs"] = torch.zeros(batch, TASK_TOKENS, dtype=torch.long, device=device)
+            inputs["task_inputs"] = torch.zeros(batch, ONEFORMER_TASK_TOKENS, dtype=torch.long, device=device)
         return inputs
 
     def _config(self):

@@ -8,24 +8,24 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from eomt.benchmarking.flops import count_flops
-from eomt.image_processing import EoMTImageProcessor
-from eomt.image_processing.images import open_image
-from eomt.inference.image_files import find_images
+from ..image_processing import EoMTImageProcessor
+from ..image_processing.reading import open_image
+from ..inference.image_files import find_images
+from .flops import count_flops
 
 
 def photo_inputs(candidate, paths: Sequence[str], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     """Image files and folders → each photo's model inputs (V, 3, H, W), by the model's own processor.
 
     Raises:
-        ValueError: when there is no image, or the model is no EoMT.
+        ValueError: when there is no image, or the model is not an EoMT.
     """
     if not candidate.is_eomt:
         raise ValueError(f"--images: {candidate.name} is a {candidate.config.model_type!r}; photos are for EoMT only")
     if candidate.pretrained and Path(candidate.name, "preprocessor_config.json").is_file():
-        processor = AutoImageProcessor.from_pretrained(candidate.name, size=_size(candidate))
+        processor = AutoImageProcessor.from_pretrained(candidate.name, size=candidate.image_size)
     else:
-        processor = EoMTImageProcessor(task=candidate.config.task, size=_size(candidate))
+        processor = EoMTImageProcessor(task=candidate.config.task, size=candidate.image_size)
     files = find_images(list(paths))
     photos = [processor(open_image(file), return_tensors="pt")["pixel_values"] for file in files.values()]
     return [pixels.to(device, dtype) for pixels in photos]
@@ -41,8 +41,3 @@ def batches(photos: Sequence[Tensor], size: int):
     source = cycle(photos)
     while True:
         yield torch.cat([next(source) for _ in range(size)])
-
-
-def _size(candidate) -> dict[str, int]:
-    height, width = candidate.image_size
-    return {"height": height, "width": width}

@@ -1,6 +1,5 @@
 """What `eomt reproduce` does: a table of the paper beside what is counted and measured here."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,13 +8,13 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from eomt.inference.loading import usable_device
-from eomt.inference.writing import atomic, require_free, write_json
-
+from ..inference.loading import usable_device
+from ..inference.writing import atomic, read_json, require_free, write_json
 from .candidates import Candidate
-from .measure import device_name, peak_bytes, seconds_of
+from .measure import device_name, measure_seconds, peak_bytes
 from .plot import plot_quality_and_speed
-from .table_rows import METRIC_KEYS, TABLES, Row, deviates, rows_of, why_deviates
+from .table_rows import METRIC_KEYS, TABLES, Row, deviates, read_table, why_deviates
+from .text_table import text_table
 
 DEVIATES = "≠"
 
@@ -25,10 +24,10 @@ def reproduce(args) -> int:
     for file in filter(None, (args.json, args.plot)):
         require_free(file, args.force)
     logging.set_verbosity_error()
-    rows = rows_of(TABLES[args.table])
-    for number, folder in runs_of(args.run, len(rows)):
+    rows = read_table(TABLES[args.table])
+    for number, folder in parse_runs(args.run, len(rows)):
         add_run(rows[number - 1], folder)
-    device = usable_device(args.device) if args.device else torch.device("cpu")
+    device = usable_device(args.device or "cpu")
     counted: dict[str, tuple] = {}
     for row in tqdm(rows, "counting", leave=False):
         _count(row, counted)
@@ -46,11 +45,11 @@ def reproduce(args) -> int:
     return 0
 
 
-def runs_of(given: list[str] | None, count: int) -> list[tuple[int, Path]]:
+def parse_runs(given: list[str] | None, count: int) -> list[tuple[int, Path]]:
     """["5=runs/mine"] → [(5, path)]; a row may have several, for its several metrics.
 
     Raises:
-        ValueError: when an entry is no such pair, or there is no such row or folder.
+        ValueError: when an entry is not such a pair, or there is no such row or folder.
     """
     runs = []
     for entry in given or ():
@@ -68,10 +67,10 @@ def add_run(row: Row, folder: Path) -> None:
         ValueError: when the folder has neither, or no result of the row's metric.
     """
     if (folder / "metrics.json").is_file():
-        report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "metrics.json")
         found, dataset = report["metrics"], report.get("dataset")
     elif (folder / "results.json").is_file():
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = read_json(folder / "results.json")
         found, dataset = {key.removeprefix("eval_"): value for key, value in results.items()}, None
     else:
         raise ValueError(f"{folder}: there is no results.json (eomt train) or metrics.json (eomt evaluate --output)")
@@ -135,7 +134,7 @@ def _measure(row: Row, device: torch.device, args, measured: dict[str, tuple]) -
                 with torch.inference_mode():
                     model(**inputs)
 
-            seconds = seconds_of(run, device, args.warm_up, args.repeats)["median"]
+            seconds = measure_seconds(run, device, args.warm_up, args.repeats)["median"]
             measured[key] = (1e3 * seconds, peak_bytes(run, model, device))
         except RuntimeError as error:  # a model that does not fit leaves the others their turn
             print(f"eomt reproduce: row {row.number}: {str(error).splitlines()[0]}", file=sys.stderr)
@@ -178,36 +177,30 @@ def table(rows: list[Row]) -> str:
     }
     if not any(row.latency_ms for row in rows):
         columns = {name: write for name, write in columns.items() if not name.endswith(" here")}
-    cells = [list(columns), *([write(row) for write in columns.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    notes = [f"{row.number}: {note}" for row in rows for note in row.notes]
-    marks = any(DEVIATES in line for line in lines)
-    legend = f"printed | here{f'; {DEVIATES}: our count is not the printed figure' if marks else ''}"
-    return "\n".join([*lines, legend, *notes])
+    text = text_table([list(columns), *([write(row) for write in columns.values()] for row in rows)])
+    legend = "printed | here"
+    if DEVIATES in text:
+        legend += f"; {DEVIATES}: our count is not the printed figure"
+    return "\n".join([text, legend, *(f"{row.number}: {note}" for row in rows for note in row.notes)])
 
 
 def as_json(row: Row) -> dict:
-    printed = {name: getattr(row.printed, name) for name in ("parameters", "gflops", "fps")}
+    printed = row.printed
+    counts = {
+        "parameters": (row.parameters and row.parameters / 1e6, printed.parameters),
+        "gflops": (row.gflops, printed.gflops),
+    }
     here = {"parameters": row.parameters, "gflops": row.gflops, "inputs_per_image": row.inputs}
     here |= {"latency_ms": row.latency_ms, "peak_memory_bytes": row.peak_memory_bytes, "metrics": row.run or None}
-    parameters = row.parameters and row.parameters / 1e6
-    wrong = {
-        "parameters": deviates(parameters, printed["parameters"]),
-        "gflops": deviates(row.gflops, printed["gflops"]),
+    return {
+        "row": row.number,
+        **{name: getattr(printed, name) for name in ("method", "backbone", "pretraining", "dataset", "image_size")},
+        "notes": row.notes,
+        "printed": {name: getattr(printed, name) for name in ("parameters", "gflops", "fps")}
+        | {"metrics": row.metrics},
+        "here": here,
+        "deviates": [name for name, (found, said) in counts.items() if deviates(found, said)],
     }
-    described = {name: getattr(row.printed, name) for name in ("method", "backbone", "pretraining", "dataset")}
-    described |= {"image_size": row.printed.image_size, "notes": row.notes}
-    return (
-        {"row": row.number}
-        | described
-        | {
-            "printed": printed | {"metrics": row.metrics},
-            "here": here,
-            "deviates": [name for name, is_wrong in wrong.items() if is_wrong],
-        }
-    )
 
 
 def _plot(rows: list[Row], path: Path, device: torch.device | None) -> None:

@@ -1,11 +1,12 @@
 """What `eomt compare` does: training runs side by side, as a table and a picture of their curves."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eomt.configuration import TASK_ROWS
+from ..configuration import TASK_ROWS
+from ..inference.writing import read_json
+from .text_table import text_table
 
 STATE, OPTIONS = "trainer_state.json", "options.json"
 
@@ -44,7 +45,7 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
     for folder in folders:
         if not Path(folder).exists():
             raise ValueError(f"there is no folder {folder!r}")
-    found = [(Path(folder), state) for folder in folders if (state := _state_of(Path(folder))) is not None]
+    found = [(Path(folder), state) for folder in folders if (state := _newest_state(Path(folder))) is not None]
     if not found:
         raise ValueError(f"none of {', '.join(map(repr, folders))} holds a run ({STATE}, or checkpoints with one)")
     return [read_run(folder, state) for folder, state in found]
@@ -54,15 +55,15 @@ def read_run(folder: Path, state: Path) -> Run:
     """A run's folder and its newest trainer_state.json → its figures.
 
     Raises:
-        ValueError: for a file that is no trainer state.
+        ValueError: for a file that is not a trainer state.
     """
     try:
-        content = json.loads(state.read_text(encoding="utf-8"))
+        content = read_json(state)
         log, steps, planned = content["log_history"], int(content["global_step"]), int(content["max_steps"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{state} is not a state that the Trainer wrote: {error!r}") from None
     options = folder / OPTIONS
-    options = json.loads(options.read_text(encoding="utf-8")) if options.is_file() else {}
+    options = read_json(options) if options.is_file() else {}
     rows = TASK_ROWS.values()
     task = next((row for row in rows if any(f"eval_{row.metric_key}" in entry for entry in log)), None)
     key = task and f"eval_{task.metric_key}"
@@ -71,16 +72,13 @@ def read_run(folder: Path, state: Path) -> Run:
     return Run(folder.name, log, options, task and task.metric, values, steps, planned, seconds)
 
 
-def table_of(runs: Sequence[Run]) -> str:
+def runs_table(runs: Sequence[Run]) -> str:
     """Runs, best first → aligned text: metric, steps, time, and every option that is not the same in all."""
     every = dict.fromkeys(key for run in runs for key in run.options)
     keys = [key for key in every if len({str(run.options.get(key)) for run in runs}) > 1]
     header = ["run", "best", "at step", "last", "loss", "steps", "time", *keys]
     rows = [[*_figures(run), *(_text(run.options.get(key)) for key in keys)] for run in ranked(runs)]
-    cells = [header, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return text_table([header, *rows])
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:
@@ -115,7 +113,7 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _state_of(folder: Path) -> Path | None:
+def _newest_state(folder: Path) -> Path | None:
     """A run's newest state: its own, or that of its last checkpoint."""
     if (folder / STATE).is_file():
         return folder / STATE

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass, field
 
-from eomt.benchmarking.candidates import Candidate
-from eomt.benchmarking.peers import Peer
-from eomt.configuration.paper import REPORTED, Reported
-from eomt.image_processing.geometry import placement
+from ..configuration.paper import REPORTED, Reported
+from ..image_processing.geometry import placement
+from .candidates import Candidate
+from .peers import Peer
 
 TABLES = {**{str(n): f"Table {n}" for n in range(1, 10)}, **{c: f"Table {c}" for c in "BCDE"}, "figure-1": "Table 3"}
 BACKBONE = {
@@ -58,7 +58,7 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
-def rows_of(table: str) -> list[Row]:
+def read_table(table: str) -> list[Row]:
     """Name of a table ("Table 4") → its rows, with models where there are such."""
     grouped: dict[tuple, list[Reported]] = {}
     for reported in REPORTED:
@@ -70,7 +70,7 @@ def rows_of(table: str) -> list[Row]:
         row = Row(number, group[0], {reported.metric: reported.value for reported in group})
         if group[0].note:
             row.notes.append(group[0].note)
-        row.model, why_not = _model_of(group[0])
+        row.model, why_not = _find_model(group[0])
         if why_not:
             row.notes.append(why_not)
         if isinstance(row.model, Candidate):
@@ -79,7 +79,7 @@ def rows_of(table: str) -> list[Row]:
     return rows
 
 
-def _model_of(row: Reported) -> tuple[Candidate | Peer | None, str]:
+def _find_model(row: Reported) -> tuple[Candidate | Peer | None, str]:
     """(the model, or why there is none)."""
     task = {"PQ": "panoptic", "AP": "instance"}.get(row.metric.split()[0], "semantic")
     labels = LABELS.get((row.dataset, row.metric)) or LABELS[row.dataset]

@@ -1,11 +1,9 @@
 """The `eomt` command: each sub-command is a module of this folder with `main(argv) -> int`, imported when called."""
 
 import importlib
-import os
 import re
 import sys
 
-DTYPES = ("float32", "bfloat16", "float16")
 COMMANDS = {
     "demo": "train a small model on synthetic shapes, evaluate it, write pictures",
     "predict": "segment images; write overlays and machine-readable results",
@@ -24,25 +22,6 @@ AFTER_AN_INTERRUPTION = {
     "predict": "; the same command continues",
     "train": "; the same command with --resume continues from the last checkpoint",
 }
-
-
-def data_workers() -> int:
-    """Processes that read images: one for each core that this process may use, at most 4."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return min(4, len(usable))
-
-
-def add_token_merging(parser) -> None:
-    """The options of `inference.loading.merge_tokens`."""
-    parser.add_argument(
-        "--token-merging", type=float, metavar="THRESHOLD",
-        help="merge tokens whose cosine similarity reaches this (ALGM; the paper's Table 9): faster, not quite exact; "
-        "eomt benchmark --calibrate-merging finds the threshold (default: off)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--merging-layers", type=int, nargs=2, default=[1, 7], metavar=("LOCAL", "GLOBAL"),
-        help="blocks in which tokens merge, among those before the queries join (default 1 7)",
-    )  # fmt: skip
 
 
 def usage() -> str:
@@ -79,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         if not {"-h", "--help"} & {*argv}:
-            from eomt.auto import register
+            from ..auto import register
 
             register()
-        return importlib.import_module(f"eomt.cli.{argv[0]}").main(argv[1:]) or 0
+        return importlib.import_module(f".{argv[0]}", __name__).main(argv[1:]) or 0
     except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
         print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)
         return 2

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import DTYPES, add_token_merging
-from eomt.configuration import TASKS
+from ..configuration import TASKS
+from .options import add_device_and_dtype, add_ignore_ids, add_token_merging, require_at_least, require_picture
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,10 +23,10 @@ def parser() -> argparse.ArgumentParser:
         "--image-size", nargs="+", metavar="SIZE",
         help="sides or HEIGHTxWIDTH; every model is run at each (default: its own, else 640)",
     )  # fmt: skip
-    p.add_argument("--task", choices=TASKS, default=TASKS[0], help="for backbones (default panoptic)")
-    p.add_argument("--num-labels", type=int, metavar="C", help="for backbones (default 133, 80 or 150 by task)")
-    p.add_argument("--num-queries", type=int, metavar="Q", help="for backbones (default: the paper's)")
-    p.add_argument("--num-blocks", type=int, metavar="L2", help="for backbones (default: the paper's)")
+    p.add_argument("--task", choices=TASKS, default=TASKS[0], help="task of backbones (default panoptic)")
+    p.add_argument("--num-labels", type=int, metavar="C", help="classes of backbones (default 133, 80 or 150 by task)")
+    p.add_argument("--num-queries", type=int, metavar="Q", help="queries of backbones (default: the paper's)")
+    p.add_argument("--num-blocks", type=int, metavar="L2", help="L2 of backbones (default: the paper's)")
     p.add_argument(
         "--step", type=int, nargs="+", choices=range(6), metavar="STEP",
         help="for backbones: steps of the paper's Table 1, 0 (ViT-Adapter + Mask2Former) to 5 (EoMT, the default)",
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--images", nargs="+", metavar="PATH",
-        help="count and time these photos instead of noise; counts by the tokens that are left",
+        help="photos to count and time instead of noise; with merged tokens, by the tokens that are left",
     )  # fmt: skip
     add_token_merging(p)
     p.add_argument(
@@ -49,28 +49,25 @@ def parser() -> argparse.ArgumentParser:
         help="with --data: evaluate the model at falling thresholds and find the lowest one that loses at most 0.1 "
         "points",
     )  # fmt: skip
-    p.add_argument("--data", metavar="PATH", help="data set of --calibrate-merging; its val split")
-    p.add_argument(
-        "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="its label png values that mean void"
-    )
-    p.add_argument("--dataset", default="auto", help="its format (default: detected), as in eomt evaluate")
+    p.add_argument("--data", metavar="PATH", help="data set for --calibrate-merging, of which the val split is used")
+    add_ignore_ids(p)
+    p.add_argument("--dataset", default="auto", help="format of --data (default: detected), as in eomt evaluate")
     p.add_argument(
         "--count-only", action="store_true", help="only count parameters and GFLOPs, without allocating weights"
     )
     p.add_argument("--batch-size", type=int, default=1, metavar="N", help="batch size of the throughput (default 1)")
-    p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
-    p.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic (default float32)")
+    add_device_and_dtype(p)
     p.add_argument(
         "--autocast", action="store_true", help="mixed precision, as in the paper: float32 weights, products in --dtype"
     )
     p.add_argument("--compile", action="store_true", help="use torch.compile, as in the paper")
-    p.add_argument("--warm-up", type=int, default=5, metavar="N", help="untimed runs before (default 5)")
+    p.add_argument("--warm-up", type=int, default=5, metavar="N", help="untimed runs first (default 5)")
     p.add_argument("--repeats", type=int, default=20, metavar="N", help="timed runs (default 20)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     p.add_argument("--plot", type=Path, metavar="FILE", help="plot quality against images per second (png, pdf, svg)")
     p.add_argument(
         "--quality", type=float, nargs="+", metavar="PERCENT",
-        help="PQ, AP or mIoU of each model, in order (default: as reported in the paper, if it is)",
+        help="PQ, AP or mIoU of each model, in order (default: what the paper reports)",
     )  # fmt: skip
     p.add_argument("--force", action="store_true", help="replace existing files of --json and --plot")
     return p
@@ -78,15 +75,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    for name in ("batch_size", "repeats"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
-    if args.warm_up < 0:
-        raise ValueError(f"--warm-up {args.warm_up}: give 0 or more")
+    require_at_least(args, 1, "batch_size", "repeats")
+    require_at_least(args, 0, "warm_up")
+    require_picture(args.plot)
     if args.plot and args.count_only:
         raise ValueError("--plot shows speed; leave out --count-only")
-    if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
     if args.token_merging is not None and not args.images:
         raise ValueError("--token-merging needs --images: how many tokens merge depends on the picture")
     if args.images and args.photo:
@@ -99,9 +92,9 @@ def main(argv: list[str]) -> int:
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
 
     if args.calibrate_merging:
-        from eomt.benchmarking.merging import calibrate
+        from ..benchmarking.merging import calibrate
 
         return calibrate(args)
-    from eomt.benchmarking.compare import compare
+    from ..benchmarking.compare import compare
 
     return compare(args)

@@ -3,12 +3,14 @@
 import argparse
 from pathlib import Path
 
+from .options import require_picture
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt compare",
         description="Training runs side by side, best first: metric, steps, time, the options that differ; and a "
-        "picture of their curves. Folders without a run are passed over.",
+        "picture of their curves. Folders without a run are skipped.",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders that eomt train wrote, finished or not: runs/*")
     p.add_argument("--plot", type=Path, metavar="FILE", help="picture of the curves (png, pdf, svg)")
@@ -18,16 +20,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
+    require_picture(args.plot)
 
-    from eomt.benchmarking.runs import find_runs, plot_runs, table_of
-    from eomt.inference.writing import atomic, require_free
+    from ..benchmarking.runs import find_runs, plot_runs, runs_table
+    from ..inference.writing import atomic, require_free
 
     if args.plot:
         require_free(args.plot, args.force)
     runs = find_runs(args.runs)
-    print(table_of(runs))
+    print(runs_table(runs))
     if args.plot:
         with atomic(args.plot, force=args.force) as part:
             plot_runs(runs, part)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eomt.configuration import TASKS
+from ..configuration import TASKS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    from eomt.convert import convert
+    from ..convert import convert
 
     convert(args)
     return 0

@@ -7,17 +7,7 @@ pipeline, and writes pictures.
 
 import argparse
 
-
-def main(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
-    for name in ("steps", "train_images", "val_images"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be 1 or more")
-
-    from eomt.demo import run
-
-    run(args)
-    return 0
+from .options import require_at_least
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,3 +20,13 @@ def parser() -> argparse.ArgumentParser:
                    help="masked attention, as in Table 7 of the paper")  # fmt: skip
     p.add_argument("--seed", type=int, default=0)
     return p
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    require_at_least(args, 1, "steps", "train_images", "val_images")
+
+    from ..demo import run
+
+    run(args)
+    return 0

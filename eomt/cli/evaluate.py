@@ -2,8 +2,8 @@
 
 import argparse
 
-from eomt.cli import DTYPES, add_token_merging, data_workers
-from eomt.configuration import TASKS
+from ..configuration import TASKS
+from .options import add_device_and_dtype, add_ignore_ids, add_token_merging, data_workers
 
 EPILOG = """examples:
   a model on COCO           eomt evaluate runs/mine --data COCO --batch-size 4
@@ -13,32 +13,6 @@ EPILOG = """examples:
   four GPUs                 torchrun --nproc_per_node 4 --no-python eomt evaluate runs/mine --data COCO
 Formats of data: eomt train --help. Formats of predictions: COCO panoptic png + json, COCO results json with RLE, label
 png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on the terminal, fractions in files."""
-
-
-def main(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
-    if (args.model is None) == (args.predictions is None):
-        raise ValueError("give either a model or --predictions")
-    if args.predictions and not args.task and args.dataset != "bravo":
-        raise ValueError(f"--predictions needs --task: {', '.join(TASKS)}")
-    if args.predictions and args.save_predictions:
-        raise ValueError("--save-predictions needs a model; --predictions reads files that exist already")
-    if args.predictions and args.token_merging is not None:
-        raise ValueError("--token-merging needs a model; --predictions reads files that exist already")
-    if args.worst and not args.output:
-        raise ValueError("--worst needs --output, the folder for its pictures")
-
-    if args.dataset == "bravo":
-        from eomt.evaluate_bravo import evaluate_bravo
-
-        evaluate_bravo(args)
-        return 0
-    if args.subsets:
-        raise ValueError("--subsets are of --dataset bravo")
-    from eomt.evaluate import evaluate
-
-    evaluate(args)
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,12 +28,10 @@ def parser() -> argparse.ArgumentParser:
         help="coco, ade20k, cityscapes, yolo, folder (default: detected from the files), or bravo: the robustness "
         "benchmark of Tables 8 and E, which has measures and files of its own",
     )
-    p.add_argument("--subsets", nargs="+", metavar="NAME", help="of bravo, only these (ACDCfog, synrain, …)")
+    p.add_argument("--subsets", nargs="+", metavar="NAME", help="subsets of bravo (ACDCfog, synrain, …; default: all)")
     p.add_argument("--task", choices=TASKS, help="required with --predictions (default: the model's)")
     p.add_argument("--split", default="val", choices=["train", "val", "test"])
-    p.add_argument(
-        "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="label png values that mean void"
-    )
+    add_ignore_ids(p)
     p.add_argument(
         "--keep-empty",
         action=argparse.BooleanOptionalAction,
@@ -68,8 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--batch-size", type=int, default=1, help="images per batch (default 1)")
     p.add_argument("--num-workers", type=int, default=data_workers(), help="data-loading processes")
-    p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
-    p.add_argument("--dtype", default="float32", choices=DTYPES)
+    add_device_and_dtype(p)
     p.add_argument(
         "--masked", action="store_true", help="evaluate with masked attention, also before each masked block"
     )
@@ -91,3 +62,29 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return p
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    if (args.model is None) == (args.predictions is None):
+        raise ValueError("give either a model or --predictions")
+    if args.predictions and not args.task and args.dataset != "bravo":
+        raise ValueError(f"--predictions needs --task: {', '.join(TASKS)}")
+    if args.predictions and args.save_predictions:
+        raise ValueError("--save-predictions needs a model; --predictions reads files that exist already")
+    if args.predictions and args.token_merging is not None:
+        raise ValueError("--token-merging needs a model; --predictions reads files that exist already")
+    if args.worst and not args.output:
+        raise ValueError("--worst needs --output, the folder for its pictures")
+
+    if args.dataset == "bravo":
+        from ..evaluate_bravo import evaluate_bravo
+
+        evaluate_bravo(args)
+        return 0
+    if args.subsets:
+        raise ValueError("--subsets needs --dataset bravo")
+    from ..evaluate import evaluate
+
+    evaluate(args)
+    return 0

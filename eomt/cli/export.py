@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .options import add_ignore_ids
+
 FORMATS = ("openvino", "onnx", "pt2")
 
 
@@ -24,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--calibration-images", type=int, default=100, metavar="N", help="use at most N of them (100)")
     p.add_argument("--data", metavar="PATH", help="data set to score the model and the files on")
     p.add_argument("--split", help="split of --data (default: val)")
-    p.add_argument("--ignore-ids", type=int, nargs="+", metavar="ID", help="its label png values that mean void")
+    add_ignore_ids(p)
     p.add_argument(
         "--max-drop", type=float, metavar="POINTS",
         help="fail if a file loses more than this of PQ, AP or mIoU on --data (default: 1)",
@@ -42,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     for option in ("split", "ignore_ids", "max_drop"):
-        if getattr(args, option) is not None and not args.data:
+        if getattr(args, option) not in (None, []) and not args.data:
             raise ValueError(f"--{option.replace('_', '-')} is for --data, which is missing")
-    from eomt.export import export
+    from ..export import export
 
     export(args)
     return 0

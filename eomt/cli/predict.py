@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import DTYPES, add_token_merging
-from eomt.configuration import TASKS
+from ..configuration import TASKS
+from .options import add_device_and_dtype, add_token_merging, require_at_least
 
 MAX_PIXELS = 200_000_000
 OVERLAP = 0.25
@@ -23,8 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", required=True, type=Path, help="folder for the results; run again to resume")
     p.add_argument("--task", choices=TASKS, help="default: the model's")
     p.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per batch (default 1)")
-    p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
-    p.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic (default float32)")
+    add_device_and_dtype(p)
     p.add_argument(
         "--compile", action="store_true", help="compile the model with torch.compile: slow to start, then faster"
     )
@@ -50,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--overlap", type=float, metavar="SHARE",
-        help=f"of a tile that its neighbor sees too, 0 to 0.5 (default {OVERLAP})",
+        help=f"share of a tile that its neighbor covers too, 0 to 0.5 (default {OVERLAP})",
     )  # fmt: skip
     add_token_merging(p)
     p.add_argument("--no-overlays", action="store_true", help="write machine-readable results only")
@@ -64,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--least-score", type=float, default=0.7, metavar="P",
-        help="of --as-dataset: score, or semantic confidence, from which a prediction is a label; less sure ones are "
-        "ignored (default 0.7)",
+        help="with --as-dataset: lowest score, or semantic confidence, at which a prediction becomes a label; others "
+        "are ignored (default 0.7)",
     )  # fmt: skip
     p.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
@@ -78,12 +77,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """The exit code: 0, or 1 if some images could not be segmented."""
     args = parser().parse_args(argv)
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size}: give at least 1")
-    if args.max_pixels < 1:
-        raise ValueError(f"--max-pixels {args.max_pixels}: give at least 1")
-    if args.workers < 0:
-        raise ValueError(f"--workers {args.workers}: give 0 or more")
+    require_at_least(args, 1, "batch_size", "max_pixels")
+    require_at_least(args, 0, "workers")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold}: give a probability from 0 to 1")
     if not 0 < args.least_score <= 1:
@@ -91,13 +86,13 @@ def main(argv: list[str]) -> int:
     if args.tile is not None and args.tile < 1:
         raise ValueError(f"--tile {args.tile}: give at least a patch of the model")
     if args.overlap is not None and args.tile is None:
-        raise ValueError(f"--overlap {args.overlap} is of tiles; give --tile too")
+        raise ValueError(f"--overlap {args.overlap} needs --tile")
     args.overlap = OVERLAP if args.overlap is None else args.overlap
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; give a folder")
 
-    from eomt.inference.writing import require_free
-    from eomt.predict import predict
+    from ..inference.writing import require_free
+    from ..predict import predict
 
     if args.as_dataset:
         require_free(args.as_dataset, force=False)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .options import require_at_least, require_picture
+
 TABLES = (*"123456789BCDE", "figure-1")
 
 
@@ -16,9 +18,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("table", type=_as_listed, choices=TABLES, metavar="TABLE", help=f"{', '.join(TABLES)}")
     p.add_argument("--run", action="append", metavar="ROW=FOLDER", help="a run of eomt train or evaluate, for a row")
     p.add_argument("--measure", action="store_true", help="measure latency and memory of one image on this machine")
-    p.add_argument("--device", help="of --measure: cpu, cuda, mps (default cpu)")
-    p.add_argument("--warm-up", type=int, default=2, metavar="N", help="untimed runs before (default 2)")
-    p.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs, of which the median (default 5)")
+    p.add_argument("--device", help="device to measure on: cpu, cuda, mps (default cpu)")
+    p.add_argument("--warm-up", type=int, default=2, metavar="N", help="untimed runs first (default 2)")
+    p.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs, the median counts (default 5)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file")
     p.add_argument("--plot", type=Path, metavar="FILE", help="figure-1: the picture (png, pdf, svg)")
     p.add_argument("--force", action="store_true", help="replace existing files of --json and --plot")
@@ -34,10 +36,9 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.plot and args.table != "figure-1":
         raise ValueError("--plot is for figure-1; tables have none")
-    if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--plot {args.plot}: choose .png, .pdf or .svg")
-    if args.repeats < 1 or args.warm_up < 0:
-        raise ValueError("--repeats must be at least 1 and --warm-up 0")
-    from eomt.benchmarking.reproduce import reproduce
+    require_picture(args.plot)
+    require_at_least(args, 1, "repeats")
+    require_at_least(args, 0, "warm_up")
+    from ..benchmarking.reproduce import reproduce
 
     return reproduce(args)

@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 
+from .options import require_at_least
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
@@ -13,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("models", nargs="+", metavar="MODEL", help="local folders, exported ones too, or hub names")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     p.add_argument("--port", type=int, default=7860, metavar="N", help="default 7860")
-    p.add_argument("--device", help="of PyTorch models: cpu, cuda, cuda:1, mps (default: the best available)")
+    p.add_argument("--device", help="device of PyTorch models: cpu, cuda, cuda:1, mps (default: the best available)")
     p.add_argument("--max-upload", type=int, default=50, metavar="MB", help="largest file (default 50)")
     p.add_argument(
         "--max-pixels", type=int, default=50_000_000, metavar="N", help="refuse larger images (default 50,000,000)"
@@ -26,17 +28,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    for name in ("port", "max_upload", "max_pixels", "requests"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
+    require_at_least(args, 1, "port", "max_upload", "max_pixels", "requests")
     if args.port > 65535:
         raise ValueError(f"--port {args.port}: give at most 65535")
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'eomt[app]'")
 
-    from eomt.app.limits import Limits
-    from eomt.app.server import serve
-    from eomt.inference.loading import usable_device
+    from ..app.limits import Limits
+    from ..app.server import serve
+    from ..inference.loading import usable_device
 
     if args.device:
         usable_device(args.device)

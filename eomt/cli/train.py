@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eomt.cli import data_workers
+from .options import data_workers
 
 EPILOG = """examples:
   a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
         return list_recipes()
     if {"-h", "--help"} & {*argv}:
         return show_help()
-    from eomt.training.run import check_run, run
+    from ..training.run import check_run, run
 
     data, model, args, resume = parse(argv)
     if data.check:
@@ -50,8 +50,8 @@ def _parser(options: tuple):
 
 def show_help() -> int:
     """Our options and the stock Trainer's most used, without importing torch."""
-    from eomt.training.options import DataOptions, ModelOptions
-    from eomt.training.run_options import RunOptions, StockOptions
+    from ..training.options import DataOptions, ModelOptions
+    from ..training.run_options import RunOptions, StockOptions
 
     _parser((DataOptions, ModelOptions, RunOptions, StockOptions)).parse_args(["--help"])
     return 0
@@ -59,53 +59,42 @@ def show_help() -> int:
 
 def parse(argv: list[str]):
     """Command line → (DataOptions, ModelOptions, EoMTTrainingArguments, whether to resume)."""
-    from eomt.training.arguments import EoMTTrainingArguments
-    from eomt.training.options import DataOptions, ModelOptions
+    from ..training.arguments import EoMTTrainingArguments
+    from ..training.options import DataOptions, ModelOptions
 
     parser = _parser((DataOptions, ModelOptions, EoMTTrainingArguments))
     parser.set_defaults(
-        eval_strategy="steps",
-        eval_steps=0.1,
-        save_strategy="steps",
-        save_steps=0.1,
-        save_total_limit=2,
-        logging_steps=20,
-        report_to="none",
-        per_device_eval_batch_size=1,
-        dataloader_num_workers=data_workers(),
+        eval_strategy="steps", eval_steps=0.1, save_strategy="steps", save_steps=0.1, save_total_limit=2,
+        logging_steps=20, report_to="none", per_device_eval_batch_size=1, dataloader_num_workers=data_workers(),
         save_best=True,
-    )
+    )  # fmt: skip
     if "--help-all" in argv:
         argv = ["--help"]
-    values, data, model, args = _parsed(parser, argv)
+    values = parser.parse_args(argv)
+    _fill(values, {part.split("=")[0].lstrip("-").replace("-", "_") for part in argv if part.startswith("--")})
+    fields = {name: value for name, value in vars(values).items() if name != "resume"}
+    data, model, args = parser.parse_dict(fields, allow_extra_keys=False)
     return data, model, args, values.resume
 
 
-def _parsed(parser, argv: list[str]):
-    """The parser's dataclasses, output folder and evaluation times filled in before they are checked."""
-    values = parser.parse_args(argv)
-    given = {part.split("=")[0].lstrip("-").replace("-", "_") for part in argv if part.startswith("--")}
+def _fill(values: argparse.Namespace, given: set[str]) -> None:
+    """Output folder and evaluation times, before the options are checked; `given`: the names on the command line."""
     if values.output_dir is None:
         task = values.task or ("finetuned" if values.checkpoint else "panoptic")
         values.output_dir = f"runs/{values.recipe or f'{Path(values.data).name}_{task}'}"
     if values.recipe and not given & {"eval_strategy", "eval_steps", "save_strategy", "save_steps"}:
-        from eomt.configuration.recipes import get_recipe
+        from ..configuration.recipes import get_recipe
 
         recipe = get_recipe(values.recipe)
         share = recipe.evaluation_epochs / (values.num_train_epochs or recipe.epochs)
         values.eval_steps = values.save_steps = share if share < 1 else 0.999
-    (data, model, args) = parser.parse_dict(
-        {k: v for k, v in vars(values).items() if k != "resume"}, allow_extra_keys=False
-    )
-    return values, data, model, args
 
 
 def list_recipes() -> int:
-    from eomt.configuration.recipes import RECIPES
+    from ..configuration.recipes import RECIPES
 
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
-        reported = recipe.reported
-        result = f"{reported.value} {reported.metric}"
+        result = f"{recipe.reported.value} {recipe.reported.metric}"
         print(f"{recipe.name:<{width}}  {result:<10} {recipe.total_steps:>8,} steps  {recipe.backbone}")
     return 0

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eomt.image_processing import read_image
-from eomt.image_processing.geometry import input_size_of
-from eomt.inference.exported import ExportedEoMT
-from eomt.inference.exporting import (
+from ..image_processing import read_image
+from ..image_processing.geometry import input_size_of
+from .exported import ExportedEoMT
+from .exporting import (
     INT8_PACKAGES,
     PACKAGES,
     PRECISIONS,
@@ -22,8 +22,8 @@ from eomt.inference.exporting import (
     exportable,
     synthetic_photo,
 )
-from eomt.inference.image_files import find_images
-from eomt.inference.writing import atomic
+from .image_files import find_images
+from .writing import atomic
 
 MAX_DROP = 1.0
 """Points of the metric that an exported file may lose."""

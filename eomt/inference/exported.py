@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
-from eomt.configuration import EoMTConfig
-from eomt.inference.engines import open_engine
-from eomt.modeling_eomt import EoMTForUniversalSegmentationOutput
-from eomt.modeling_eomt.outputs import group_by_image, is_grouped
+from ..configuration import EoMTConfig
+from ..modeling_eomt import EoMTForUniversalSegmentationOutput
+from ..modeling_eomt.outputs import group_by_image, is_grouped
+from .engines import open_engine
 
 # The pipeline checks class names against this table and would log an error for ours.
 MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["ExportedEoMT"] = "ExportedEoMT"

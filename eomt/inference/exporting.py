@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eomt.configuration import as_pair
-from eomt.inference.engines import ENGINES, INPUT, OUTPUTS, PRECISION_KEY
+from ..configuration import as_pair
+from .engines import ENGINES, INPUT, OUTPUTS, PRECISION_KEY
 
 # What each format can be written in. Half precision where the engine's kernels have it: bf16 OpenVINO's, fp16 ONNX's.
 PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "fp16", "int8"), "pt2": ("fp32",)}

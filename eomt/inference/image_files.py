@@ -22,7 +22,9 @@ def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> d
     Args:
         exclude: a folder to leave out: the results of an earlier run.
 
-    Raises `ValueError` for a source without images, `FileNotFoundError` for one that is not there.
+    Raises:
+        ValueError: for a source without images.
+        FileNotFoundError: for one that is not there.
     """
     named: dict[Path, str] = {}
     for source in sources:
@@ -73,7 +75,7 @@ def _expand(source: str) -> Iterator[tuple[Path, Path]]:
                 yield path, file
     elif path.exists():
         if not path.is_file():
-            raise ValueError(f"{source!r} is neither a file nor a folder, but a pipe or a device; give an image file")
+            raise ValueError(f"{source!r} is neither a file nor a folder but a pipe or a device; give an image file")
         yield path.parent, path
     elif glob.has_magic(source):
         fixed = Path(*_before_magic(path.parts)) if _before_magic(path.parts) else Path(".")

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 
-from eomt.image_processing.rle import encode_window
-
-from .joined_panoptic import _common, _within
+from ..image_processing.rle import encode_window
+from .tiles import Tile, common_span, within_span
 
 MIN_SCORE = 0.05
 """Instances below are left out: each tile has its best hundred, and most of an empty tile's are noise."""
@@ -23,7 +22,7 @@ MIN_SCORE = 0.05
 
 @dataclass
 class _Piece:
-    tile: object
+    tile: Tile
     mask: dict  # of the tile
     box: tuple[int, int, int, int]  # top, bottom, left, right, in the image
     label: int
@@ -58,7 +57,7 @@ class InstanceJoin:
             pixels = rle.decode(mask)[rows[r]][:, columns[c]]
             self._whole.append((encode_window(pixels, r[0], c[0], self.size), label, score))
 
-    def add(self, tile, prediction: dict) -> None:
+    def add(self, tile: Tile, prediction: dict) -> None:
         """A tile's prediction: {"masks", "labels", "scores"}, best first."""
         first = len(self.pieces)
         scores, labels = (np.asarray(prediction[key]).tolist() for key in ("scores", "labels"))
@@ -72,7 +71,7 @@ class InstanceJoin:
         own = list(range(first, len(self.pieces)))
         self._recent = [other for other in self._recent if other[0].rows.stop > tile.rows.start]
         for other, theirs in self._recent:
-            rows, columns = _common(tile.rows, other.rows), _common(tile.columns, other.columns)
+            rows, columns = common_span(tile.rows, other.rows), common_span(tile.columns, other.columns)
             if rows is not None and columns is not None:
                 self._match(own, theirs, rows, columns)
         self._recent.append((tile, own))
@@ -124,7 +123,7 @@ class InstanceJoin:
             tile, (top, bottom, left, right) = self.pieces[index].tile, self.pieces[index].box
             if top < rows.stop and bottom > rows.start and left < columns.stop and right > columns.start:
                 mask = rle.decode(self.pieces[index].mask)
-                part = mask[_within(rows, tile.rows), _within(columns, tile.columns)].ravel()
+                part = mask[within_span(rows, tile.rows), within_span(columns, tile.columns)].ravel()
                 if part.any():
                     found[index] = part
         return found
@@ -160,8 +159,8 @@ def _joined(pieces: list[_Piece], size: tuple[int, int]) -> dict:
     if len(pieces) > 1:
         for piece, mask in zip(pieces, masks):
             tile = piece.tile
-            rows = _common(tile.core_rows, slice(top, bottom))
-            columns = _common(tile.core_columns, slice(left, right))
+            rows = common_span(tile.core_rows, slice(top, bottom))
+            columns = common_span(tile.core_columns, slice(left, right))
             if rows is not None and columns is not None:
                 own = (rows.start, rows.stop), (columns.start, columns.stop)
                 _paint(pixels, mask, piece, *own, top, left, lambda before, now: now)
@@ -171,7 +170,8 @@ def _joined(pieces: list[_Piece], size: tuple[int, int]) -> dict:
 def _paint(pixels, mask, piece: _Piece, rows, columns, top: int, left: int, combine) -> None:
     """Combine a piece's pixels in these rows and columns of the image into `pixels`, which start at (top, left)."""
     part = pixels[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
-    part[:] = combine(part, mask[_within(slice(*rows), piece.tile.rows), _within(slice(*columns), piece.tile.columns)])
+    own_rows, own_columns = within_span(slice(*rows), piece.tile.rows), within_span(slice(*columns), piece.tile.columns)
+    part[:] = combine(part, mask[own_rows, own_columns])
 
 
 def _without_fragments(found: list[tuple]) -> list[tuple]:
@@ -193,7 +193,7 @@ def _box(mask: dict) -> tuple[int, int, int, int]:
     return top, top + height, left, left + width
 
 
-def _reaches(box: tuple[int, int, int, int], tile) -> bool:
+def _reaches(box: tuple[int, int, int, int], tile: Tile) -> bool:
     """Whether a box of the tile reaches a side of it beyond which the image continues."""
     height, width = tile.shape
     margin = max(2, max(height, width) // 128)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from eomt.configuration.labels import VOID
+from ..configuration.labels import VOID
+from .tiles import Tile, common_span, within_span
 
 _BLOCK = 256
 """Rows of the image that are looked at at once."""
@@ -84,7 +85,7 @@ class PanopticJoin:
         rows, columns = (np.arange(out) * length // out for out, length in zip(self.size, size))
         self._whole = (ids, rows, columns, segments)
 
-    def add(self, tile, prediction: dict) -> None:
+    def add(self, tile: Tile, prediction: dict) -> None:
         """A tile's prediction: {"segmentation" (h, w), "segments_info"}."""
         segments = prediction["segments_info"]
         own = [self.nodes.add(segment) for segment in segments]
@@ -127,14 +128,14 @@ class PanopticJoin:
 
     # --- tiles -------------------------------------------------------------------------------------------------------
 
-    def _matches(self, tile, found: np.ndarray, things: set[int], other) -> list[tuple[int, int]]:
+    def _matches(self, tile: Tile, found: np.ndarray, things: set[int], other) -> list[tuple[int, int]]:
         """(node of the other tile, node of this one) that are one thing."""
         theirs, map_of_theirs, _ = other
-        rows, columns = _common(tile.rows, theirs.rows), _common(tile.columns, theirs.columns)
+        rows, columns = common_span(tile.rows, theirs.rows), common_span(tile.columns, theirs.columns)
         if rows is None or columns is None:
             return []
-        a = map_of_theirs[_within(rows, theirs.rows), _within(columns, theirs.columns)].ravel()
-        b = found[_within(rows, tile.rows), _within(columns, tile.columns)].ravel()
+        a = map_of_theirs[within_span(rows, theirs.rows), within_span(columns, theirs.columns)].ravel()
+        b = found[within_span(rows, tile.rows), within_span(columns, tile.columns)].ravel()
         area_a, area_b = (dict(zip(*map(np.ndarray.tolist, np.unique(x, return_counts=True)))) for x in (a, b))
         pairs, counts = np.unique(np.stack([a, b]), axis=1, return_counts=True)
         labels = self.nodes.labels
@@ -148,10 +149,10 @@ class PanopticJoin:
             and 2 * common > area_a[m] + area_b[n] - common
         ]
 
-    def _draw(self, tile, found, uncut: set[int], settled: set[int], replaced: set[int]) -> None:
+    def _draw(self, tile: Tile, found: np.ndarray, uncut: set[int], settled: set[int], replaced: set[int]) -> None:
         """`settled`: things that an earlier tile drew uncut; `replaced`: drawn things that this tile sees uncut."""
         inside = np.zeros(found.shape, bool)
-        core = (_within(tile.core_rows, tile.rows), _within(tile.core_columns, tile.columns))
+        core = (within_span(tile.core_rows, tile.rows), within_span(tile.core_columns, tile.columns))
         inside[core] = True
         rank = np.where(inside, np.uint8(_CUT), np.uint8(_FILLS))
         rank[np.isin(found, list(uncut)) & inside] = _UNCUT
@@ -258,7 +259,7 @@ def _renumbered(prediction: dict, numbers) -> np.ndarray:
     return table[np.asarray(prediction["segmentation"])]
 
 
-def _cut(found: np.ndarray, tile) -> set[int]:
+def _cut(found: np.ndarray, tile: Tile) -> set[int]:
     """Nodes that reach a side of the tile where the image continues."""
     margin = max(2, max(found.shape) // 128)  # masks end a cell before the border at times
     sides = (found[:margin], found[-margin:], found[:, :margin], found[:, -margin:])
@@ -267,12 +268,3 @@ def _cut(found: np.ndarray, tile) -> set[int]:
         if is_open:
             nodes |= set(np.unique(side).tolist())
     return nodes
-
-
-def _common(a: slice, b: slice) -> slice | None:
-    start, stop = max(a.start, b.start), min(a.stop, b.stop)
-    return slice(start, stop) if start < stop else None
-
-
-def _within(part: slice, span: slice) -> slice:
-    return slice(part.start - span.start, part.stop - span.start)

@@ -5,14 +5,18 @@ import re
 from pathlib import Path
 
 
-def usable_device(name: str, option: str = "--device"):
-    """ "cpu", "cuda:1", … → the `torch.device`.
+def usable_device(name: str | None, option: str = "--device"):
+    """ "cpu", "cuda:1", … → the `torch.device`; None: the best there is, in a group of processes this one's.
 
     Raises:
         ValueError: when torch knows no such device, or this machine has none.
     """
     import torch
 
+    if name is None:
+        from accelerate import PartialState
+
+        return PartialState().device
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -34,7 +38,7 @@ def require_model(name: str) -> None:
 
         for file in Path(name).glob("*.safetensors"):
             if not file.is_file():
-                raise ValueError(f"{file} is no file")
+                raise ValueError(f"{file} is not a file")
             try:
                 safe_open(file, "pt")
             except SafetensorError as error:
@@ -50,10 +54,10 @@ def load_model(name: str, **options):
         ValueError: when weights are missing, left over, of another shape or not finite. `from_pretrained` would draw
             random ones in their place, and the results would be wrong without an error.
     """
-    from eomt.inference.engines import exported_engines
+    from .engines import exported_engines
 
     if exported_engines(name):
-        from eomt.inference.exported import ExportedEoMT
+        from .exported import ExportedEoMT
 
         dtype = str(options.get("dtype", "float32")).removeprefix("torch.")
         names = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}  # None: what the file was exported for
@@ -61,7 +65,7 @@ def load_model(name: str, **options):
     from transformers import AutoModelForUniversalSegmentation
     from transformers.utils import logging
 
-    from eomt.modeling_eomt.weights.state_dicts import require_all_weights
+    from ..modeling_eomt.weights.fitting import require_all_weights
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers' table of what does not fit: the error says it in a line
@@ -73,6 +77,24 @@ def load_model(name: str, **options):
         logging.set_verbosity(level)
     require_all_weights(name, model, found)
     return model
+
+
+def load_for_inference(name: str, device: str | None = None, option: str = "--device", masked: bool = False, **options):
+    """The EoMT in `name` on a device, in evaluation mode, with masked attention off (or on: `masked`).
+
+    Args:
+        options: as for `load_model`.
+
+    Raises:
+        ValueError: when there is no such model or device, or it is not an EoMT.
+    """
+    require_model(name)
+    place = usable_device(device, option)
+    model = load_model(name, **options)
+    if not hasattr(model, "set_attn_mask_probs"):
+        raise ValueError(f"{name}: a {type(model).__name__} is not an EoMT model")
+    model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
+    return model.eval().to(place)
 
 
 def merge_tokens(model, threshold: float | None, layers: tuple[int, int] | list[int]) -> None:

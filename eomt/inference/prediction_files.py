@@ -15,123 +15,39 @@ ids are the numbers in the files' names or those names: photos say no more; `eom
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
-from scipy import ndimage
 
-from eomt.configuration.labels import LabelSpace
-from eomt.image_processing.targets import id_to_rgb
-
-from .writing import write_atomic, write_json
-
-_BAND = 256
-"""Rows that are recoded at once."""
-VOID_LABELS = {1: 255, 2: 65535, 3: 0xFFFFFF}
-"""Pixels of no class in a label png, by its bytes a pixel."""
+from ..configuration.labels import LabelSpace
+from .encoding import instance_results, label_png, panoptic_png
+from .writing import read_json, write_atomic, write_json
 
 
-def image_id_of(name: str) -> int | str:
+def image_id_from_name(name: str) -> int | str:
     """COCO's ids are the numbers in its file names: "000000142238" → 142238; any other name is its own id."""
     return int(name) if name.isdecimal() else name
 
 
-def image_ids_of(names: Iterable[str]) -> dict[str, int | str]:
+def image_ids_by_name(names: Iterable[str]) -> dict[str, int | str]:
     """Names of one run → {name: id}; names that are the same number ("1" and "01") are their own ids, as strings."""
-    ids = {name: image_id_of(name) for name in names}
+    ids = {name: image_id_from_name(name) for name in names}
     uses = Counter(ids.values())
     return {name: i if uses[i] == 1 else name for name, i in ids.items()}
 
 
-def state_of(file: Path) -> dict:
+def file_state(file: Path) -> dict:
     """What identifies a file and its version."""
     stat = file.stat()
     return {"file": str(file.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def weights_of(model: str | Path) -> dict[str, list[int]]:
+def weight_files(model: str | Path) -> dict[str, list[int]]:
     """A local model directory's weight files: {name: [size, mtime_ns]}; none of a model on the hub."""
     suffixes = ("safetensors", "bin", "onnx", "pt2")
     files = [file for suffix in suffixes for file in sorted(Path(model).glob(f"*.{suffix}"))]
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-
-
-def boxes_of(ids: np.ndarray) -> dict[int, tuple[slice, slice]]:
-    """(H, W) segment ids, void below 0 → {id: the rows and columns it lies in}."""
-    boxes: dict[int, tuple[slice, slice]] = {}
-    for top in range(0, len(ids), _BAND):
-        for number, found in enumerate(ndimage.find_objects(ids[top : top + _BAND].astype(np.int32) + 1)):
-            if found is not None:
-                rows, columns = found
-                before = boxes.get(number, (slice(top + rows.start, 0), columns))
-                columns = slice(min(before[1].start, columns.start), max(before[1].stop, columns.stop))
-                boxes[number] = (slice(before[0].start, top + rows.stop), columns)
-    return boxes
-
-
-def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):
-    """(H, W) ids, segments → (H, W, 3) uint8 of COCO's coding, its `segments_info`. Ids start at 1: 0 is void."""
-    ids, segments = np.asarray(segmentation), []
-    coded = np.zeros((*ids.shape, 3), np.uint8)
-    boxes = boxes_of(ids)
-    for number, segment in enumerate(segments_info, start=1):
-        rows, columns = boxes.get(segment["id"], (slice(0, 0), slice(0, 0)))
-        inside = ids[rows, columns] == segment["id"]
-        for channel in range(3):
-            value = number >> 8 * channel & 255
-            np.copyto(coded[rows, columns, channel], value, where=inside, casting="unsafe")
-        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-        entry = {"id": number, "category_id": int(category_ids[segment["label_id"]]), "iscrowd": 0}
-        entry |= {"area": int(np.count_nonzero(inside)), "bbox": [int(v) for v in box]}
-        segments.append(entry | ({"score": float(segment["score"])} if "score" in segment else {}))
-    return coded, segments
-
-
-def instance_results(image_id, prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
-    """n encoded masks, their labels and scores → COCO results; empty masks are left out."""
-    results = []
-    for mask, label, score in zip(prediction["masks"], prediction["labels"], prediction["scores"]):
-        if not rle.area(mask):
-            continue
-        segmentation = {"size": [int(v) for v in mask["size"]], "counts": mask["counts"].decode("ascii")}
-        result = {"image_id": image_id, "category_id": int(category_ids[int(label)]), "segmentation": segmentation}
-        results.append(result | {"bbox": [float(v) for v in rle.toBbox(mask)], "score": float(score)})
-    return results
-
-
-def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
-    """(H, W) labels → picture with the category id of each pixel; void is 255, or 65535 where ids need 16 bits.
-
-    Ids beyond 16 bits are colors, R + 256 G + 65536 B, and so is the picture; void is white.
-    """
-    labels, highest = np.asarray(segmentation), max(category_ids)
-    if highest > VOID_LABELS[2]:
-        table = id_to_rgb(np.array([*category_ids, VOID_LABELS[3]]))
-    elif highest >= VOID_LABELS[1]:
-        table = np.array([*category_ids, VOID_LABELS[2]]).astype(np.uint16)
-    else:
-        table = np.array([*category_ids, VOID_LABELS[1]]).astype(np.uint8)
-    coded = np.empty((*labels.shape, *table.shape[1:]), table.dtype)
-    for top in range(0, len(labels), _BAND):
-        band = labels[top : top + _BAND]
-        coded[top : top + _BAND] = table[np.where((band >= 0) & (band < len(category_ids)), band, -1)]
-    return Image.fromarray(coded)
-
-
-class EncodedMasks(Sequence):
-    """Run-length encoded masks, decoded one at a time: each is an (H, W) array, every `step`-th row and column."""
-
-    def __init__(self, encoded: Sequence[dict], step: int = 1):
-        self.encoded, self.step = encoded, step
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return rle.decode(self.encoded[index])[:: self.step, :: self.step].copy()
 
 
 class Results:
@@ -143,7 +59,8 @@ class Results:
         label_space: names and category ids of the labels.
         run: settings (model, thresholds, …); a folder with results of others is refused.
 
-    Raises `ValueError` if the folder holds results of a run with other settings.
+    Raises:
+        ValueError: if the folder holds results of a run with other settings.
     """
 
     def __init__(self, output: str | Path, task: str, label_space: LabelSpace, run: Mapping | None = None):
@@ -151,7 +68,7 @@ class Results:
         run = {"task": task, **(run or {})}
         marker = self.output / "run.json"
         if marker.is_file():
-            before = json.loads(marker.read_text(encoding="utf-8"))
+            before = read_json(marker)
             for key in {**before, **run}:
                 if before.get(key) != run.get(key):
                     raise ValueError(
@@ -171,7 +88,7 @@ class Results:
             return False
 
     def discard_outdated(self, name: str, image_id: int | str, source: Mapping) -> None:
-        """Forget that an image is done if its record is of another source file (see `state_of`) or has another id."""
+        """Forget that an image is done if its record is of another source file (see `file_state`) or has another id."""
         if self.is_done(name):
             record = self._record(name)
             if record.get("source") != source or record["image"]["id"] != image_id:
@@ -190,7 +107,7 @@ class Results:
 
         prediction: of `segment` (see `post_process`).
         """
-        image_id = image_id_of(name) if image_id is None else image_id
+        image_id = image_id_from_name(name) if image_id is None else image_id
         ids = self.label_space.dataset_ids
         if self.task == "panoptic":
             coded, segments = panoptic_png(prediction["segmentation"], prediction["segments_info"], ids)
@@ -213,10 +130,7 @@ class Results:
     def finish(self, names: Iterable[str]) -> None:
         """Join the records of these images to the json files; one process calls it, after all have written."""
         names = [name for name in names if self.is_done(name)]
-        categories = [
-            {"id": int(i), "name": name, "isthing": int(label not in self.label_space.stuff_label_ids)}
-            for label, (name, i) in enumerate(zip(self.label_space.names, self.label_space.dataset_ids))
-        ]
+        categories = self.label_space.categories
         images = [self._record(name)["image"] for name in names]
         write_json(self.output / "images.json", {"images": images, "categories": categories})
         annotations = (entry for name in names for entry in self._record(name)["annotations"])
@@ -227,7 +141,7 @@ class Results:
             write_atomic(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
 
     def _record(self, name: str) -> dict:
-        return json.loads(self.path("records", name, ".json").read_text(encoding="utf-8"))
+        return read_json(self.path("records", name, ".json"))
 
 
 def _stream(path: Path, head: str, entries: Iterable[dict], tail: str) -> None:

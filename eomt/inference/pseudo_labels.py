@@ -9,20 +9,18 @@ learned; panoptic segments and semantic pixels become void.
 """
 
 import csv
-import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from eomt.image_processing.targets import id_to_rgb, rgb_to_id
-
+from ..image_processing.maps import id_to_rgb, rgb_to_id
+from .encoding import VOID_LABELS
 from .image_files import require_distinct
-from .prediction_files import VOID_LABELS
-from .writing import atomic, write_json
+from .writing import atomic, read_json, write_json
 
 NEARLY = 0.5
 """Instances from this share of the score that counts are crowds; below, they are background."""
@@ -35,7 +33,7 @@ def write_dataset(output: Path, target: Path, task: str, files: Mapping[str, Pat
         files: the images by the `file_name` that the results give them. They are linked where the file system can.
         least: score from which a segment, or confidence from which a pixel, is ground truth.
     """
-    listing = json.loads((output / "images.json").read_text(encoding="utf-8"))
+    listing = read_json(output / "images.json")
     if task == "semantic":
         require_distinct(listing["images"], ".png")
     with atomic(target, folder=True) as folder:
@@ -57,7 +55,7 @@ def _numbered(images: list[dict]) -> dict:
 
 def _instances(output: Path, folder: Path, listing: dict, least: float) -> None:
     number, annotations = _numbered(listing["images"]), []
-    for entry in json.loads((output / "instances.json").read_text(encoding="utf-8")):
+    for entry in read_json(output / "instances.json"):
         if entry["score"] >= NEARLY * least:
             entry = {key: entry[key] for key in ("category_id", "segmentation", "bbox", "score", "image_id")}
             entry |= {"id": len(annotations) + 1, "image_id": number[entry["image_id"]]}
@@ -69,7 +67,7 @@ def _instances(output: Path, folder: Path, listing: dict, least: float) -> None:
 
 def _panoptic(output: Path, folder: Path, listing: dict, least: float) -> None:
     number, annotations = _numbered(listing["images"]), []
-    for entry in json.loads((output / "panoptic.json").read_text(encoding="utf-8"))["annotations"]:
+    for entry in read_json(output / "panoptic.json")["annotations"]:
         sure = [info for info in entry["segments_info"] if info["score"] >= least]
         png = np.asarray(Image.open(output / "panoptic" / entry["file_name"]))
         kept = np.where(np.isin(rgb_to_id(png), [info["id"] for info in sure])[..., None], png, 0)
@@ -83,14 +81,13 @@ def _panoptic(output: Path, folder: Path, listing: dict, least: float) -> None:
 
 
 def _semantic(output: Path, folder: Path, listing: dict, least: float) -> None:
+    color = _unused_color(category["id"] for category in listing["categories"])
     for image in listing["images"]:
         name = image["sem_seg_file_name"].removeprefix("labels/")
         labels = np.asarray(Image.open(output / "labels" / name))
         confidence = np.asarray(Image.open(output / "confidence" / name)) / 65535
-        void = VOID_LABELS[3 if labels.ndim == 3 else labels.itemsize]
-        unsure = confidence < least
         kept = labels.copy()
-        kept[unsure] = (255, 255, 255) if labels.ndim == 3 else void
+        kept[confidence < least] = color if labels.ndim == 3 else VOID_LABELS[labels.itemsize]
         to = (folder / "labels" / "train" / image["file_name"]).with_suffix(".png")
         to.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(kept).save(to)
@@ -102,7 +99,14 @@ def _semantic(output: Path, folder: Path, listing: dict, least: float) -> None:
         rows.writerow(("name", "r", "g", "b"))
         for c in listing["categories"]:
             rows.writerow((c["name"], *id_to_rgb(np.array(c["id"])).tolist()))
-        rows.writerow(("void", 255, 255, 255))
+        rows.writerow(("void", *color))
+
+
+def _unused_color(ids: Iterable[int]) -> tuple[int, int, int]:
+    """White, or the lightest gray that is no class's color."""
+    used = set(ids)
+    gray = next(value for value in range(255, -1, -1) if value * 0x010101 not in used)
+    return gray, gray, gray
 
 
 WRITERS = {"instance": _instances, "panoptic": _panoptic, "semantic": _semantic}

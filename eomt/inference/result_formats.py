@@ -18,10 +18,9 @@ import yaml
 from PIL import Image
 from pycocotools import mask as rle
 
-from eomt.image_processing.targets import picture_ids
-
+from ..image_processing.maps import picture_ids
 from .image_files import require_distinct
-from .writing import write_atomic, write_json, write_text
+from .writing import read_json, write_atomic, write_json, write_text
 
 SMALLEST = 3  # corners of a polygon
 COLUMNS = ("image_id", "file_name", "category_id", "category", "score", "area", "x", "y", "width", "height")
@@ -42,15 +41,19 @@ class Segment:
 
 def write_formats(output: Path, task: str, formats: list[str]) -> None:
     """Write the formats for everything that is in a folder of results (see `Results.finish`)."""
-    listing = json.loads((output / "images.json").read_text(encoding="utf-8"))
+    listing = read_json(output / "images.json")
     categories = {category["id"]: category for category in listing["categories"]}
     if "yolo" in formats:
         require_distinct(listing["images"], ".txt")
+
+    def segments(image: Mapping) -> Iterator[Segment]:
+        return read_segments(output, task, image, categories)
+
     for name in formats:
-        FORMATS[name](output, listing["images"], categories, lambda image: segments_of(output, task, image, categories))
+        FORMATS[name](output, listing["images"], categories, segments)
 
 
-def segments_of(output: Path, task: str, image: Mapping, categories: Mapping[int, Mapping]) -> Iterator[Segment]:
+def read_segments(output: Path, task: str, image: Mapping, categories: Mapping[int, Mapping]) -> Iterator[Segment]:
     """One image's segments, out of the results' own files; semantic: a segment for each class that is present."""
     if task == "semantic":
         labels = picture_ids(Image.open(output / image["sem_seg_file_name"]))
@@ -73,7 +76,7 @@ def segments_of(output: Path, task: str, image: Mapping, categories: Mapping[int
 
 
 def _record_name(image: Mapping) -> str:
-    """The name that `image_ids_of` made the id of: the id itself, or of a number, the file's name without suffix."""
+    """The name behind an id of `image_ids_by_name`: the id itself, or of a number, the file's name without suffix."""
     return image["id"] if isinstance(image["id"], str) else str(Path(image["file_name"]).with_suffix(""))
 
 

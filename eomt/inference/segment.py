@@ -1,6 +1,6 @@
 """The one inference loop: images → model inputs → model → segments by the task.
 
-`V` model inputs, more than images where windows are cut; `S_h`, `S_w` their size.
+V model inputs, more than images where windows are cut · S_h, S_w their size
 
 `eomt predict`, `eomt evaluate`, the trainer's evaluation and the pipeline share it. A model is any callable that takes
 `pixel_values` and `patch_offsets` and returns EoMT's outputs.
@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as rle
 from torch.utils.data import DataLoader, Dataset
 
-from eomt.image_processing.images import open_image, to_rgb_tensor
+from ..image_processing.images import to_rgb_tensor
+from ..image_processing.reading import open_image
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
 """What one image may raise while the others continue: no picture, too large for memory, its file name too long, …"""
@@ -86,7 +89,7 @@ def segment(
             if on_error is None:
                 raise
             for item in batch["items"]:
-                on_error(item, reason_of(error))
+                on_error(item, error_line(error))
             continue
         stages = [outputs]
         if intermediate:
@@ -94,12 +97,12 @@ def segment(
         for i, (item, size) in enumerate(zip(batch["items"], batch["sizes"])):
             try:
                 found = [
-                    post_process(processor, _outputs_of(i, stage, offsets), size, task, **rules) for stage in stages
+                    post_process(processor, _image_outputs(i, stage, offsets), size, task, **rules) for stage in stages
                 ]
             except FAILS_ALONE as error:
                 if on_error is None:
                     raise
-                on_error(item, reason_of(error))
+                on_error(item, error_line(error))
             else:
                 yield Segmented(item, size, found[0], found[1:])
                 found = None  # large images' results are large
@@ -130,7 +133,30 @@ def post_process(processor, outputs, size: tuple[int, int], task: str | None = N
     return {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in found.items()}
 
 
-def reason_of(error: Exception) -> str:
+def confident_instances(prediction: dict, threshold: float) -> dict:
+    """An instance prediction of `post_process` → the same without instances that score below the threshold."""
+    kept = (prediction["scores"] >= threshold).nonzero()[:, 0]
+    masks = [prediction["masks"][k] for k in kept.tolist()]
+    return prediction | {"masks": masks, "labels": prediction["labels"][kept], "scores": prediction["scores"][kept]}
+
+
+def list_segments(prediction: dict) -> list[tuple[int, float | None, np.ndarray]]:
+    """A prediction of `post_process` → label, score and mask (H, W) bool of each segment.
+
+    Semantic: of each class that is present; its score is the mean confidence, None without `confidence=True`.
+    """
+    if "masks" in prediction:
+        masks = (rle.decode(mask).astype(bool) for mask in prediction["masks"])
+        return list(zip(prediction["labels"].tolist(), prediction["scores"].tolist(), masks))
+    ids = prediction["segmentation"].numpy()
+    if "segments_info" in prediction:
+        return [(s["label_id"], s["score"], ids == s["id"]) for s in prediction["segments_info"]]
+    masks = {label: ids == label for label in np.unique(ids[ids >= 0]).tolist()}
+    confidence = prediction.get("confidence")
+    return [(c, None if confidence is None else float(confidence.numpy()[m].mean()), m) for c, m in masks.items()]
+
+
+def error_line(error: Exception) -> str:
     """The error in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -158,7 +184,7 @@ class _Inputs(Dataset):
         except FAILS_ALONE as error:
             if not self.catch:
                 raise
-            return {"failure": (item, reason_of(error))}
+            return {"failure": (item, error_line(error))}
         size = image.size[::-1] if isinstance(image, Image.Image) else tuple(image.shape[-2:])
         return {"item": item, "size": size, **inputs}
 
@@ -176,7 +202,7 @@ def _collate(samples: list[dict]) -> dict:
     }
 
 
-def _outputs_of(i: int, outputs, offsets: list[tuple[int, int, int]]) -> SimpleNamespace:
+def _image_outputs(i: int, outputs, offsets: list[tuple[int, int, int]]) -> SimpleNamespace:
     """A batch's outputs → those of its image `i`: of one input, or of its windows."""
     part = slice(i, i + 1)
     if offsets:

@@ -1,13 +1,13 @@
 """Large images: overlapping tiles and the whole picture through the model, their segments joined to one result.
 
-`H`, `W` the image (pixels); `h`, `w` a tile. Tiles see small objects at full resolution, the whole picture sees objects
-that no tile holds. Beside the picture and the result nothing grows with the image but one row of tiles.
+H, W the image (pixels) · h, w a tile
+
+Tiles see small objects at full resolution, the whole picture sees objects that no tile holds. Beside the picture and
+the result nothing grows with the image but one row of tiles.
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -15,38 +15,10 @@ from PIL import Image
 from .joined_instances import InstanceJoin
 from .joined_panoptic import PanopticJoin
 from .segment import segment
+from .tiles import Tile, cut
 
 WHOLE_SIDE = 4096
 """The whole picture is segmented at most so long (pixels): its masks have a cell for every 4 pixels of the input."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A rectangle of the image, and its core: the part that lies nearer to its center than to any other tile's.
-
-    Cores do not overlap and cover the image. Both are (rows, columns) slices of the image.
-    """
-
-    rows: slice
-    columns: slice
-    core_rows: slice
-    core_columns: slice
-    open_sides: tuple[bool, bool, bool, bool]
-    "Top, bottom, left, right: whether the image continues there, so that an object may be cut."
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
-
-
-def cut(size: tuple[int, int], side: int, overlap: float) -> list[Tile]:
-    """(H, W) → the fewest tiles of `side` pixels with at least this overlap (a share of the side), row by row."""
-    bands, columns = (_spans(length, side, overlap) for length in size)
-    return [
-        Tile(rows, cols, core_rows, core_cols, (*open_rows, *open_cols))
-        for rows, core_rows, open_rows in bands
-        for cols, core_cols, open_cols in columns
-    ]
 
 
 def require_tiles(side: int, overlap: float, task: str, patch: int) -> None:
@@ -110,16 +82,3 @@ def _part(tile: Tile | None, image: Image.Image) -> Image.Image:
         return image.crop((tile.columns.start, tile.rows.start, tile.columns.stop, tile.rows.stop))
     factor = math.ceil(max(image.size) / WHOLE_SIDE)
     return image.reduce(factor) if factor > 1 else image
-
-
-def _spans(length: int, side: int, overlap: float) -> list[tuple[slice, slice, tuple[bool, bool]]]:
-    """(span, its core, whether the image continues before and after it), evenly spread."""
-    if length <= side:
-        return [(slice(0, length), slice(0, length), (False, False))]
-    count = math.ceil((length - side) / max(1, side * (1 - overlap))) + 1
-    starts = [round(i * (length - side) / (count - 1)) for i in range(count)]
-    borders = [0, *((after + before + side) // 2 for before, after in pairwise(starts)), length]
-    return [
-        (slice(start, start + side), slice(borders[i], borders[i + 1]), (i > 0, i < count - 1))
-        for i, start in enumerate(starts)
-    ]

@@ -61,5 +61,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def read_json(path: str | os.PathLike):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def write_json(path: str | os.PathLike, value, indent: int | None = None) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")

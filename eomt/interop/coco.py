@@ -11,14 +11,13 @@ A segment of any task is one annotation. What their importers ask for beyond COC
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as rle
 
-from ..inference.result_formats import coco_annotations, polygons, segments_of
-from ..inference.writing import write_json
+from ..inference.result_formats import coco_annotations, polygons, read_segments
+from ..inference.writing import read_json, write_json
 
 
 def write_dataset(predictions: str | Path, target: str | Path, masks: str = "polygons", score: float = 0.5) -> int:
@@ -39,21 +38,21 @@ def write_dataset(predictions: str | Path, target: str | Path, masks: str = "pol
         raise ValueError(f"masks is {masks!r}; choose from {', '.join(ENCODINGS)}")
     if not all((folder / name).is_file() for name in ("images.json", "run.json")):
         raise ValueError(f"{folder} has no images.json and run.json; give a folder that eomt predict wrote")
-    listing = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-    task = json.loads((folder / "run.json").read_text(encoding="utf-8"))["task"]
+    listing = read_json(folder / "images.json")
+    task = read_json(folder / "run.json")["task"]
     categories = {category["id"]: category for category in listing["categories"]}
 
     def segments(image):
-        found = segments_of(folder, task, image, categories)
+        found = read_segments(folder, task, image, categories)
         return (s for s in found if task != "instance" or s.score >= score)
 
     annotations = coco_annotations(listing["images"], segments, ENCODINGS[masks])
     are_numbers = all(isinstance(image["id"], int) for image in listing["images"])
     image_ids = {image["id"]: image["id"] if are_numbers else k for k, image in enumerate(listing["images"], 1)}
     shift = int(0 in categories)
-    for one in annotations:
-        one |= {"image_id": image_ids[one["image_id"]], "category_id": one["category_id"] + shift}
-        one.setdefault("score", 1.0)
+    for entry in annotations:
+        entry |= {"image_id": image_ids[entry["image_id"]], "category_id": entry["category_id"] + shift}
+        entry.setdefault("score", 1.0)
     images = [
         {"id": image_ids[i["id"]], "file_name": i["file_name"], "width": i["width"], "height": i["height"]}
         for i in listing["images"]

@@ -1,25 +1,22 @@
 """Segments with outlines, names and a legend over the photo.
 
-Legend: `H`, `W` the image; `n` segments; `s` the factor small images are enlarged by, so that lines and names stay
-fine.
+H, W the image · n segments · s the factor that small images are enlarged by, so that lines and names stay fine
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ..inference.prediction_files import boxes_of
+from ..configuration.labels import IGNORE_INDEX
+from ..inference.encoding import EncodedMasks
 from .colors import Color, class_colors, shade
+from .masks import SegmentMask, segment_masks
 from .sheets import make_font
 
 _SHORT_SIDE = 480
 """Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
-_KEPT_PIXELS = 2**18
-"""Masks with a box up to this are kept, others read again when they are drawn."""
-_MANY_IDS = 2**16
-"""Ids from here (COCO's may reach 2²⁴) are looked for one by one."""
 _BAND_PIXELS = 2**21
 """Pixels that are tinted at once."""
 _INSIDE = 0.72
@@ -35,7 +32,7 @@ def draw_segments(
     opacity: float = 0.45,
     names: bool = True,
     legend: bool = False,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORE_INDEX,
     colors: Mapping[int, Color] | None = None,
 ) -> Image.Image:
     """Photo, its segmentation → photo with tinted, outlined and named segments.
@@ -49,10 +46,11 @@ def draw_segments(
         legend: add a list of the classes with their share of the picture.
         colors: {label: (r, g, b)}; give `class_colors` of all labels to pictures that are to be compared.
 
-    Raises `ValueError` if the segmentation is of another size than the image.
+    Raises:
+        ValueError: if the segmentation is of another size than the image.
     """
     segmentation = segmentation if isinstance(segmentation, Sequence) else np.asarray(segmentation)
-    masks = _masks(segmentation, segments_info, ignore_index)
+    masks = segment_masks(segmentation, segments_info, ignore_index)
     labels = [mask.label for mask in masks]
     image = image.convert("RGB")
     if masks and masks[0].shape != image.size[::-1]:
@@ -83,54 +81,25 @@ def draw_segments(
     return picture
 
 
-class _Mask:
-    """A segment's box and area, and its pixels when they are asked for: all segments' pixels may not fit in memory."""
+def draw_prediction(
+    image: Image.Image, prediction, id2label: Mapping[int, str] | None = None, step: int = 1, **options
+) -> Image.Image:
+    """`draw_segments` of what `eomt.inference.post_process` gives, or of a metric's reference.
 
-    def __init__(self, read: Callable[[slice, slice], np.ndarray], label: int, shape, box=None):
-        """`read(rows, columns)`: that part of the mask, bool; `box`: rows and columns that hold all of it."""
-        self.read, self.label, self.shape = read, int(label), shape
-        start = box or (slice(0, shape[0]), slice(0, shape[1]))
-        pixels = read(*start)
-        rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
-        self.area, self.box, self.kept = int(np.count_nonzero(pixels)), None, None
-        if len(rows):
-            inner = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-            self.box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(start, inner))
-            self.kept = pixels[inner].copy() if pixels[inner].size <= _KEPT_PIXELS else None
-
-    def pixels(self) -> np.ndarray:
-        """The mask in its box."""
-        return self.read(*self.box) if self.kept is None else self.kept
-
-
-def _masks(segmentation, segments_info, ignore_index: int) -> list[_Mask]:
-    """Any form → masks with their labels; empty masks are left out."""
-    if segments_info is None:
-        bands = (np.unique(segmentation[top : top + 256]) for top in range(0, len(segmentation), 256))
-        present = sorted({int(c) for band in bands for c in band if c >= 0 and c != ignore_index})
-        masks = [_Mask(_of_id(segmentation, c), c, segmentation.shape) for c in present]
-    elif isinstance(segmentation, Sequence) or segmentation.ndim == 3:
-        shape = np.shape(segmentation[0]) if segments_info else ()
-        masks = [_Mask(_of_stack(segmentation, k), s["label_id"], shape) for k, s in enumerate(segments_info)]
+    Args:
+        step: the image is this factor smaller than the prediction.
+    """
+    if not isinstance(prediction, Mapping):  # a semantic reference
+        prediction = {"segmentation": np.asarray(prediction)}
+    if "masks" in prediction:
+        segmentation = EncodedMasks(prediction["masks"], step)
+        info = [{"id": k, "label_id": int(label)} for k, label in enumerate(prediction["labels"])]
     else:
-        small = segmentation.max(initial=0) < _MANY_IDS and segmentation.min(initial=0) >= -1
-        boxes = boxes_of(segmentation) if small else {}
-        masks = [
-            _Mask(_of_id(segmentation, s["id"]), s["label_id"], segmentation.shape, boxes.get(s["id"]))
-            for s in segments_info
-        ]
-    return [mask for mask in masks if mask.area]
+        segmentation, info = prediction["segmentation"][::step, ::step], prediction.get("segments_info")
+    return draw_segments(image, segmentation, info, id2label, **options)
 
 
-def _of_id(segmentation: np.ndarray, segment: int):
-    return lambda rows, columns: segmentation[rows, columns] == segment
-
-
-def _of_stack(masks, k: int):
-    return lambda rows, columns: np.asarray(masks[k])[rows, columns].astype(bool)
-
-
-def _tint(canvas: np.ndarray, mask: _Mask, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
+def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
     """Blend the color into the mask, opaque along its outline, with a fine light edge outside of that.
 
     In bands of rows, each with so many rows around it that its outline is that of the mask.
@@ -178,7 +147,7 @@ def _write_names(picture: Image.Image, masks, texts, tints, order, factor: int) 
             break
 
 
-def _place(mask: _Mask, width: float, height: float) -> tuple[float, float] | None:
+def _place(mask: SegmentMask, width: float, height: float) -> tuple[float, float] | None:
     """Center (y, x) of a box of width × height that lies inside the mask as far as possible; `None` if too little."""
     rows, columns = mask.box
     part = mask.pixels()

@@ -1,13 +1,17 @@
 """Exchange between the ViT's patch tokens and ViT-Adapter's pyramid by deformable attention.
 
-B images · N patches · M pyramid tokens (strides 8, 16, 32; 21/4 · N) · D width · A heads · L levels · K points
+B images · P prefix tokens · N patches · M pyramid tokens (strides 8, 16, 32; 21/4 · N) · D width
+A heads · L levels · K points
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
+
+from ...configuration.ladder import LadderConfig
 
 NORM_EPS = 1e-6
 
@@ -27,6 +31,12 @@ class PyramidShapes:
     def lengths(self) -> list[int]:
         return [height * width for height, width in self.pyramid]
 
+    def split_prefix(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, P + N, D) → (B, P, D), (B, N, D)."""
+        num_patches = self.patches[0] * self.patches[1]
+        num_prefix = hidden_states.shape[1] - num_patches
+        return hidden_states.split([num_prefix, num_patches], dim=1)
+
 
 def centers(shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
     """Maps → the (x, y) centers of all their cells in [0, 1], (1, cells, 1, 2): where deformable attention starts."""
@@ -42,15 +52,17 @@ def centers(shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
 class DeformableAttention(nn.Module):
     """Each query reads a few learned points of each level: (B, queries, D), features (B, cells, D) → (B, queries, D).
 
-    transformers' module has no narrower values, which ViT-Adapter uses (`ratio`); its kernel is used here.
+    transformers' module has no narrower values, which ViT-Adapter uses (`deform_ratio`); its kernel is used here.
     """
 
-    def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int, ratio: float):
+    def __init__(self, config: LadderConfig, num_levels: int):
         super().__init__()
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        value_width = int(width * ratio)
-        self.sampling_offsets = nn.Linear(width, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
+        self.num_heads, self.num_levels = config.num_attention_heads, num_levels
+        self.num_points = config.deform_num_points
+        width, value_width = config.hidden_size, int(config.hidden_size * config.deform_ratio)
+        count = self.num_heads * num_levels * self.num_points  # of points that a query reads
+        self.sampling_offsets = nn.Linear(width, 2 * count)
+        self.attention_weights = nn.Linear(width, count)
         self.value_proj = nn.Linear(width, value_width)
         self.output_proj = nn.Linear(value_width, width)
 
@@ -69,11 +81,12 @@ class DeformableAttention(nn.Module):
 class Injector(nn.Module):
     """Pyramid → patch tokens: (B, N, D), (B, M, D) → (B, N, D). The gain starts at 0: the ViT is unchanged at first."""
 
-    def __init__(self, width: int, num_heads: int, num_points: int, ratio: float):
+    def __init__(self, config: LadderConfig):
         super().__init__()
+        width = config.hidden_size
         self.query_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.feat_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = DeformableAttention(width, num_heads, num_levels=3, num_points=num_points, ratio=ratio)
+        self.attn = DeformableAttention(config, num_levels=3)
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, patches: Tensor, pyramid: Tensor, shapes: PyramidShapes) -> Tensor:
@@ -85,12 +98,13 @@ class Injector(nn.Module):
 class Extractor(nn.Module):
     """Patch tokens → pyramid: (B, M, D), (B, N, D) → (B, M, D)."""
 
-    def __init__(self, width: int, num_heads: int, num_points: int, ratio: float, ffn_ratio: float):
+    def __init__(self, config: LadderConfig):
         super().__init__()
+        width = config.hidden_size
         self.query_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.feat_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = DeformableAttention(width, num_heads, num_levels=1, num_points=num_points, ratio=ratio)
-        self.ffn = ConvolutionalFeedForward(width, int(width * ffn_ratio))
+        self.attn = DeformableAttention(config, num_levels=1)
+        self.ffn = ConvolutionalFeedForward(width, int(width * config.conv_ffn_ratio))
         self.ffn_norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def forward(self, pyramid: Tensor, patches: Tensor, shapes: PyramidShapes) -> Tensor:
@@ -119,19 +133,25 @@ class ConvolutionalFeedForward(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Injector, the ViT's own blocks, extractors: patches (B, N, D) and pyramid (B, M, D), both returned."""
+    """Injector, the ViT's own blocks, extractors: tokens (B, P + N, D) and pyramid (B, M, D), both returned.
 
-    def __init__(self, width, num_heads, num_points, ratio, ffn_ratio, num_extra_extractors: int = 0):
+    The prefix tokens take part in the blocks only.
+    """
+
+    def __init__(self, config: LadderConfig, num_extra_extractors: int = 0):
         super().__init__()
-        self.injector = Injector(width, num_heads, num_points, ratio)
-        self.extractor = Extractor(width, num_heads, num_points, ratio, ffn_ratio)
-        self.extra_extractors = nn.ModuleList(
-            Extractor(width, num_heads, num_points, ratio, ffn_ratio) for _ in range(num_extra_extractors)
-        )
+        self.injector = Injector(config)
+        self.extractor = Extractor(config)
+        self.extra_extractors = nn.ModuleList(Extractor(config) for _ in range(num_extra_extractors))
 
-    def forward(self, patches: Tensor, pyramid: Tensor, blocks, shapes: PyramidShapes) -> tuple[Tensor, Tensor]:
-        """`blocks` takes patch tokens through this interaction's part of the ViT."""
-        patches = blocks(self.injector(patches, pyramid, shapes))
+    def forward(
+        self, hidden_states: Tensor, pyramid: Tensor, blocks: Callable[[Tensor], Tensor], shapes: PyramidShapes
+    ) -> tuple[Tensor, Tensor]:
+        """`blocks` takes all tokens through this interaction's part of the ViT."""
+        prefix, patches = shapes.split_prefix(hidden_states)
+        patches = self.injector(patches, pyramid, shapes)
+        hidden_states = blocks(torch.cat([prefix, patches], dim=1))
+        _, patches = shapes.split_prefix(hidden_states)
         for extractor in (self.extractor, *self.extra_extractors):
             pyramid = extractor(pyramid, patches, shapes)
-        return patches, pyramid
+        return hidden_states, pyramid

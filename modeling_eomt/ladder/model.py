@@ -4,6 +4,7 @@ B images · P prefix tokens · N patches · D width · H, W pixels
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from transformers import initialization as init
 
 from ...configuration.ladder import LadderConfig
 from ..heads import MaskPrediction
-from ..rope import rotary_table
+from ..rope import RotaryTable, rotary_table
 from ..universal import UniversalSegmentationModel
 from .adapter import ViTAdapter
 from .interaction import DeformableAttention, Injector
@@ -34,14 +35,7 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
     def __init__(self, config: LadderConfig):
         super().__init__(config)
         if config.step == 0:
-            self.adapter = ViTAdapter(
-                config.hidden_size,
-                config.num_attention_heads,
-                config.stem_width,
-                config.deform_num_points,
-                config.deform_ratio,
-                config.conv_ffn_ratio,
-            )
+            self.adapter = ViTAdapter(config)
             self.layernorm.requires_grad_(False)  # counted with the ViT, but the adapter reads the blocks themselves
         else:
             self.pyramid = Pyramid(config, config.strides)
@@ -71,29 +65,16 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
         grid = self.patch_grid(pixel_values)
         hidden_states = self.embeddings(pixel_values)  # [B, P + N, D]
         rotary = rotary_table(self.config, grid, hidden_states.device, hidden_states.dtype, self.training)
-        prefix, patches = hidden_states.split([self.config.num_prefix_tokens, grid[0] * grid[1]], dim=1)
 
         if self.config.step == 0:
-
-            def run(layers: nn.ModuleList, patches: Tensor) -> Tensor:
-                nonlocal prefix
-                hidden_states = torch.cat([prefix, patches], dim=1)
-                for layer in layers:
-                    hidden_states = layer(hidden_states, None, rotary, **kwargs)
-                prefix, patches = hidden_states.split([prefix.shape[1], patches.shape[1]], dim=1)
-                return patches
-
             length = len(self.layers) // self.config.num_interactions
             parts = [
-                lambda patches, first=first: run(self.layers[first : first + length], patches)
+                partial(_run, self.layers[first : first + length], rotary=rotary, **kwargs)
                 for first in range(0, len(self.layers), length)
             ]
-            maps, patches = self.adapter(pixel_values, patches, parts)
-            return maps, torch.cat([prefix, patches], dim=1)
+            return self.adapter(pixel_values, hidden_states, parts)
 
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, None, rotary, **kwargs)
-        hidden_states = self.layernorm(hidden_states)
+        hidden_states = self.layernorm(_run(self.layers, hidden_states, rotary, **kwargs))
         patches = hidden_states[:, self.config.num_prefix_tokens :].unflatten(1, grid)  # [B, h, w, D]
         return self.pyramid(patches), hidden_states
 
@@ -129,6 +110,13 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
             init.zeros_(module.num_batches_tracked)
         else:
             super()._init_weights(module)
+
+
+def _run(layers: nn.ModuleList, hidden_states: Tensor, rotary: RotaryTable | None, **kwargs) -> Tensor:
+    """Tokens (B, P + N, D) through some of the ViT's blocks → (B, P + N, D)."""
+    for layer in layers:
+        hidden_states = layer(hidden_states, None, rotary, **kwargs)
+    return hidden_states
 
 
 def _init_convolution(module: nn.Conv2d | nn.ConvTranspose2d) -> None:

@@ -8,8 +8,9 @@ from transformers.utils import logging
 from ...configuration import EoMTConfig
 from ..eomt import EoMTForUniversalSegmentation
 from .backbones import delta_reference, fit_sizes
+from .fitting import StateDict, give, require_fit, take
 from .key_maps import authors_table
-from .state_dicts import StateDict, give, read_state_dict, require_fit, take
+from .state_dicts import read_state_dict
 
 logger = logging.get_logger(__name__)
 

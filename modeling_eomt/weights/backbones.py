@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ...configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from .fitting import StateDict, require_fit, take
 from .key_maps import hf_table, timm_table
 from .resample import resample_patch_kernel, resample_positions
-from .state_dicts import StateDict, read_state_dict, require_fit, take
+from .state_dicts import read_state_dict
 
 logger = logging.get_logger(__name__)
 
@@ -138,7 +139,7 @@ def describe(state: StateDict) -> BackboneShape:
     token = state.get("embeddings.cls_token" if is_hf(state) else "cls_token")
     blocks = {match[1] for key in state if (match := re.match(r"(?:encoder\.)?(?:blocks|layer|layers)\.(\d+)\.", key))}
     if token is None or not blocks:
-        raise ValueError(f"the state dict is no ViT known here; its keys begin with {', '.join(sorted(state)[:3])}")
+        raise ValueError(f"the state dict is not a ViT known here; its keys begin with {', '.join(sorted(state)[:3])}")
     if is_hf(state):
         layout = "vit" if "embeddings.position_embeddings" in state else "dinov3"
     elif any(".mlp.fc1_g." in key for key in state):

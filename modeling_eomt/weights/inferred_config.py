@@ -8,23 +8,16 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ...configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
-from ...configuration.labels import LabelSpace, label_space
-from ...configuration.tasks import infer_task
-from .state_dicts import StateDict
+from ...configuration.checkpoint import infer_task
+from ...configuration.labels import BY_SIZE, LabelSpace, label_space
+from .fitting import StateDict
 
 HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape says it
 DINOV3_IMAGE_SIZE = 640  # rotary positions leave no trace of the size
 ENCODER = "network.encoder.backbone."
-# Number of labels → label space. 150 labels are ADE20K's for both tasks, so the query count decides.
-SPACES = {
-    133: "coco_panoptic",
-    80: "coco_instance",
-    150: "ade20k_panoptic",
-    19: "cityscapes_semantic",
-}
 
 
-def config_of_checkpoint(
+def config_from_checkpoint(
     state: StateDict,
     *,
     heads: int | None = None,
@@ -58,12 +51,12 @@ def config_of_checkpoint(
     row = backbone_row(family, width, depth, swiglu)
     if heads is None:
         if width % HEAD_WIDTH:
-            raise ValueError(f"the width {width} is no multiple of {HEAD_WIDTH}, the width of a head; give --heads")
+            raise ValueError(f"the width {width} is not a multiple of {HEAD_WIDTH}, the width of a head; give --heads")
         heads = width // HEAD_WIDTH
     if labels is not None and labels.num_labels != num_labels:
         raise ValueError(f"{labels.num_labels} labels were given, the checkpoint has {num_labels} classes")
     space = labels or default_labels(num_labels, queries, task)
-    task = task or guess_task(space, queries)
+    task = task or infer_task(None, queries, name=space.name if space else "")[0]
     names = space.config_fields if space else {"num_labels": num_labels}
     if stuff_label_ids is None:
         stuff_label_ids = space.stuff_label_ids if space and task == "panoptic" else ()
@@ -99,16 +92,14 @@ def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | 
 
 
 def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpace | None:
-    """The paper's data set with that many classes, or None."""
-    name = SPACES.get(num_labels)
-    if num_labels == 150 and (task == "semantic" or (task is None and queries == TASK_ROWS["semantic"].num_queries)):
+    """The paper's data set with that many classes, or None. ADE20K has as many for both tasks: the queries decide."""
+    if num_labels not in BY_SIZE:
+        return None
+    name, _ = BY_SIZE[num_labels]
+    few_queries = task is None and queries == TASK_ROWS["semantic"].num_queries
+    if name == "ade20k_panoptic" and (task == "semantic" or few_queries):
         name = "ade20k_semantic"
-    return label_space(name) if name else None
-
-
-def guess_task(labels: LabelSpace | None, queries: int) -> str:
-    """Label space's name, or the query count → what the model was trained for."""
-    return infer_task(None, queries, name=labels.name if labels is not None else "")[0]
+    return label_space(name)
 
 
 def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
@@ -117,7 +108,7 @@ def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
     return next((row for row in kin if (row.width, row.depth) == (width, depth)), kin[0])
 
 
-def backbone_of(config: EoMTConfig) -> tuple[Backbone, bool]:
+def nearest_backbone(config: EoMTConfig) -> tuple[Backbone, bool]:
     """Configuration → (its row, whether it is that row's size and not a scaled one)."""
     swiglu = config.gated_mlp and config.layout != "dinov3"
     registers, size = bool(config.num_register_tokens), (config.hidden_size, config.num_hidden_layers)
@@ -154,7 +145,7 @@ def _image_size(state: StateDict, family: str, patch: tuple[int, int]) -> int | 
     count = _shape(state, f"{ENCODER}pos_embed")[-2] - (family == "eva02")  # N; EVA-02's class token has one too
     side = math.isqrt(count)
     if side**2 != count:
-        raise ValueError(f"the checkpoint's {count} positions are no square grid; give --image-size HEIGHT WIDTH")
+        raise ValueError(f"the checkpoint's {count} positions are not a square grid; give --image-size HEIGHT WIDTH")
     height, width = side * patch[0], side * patch[1]
     return height if height == width else (height, width)
 
@@ -167,7 +158,7 @@ def _shape(state: Mapping, key: str) -> tuple[int, ...]:
 
 def describe_config(config: EoMTConfig) -> str:
     """What a model is, one line a property."""
-    row, exact = backbone_of(config)
+    row, exact = nearest_backbone(config)
     names = [config.id2label[label] for label in range(config.num_labels)]
     size, patch = (as_pair(value) for value in (config.image_size, config.patch_size))
     facts = {

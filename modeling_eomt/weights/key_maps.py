@@ -60,18 +60,8 @@ TIMM_EVA_BLOCK = TIMM_BLOCK | {
     "mlp.up_proj": "mlp.fc1_x",
     "mlp.norm": "mlp.norm",
 }
-HF_BLOCK = {
-    "norm1": "norm1",
-    "norm2": "norm2",
-    "layer_scale1.lambda1": "layer_scale1.lambda1",
-    "layer_scale2.lambda1": "layer_scale2.lambda1",
+HF_BLOCK = {name: name for name in TIMM_BLOCK} | {  # our names are transformers', but for these
     "attention.output": "attention.o_proj",
-    "attention.q_proj": "attention.q_proj",
-    "attention.k_proj": "attention.k_proj",
-    "attention.v_proj": "attention.v_proj",
-    "mlp.gate_proj": "mlp.gate_proj",
-    "mlp.up_proj": "mlp.up_proj",
-    "mlp.down_proj": "mlp.down_proj",
     "mlp.first": "mlp.fc1",
     "mlp.second": "mlp.fc2",
 }
@@ -84,12 +74,9 @@ TIMM_OUTSIDE = {
     "embeddings.projection": "patch_embed.proj",
     "layernorm": "norm",
 }
-HF_OUTSIDE = {
-    "embeddings.cls_token": "embeddings.cls_token",
-    "embeddings.register_tokens": "embeddings.register_tokens",
+HF_OUTSIDE = {name: name for name in TIMM_OUTSIDE} | {
     "embeddings.position_embeddings.weight": "embeddings.position_embeddings",
     "embeddings.projection": "embeddings.patch_embeddings.projection",
-    "layernorm": "layernorm",
 }
 HF_DINOV3_OUTSIDE = HF_OUTSIDE | {"embeddings.projection": "embeddings.patch_embeddings", "layernorm": "norm"}
 AUTHORS_DINOV3_OUTSIDE = {

@@ -17,7 +17,7 @@ from eomt.benchmarking import reproduce
 from eomt.benchmarking.candidates import Candidate
 from eomt.benchmarking.flops import count_flops
 from eomt.benchmarking.peers import STAGES, Peer
-from eomt.benchmarking.table_rows import TABLES, deviates, rows_of, why_deviates
+from eomt.benchmarking.table_rows import TABLES, deviates, read_table, why_deviates
 from eomt.cli import main
 from eomt.cli.reproduce import TABLES as NAMES
 from tests.models import tiny_config, tiny_model
@@ -28,7 +28,7 @@ UNEXPLAINED = {("OneFormer", "ConvNeXt-XL"), ("OneFormer", "DiNAT-L"), ("Mask2Fo
 
 @pytest.mark.parametrize("table", NAMES)
 def test_every_row_has_a_model_or_a_reason(table):
-    rows = rows_of(TABLES[table])
+    rows = read_table(TABLES[table])
     assert [row.number for row in rows] == list(range(1, len(rows) + 1))
     for row in rows:
         if isinstance(row.model, Candidate):
@@ -45,13 +45,13 @@ def test_every_row_has_a_model_or_a_reason(table):
 
 
 def test_rows_of_one_model_are_one():
-    rows = rows_of("Table B")
+    rows = read_table("Table B")
     assert len(rows) == 6
     assert rows[5].metrics["AP small"] == 20.3
     assert [row.model.masked for row in rows] == [True] * 5 + [False]
-    assert [row.model.config.num_blocks for row in rows_of("Table D")] == [9, 6, 4, 2]
-    assert len(rows_of("Table 3")) == 12
-    ours = [row for row in rows_of("Table 4") if isinstance(row.model, Candidate)]
+    assert [row.model.config.num_blocks for row in read_table("Table D")] == [9, 6, 4, 2]
+    assert len(read_table("Table 3")) == 12
+    ours = [row for row in read_table("Table 4") if isinstance(row.model, Candidate)]
     assert {row.printed.dataset: row.model.config.num_labels for row in ours} == {"coco": 133, "ade20k": 150}
 
 
@@ -98,7 +98,7 @@ def test_peers_count_the_same_without_values(method, monkeypatch):
     with torch.inference_mode():
         logits = peer.load(torch.device("cpu"))(**peer.inputs(2, torch.device("cpu"))).masks_queries_logits
     assert logits.shape[::2] == (2, 16)
-    row = rows_of("Table 6")[1]
+    row = read_table("Table 6")[1]
     row.model, row.parameters, row.inputs = peer, parameters, 1.0
     reproduce._measure(row, torch.device("cpu"), SimpleNamespace(warm_up=0, repeats=1), {})
     assert row.latency_ms > 0
@@ -108,13 +108,13 @@ def test_peers_count_the_same_without_values(method, monkeypatch):
 @pytest.fixture
 def small_table(monkeypatch):
     """Table 3's ViT-S rows, of which the models are tiny, and one that nobody has."""
-    rows = [row for row in rows_of("Table 3") if row.printed.backbone == "ViT-S"]
-    rows += [row for row in rows_of("Table 4") if row.printed.method == "MaskDINO"]
+    rows = [row for row in read_table("Table 3") if row.printed.backbone == "ViT-S"]
+    rows += [row for row in read_table("Table 4") if row.printed.method == "MaskDINO"]
     for number, row in enumerate(rows, start=1):
         row.number = number
     rows[1].model = Candidate("tiny", tiny_config(), (64, 64), False, True)
     rows[2].model = Candidate("tiny", tiny_config(), (64, 64), False, False)
-    monkeypatch.setattr(reproduce, "rows_of", lambda table: rows)
+    monkeypatch.setattr(reproduce, "read_table", lambda table: rows)
     return rows
 
 
@@ -158,7 +158,7 @@ def test_the_figure_as_printed(small_table, tmp_path):
 def test_merged_tokens_are_counted_by_the_run(tmp_path, capsys):
     metrics = {"mean_iou": 0.84, "gflops_per_image": 1180.5}
     (tmp_path / "metrics.json").write_text(json.dumps({"metrics": metrics}))
-    row = rows_of("Table 9")[3]
+    row = read_table("Table 9")[3]
     reproduce.add_run(row, tmp_path)
     assert (row.gflops, row.run) == (1180.5, {"mIoU": 84.0})
     assert "1183 | 1180.50≠" in reproduce.table([row])
@@ -168,8 +168,8 @@ def test_a_row_takes_a_run_for_each_of_its_metrics(tmp_path):
     for name, metrics in (("panoptic", {"pq": 0.5}), ("instance", {"ap": 0.4, "ap_small": 0.2})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(json.dumps({"metrics": metrics}))
-    row = rows_of("Table B")[5]
-    for number, folder in reproduce.runs_of([f"6={tmp_path / name}" for name in ("panoptic", "instance")], 6):
+    row = read_table("Table B")[5]
+    for number, folder in reproduce.parse_runs([f"6={tmp_path / name}" for name in ("panoptic", "instance")], 6):
         assert number == 6
         reproduce.add_run(row, folder)
     assert row.run == {"PQ": 50, "AP": 40, "AP small": 20}
@@ -184,7 +184,7 @@ def test_reports_of_bravo(tmp_path):
     ):
         folder.mkdir()
         (folder / "metrics.json").write_text(json.dumps(report))
-    ours, (*_, theirs) = rows_of("Table 8")[2], rows_of("Table E")
+    ours, (*_, theirs) = read_table("Table 8")[2], read_table("Table E")
     reproduce.add_run(ours, bravo)
     assert ours.run == {"mIoU out-of-distribution": 77}
     reproduce.add_run(ours, cityscapes)
@@ -193,11 +193,11 @@ def test_reports_of_bravo(tmp_path):
     assert theirs.run == {"AUPRC out-of-distribution": 90}
     with pytest.raises(ValueError, match="none of AUPRC out-of-distribution"):
         reproduce.add_run(theirs, cityscapes)
-    assert rows_of("Table 8")[0].model.image_size == (1024, 2048)  # Cityscapes', which the rows of ViTs are counted at
+    assert read_table("Table 8")[0].model.image_size == (1024, 2048)  # Cityscapes'
 
 
 def test_known_deviations_are_explained():
-    row = rows_of("Table 1")[1]
+    row = read_table("Table 1")[1]
     row.gflops, row.parameters = 739.73, 342_263_622
     assert "700" in why_deviates(row)
     row.gflops = 700.2

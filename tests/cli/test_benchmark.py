@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from eomt import EoMTImageProcessor
-from eomt.benchmarking.measure import device_name, peak_bytes, seconds_of
+from eomt.benchmarking.measure import device_name, measure_seconds, peak_bytes
 from eomt.cli import main
 from tests.models import tiny_model
 
@@ -166,8 +166,8 @@ def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, caps
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["nothing"], "'nothing' is no directory; unknown backbone"),
-    (["vit_small_patch14_reg4_dinov2", "--image-size", "100"], "no multiple of patch_size 16; try 96"),
+    (["nothing"], "'nothing' is not a directory; unknown backbone"),
+    (["vit_small_patch14_reg4_dinov2", "--image-size", "100"], "not a multiple of patch_size 16; try 96"),
     (["vit_small_patch14_reg4_dinov2", "--image-size", "ten"], "HEIGHTxWIDTH"),
     (["vit_small_patch14_reg4_dinov2", "--repeats", "0"], "give at least 1"),
     (["vit_small_patch14_reg4_dinov2", "--autocast"], "needs --dtype"),
@@ -184,7 +184,7 @@ def test_timing_is_of_the_runs_after_warming_up():
     import time
 
     durations = iter([0.05, 0.05, 0.001, 0.002, 0.003])
-    found = seconds_of(lambda: time.sleep(next(durations)), CPU, warm_up=2, repeats=3)
+    found = measure_seconds(lambda: time.sleep(next(durations)), CPU, warm_up=2, repeats=3)
     assert 0.002 <= found["median"] < 0.02
     assert found["p10"] <= found["median"] <= found["p90"]
 

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt.cli import main
 from eomt.modeling_eomt import convert_to_authors
-from eomt.modeling_eomt.weights.inferred_config import config_of_checkpoint
+from eomt.modeling_eomt.weights.inferred_config import config_from_checkpoint
 from tests.models import BACKBONE_OF_KIND, GOLDEN, golden_config, tiny_model
 
 KINDS = list(BACKBONE_OF_KIND)
@@ -62,7 +62,7 @@ def test_what_is_written_gives_the_authors_logits(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_configuration_is_that_of_the_shapes(kind):
-    found = config_of_checkpoint(load_file(golden_file(kind)), heads=2, image_size=(64, 96))
+    found = config_from_checkpoint(load_file(golden_file(kind)), heads=2, image_size=(64, 96))
     assert found.to_dict() == golden_config(kind).to_dict()
 
 
@@ -79,7 +79,7 @@ def test_the_configuration_is_that_of_the_shapes(kind):
 ])  # fmt: skip
 def test_labels_and_task_from_the_numbers(labels, queries, task, expected):
     state = convert_to_authors(tiny_model(num_labels=labels, num_queries=queries))
-    config = config_of_checkpoint(state, heads=4, task=task)
+    config = config_from_checkpoint(state, heads=4, task=task)
     assert (config.task, config.id2label[0], len(config.stuff_label_ids)) == expected
     assert config.image_size == 64  # the square grid's
 
@@ -89,11 +89,11 @@ def test_labels_and_task_from_the_numbers(labels, queries, task, expected):
     ("dinov3", 384, 12, "vit_small_patch16_dinov3"),
 ])  # fmt: skip
 def test_full_size_backbones_are_recognized(kind, width, depth, name):
-    from eomt.modeling_eomt.weights.inferred_config import backbone_of
+    from eomt.modeling_eomt.weights.inferred_config import nearest_backbone
 
     model = tiny_model(kind, hidden_size=width, num_hidden_layers=depth, num_attention_heads=6)
-    config = config_of_checkpoint(convert_to_authors(model))
-    row, exact = backbone_of(config)
+    config = config_from_checkpoint(convert_to_authors(model))
+    row, exact = nearest_backbone(config)
     assert (row.name, exact, config.num_attention_heads) == (name, True, 6)
     assert config.image_size == (640 if kind == "dinov3" else 64)
 

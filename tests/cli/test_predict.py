@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from eomt import EoMTImageProcessor
 from eomt.image_processing import read_image
-from eomt.image_processing.targets import rgb_to_id
+from eomt.image_processing.maps import rgb_to_id
 from eomt.inference.image_files import find_images
 from tests.predicting import SIZES, predict
 
@@ -336,7 +336,7 @@ def test_tiles_that_cannot_be_are_one_line(models, photos, tmp_path, capsys):
         ("panoptic", ["--tile", "8"], "--tile 8 is smaller than a patch of the model, 16 pixels; give 16 or more"),
         ("panoptic", ["--tile", "0"], "--tile 0: give at least a patch of the model"),
         ("instance", ["--tile", "64", "--overlap", "0.8"], "--overlap 0.8: give a share of the tile from 0 to 0.5"),
-        ("instance", ["--overlap", "0.5"], "--overlap 0.5 is of tiles; give --tile too"),
+        ("instance", ["--overlap", "0.5"], "--overlap 0.5 needs --tile"),
         ("semantic", ["--tile", "64"], "semantic models cut windows of their own"),
     ):
         assert predict(photos, models[task], tmp_path / "out", *options) == 2

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eomt.image_processing import EoMTImageProcessor, placement
-from eomt.image_processing.targets import label_ids, masks_and_labels, nearest_index, place_map, read_map, rgb_to_id
+from eomt.image_processing.maps import read_map, rgb_to_id
+from eomt.image_processing.targets import label_ids, masks_and_labels, nearest_index, place_map
 
 
 def targets(segmentation_map, size=8, image_size=None, task="panoptic", **kwargs):

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from eomt.configuration.labels import LabelSpace
+from eomt.inference.encoding import VOID_LABELS, label_png
 from eomt.inference.image_files import find_images
-from eomt.inference.prediction_files import VOID_LABELS, Results, image_ids_of, label_png
+from eomt.inference.prediction_files import Results, image_ids_by_name
 from eomt.inference.pseudo_labels import write_dataset
 from eomt.inference.result_formats import write_formats
 from eomt.inference.writing import write_atomic
@@ -51,7 +52,7 @@ def predicted(output, task, files):
         (output.parent / "images" / file).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 4)).save(output.parent / "images" / file)
     images = find_images([output.parent / "images" / file for file in files])
-    ids = image_ids_of(images)
+    ids = image_ids_by_name(images)
     results = Results(output, task, LabelSpace("test", ("a", "b")))
     for name, file in images.items():
         ground = np.zeros((4, 8), np.int64)

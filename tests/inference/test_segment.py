@@ -46,7 +46,7 @@ def test_every_source_and_batch_size(task, tmp_path):
 
 
 def test_what_acts_like_a_model(tmp_path):
-    """An exported model is no module: it has a device and a type, and is called."""
+    """An exported model is not a module: it has a device and a type, and is called."""
     model, processor = tiny_model(task="semantic").eval(), EoMTImageProcessor(task="semantic", size=64)
     calls = []
 

@@ -12,7 +12,8 @@ from eomt.image_processing.rle import encode_window
 from eomt.inference.joined_instances import InstanceJoin
 from eomt.inference.joined_panoptic import PanopticJoin
 from eomt.inference.segment import segment
-from eomt.inference.tiling import cut, segment_tiles
+from eomt.inference.tiles import cut
+from eomt.inference.tiling import segment_tiles
 from eomt.training.metrics import PanopticQuality
 from tests.inference.test_segment import same
 from tests.models import tiny_model

@@ -173,7 +173,7 @@ def test_another_family_width_or_depth_is_a_clear_error(source, name, overrides,
 
 
 @pytest.mark.parametrize(("source", "error", "message"), [
-    ({"conv1.weight": torch.zeros(2)}, ValueError, "is no ViT known here; its keys begin with conv1.weight"),
+    ({"conv1.weight": torch.zeros(2)}, ValueError, "is not a ViT known here; its keys begin with conv1.weight"),
     ({}, ValueError, "holds no tensor"),
     ("no/such/file.pth", FileNotFoundError, "there is no weights file"),
 ])  # fmt: skip

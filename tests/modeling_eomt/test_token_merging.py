@@ -105,7 +105,7 @@ def test_both_stages_equal_the_rules(grid, prefix, threshold):
     rules, merged = Rules(hidden, prefix, grid), MergedTokens(((1, 3), threshold), grid, prefix, 2)
 
     r = rules.local(threshold)
-    found = merged.stage_of(1)(hidden)
+    found = merged.merging_at(1)(hidden)
     assert found.shape[1] == hidden.shape[1] - 3 * r
     assert torch.allclose(found, rules.x(), atol=1e-6)
     assert torch.equal(merged.place, rules.place())
@@ -116,7 +116,7 @@ def test_both_stages_equal_the_rules(grid, prefix, threshold):
             token["x"] = value
     before = found.shape[1]
     r = rules.pairs(3) if before > prefix + 2 else 0
-    found = merged.stage_of(3)(found)
+    found = merged.merging_at(3)(found)
     assert found.shape[1] == before - r
     if r:
         assert torch.allclose(found, rules.x(), atol=1e-6)
@@ -163,7 +163,7 @@ def test_whole_model_equals_the_rules(kind, masked):
                     [full.angles[list(token["patches"])].mean(0) for token in image[prefix:]] for image in rules.images
                 ]
                 angles = torch.stack([torch.stack(rows) for rows in angles])
-                table = RotaryTable.of_angles(angles, hidden.dtype, full.interleaved).with_prefix(prefix)
+                table = RotaryTable.from_angles(angles, hidden.dtype, full.interleaved).with_prefix(prefix)
         hidden = torch.cat([model.query(2), hidden], dim=1)
         table = table and table.with_prefix(queries)
         place = rules.place()

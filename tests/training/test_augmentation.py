@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as V2
 
 from eomt.configuration.labels import LabelSpace
 from eomt.training import augmentation
-from eomt.training.augmentation import Geometry, color_jitter, masks_of_positions, positions_of_ids
+from eomt.training.augmentation import Geometry, color_jitter, ids_to_positions, positions_to_masks
 from eomt.training.data import TrainTransform, load_data, make_shapes
 from eomt.training.data.transforms import TRIES
 
@@ -119,15 +119,15 @@ def test_fit_pads_right_and_bottom_with_black():
 
 def test_ids_become_positions_and_masks_of_those_that_are_there():
     ids = np.array([[1, 1, -1], [5, 5, 7]], np.int32)
-    positions = positions_of_ids(ids, [5, 9, 1])
+    positions = ids_to_positions(ids, [5, 9, 1])
     assert positions.dtype == torch.uint8
     assert positions.tolist() == [[3, 3, 0], [1, 1, 0]]
-    masks, kept = masks_of_positions(positions, 3)
+    masks, kept = positions_to_masks(positions, 3)
     assert kept.tolist() == [0, 2]
     assert masks.int().tolist() == [[[0, 0, 0], [1, 1, 0]], [[1, 1, 0], [0, 0, 0]]]
-    assert positions_of_ids(ids, []).tolist() == [[0] * 3] * 2
+    assert ids_to_positions(ids, []).tolist() == [[0] * 3] * 2
     many = np.arange(1000).reshape(20, 50)
-    masks, kept = masks_of_positions(positions_of_ids(many, list(range(0, 1000, 2))), 500)  # more than a byte holds
+    masks, kept = positions_to_masks(ids_to_positions(many, list(range(0, 1000, 2))), 500)  # more than a byte holds
     assert kept.tolist() == list(range(500))
     assert masks[400].nonzero().tolist() == [[16, 0]]
 

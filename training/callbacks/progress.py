@@ -2,7 +2,7 @@
 
 import math
 
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ...configuration import TASK_ROWS
 from ..run_card import readable
@@ -33,6 +33,13 @@ def describe(logs: dict) -> str | None:
 
 class ReadableProgress(ProgressCallback):
     """The stock bars; logs as `describe` words them."""
+
+    @classmethod
+    def replace_stock(cls, trainer) -> None:
+        """Put this in the place of the stock Trainer's progress bar and printer."""
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(cls())
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         line = describe(logs or {})

@@ -6,12 +6,9 @@ Three steps, each usable alone:
     train = dataset.with_transform(TrainTransform(labels, task="panoptic", size=640, scale_range=(0.1, 2.0)))
     val = load_data(path, task="panoptic", split="val")[0].with_transform(EvaluationTransform(labels, task="panoptic"))
 
-1. `load_data(path, dataset="auto", *, task, split="train", label_space=None, keep_empty=True,
-   automatic_split=False) ->
-   (datasets.Dataset, LabelSpace)`. `path`: a folder (extracted data, official zips, or own data). `dataset`: "auto" or
-   one of `READERS`. Rows hold paths and small annotations only, never pixels: safe to pickle, spawn and fork;
-   archives are opened on first use in each process. Every annotation is checked here, before training starts:
-   `ValueError` with the file and the id. Columns:
+1. `load_data`: a folder (extracted data, official zips, or own data) → `datasets.Dataset` and `LabelSpace`. Rows hold
+   paths and small annotations only, never pixels: safe to pickle, spawn and fork; archives are opened on first use in
+   each process. Every annotation is checked here, before training starts. Columns:
        image_id     int64 (COCO) or string      file_name    what errors call the image
        image        path, or "zip://member::archive.zip"       annotation   the same, for a png ("" where there is none)
        things       the same, ADE20K's instance png ("" elsewhere)
@@ -19,25 +16,20 @@ Three steps, each usable alone:
        size         [H, W] as the annotation file says, or []
        layout       which reader decodes the row: "semantic", "semantic_colors" (classes are colors, class_dict.csv),
                     "panoptic", "ade20k_panoptic", "instance"
-2. `TrainTransform(label_space, *, task, size, scale_range=(0.1, 2.0), color_jitter=False, augment=True)`:
-   rows → dict of lists (what `with_transform` wants), one entry an image:
+2. `TrainTransform`: rows → dict of lists (what `with_transform` wants), one entry an image:
        pixel_values  uint8 (3, S_h, S_w)          mask_labels  bool (n, S_h, S_w)
        class_labels  int64 (n,)                   file_name    str
    n may be 0: "nothing here". Crowds are dropped. Random numbers come from torch's generator only, so the DataLoader's
-   worker seeds make runs repeatable. `augment=False`: the aspect-keeping resize and padding of evaluation, no chance.
-3. `EvaluationTransform(label_space, *, task)`: rows → dict of lists:
+   worker seeds make runs repeatable.
+3. `EvaluationTransform`: rows → dict of lists:
        image         uint8 (3, H, W), untouched    reference    what the task's metric takes as one reference (below)
        image_id      int or str                    file_name    str
    reference: panoptic {"segmentation": int32 (H, W), "segments_info": [{"id", "label_id", "iscrowd"}]};
    semantic int32 (H, W), `label_space.ignore_index` where unlabeled;
    instance {"masks": [RLE, …], "labels": int64 (n,), "iscrowd": int64 (n,), "area": float64 (n,)}.
 
-`EoMTDataCollator(image_mean=…, image_std=…)` (training/collator.py) stacks TrainTransform's or the processor's samples
-into {"pixel_values" float32 (B, 3, H, W), "mask_labels" list of (n, H, W), "class_labels" list of (n,), "file_name"?}:
-uint8 pixels are divided by 255 and normalized there, float ones pass as they are.
-
-`evaluate_model(model, processor, dataset, *, task, label_space, batch_size=1, num_workers=0, intermediate=False, …) ->
-dict of floats and lists` (training/evaluation.py) streams a dataset with EvaluationTransform through the metric.
+`EoMTDataCollator` (training/collator.py) stacks samples of `TrainTransform` to batches; `evaluate_model`
+(training/evaluation.py) streams a data set with `EvaluationTransform` through the metric.
 """
 
 from .load import load_data

@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from torch.utils.data import Dataset
 
+from ...configuration.labels import IGNORE_INDEX
 from .files import IMAGE_SUFFIXES, Tree, read_bytes
 from .images import open_image, read_classes, read_image
 
 SAMPLES = 100_000
 """Pixels of an image that the out-of-distribution score is taken over, at most."""
-UNLABELED = 255
 _CITYSCAPES = ("_leftImg8bit", "_gt_labelTrainIds.png", "_gt_invIds.png")
 
 
@@ -82,7 +82,7 @@ class Bravo(Dataset):
         self.rows = []
         missing = []
         for subset in self.subsets:
-            rows = self._rows_of(subset)
+            rows = self._subset_rows(subset)
             missing += [] if rows else [f"{subset.name} ({subset.folder}/)"]
             self.rows += rows
         if missing:
@@ -91,7 +91,7 @@ class Bravo(Dataset):
                 "others with --subsets"
             )
 
-    def _rows_of(self, subset: Subset) -> list[tuple[Subset, str, str]]:
+    def _subset_rows(self, subset: Subset) -> list[tuple[Subset, str, str]]:
         """(subset, image, name without what follows it) of each image."""
         rows, parts = [], (subset.labels, subset.invalid, "_pred.png", "_conf.png")
         for file in sorted(self.files):
@@ -115,7 +115,7 @@ class Bravo(Dataset):
         name = str(PurePosixPath(file).with_suffix(""))
         labels = read_classes(self.files[base + subset.labels], base + subset.labels)
         if not subset.semantic:  # only whether a pixel counts
-            labels = np.where(labels == UNLABELED, UNLABELED, 0)
+            labels = np.where(labels == IGNORE_INDEX, IGNORE_INDEX, 0)
         invalid = read_classes(self.files[base + subset.invalid], base + subset.invalid)
         samples = self.files.get(f"{base}_samples.bin")
         pixels = read_samples(samples, f"{base}_samples.bin") if samples else draw_samples(labels)
@@ -134,7 +134,7 @@ def draw_samples(labels: np.ndarray) -> np.ndarray:
 
     Its tool's rule and seed; the official bravo_SAMPLING.tar, where it is extracted, comes first.
     """
-    counted = np.flatnonzero(labels != UNLABELED)
+    counted = np.flatnonzero(labels != IGNORE_INDEX)
     if len(counted) <= SAMPLES:
         return counted
     return np.sort(np.random.RandomState(1).choice(counted, SAMPLES, replace=False))

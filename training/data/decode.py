@@ -1,6 +1,6 @@
 """A row → pixels: the image and its target, as one id map (panoptic, semantic) or as RLEs (instance).
 
-H, W image size;  n segments
+H, W image size · n segments
 """
 
 import json

@@ -30,7 +30,7 @@ _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a han
 def safe_name(name: str, source: str) -> str:
     """A relative path with forward slashes; `ValueError` where it would leave its folder."""
     path = PurePosixPath(str(name).replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else True:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise ValueError(
             f"{source}: the file name {name!r} is empty or leaves the data set's folder; use a relative path"
         )

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...image_processing.images import as_annotated, orientation, to_rgb_tensor
-from ...image_processing.targets import picture_ids
+from ...image_processing.images import to_rgb_tensor
+from ...image_processing.maps import picture_ids
+from ...image_processing.reading import as_annotated, orientation
 from .files import read_bytes
 
 

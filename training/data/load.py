@@ -33,7 +33,10 @@ def load_data(
         always); an error for other data, which says so itself.
     keep_empty: keep images without any segment. False gives the authors' selection, and their steps an epoch.
     automatic_split: where the data names no split, or only train, hold a tenth of it out as "val" (hold_out.py).
-    `ValueError`: the file and id of malformed annotations, an empty data set, a task the data has no ground truth for.
+
+    Raises:
+        ValueError: with file and id, for malformed annotations; for an empty data set, or a task that the data has no
+            ground truth for.
     """
     path = Path(path)
     if split not in SPLIT_NAMES:

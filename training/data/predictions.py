@@ -30,7 +30,7 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
     path: a folder with files as above, or the json. `ValueError` naming file and id: an image without a prediction (but
     for instances, where nothing may be found), a prediction without its image, a category that is none, a repeated id.
     """
-    tree = folder_of(path)
+    tree = predictions_folder(path)
     name = None if Path(path).is_dir() else Path(path).name
     plain = dataset.with_format(None)
     images = plain["image_id"][:]
@@ -40,15 +40,15 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
     if task == "semantic":
         pngs = _indexed_pngs(tree, index, ids) if index else _label_pngs(tree, images)
         _complete(pngs, images, str(tree))
-        prediction_of = _semantic(tree, pngs, space, plain[0]["layout"] == "semantic_colors")
+        prediction_for = _semantic(tree, pngs, space, plain[0]["layout"] == "semantic_colors")
     else:
-        prediction_of = {"panoptic": _panoptic, "instance": _instance}[task](tree, name, space, images, ids)
+        prediction_for = {"panoptic": _panoptic, "instance": _instance}[task](tree, name, space, images, ids)
     for position, image_id in enumerate(images):
         sample = dataset[position]
-        yield sample, prediction_of(image_id, tuple(sample["image"].shape[1:]))
+        yield sample, prediction_for(image_id, tuple(sample["image"].shape[1:]))
 
 
-def folder_of(path: str | Path) -> Tree:
+def predictions_folder(path: str | Path) -> Tree:
     """The folder of predictions, or that of a json."""
     return Tree(Path(path) if Path(path).is_dir() else Path(path).parent)
 
@@ -60,7 +60,7 @@ def _panoptic(tree: Tree, name: str | None, space: LabelSpace, images: list, ids
     folder = tree.below(stem) if any(n.startswith(f"{stem}/") for n in tree.names) else tree
     entries = _by_image(data["annotations"], images, ids, source)
 
-    def prediction_of(image_id, size):
+    def prediction_for(image_id, size):
         entry, where = entries[image_id], f"{source}: image {image_id}"
         png = safe_name(entry.get("file_name") or "", where)
         if png not in folder.names:
@@ -72,7 +72,7 @@ def _panoptic(tree: Tree, name: str | None, space: LabelSpace, images: list, ids
         info = [{"id": s["id"], "label_id": _label(s, space, where)} for s in segments]
         return {"segmentation": read_map(folder.locate(png), png), "segments_info": info, "file_name": png}
 
-    return prediction_of
+    return prediction_for
 
 
 def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list, ids: dict):
@@ -91,7 +91,7 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list, ids
             (_label(entry, space, where), float(entry["score"]), entry["segmentation"])
         )
 
-    def prediction_of(image_id, size):
+    def prediction_for(image_id, size):
         labels, scores, shapes = zip(*found[image_id]) if found[image_id] else ((), (), ())
         try:
             masks = [to_rle(shape, *size) for shape in shapes]
@@ -104,7 +104,7 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list, ids
             "file_name": name,
         }
 
-    return prediction_of
+    return prediction_for
 
 
 def _indexed_pngs(tree: Tree, index: PredictionIndex, ids: dict) -> dict:
@@ -132,12 +132,12 @@ def _label_pngs(tree: Tree, images: list) -> dict:
 
 
 def _semantic(tree: Tree, pngs: dict, space: LabelSpace, colors: bool):
-    def prediction_of(image_id, size):
+    def prediction_for(image_id, size):
         png = pngs[image_id]
         labels = to_labels(read_classes(tree.locate(png), png, colors), space, png)
         return torch.from_numpy(np.where(labels < 0, space.ignore_index, labels))
 
-    return prediction_of
+    return prediction_for
 
 
 def _prefixes(stem: str) -> Iterator[str]:
@@ -189,5 +189,5 @@ def _label(entry: dict, space: LabelSpace, where: str) -> int:
 
 def _objects(entries, what: str) -> list[dict]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{what} is no list of objects")
+        raise ValueError(f"{what} is not a list of objects")
     return entries

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ...configuration.labels import LabelSpace
 from ...inference.image_files import files_below
-from ...inference.writing import atomic
+from ...inference.writing import atomic, read_json
 
 MIN_BYTES = 1 << 25  # of annotation files: smaller ones are read in a second or two
 VERSION = 2  # of the rows; another one is another index
@@ -55,7 +55,7 @@ def indexed(path: Path, options: str, read: Callable[[Path], tuple[Dataset, Labe
             except OSError as error:
                 _warn(folder, error)
                 return table, space
-    fields = json.loads((folder / _SPACE).read_text(encoding="utf-8"))
+    fields = read_json(folder / _SPACE)
     return Dataset.load_from_disk(str(folder)), LabelSpace(**fields)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
-from ...image_processing.targets import id_to_rgb
+from ...image_processing.maps import id_to_rgb
 
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckle", "gradient")
@@ -28,7 +28,7 @@ CATEGORIES = [
     {"id": i, "name": name, "supercategory": "thing" if name in THINGS else "stuff", "isthing": int(name in THINGS)}
     for i, name in enumerate((*THINGS, *STUFF), 1)
 ]
-MIN_PIXELS = 24  # a segment with fewer visible pixels is no segment: nobody could recognize it
+MIN_PIXELS = 24  # a segment with fewer visible pixels is not a segment: nobody could recognize it
 
 
 def make_shapes(

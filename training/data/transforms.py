@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from ...configuration import as_pair
 from ...configuration.labels import VOID, LabelSpace
 from ...image_processing.rle import rle_areas
-from ..augmentation import Geometry, color_jitter, masks_of_positions, positions_of_ids
+from ..augmentation import Geometry, color_jitter, ids_to_positions, positions_to_masks
 from .decode import Sample, decode
 
 TRIES = 10  # crops drawn before an image with segments is taken without any; the authors draw without end
@@ -42,7 +43,7 @@ class TrainTransform(_Transform):
         augment: bool = True,
     ):
         super().__init__(label_space, task=task)
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = as_pair(size)
         if not 0 < scale_range[0] <= scale_range[1]:
             raise ValueError(f"scale_range {tuple(scale_range)} must be two rising positive factors, as (0.1, 2.0)")
         self.scale_range, self.color_jitter, self.augment = tuple(scale_range), color_jitter, augment
@@ -57,7 +58,7 @@ class TrainTransform(_Transform):
                 Geometry.draw(size, self.size, self.scale_range) if self.augment else Geometry.fit(size, self.size)
             )
             if sample.rles is None:
-                masks, kept = masks_of_positions(geometry.target(target, 0), len(sample.segments))
+                masks, kept = positions_to_masks(geometry.target(target, 0), len(sample.segments))
             else:
                 masks = geometry.target(target, False)  # [n, S_h, S_w]
                 kept = masks.flatten(1).any(1).nonzero()[:, 0]
@@ -76,7 +77,7 @@ class TrainTransform(_Transform):
     def _target(sample: Sample) -> torch.Tensor:
         """What travels through the augmentation: one map (H, W) of positions, or a bool stack (n, H, W)."""
         if sample.rles is None:
-            return positions_of_ids(sample.ids, [s["id"] for s in sample.segments])
+            return ids_to_positions(sample.ids, [s["id"] for s in sample.segments])
         if not sample.rles:
             return torch.zeros(0, *sample.image.shape[1:], dtype=torch.bool)
         masks = coco_mask.decode(sample.rles)  # uint8 [H, W, n], Fortran order

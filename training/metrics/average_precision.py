@@ -1,6 +1,6 @@
 """Mask average precision: pycocotools' COCOeval, run image by image, so that no mask outlives its batch.
 
-    n masks;  T = 10 IoU thresholds;  R = 101 recalls;  K classes;  A = 4 area ranges;  M = 3 detection limits
+n masks · T = 10 IoU thresholds · R = 101 recalls · K classes · A = 4 area ranges · M = 3 detection limits
 
 COCOeval first matches each (image, class, area range) alone, then pools scores and matches. The first half runs in
 `add_batch` and leaves T bits a detection; the second in `compute`, one class at a time. Both are COCOeval's own code.
@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
 from ...image_processing.rle import encode_masks, rle_areas
-from .streaming import StreamingMetric, image_name
+from .streaming import StreamingMetric, as_array, image_name
 
 AREAS = ("", "small", "medium", "large")  # COCOeval's order: all, < 32², 32² … 96², > 96² pixels
 LIMITS = (1, 10, 100)  # detections an image and class
@@ -133,7 +133,7 @@ def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> 
     """Checked arrays of one image: masks as RLE, labels and the extras with one value each."""
     masks = entry["masks"]
     if not (isinstance(masks, (list, tuple)) and all(isinstance(m, dict) for m in masks)):
-        masks = masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else np.asarray(masks)
+        masks = as_array(masks)
         if masks.size and masks.ndim != 3:
             raise ValueError(f"{what}: masks must be (n, H, W) or a list of RLEs, not of shape {masks.shape}")
         if masks.size and masks.dtype != bool and not np.isin(masks, (0, 1)).all():
@@ -159,7 +159,7 @@ def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> 
 
 
 def _numbers(value) -> np.ndarray:
-    return value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return as_array(value.double() if isinstance(value, torch.Tensor) else value)  # numpy has no bfloat16
 
 
 def _match(found: dict, reference: dict) -> _Matches:

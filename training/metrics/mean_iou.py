@@ -1,10 +1,11 @@
 """Mean IoU from one confusion matrix over the whole data set.
 
-H, W image;  C classes
+H, W image · C classes
 """
 
 import numpy as np
 
+from ...configuration.labels import IGNORE_INDEX
 from .streaming import StreamingMetric, image_name, integer_map, same_size
 
 
@@ -22,7 +23,7 @@ class MeanIoU(StreamingMetric):
 
     description = "Mean intersection over union from one confusion matrix."
 
-    def __init__(self, *, num_labels: int, ignore_index: int = 255, **kwargs):
+    def __init__(self, *, num_labels: int, ignore_index: int = IGNORE_INDEX, **kwargs):
         self.ignore_index = ignore_index
         self.confusion: np.ndarray | None = None
         super().__init__(num_labels=num_labels, **kwargs)
@@ -35,7 +36,7 @@ class MeanIoU(StreamingMetric):
 
     def _result(self, states: list[np.ndarray]) -> dict:
         self.confusion = np.sum(states, 0)
-        return iou_of_confusion(self.confusion)
+        return iou_from_confusion(self.confusion)
 
 
 def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: np.ndarray | None = None) -> np.ndarray:
@@ -62,7 +63,7 @@ def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: n
     return count.reshape(num_labels, num_labels + 1)
 
 
-def iou_of_confusion(matrix: np.ndarray) -> dict:
+def iou_from_confusion(matrix: np.ndarray) -> dict:
     """Confusion int64 (C, C + 1) → mean IoU, mean and overall accuracy, IoU and accuracy of each category."""
     hits = np.diagonal(matrix).astype(np.float64)  # [C]
     true, predicted = matrix.sum(1), matrix.sum(0)[:-1]

@@ -1,16 +1,16 @@
 """Out-of-distribution segmentation in the manner of BRAVO (the paper's Tab. 8 and E).
 
-    H, W image;  L = 65536 confidence levels
+H, W image · L = 65536 confidence levels
 
 Two questions: is what the model knows still right (mean IoU over in-distribution pixels), and is its confidence low on
 what it cannot know (average precision of finding invalid pixels by 1 − confidence)?
 """
 
 import numpy as np
-import torch
 
-from .mean_iou import confusion, iou_of_confusion
-from .streaming import StreamingMetric, image_name
+from ...configuration.labels import IGNORE_INDEX
+from .mean_iou import confusion, iou_from_confusion
+from .streaming import StreamingMetric, as_array, image_name
 
 LEVELS = 1 << 16  # BRAVO stores confidence as uint16: floor(confidence · 65535)
 
@@ -30,7 +30,7 @@ class OutOfDistribution(StreamingMetric):
 
     description = "Mean IoU over in-distribution pixels and AUPRC of out-of-distribution ones."
 
-    def __init__(self, *, num_labels: int, ignore_index: int = 255, **kwargs):
+    def __init__(self, *, num_labels: int, ignore_index: int = IGNORE_INDEX, **kwargs):
         self.ignore_index = ignore_index
         super().__init__(num_labels=num_labels, **kwargs)
 
@@ -40,9 +40,9 @@ class OutOfDistribution(StreamingMetric):
 
     def _add(self, prediction: dict, reference: dict) -> None:
         name = image_name(reference, prediction)
-        invalid = _array(reference["invalid"]) != 0  # [H, W]
+        invalid = as_array(reference["invalid"]) != 0  # [H, W]
         level = confidence_levels(prediction["confidence"])  # [H, W]
-        true = _array(reference["segmentation"])
+        true = as_array(reference["segmentation"])
         if not invalid.shape == level.shape == true.shape:
             shapes = f"invalid {invalid.shape}, confidence {level.shape}, ground truth {true.shape}"
             raise ValueError(f"{name}maps of different sizes (H, W): {shapes}")
@@ -51,20 +51,20 @@ class OutOfDistribution(StreamingMetric):
         counts = (true != self.ignore_index).ravel()
         if reference.get("pixels") is not None:
             sample = np.zeros_like(counts)
-            sample[_array(reference["pixels"])] = True
+            sample[as_array(reference["pixels"])] = True
             counts &= sample
         code = invalid.ravel()[counts] * LEVELS + level.ravel()[counts]
         self.state["levels"] += np.bincount(code, minlength=2 * LEVELS).reshape(2, LEVELS)
 
     def _result(self, states: list[dict]) -> dict:
         levels = np.sum([state["levels"] for state in states], 0)
-        result = iou_of_confusion(np.sum([state["confusion"] for state in states], 0))
+        result = iou_from_confusion(np.sum([state["confusion"] for state in states], 0))
         return result | {"auprc": average_precision(levels), "invalid_pixels": int(levels[1].sum())}
 
 
 def confidence_levels(confidence) -> np.ndarray:
     """float (H, W), or uint16 as it is → int64 (H, W) of 0 … 65535. Scores above 1 are clipped."""
-    confidence = _array(confidence)
+    confidence = as_array(confidence)
     if confidence.dtype.kind in "iu":
         return confidence.astype(np.int64)
     return np.floor(confidence.clip(0, 1).astype(np.float64) * (LEVELS - 1)).astype(np.int64)
@@ -77,7 +77,3 @@ def average_precision(levels: np.ndarray) -> float:
         return float("nan")
     precision = positives / np.maximum(positives + negatives, 1)  # [L]
     return float((np.diff(positives, prepend=0) * precision).sum() / positives[-1])
-
-
-def _array(value) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

@@ -1,8 +1,8 @@
 """Panoptic quality, equal to panopticapi's (Kirillov et al., CVPR 2019).
 
-    H, W image;  P predicted segments, T true ones;  index 0 of a count table is void
+H, W image · P predicted segments · T true segments · index 0 of a count table is void
 
-PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, ground truth that is no crowd;
+PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, ground truth that is not a crowd;
 void is taken out of the union. An unmatched crowd is no FN; an unmatched prediction with more than half its area on
 void and its class's crowd is no FP. Means are over the classes with TP + FP + FN > 0.
 """
@@ -45,10 +45,8 @@ class PanopticQuality(StreamingMetric):
 
     def _add(self, prediction: dict, reference: dict) -> None:
         name = image_name(reference, prediction)
-        predicted, true = (
-            _Segments(prediction, name + "prediction", self),
-            _Segments(reference, name + "ground truth", self),
-        )
+        predicted = _Segments(prediction, f"{name}prediction", self)
+        true = _Segments(reference, f"{name}ground truth", self)
         same_size(predicted.map.shape, true.map.shape, name)
         counts = _overlaps(true, predicted)  # int64 [1 + T, 1 + P] pixels; row and column 0 are void
         area = counts.sum(0)[1:]  # [P]

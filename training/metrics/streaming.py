@@ -81,9 +81,14 @@ class StreamingMetric(evaluate.Metric):
         raise NotImplementedError
 
 
+def as_array(value) -> np.ndarray:
+    """A torch or numpy array, or a list → numpy, without a copy where it can be."""
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
 def integer_map(value, what: str) -> np.ndarray:
-    """A torch or numpy map of integers → numpy (H, W), without a copy where it can be."""
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    """A torch or numpy map of integers → numpy (H, W)."""
+    array = as_array(value)
     if array.ndim != 2:
         raise ValueError(f"{what} must be a map (H, W), not of shape {array.shape}")
     if array.dtype.kind not in "iu":

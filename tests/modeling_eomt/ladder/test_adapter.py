@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from eomt.modeling_eomt.ladder import LadderConfig
 from eomt.modeling_eomt.ladder.adapter import ViTAdapter
 from eomt.modeling_eomt.ladder.interaction import DeformableAttention, centers
 
@@ -17,11 +18,11 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def golden():
     with safe_open(GOLDEN, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no dict
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is not a dict
 
 
 def test_equals_the_authors_modules(golden):
-    adapter = ViTAdapter(width=32, num_heads=2, stem_width=8).eval()
+    adapter = ViTAdapter(LadderConfig(hidden_size=32, num_attention_heads=2, stem_width=8)).eval()
     weights = {
         name.removeprefix("weights.").replace("dwconv.dwconv", "dwconv"): tensor
         for name, tensor in golden.items()
@@ -56,7 +57,8 @@ def test_equals_the_authors_modules(golden):
 def test_deformable_attention_equals_a_loop():
     torch.manual_seed(0)
     shapes, heads, points = [(4, 6), (2, 3)], 2, 3
-    attention = DeformableAttention(8, heads, num_levels=2, num_points=points, ratio=0.5)
+    config = LadderConfig(hidden_size=8, num_attention_heads=heads, deform_num_points=points, deform_ratio=0.5)
+    attention = DeformableAttention(config, num_levels=2)
     queries, features = torch.randn(1, 5, 8), torch.randn(1, 30, 8)
     reference = torch.rand(1, 5, 1, 2)
     with torch.no_grad():

@@ -166,7 +166,7 @@ def test_a_picture_bomb_among_yolo_images_is_named(tmp_path):
     [
         ("names: " + "[" * 3000 + "]" * 3000, "not a readable yaml file"),
         ("names: {1.5: cat}", "classes are numbered by integers, each by its own, not as in 1.5"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]", "the name of class 0 is no text, but a list"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]", "the name of class 0 is not text, but a list"),
     ],
 )
 def test_hostile_yaml(tmp_path, text, message):

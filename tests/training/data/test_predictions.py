@@ -128,7 +128,7 @@ def test_faults_of_instance_files(tmp_path, change, message):
     dataset, space = opened(extracted(tmp_path / "data"), "instance")
     good = annotation(1, 18, [[2, 2, 8, 2, 8, 6, 2, 6]], score=0.5)
     found = [p for _, p in read_predictions(write(tmp_path / "a", {"r.json": [good]}), "instance", space, dataset)]
-    assert [len(p["masks"]) for p in found] == [0, 1]  # nothing found in an image is no fault
+    assert [len(p["masks"]) for p in found] == [0, 1]  # nothing found in an image is not a fault
     with pytest.raises(ValueError, match=message):
         list(read_predictions(write(tmp_path / "b", {"r.json": [good | change]}), "instance", space, dataset))
 

@@ -27,7 +27,7 @@ def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
             raise ValueError(f"{source}: it has no list {key!r}; the COCO format needs images, annotations, categories")
         wrong = next((i for i, entry in enumerate(entries) if not isinstance(entry, dict)), None)
         if wrong is not None:
-            raise ValueError(f"{source}: entry {wrong} of {key!r} is no object")
+            raise ValueError(f"{source}: entry {wrong} of {key!r} is not an object")
     space = options.match(_json_space(data, task, source), path)
     rows = Rows(source, "panoptic" if task == "panoptic" else "instance")
     images = _images(data["images"], rows, source)

@@ -41,8 +41,8 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
             twice.append((key, name))
     for key in [key for key in labels if key not in images and LABEL_ENDING.search(key[-1])]:
         plain = (*key[:-1], LABEL_ENDING.sub("", key[-1]))
-        if plain in images:
-            twice += [(plain, labels[key])] if labels.setdefault(plain, labels[key]) != labels[key] else []
+        if plain in images and labels.setdefault(plain, labels[key]) != labels[key]:
+            twice.append((plain, labels[key]))
     known = {word for names in SPLIT_NAMES.values() for word in names}
     if any(part in known for key in images for part in key[:-1]):
         for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
@@ -77,6 +77,6 @@ def numbered_classes(names, source: str) -> dict[int, str]:
         if not is_id(number) or number < 0 or number in numbered:
             raise ValueError(f"{source}: classes are numbered by integers, each by its own, not as in {number!r:.60}")
         if not isinstance(name, str | int | float):  # a yaml's may be nested without end
-            raise ValueError(f"{source}: the name of class {number} is no text, but a {type(name).__name__}")
+            raise ValueError(f"{source}: the name of class {number} is not text, but a {type(name).__name__}")
         numbered[number] = str(name)
     return numbered

@@ -1,0 +1,131 @@
+"""What the files of a checkpoint leave unsaid: its task, its stuff classes, and what other labels change."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file, logging
+
+from .labels import KnownLabels, known_labels
+from .tasks import TASK_ROWS, TASKS
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+"""Arguments of `from_pretrained` that say where a repository is found, and how."""
+
+logger = logging.get_logger(__name__)
+
+
+def infer_task(
+    labels: KnownLabels | None,
+    num_queries: int | None = None,
+    windows: bool | None = None,
+    name: str = "",
+) -> tuple[str, bool]:
+    """What a checkpoint without a saved task was trained for, and whether anything decided that.
+
+    Args:
+        labels: the data set that the class names are of (`known_labels`).
+        num_queries: 100 are the paper's for semantic segmentation, 200 for the other tasks.
+        windows: whether its processor cuts windows (which cannot be joined to segments), pads (`False`) or neither.
+        name: repository or folder; it decides between the tasks of one data set if it holds the word of one of them.
+    """
+    possible = labels.tasks if labels else TASKS
+    if windows:
+        return "semantic", True
+    if len(possible) == 1:
+        return possible[0], True
+    named = [task for task in possible if re.search(rf"(?<![a-z]){task}(?![a-z])", name.lower())]
+    if len(named) == 1:
+        return named[0], True
+    semantic = num_queries == TASK_ROWS["semantic"].num_queries
+    if labels:
+        return ("semantic" if semantic or "panoptic" not in possible else "panoptic"), num_queries is not None
+    return ("semantic" if semantic and windows is None else "panoptic"), False
+
+
+def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str | None) -> str:
+    """The task of a checkpoint out of its two files; both sides ask here, so that they agree.
+
+    Args:
+        own: the file that is being loaded: `config` or `processor`. Its saved task is taken before the other's.
+        config: content of config.json.
+        processor: content of preprocessor_config.json.
+        path: folder or repository.
+    """
+    for saved in (own, config, processor):
+        if saved.get("task") is not None:
+            return saved["task"]
+    windows = None
+    if processor.get("do_split_image") or processor.get("do_pad"):
+        windows = bool(processor.get("do_split_image"))
+    task, decided = infer_task(
+        known_labels(config.get("id2label")), config.get("num_queries", 200), windows, checkpoint_name(path)
+    )
+    if not decided:
+        logger.warning_once(
+            f"{path or 'This checkpoint'} does not say its task and has the classes of no known data set: "
+            f"task={task!r} is taken; give task= (--task) if it is another."
+        )
+    return task
+
+
+def checkpoint_stuff(config: Mapping, task: str) -> list[int] | None:
+    """Stuff labels of a panoptic checkpoint: the saved ones, else those of the data set that its classes are of."""
+    if config.get("stuff_label_ids") is not None:
+        return config["stuff_label_ids"]
+    labels = known_labels(config.get("id2label"))
+    return list(labels.stuff_label_ids) if labels and task == "panoptic" else None
+
+
+def checkpoint_name(path: str | None) -> str:
+    """Folder or repository → its own name; of a folder in the hub's cache the repository's."""
+    if not path:
+        return ""
+    path = Path(path).resolve() if Path(path).exists() else Path(path)
+    path = path.parent if path.is_file() else path
+    return path.parent.parent.name if path.parent.name == "snapshots" else path.name
+
+
+def read_beside(path: str | None, file_name: str, **hub: Any) -> dict:
+    """The checkpoint's other file, {} where there is none or none that can be read.
+
+    Args:
+        hub: some of `HUB_ARGUMENTS`.
+    """
+    if not path:
+        return {}
+    folder = str(Path(path).parent) if Path(path).is_file() else str(path)
+    missing_is_fine = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        file = cached_file(folder, file_name, **missing_is_fine, **hub)
+        content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def new_labels(saved: dict | None, kwargs: dict[str, Any]) -> dict | None:
+    """The labels that `id2label` or `num_labels`, taken out of `kwargs`, put in place of the saved ones, or None."""
+    if kwargs.get("id2label") is not None:
+        kwargs.pop("num_labels", None)
+        return kwargs.pop("id2label")
+    count = kwargs.get("num_labels")
+    if not saved or not isinstance(count, int) or count == len(saved):
+        return None
+    return {label: f"LABEL_{label}" for label in range(kwargs.pop("num_labels"))}
+
+
+def applicable_stuff(stuff: list[int], old: dict | None, new: dict) -> list[int]:
+    """Stuff labels that are still the same class when `new` id2label replaces `old`; one log line names the others."""
+    if old is None:
+        return stuff
+    old, new = ({int(label): name for label, name in names.items()} for names in (old, new))
+    if old == new:
+        return stuff
+    kept = [label for label in stuff if new.get(label) == old.get(label) != f"LABEL_{label}"]
+    if len(kept) < len(stuff):
+        dropped = [label for label in stuff if label not in kept]
+        logger.warning(f"the labels changed: stuff_label_ids {dropped} no longer apply and are dropped")
+    return kept

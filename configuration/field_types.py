@@ -1,0 +1,80 @@
+"""Whether a value, as read from a json, is of the type that a field is annotated with.
+
+Every message has one form: FIELD is VALUE; it must be WHAT.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object"}
+
+
+def wrong(field: str, value: Any, wanted: str) -> ValueError:
+    text = repr(value)
+    return ValueError(f"{field} is {text if len(text) < 80 else text[:76] + ' …'}; it must be {wanted}")
+
+
+def check_types(hints: Mapping[str, Any] | type, values: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a value, as read from a json, is not of its field's type.
+
+    Args:
+        hints: {field: type}, or a dataclass.
+    """
+    if isinstance(hints, type):
+        hints = field_types(hints)
+    for field, value in values.items():
+        hint = hints.get(field)
+        if field in ("dtype", "torch_dtype"):
+            if isinstance(value, str) and value not in DTYPES:
+                raise wrong(field, value, f"one of {', '.join(DTYPES)}")
+            hint = str | None if isinstance(value, (str, int, float, list, dict)) else None
+        if hint is not None and not _fits(value, hint):
+            raise wrong(field, value, _describe(hint))
+
+
+@cache
+def field_types(config_class: type) -> dict[str, Any]:
+    """Field → its type; transformers writes some as strings."""
+    torch = types.SimpleNamespace(dtype=object)  # named there, but not imported
+    types_of = get_type_hints(config_class, localns={"torch": torch})
+    return {field.name: types_of[field.name] for field in fields(config_class)} | {"num_labels": int | None}
+
+
+def _fits(value, hint) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, member) for member in arguments)
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if origin is list or origin is tuple:  # json knows only lists
+        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            return False
+        keys_fit = all(isinstance(key, str) or _fits(key, arguments[0]) for key in value)
+        return keys_fit and all(_fits(item, arguments[1]) for item in value.values())
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def _describe(hint) -> str:
+    parts = []
+    for member in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
+        origin = get_origin(member)
+        if origin is Literal:
+            parts.append("one of " + ", ".join(map(str, get_args(member))))
+        elif origin in (list, tuple):
+            parts.append("a list of " + _describe(get_args(member)[0]).split(" ", 1)[-1] + "s")
+        elif origin is dict:
+            parts.append("an object")
+        else:
+            parts.append("null" if member is type(None) else _NAMES.get(member, getattr(member, "__name__", "a value")))
+    parts = list(dict.fromkeys(parts))
+    return " or ".join(parts)

@@ -1,0 +1,50 @@
+"""Options and checks that several commands share."""
+
+import os
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_device_and_dtype(parser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic (default float32)"
+    )
+
+
+def add_ignore_ids(parser) -> None:
+    parser.add_argument(
+        "--ignore-ids", type=int, nargs="+", default=[], metavar="ID", help="label png values that mean unlabeled"
+    )
+
+
+def add_token_merging(parser) -> None:
+    """The arguments of `inference.loading.merge_tokens`."""
+    parser.add_argument(
+        "--token-merging", type=float, metavar="THRESHOLD",
+        help="merge tokens whose cosine similarity reaches this (ALGM; the paper's Table 9): faster, not quite exact; "
+        "eomt benchmark --calibrate-merging finds the threshold (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--merging-layers", type=int, nargs=2, default=[1, 7], metavar=("LOCAL", "GLOBAL"),
+        help="blocks in which tokens merge, among those before the queries join (default 1 7)",
+    )  # fmt: skip
+
+
+def require_at_least(args, least: int, *names: str) -> None:
+    """`ValueError` for the first of these options that is less."""
+    for name in names:
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}")
+
+
+def require_picture(path) -> None:
+    """`ValueError` unless --plot, where given, names a kind of file that can be drawn."""
+    if path and path.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--plot {path}: choose .png, .pdf or .svg")
+
+
+def data_workers() -> int:
+    """Processes that read images: one for each core that this process may use, at most 4."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(4, len(usable))
