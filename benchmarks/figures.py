@@ -57,8 +57,7 @@ def figure_1(path: Path) -> None:
         if row.table == "Table 3" and row.method in ("EoMT", "ViT-Adapter + Mask2Former")
     ]
     write_atomic(
-        path,
-        lambda part: plot_quality_and_speed(points, part, "PQ on COCO in %, as reported", "H100, as reported"),
+        path, lambda part: plot_quality_and_speed(points, part, "PQ on COCO in %, as reported", "H100, as reported")
     )
     print(path)
 

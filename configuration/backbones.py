@@ -25,11 +25,7 @@ class Family:
 FAMILIES = {
     "dinov2": Family(title="DINOv2", license="Apache-2.0", layout="vit", recipe_suffix=""),
     "dinov3": Family(
-        title="DINOv3",
-        license="DINOv3 License",
-        layout="dinov3",
-        recipe_suffix="_dinov3",
-        published_as_deltas=True,
+        title="DINOv3", license="DINOv3 License", layout="dinov3", recipe_suffix="_dinov3", published_as_deltas=True
     ),
     "eva02": Family(title="EVA-02", license="MIT", layout="eva02", recipe_suffix="_eva02"),
     "deit3": Family(title="DeiT-III", license="Apache-2.0", layout="vit", recipe_suffix="_deit3_in21k"),

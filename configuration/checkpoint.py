@@ -18,10 +18,7 @@ logger = logging.get_logger(__name__)
 
 
 def infer_task(
-    labels: KnownLabels | None,
-    num_queries: int | None = None,
-    windows: bool | None = None,
-    name: str = "",
+    labels: KnownLabels | None, num_queries: int | None = None, windows: bool | None = None, name: str = ""
 ) -> tuple[str, bool]:
     """What a checkpoint without a saved task was trained for, and whether anything decided that.
 

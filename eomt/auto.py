@@ -12,12 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTAT
 from .configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
 from .image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
 from .modeling_eomt import EoMTForUniversalSegmentation
-from .modeling_eomt.ladder import (
-    LadderConfig,
-    LadderDINOv3Config,
-    LadderEVA02Config,
-    LadderForUniversalSegmentation,
-)
+from .modeling_eomt.ladder import LadderConfig, LadderDINOv3Config, LadderEVA02Config, LadderForUniversalSegmentation
 
 MODEL_OF_CONFIG = {
     EoMTConfig: EoMTForUniversalSegmentation,

@@ -20,6 +20,7 @@ from .inference.loading import load_for_inference, merge_tokens
 from .inference.prediction_files import Results
 from .inference.writing import require_writable, write_json
 from .training.data import EvaluationTransform, load_data
+from .training.data.load import splits_automatically
 from .training.data.prediction_index import PredictionIndex
 from .training.data.predictions import predictions_folder, read_predictions
 from .training.data.readers import UnknownClass
@@ -110,7 +111,11 @@ def evaluation_data(
     wanted = LabelSpace.from_config(model.config, model.config.name_or_path) if model else None
     options |= {"task": task, "split": split, "automatic_split": True}
     try:
-        return load_data(path, dataset, label_space=wanted, **options)
+        rows, space = load_data(path, dataset, label_space=wanted, **options)
+        if split == "val" and splits_automatically(path, dataset, task):
+            held_out = f"the {len(rows)} images that eomt train holds out"
+            print(f"note: {path} has no val split; evaluated are {held_out}", file=sys.stderr)
+        return rows, space
     except UnknownClass as error:
         rows, space = load_data(path, dataset, **options)
         if space.num_labels != wanted.num_labels:

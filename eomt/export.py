@@ -5,7 +5,8 @@ from transformers import AutoImageProcessor
 from .configuration import TASK_ROWS
 from .configuration.sizes import parse_size
 from .evaluate import evaluation_data
-from .inference.export_folder import ExportOptions, export_folder, require_options
+from .inference.export_folder import MAX_DROP, ExportOptions, export_folder, require_options
+from .inference.exported import ExportedEoMT
 from .inference.loading import load_model, require_model
 from .inference.writing import require_free, require_writable
 from .modeling_eomt import EoMTPreTrainedModel
@@ -23,7 +24,7 @@ def export(args) -> None:
         precision=args.precision,
         calibrate=args.calibrate,
         calibration_images=args.calibration_images,
-        max_drop=args.max_drop,
+        max_drop=MAX_DROP if args.max_drop is None else args.max_drop,
         image=args.image,
         dynamic_size=args.dynamic_size,
     )
@@ -32,7 +33,8 @@ def export(args) -> None:
     processor = AutoImageProcessor.from_pretrained(args.model, **({"size": size} if size else {}))
     model = load_model(args.model, dtype="float32", **({"image_size": size} if size else {}))
     if not isinstance(model, EoMTPreTrainedModel):
-        raise ValueError(f"{args.model} is a {type(model).__name__}; only EoMT can be exported")
+        kind = "exported already" if isinstance(model, ExportedEoMT) else f"a {type(model).__name__}"
+        raise ValueError(f"{args.model} is {kind}; give an EoMT that save_pretrained wrote")
     score = _score(args, processor, model) if args.data else None
     export_folder(model, processor, args.output, options, score, args.force)
 
@@ -40,7 +42,7 @@ def export(args) -> None:
 def _score(args, processor, model):
     """`model → (name, points)` of the task's metric on --data."""
     task, key = processor.task, TASK_ROWS[processor.task].metric_key
-    data, space = evaluation_data(args.data, task, model, split=args.split, ignore_ids=args.ignore_ids)
+    data, space = evaluation_data(args.data, task, model, split=args.split or "val", ignore_ids=args.ignore_ids)
     data = data.with_transform(EvaluationTransform(space, task=task))
 
     def score(model) -> tuple[str, float]:

@@ -10,7 +10,7 @@ from transformers import ImageSegmentationPipeline
 
 from .configuration import TASK_ROWS
 from .image_processing.reading import open_image, upright
-from .inference import confident_instances, list_segments, post_process
+from .inference import confident_instances, iter_segments, post_process
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
@@ -40,5 +40,5 @@ class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
         names = self.model.config.id2label
         return [
             {"score": score, "label": names[label], "mask": Image.fromarray(mask.astype("u1") * 255)}
-            for label, score, mask in list_segments(found)
+            for label, score, mask in iter_segments(found)
         ]

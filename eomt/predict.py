@@ -79,6 +79,8 @@ class PredictionRun:
             if self.is_main:
                 print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
             self.model.set_attn_mask_probs([0.0] * self.model.config.num_blocks)
+        if args.compile and not isinstance(self.model, torch.nn.Module):
+            raise ValueError(f"--compile is for models in PyTorch; {args.model} is exported and runs on its engine")
         merge_tokens(self.model, args.token_merging, args.merging_layers)
         self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
         self.task = self.processor.task

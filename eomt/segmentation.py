@@ -136,11 +136,12 @@ def _photo(source) -> Image.Image:
 
 
 def _segmentation(image: Image.Image, found: dict, names: dict, task: str, threshold: float) -> Segmentation:
-    from .inference.segment import confident_instances, list_segments
+    from .inference.segment import confident_instances, iter_segments
 
-    segments = list_segments(confident_instances(found, threshold) if task == "instance" else found)
-    masks = np.zeros((len(segments), image.height, image.width), bool)
-    for place, (_, _, mask) in zip(masks, segments):
-        place[:] = mask
-    labels, scores = [label for label, _, _ in segments], [score for _, score, _ in segments]
-    return Segmentation(image, masks, labels, [names[label] for label in labels], scores, task)
+    labels, scores, masks = [], [], []
+    for label, score, mask in iter_segments(confident_instances(found, threshold) if task == "instance" else found):
+        labels.append(label)
+        scores.append(score)
+        masks.append(mask)
+    stacked = np.stack(masks) if masks else np.zeros((0, image.height, image.width), bool)
+    return Segmentation(image, stacked, labels, [names[label] for label in labels], scores, task)

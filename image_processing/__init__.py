@@ -3,12 +3,7 @@
 from .geometry import Placement, input_size_of, placement
 from .instance import instance_segmentation
 from .panoptic import panoptic_segmentation
-from .processor import (
-    EoMTImageProcessor,
-    EomtImageProcessor,
-    EoMTImageProcessorPil,
-    EomtImageProcessorPil,
-)
+from .processor import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
 from .reading import read_image
 from .semantic import semantic_scores, semantic_segmentation
 

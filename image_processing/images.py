@@ -51,10 +51,7 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
         raise ValueError(
             f"cannot make an image of {type(image).__name__}; give a PIL image, an array, a tensor or a path"
         )
-    if isinstance(image, np.ndarray) and image.dtype in (
-        np.uint32,
-        np.uint64,
-    ):
+    if isinstance(image, np.ndarray) and image.dtype in (np.uint32, np.uint64):
         image = image.astype(np.int64)
     image = torch.as_tensor(image)
     if image.dtype == torch.uint16:

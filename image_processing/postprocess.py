@@ -105,11 +105,7 @@ class PostProcessing:
 
     @full_precision
     def post_process_semantic_segmentation(
-        self,
-        outputs,
-        target_sizes: list[Size] | None = None,
-        size=None,
-        return_segmentation_scores: bool = False,
+        self, outputs, target_sizes: list[Size] | None = None, size=None, return_segmentation_scores: bool = False
     ) -> list:
         """Outputs → for each image the (H, W) int32 map of class labels.
 

@@ -53,11 +53,7 @@ class Attention(nn.Module):
         self.add_module(config.attention_output_name, nn.Linear(width, width, bias=biased["output"]))
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        query_mask: Tensor | None = None,
-        rotary: RotaryTable | None = None,
-        **kwargs,
+        self, hidden_states: Tensor, query_mask: Tensor | None = None, rotary: RotaryTable | None = None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """`query_mask` (B, 1, Q, T) bool, True where a query may look; it restricts the first Q rows."""
         projected = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))

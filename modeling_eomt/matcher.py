@@ -19,10 +19,7 @@ Matches = list[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def match(
-    predictions: list,
-    mask_labels: list[Tensor],
-    class_labels: list[Tensor],
-    config: EoMTConfig,
+    predictions: list, mask_labels: list[Tensor], class_labels: list[Tensor], config: EoMTConfig
 ) -> list[Matches]:
     """Every prediction → its matches.
 

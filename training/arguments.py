@@ -23,16 +23,9 @@ REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave 
     "label_smoothing_factor": "EoMT's loss has no label smoothing",
 }
 ABOVE_ZERO = (
-    "learning_rate",
-    "backbone_learning_rate",
-    "num_train_epochs",
-    "llrd",
-    "poly_power",
-    "total_batch_size",
-    "lora",
-    "time_budget",
-    "early_stopping",
-)
+    "learning_rate", "backbone_learning_rate", "num_train_epochs", "llrd", "poly_power", "total_batch_size", "lora",
+    "time_budget", "early_stopping",
+)  # fmt: skip
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
 
 

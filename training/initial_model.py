@@ -20,12 +20,8 @@ logger = logging.get_logger(__name__)
 
 BY_SIZE = {size: f"vit_{size}_patch14_reg4_dinov2" for size in SIZES}
 DEFAULT_BACKBONE = BY_SIZE["base"]
-FRESH = (
-    "class_predictor.",
-    "heads.class_predictor.",
-    "criterion.",
-    "query.",
-)  # may differ in shape from a checkpoint whose classes differ
+# May differ in shape from a checkpoint whose classes differ.
+FRESH = ("class_predictor.", "heads.class_predictor.", "criterion.", "query.")
 SCRATCH_LAYER_SCALE = 0.1  # pre-training starts at 1e-5; without it the blocks would do nothing for thousands of steps
 
 

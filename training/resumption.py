@@ -9,36 +9,14 @@ from .arguments import EoMTTrainingArguments
 
 FILE = "options.json"
 RUN_OPTIONS = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
-    "task",
-    "learning_rate",
-    "backbone_learning_rate",
-    "weight_decay",
-    "llrd",
-    "llrd_l2_enabled",
-    "poly_power",
-    "head_warmup_steps",
-    "backbone_warmup_steps",
-    "total_batch_size",
-    "masking",
-    "freeze_backbone",
-    "lora",
-    "ema",
+    "task", "learning_rate", "backbone_learning_rate", "weight_decay", "llrd", "llrd_l2_enabled", "poly_power",
+    "head_warmup_steps", "backbone_warmup_steps", "total_batch_size", "masking", "freeze_backbone", "lora", "ema",
     "seed",
-)
+)  # fmt: skip
 MODEL_OPTIONS = (  # the backbone, as far as its weights would not fit
-    "model_type",
-    "image_size",
-    "patch_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_register_tokens",
-    "mlp_ratio",
-    "use_swiglu_ffn",
-    "num_blocks",
-    "num_queries",
-    "num_labels",
-)
+    "model_type", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "num_register_tokens", "mlp_ratio", "use_swiglu_ffn", "num_blocks", "num_queries", "num_labels",
+)  # fmt: skip
 
 
 def run_options(args: EoMTTrainingArguments, config) -> dict:

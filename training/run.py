@@ -81,7 +81,9 @@ def summary(trainer: EoMTTrainer) -> str:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     per_epoch = len(trainer.train_dataset) // args.total_batch_size or 1
     steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * per_epoch)
-    heads, backbone = args.warmup(steps)
+    length = "about {} steps, warm-up {} + {} of them".format(steps, *args.warmup(steps))
+    if args.time_budget:
+        length = f"as many steps as fit into {args.time_budget:g} minutes"
     evaluated = len(trainer.eval_dataset) if trainer.eval_dataset is not None else "none"
     lines = [
         f"task       {config.task}, {config.num_labels} classes, {len(config.stuff_label_ids)} of them stuff",
@@ -91,9 +93,8 @@ def summary(trainer: EoMTTrainer) -> str:
         f"queries    {config.num_queries} in the last {config.num_blocks} blocks, masks {args.masking}",
         f"batches    {args.total_batch_size} images = {args.per_device_train_batch_size} × "
         f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes",
-        f"schedule   about {steps} steps, rate {args.learning_rate:g}, backbone "
-        f"{args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} a block, "
-        f"warm-up {heads} + {backbone} steps",
+        f"schedule   {length}, rate {args.learning_rate:g}, backbone "
+        f"{args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} a block",
     ]
     if args.recipe_values:
         reported = args.recipe_values.reported
@@ -107,7 +108,8 @@ def _write_split(trainer: EoMTTrainer) -> None:
     splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
     names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
     write_json(Path(trainer.args.output_dir, "split.json"), names, indent=1)
-    print(f"split      {len(names['val'])} images of train are held out, as there is no val: split.json", flush=True)
+    images = sum(map(len, names.values()))
+    print(f"split      {len(names['val'])} of {images} images held out, as there is no val: split.json", flush=True)
 
 
 def _finish(trainer: EoMTTrainer) -> None:

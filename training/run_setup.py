@@ -1,6 +1,7 @@
 """Options → a trainer ready to run: data, classes, model, processor. What `eomt train` does, without a command line."""
 
 import math
+from dataclasses import replace
 
 import torch
 from datasets import Dataset, Value, concatenate_datasets
@@ -36,15 +37,13 @@ def build_trainer(
         train, space = load_split(data, args, "train", wanted)
     except UnknownClass as error:
         raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
-    train = _with_more(train, data, args, space)
+    train, space = _with_more(train, data, args, space)
     args, choices = fill(data, model, args, train, start)
     validation = load_split(data, args, "val", space)[0] if args.eval_strategy != "no" else None
     set_seed(args.seed)  # the Trainer does so only when the model has its weights
     network = build_model(data, model, args, space, start)
     processor = EoMTImageProcessor(
-        task=args.task,
-        size=as_pair(network.config.image_size),
-        stuff_label_ids=list(space.stuff_label_ids),
+        task=args.task, size=as_pair(network.config.image_size), stuff_label_ids=list(space.stuff_label_ids)
     )
     trainer = EoMTTrainer(
         network,
@@ -134,15 +133,34 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, space: Label
     )
 
 
-def _with_more(train: Dataset, data: DataOptions, args: EoMTTrainingArguments, space: LabelSpace) -> Dataset:
-    """The training images and those of `more_data`, whose classes are matched by name."""
+def _with_more(
+    train: Dataset, data: DataOptions, args: EoMTTrainingArguments, space: LabelSpace
+) -> tuple[Dataset, LabelSpace]:
+    """The training images and those of `more_data`, whose classes are matched by name; the ids of both."""
     parts = [train]
     for path in listed(data.more_data):
-        more, _ = load_data(path, task=args.task, label_space=space, keep_empty=data.keep_empty is not False)
+        more, theirs = load_data(path, task=args.task, label_space=space, keep_empty=data.keep_empty is not False)
         parts.append(more)
+        if args.task == "semantic":  # pixels are looked up when they are read, all in one label space
+            space = _with_values(space, theirs, path)
     if len({part.features["image_id"].dtype for part in parts}) > 1:
         parts = [part.cast_column("image_id", Value("string")) for part in parts]
-    return concatenate_datasets(parts) if len(parts) > 1 else train
+    return concatenate_datasets(parts) if len(parts) > 1 else train, space
+
+
+def _with_values(space: LabelSpace, more: LabelSpace, source: str) -> LabelSpace:
+    """The label space, with the pixel values of more data of these classes; negative: of a class that it has not.
+
+    Raises:
+        ValueError: when a class has another value there.
+    """
+    for name, ours, theirs in zip(space.names, space.dataset_ids, more.dataset_ids):
+        if ours != theirs and min(ours, theirs) >= 0:
+            raise ValueError(
+                f"{source}: its label images have {theirs} for class {name!r}, not {ours}; write them alike"
+            )
+    ids = tuple(map(max, space.dataset_ids, more.dataset_ids))
+    return replace(space, dataset_ids=ids, ignored_ids=tuple({*space.ignored_ids, *more.ignored_ids}))
 
 
 def _scale_range(text: str) -> tuple[float, float]:

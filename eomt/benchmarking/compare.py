@@ -1,6 +1,5 @@
 """What `eomt benchmark` does: measure the candidates one after the other → a table, a json file, a plot."""
 
-import platform
 import sys
 
 import torch
@@ -13,7 +12,7 @@ from ..image_processing.geometry import placement
 from ..inference.loading import merge_tokens, usable_device
 from ..inference.writing import atomic, require_free, write_json
 from .candidates import Candidate
-from .measure import measure_seconds, peak_bytes
+from .measure import device_name, measure_seconds, peak_bytes
 from .photos import batches, mean_flops, photo_inputs
 from .plot import plot_quality_and_speed
 from .text_table import text_table
@@ -84,8 +83,10 @@ def _measure(candidate, args, device) -> dict:
     photos = photo_inputs(candidate, args.images, device, weights) if args.images else None
     if photos:
         merge_tokens(model, args.token_merging, args.merging_layers)
-        crops, flops = 1, mean_flops(model, photos)
         row["inputs_per_image"] = sum(map(len, photos)) / len(photos)
+        # An engine's operations are not seen here; an exported model merges no tokens, so every input costs the same.
+        flops = flops * row["inputs_per_image"] if candidate.exported else mean_flops(model, photos)
+        crops = 1
         if args.count_only:
             return row | {"parameters": parameters, "gflops": flops / 1e9}
     called = torch.compile(model) if args.compile and not candidate.exported else model
@@ -160,9 +161,3 @@ def _write(args, rows: list[dict], setting: dict) -> None:
         source = "as given" if args.quality else "as reported"
         with atomic(args.plot, force=args.force) as part:
             plot_quality_and_speed(points, part, f"{TASK_ROWS[args.task].metric} in %, {source}", setting["device"])
-
-
-def device_name(device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU" if device.type == "cpu" else device.type.upper()

@@ -1,12 +1,26 @@
 """Time and memory of a forward pass (paper, Section 4.1: batch 1, warmed up, synchronized)."""
 
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+
+
+def device_name(device: torch.device) -> str:
+    """The processor as its maker calls it, for what stands beside a figure."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type.upper()
+    file = Path("/proc/cpuinfo")  # Linux; Python itself knows the name elsewhere only
+    found = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
+    return f"{found[1].strip() if found else platform.processor() or platform.machine()} (CPU)"
 
 
 def synchronize(device: torch.device) -> None:

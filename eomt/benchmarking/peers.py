@@ -7,7 +7,7 @@ transformers.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import (
     ConvNextConfig,
@@ -24,11 +24,12 @@ from .candidates import ONEFORMER_TASK_TOKENS
 from .flops import count_flops
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
+MODELS = {"Mask2Former": Mask2FormerForUniversalSegmentation, "OneFormer": OneFormerForUniversalSegmentation}
 
 
 @dataclass
 class Peer:
-    """A model of the tables that is not built on a plain ViT; counted, not measured."""
+    """A model of the tables that is not built on a plain ViT."""
 
     method: str
     backbone: str
@@ -41,19 +42,23 @@ class Peer:
         Raises:
             ValueError: when the architecture cannot be built here; the message says why.
         """
-        config = self._config()
-        model_class = {
-            "Mask2Former": Mask2FormerForUniversalSegmentation,
-            "OneFormer": OneFormerForUniversalSegmentation,
-        }
-        with torch.device("meta"):
-            model = model_class[self.method](config)
-        parameters = sum(parameter.numel() for parameter in model.to("meta").parameters())
-        inputs: dict[str, Tensor] = {"pixel_values": torch.empty(1, 3, *self.image_size, device="meta")}
-        if self.method == "OneFormer":
-            inputs["task_inputs"] = torch.zeros(1, ONEFORMER_TASK_TOKENS, dtype=torch.long, device="meta")
+        meta = torch.device("meta")
+        with meta:
+            model = self.load(meta)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         with _WithoutValues():
-            return parameters, count_flops(model, **inputs)
+            return parameters, count_flops(model, **self.inputs(1, meta))
+
+    def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The model with random weights, ready for inference."""
+        return MODELS[self.method](self._config()).eval().to(device, dtype)
+
+    def inputs(self, batch: int, device: torch.device) -> dict[str, Tensor]:
+        """Random images (batch, 3, H, W), and OneFormer's task text, of blanks."""
+        inputs = {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device)}
+        if self.method == "OneFormer":
+            inputs["task_inputs"] = torch.zeros(batch, ONEFORMER_TASK_TOKENS, dtype=torch.long, device=device)
+        return inputs
 
     def _config(self):
         if self.method == "Mask2Former":

@@ -11,8 +11,7 @@ from transformers.utils import logging
 from ..inference.loading import usable_device
 from ..inference.writing import atomic, read_json, require_free, write_json
 from .candidates import Candidate
-from .compare import device_name
-from .measure import measure_seconds, peak_bytes
+from .measure import device_name, measure_seconds, peak_bytes
 from .plot import plot_quality_and_speed
 from .table_rows import METRIC_KEYS, TABLES, Row, deviates, read_table, why_deviates
 from .text_table import text_table
@@ -26,7 +25,7 @@ def reproduce(args) -> int:
         require_free(file, args.force)
     logging.set_verbosity_error()
     rows = read_table(TABLES[args.table])
-    for number, folder in parse_runs(args.run, len(rows)).items():
+    for number, folder in parse_runs(args.run, len(rows)):
         add_run(rows[number - 1], folder)
     device = usable_device(args.device or "cpu")
     counted: dict[str, tuple] = {}
@@ -46,18 +45,18 @@ def reproduce(args) -> int:
     return 0
 
 
-def parse_runs(given: list[str] | None, count: int) -> dict[int, Path]:
-    """["5=runs/mine"] → {5: path}.
+def parse_runs(given: list[str] | None, count: int) -> list[tuple[int, Path]]:
+    """["5=runs/mine"] → [(5, path)]; a row may have several, for its several metrics.
 
     Raises:
         ValueError: when an entry is not such a pair, or there is no such row or folder.
     """
-    runs = {}
+    runs = []
     for entry in given or ():
         number, _, folder = entry.partition("=")
         if not number.isdecimal() or not 1 <= int(number) <= count or not Path(folder).is_dir():
             raise ValueError(f"--run {entry}: give ROW=FOLDER, a row's number from 1 to {count} and a run's folder")
-        runs[int(number)] = Path(folder)
+        runs.append((int(number), Path(folder)))
     return runs
 
 
@@ -68,20 +67,26 @@ def add_run(row: Row, folder: Path) -> None:
         ValueError: when the folder has neither, or no result of the row's metric.
     """
     if (folder / "metrics.json").is_file():
-        found = read_json(folder / "metrics.json")["metrics"]
+        report = read_json(folder / "metrics.json")
+        found, dataset = report["metrics"], report.get("dataset")
     elif (folder / "results.json").is_file():
         results = read_json(folder / "results.json")
-        found = {key.removeprefix("eval_"): value for key, value in results.items()}
+        found, dataset = {key.removeprefix("eval_"): value for key, value in results.items()}, None
     else:
         raise ValueError(f"{folder}: there is no results.json (eomt train) or metrics.json (eomt evaluate --output)")
-    row.run = {
-        metric: 100 * found[METRIC_KEYS[metric]]
-        for metric in row.metrics
-        if isinstance(found.get(METRIC_KEYS.get(metric)), float | int)
-    }
+    results = {}
+    for metric in row.metrics:
+        value = found.get(METRIC_KEYS.get(metric))
+        if isinstance(value, dict):  # BRAVO's are averaged over its subsets; the paper does not say how
+            value = value["arithmetic"]
+        elif metric.endswith("out-of-distribution"):
+            continue
+        if isinstance(value, float | int) and not (metric.endswith("in-distribution") and dataset == "bravo"):
+            results[metric] = 100 * value
+    row.run |= results
     if row.model is None and "gflops_per_image" in found:  # of token merging: by the tokens really left
         row.gflops = found["gflops_per_image"]
-    if not row.run:
+    if not results:
         raise ValueError(f"{folder}: its results have none of {', '.join(row.metrics)}")
     config = next((folder / name for name in ("config.json", "model/config.json") if (folder / name).is_file()), None)
     if config is not None and isinstance(row.model, Candidate):
@@ -117,7 +122,7 @@ def _count(row: Row, counted: dict[str, tuple]) -> None:
 
 def _measure(row: Row, device: torch.device, args, measured: dict[str, tuple]) -> None:
     """Latency of one image, all its windows, and the memory it takes, with random weights."""
-    if not isinstance(row.model, Candidate):
+    if row.model is None or row.parameters is None:  # no implementation, or a package of it is missing
         return
     key = _key(row)
     if key not in measured:
@@ -166,7 +171,7 @@ def table(rows: list[Row]) -> str:
         "ms here": lambda row: "–" if row.latency_ms is None else f"{row.latency_ms:.0f}",
         "GiB here": lambda row: "–" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**30:.2f}",
         "result": lambda row: ", ".join(
-            f"{metric} {value:g}" + (f" | {row.run[metric]:.1f}" if metric in row.run else "")
+            f"{metric} {value:.1f}" + (f" | {row.run[metric]:.1f}" if metric in row.run else "")
             for metric, value in row.metrics.items()
         ),
     }

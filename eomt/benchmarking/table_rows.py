@@ -32,7 +32,8 @@ DEVIATIONS = {  # (method, backbone, pre-training, data set): why a printed coun
 PQ_PARTS = {"PQ": "pq", "PQ things": "pq_things", "PQ stuff": "pq_stuff"}
 METRIC_KEYS = {
     **PQ_PARTS, "mIoU": "mean_iou", "AP": "ap", "AP large": "ap_large", "AP medium": "ap_medium",
-    "AP small": "ap_small",
+    "AP small": "ap_small", "mIoU in-distribution": "mean_iou", "mIoU out-of-distribution": "mean_iou",
+    "AUPRC out-of-distribution": "auprc",
 }  # fmt: skip
 
 
@@ -109,7 +110,9 @@ def _step(method: str) -> int:
 
 
 def _pixels(row: Reported) -> tuple[int, int]:
-    """A peer's input: as printed, or a photo of 3:4 by its shortest side."""
+    """A peer's input: as printed, BRAVO's as Cityscapes', or a photo of 3:4 by its shortest side."""
+    if row.dataset == "bravo":
+        return CITYSCAPES_PHOTO
     if "×" in row.image_size:
         height, width = map(int, row.image_size.split("×"))
         return height, width

@@ -25,10 +25,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--calibrate", nargs="+", metavar="IMAGES", help="photos or folders to calibrate int8 on")
     p.add_argument("--calibration-images", type=int, default=100, metavar="N", help="use at most N of them (100)")
     p.add_argument("--data", metavar="PATH", help="data set to score the model and the files on")
-    p.add_argument("--split", default="val", help="split of --data (default: val)")
+    p.add_argument("--split", help="split of --data (default: val)")
     add_ignore_ids(p)
     p.add_argument(
-        "--max-drop", type=float, default=1.0, metavar="POINTS",
+        "--max-drop", type=float, metavar="POINTS",
         help="fail if a file loses more than this of PQ, AP or mIoU on --data (default: 1)",
     )  # fmt: skip
     p.add_argument("--image", type=Path, help="photo to check with (default: a synthetic one)")
@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    for option in ("split", "ignore_ids", "max_drop"):
+        if getattr(args, option) not in (None, []) and not args.data:
+            raise ValueError(f"--{option.replace('_', '-')} is for --data, which is missing")
     from ..export import export
 
     export(args)

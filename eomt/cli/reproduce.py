@@ -15,8 +15,8 @@ def parser() -> argparse.ArgumentParser:
         "GFLOPs counted without weights; latency and memory with --measure (random weights); results of your runs with "
         "--run. Deviations from the printed counts are marked.",
     )
-    p.add_argument("table", choices=TABLES, metavar="TABLE", help=f"{', '.join(TABLES)}")
-    p.add_argument("--run", action="append", metavar="ROW=FOLDER", help="a run of eomt train or evaluate, for one row")
+    p.add_argument("table", type=_as_listed, choices=TABLES, metavar="TABLE", help=f"{', '.join(TABLES)}")
+    p.add_argument("--run", action="append", metavar="ROW=FOLDER", help="a run of eomt train or evaluate, for a row")
     p.add_argument("--measure", action="store_true", help="measure latency and memory of one image on this machine")
     p.add_argument("--device", help="device to measure on: cpu, cuda, mps (default cpu)")
     p.add_argument("--warm-up", type=int, default=2, metavar="N", help="untimed runs first (default 2)")
@@ -25,6 +25,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--plot", type=Path, metavar="FILE", help="figure-1: the picture (png, pdf, svg)")
     p.add_argument("--force", action="store_true", help="replace existing files of --json and --plot")
     return p
+
+
+def _as_listed(table: str) -> str:
+    """b → B, Figure-1 → figure-1."""
+    return table.upper() if len(table) == 1 else table.lower()
 
 
 def main(argv: list[str]) -> int:

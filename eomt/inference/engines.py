@@ -41,8 +41,9 @@ class OpenVINOEngine:
         if dtype is None and self.precision == "int8":
             dtype = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
         dtype = dtype or self.precision
-        self.dtype = dtype
         self._model = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": self.DTYPES[dtype]})
+        computed = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.dtype = next(name for name, known in self.DTYPES.items() if known == computed)  # fp32 where CPUs lack it
         self._outputs = [self._model.output(name) for name in OUTPUTS]
 
     def run(self, pixels: np.ndarray) -> Logits:

@@ -25,6 +25,8 @@ from .exporting import (
 from .image_files import find_images
 from .writing import atomic
 
+MAX_DROP = 1.0
+"""Points of the metric that an exported file may lose."""
 Score = Callable[[object], tuple[str, float]]
 """A model → the metric's name, and its value in points."""
 
@@ -37,7 +39,7 @@ class ExportOptions:
     precision: str = "fp32"
     calibrate: list[str] | None = None
     calibration_images: int = 100
-    max_drop: float = 1.0
+    max_drop: float = MAX_DROP
     image: Path | None = None
     dynamic_size: bool = False
 
@@ -67,6 +69,8 @@ def export_folder(
             file = export(wrapped, kind, folder, size, options.precision, calibration, options.dynamic_size)
             exported = ExportedEoMT.from_pretrained(folder, engine=kind)
             print(_describe(file, size, options, source, _require_close(file, options, exported, wrapped, pixels)))
+            if options.precision == "bf16" != exported.engine.dtype:
+                print(f"note: this CPU has no bf16, so {file.name} was checked in {exported.engine.dtype}")
             if score:
                 _require_score(file, before, score(exported), options.max_drop)
     print(f"done: {output}")

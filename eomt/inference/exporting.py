@@ -4,6 +4,7 @@ B images · Q queries · C labels · H, W pixels
 """
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,18 +182,22 @@ def _quantize_onnx(source: Path, path: Path, config, calibration, large: bool) -
     nodes = onnx.load(source, load_external_data=False).graph.node
     norms = [index for index, node in enumerate(nodes) if node.op_type == "LayerNormalization"]
     heads = [node.name for node in list(nodes)[norms[-1 - config.num_upscale_blocks] :]]
-    quantize_static(
-        source,
-        path,
-        Images(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        nodes_to_exclude=heads,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        use_external_data_format=large,
-    )
+    logging.disable(logging.WARNING)  # it advises to optimize the graph first, as torch's exporter has
+    try:
+        quantize_static(
+            source,
+            path,
+            Images(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=heads,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=large,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @dataclass(frozen=True)

@@ -95,12 +95,7 @@ class Results:
                 self.path("records", name, ".json").unlink()
 
     def write(
-        self,
-        name: str,
-        file_name: str,
-        prediction,
-        image_id: int | str | None = None,
-        source: Mapping | None = None,
+        self, name: str, file_name: str, prediction, image_id: int | str | None = None, source: Mapping | None = None
     ) -> None:
         """One image's prediction. `name` may have folders in it; `file_name` is the image's, for the json; `source`
         the state of its file, for `discard_outdated`.

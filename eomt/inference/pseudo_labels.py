@@ -11,7 +11,7 @@ learned; panoptic segments and semantic pixels become void.
 import csv
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +81,13 @@ def _panoptic(output: Path, folder: Path, listing: dict, least: float) -> None:
 
 
 def _semantic(output: Path, folder: Path, listing: dict, least: float) -> None:
+    color = _unused_color(category["id"] for category in listing["categories"])
     for image in listing["images"]:
         name = image["sem_seg_file_name"].removeprefix("labels/")
         labels = np.asarray(Image.open(output / "labels" / name))
         confidence = np.asarray(Image.open(output / "confidence" / name)) / 65535
-        void = VOID_LABELS[3 if labels.ndim == 3 else labels.itemsize]
-        unsure = confidence < least
         kept = labels.copy()
-        kept[unsure] = (255, 255, 255) if labels.ndim == 3 else void
+        kept[confidence < least] = color if labels.ndim == 3 else VOID_LABELS[labels.itemsize]
         to = (folder / "labels" / "train" / image["file_name"]).with_suffix(".png")
         to.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(kept).save(to)
@@ -100,7 +99,14 @@ def _semantic(output: Path, folder: Path, listing: dict, least: float) -> None:
         rows.writerow(("name", "r", "g", "b"))
         for c in listing["categories"]:
             rows.writerow((c["name"], *id_to_rgb(np.array(c["id"])).tolist()))
-        rows.writerow(("void", 255, 255, 255))
+        rows.writerow(("void", *color))
+
+
+def _unused_color(ids: Iterable[int]) -> tuple[int, int, int]:
+    """White, or the lightest gray that is no class's color."""
+    used = set(ids)
+    gray = next(value for value in range(255, -1, -1) if value * 0x010101 not in used)
+    return gray, gray, gray
 
 
 WRITERS = {"instance": _instances, "panoptic": _panoptic, "semantic": _semantic}

@@ -140,20 +140,26 @@ def confident_instances(prediction: dict, threshold: float) -> dict:
     return prediction | {"masks": masks, "labels": prediction["labels"][kept], "scores": prediction["scores"][kept]}
 
 
-def list_segments(prediction: dict) -> list[tuple[int, float | None, np.ndarray]]:
+def iter_segments(prediction: dict) -> Iterator[tuple[int, float | None, np.ndarray]]:
     """A prediction of `post_process` → label, score and mask (H, W) bool of each segment.
 
     Semantic: of each class that is present; its score is the mean confidence, None without `confidence=True`.
     """
     if "masks" in prediction:
-        masks = (rle.decode(mask).astype(bool) for mask in prediction["masks"])
-        return list(zip(prediction["labels"].tolist(), prediction["scores"].tolist(), masks))
+        for label, score, mask in zip(
+            prediction["labels"].tolist(), prediction["scores"].tolist(), prediction["masks"]
+        ):
+            yield label, score, rle.decode(mask).astype(bool)
+        return
     ids = prediction["segmentation"].numpy()
     if "segments_info" in prediction:
-        return [(s["label_id"], s["score"], ids == s["id"]) for s in prediction["segments_info"]]
-    masks = {label: ids == label for label in np.unique(ids[ids >= 0]).tolist()}
-    confidence = prediction.get("confidence")
-    return [(c, None if confidence is None else float(confidence.numpy()[m].mean()), m) for c, m in masks.items()]
+        for segment_info in prediction["segments_info"]:
+            yield segment_info["label_id"], segment_info["score"], ids == segment_info["id"]
+        return
+    for label in np.unique(ids[ids >= 0]).tolist():
+        mask = ids == label
+        score = float(prediction["confidence"].numpy()[mask].mean()) if "confidence" in prediction else None
+        yield label, score, mask
 
 
 def error_line(error: Exception) -> str:

@@ -93,10 +93,7 @@ TIMM = {
     "dinov3": Names(TIMM_OUTSIDE, "blocks", TIMM_BLOCK),
     "eva02": Names(TIMM_OUTSIDE | {"layernorm": "fc_norm"}, "blocks", TIMM_EVA_BLOCK),
 }
-HF = {
-    "vit": Names(HF_OUTSIDE, "encoder.layer", HF_BLOCK),
-    "dinov3": Names(HF_DINOV3_OUTSIDE, "layer", HF_DINOV3_BLOCK),
-}
+HF = {"vit": Names(HF_OUTSIDE, "encoder.layer", HF_BLOCK), "dinov3": Names(HF_DINOV3_OUTSIDE, "layer", HF_DINOV3_BLOCK)}
 AUTHORS = TIMM | {"dinov3": Names(AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BLOCK)}
 
 

@@ -69,7 +69,7 @@ def test_counts_follow_the_tokens_that_are_left():
     assert whole - counted.flops == blocks(41, 41) - blocks(first, second) - pairs
 
 
-def read_table(percent):
+def searched(percent):
     measured = []
 
     def measure(threshold):
@@ -81,15 +81,15 @@ def read_table(percent):
 
 
 def test_the_search_halves_the_interval_of_the_first_loss():
-    rows, found, measured = read_table(lambda t: 50.0 if t is None or t >= 0.873 else 49.0)
+    rows, found, measured = searched(lambda t: 50.0 if t is None or t >= 0.873 else 49.0)
     assert 0.873 <= found.threshold <= 0.873 + 0.005
     assert measured[:5] == [None, 0.98, 0.95, 0.9, 0.85]
     assert [row.threshold for row in rows[1:]] == sorted(measured[1:], reverse=True)
-    assert read_table(lambda t: 50.0)[1].threshold == 0.0
-    rows, found, _ = read_table(lambda t: 50.0 if t is None else 40.0)
+    assert searched(lambda t: 50.0)[1].threshold == 0.0
+    rows, found, _ = searched(lambda t: 50.0 if t is None else 40.0)
     assert found is None
     assert rows[1].threshold > 0.99
-    edge = read_table(lambda t: 50.0 if t is None else 50.0 - ALLOWED_LOSS)[1]
+    edge = searched(lambda t: 50.0 if t is None else 50.0 - ALLOWED_LOSS)[1]
     assert edge.threshold == 0.0  # exactly what is allowed
 
 

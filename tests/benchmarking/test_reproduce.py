@@ -1,6 +1,7 @@
 """`eomt reproduce`: every row of the tables has its model, its count and its marks."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,14 @@ def test_peers_count_the_same_without_values(method, monkeypatch):
         inputs["task_inputs"] = torch.zeros(1, 77, dtype=torch.long)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert peer.count() == (parameters, count_flops(model, **inputs))
+    with torch.inference_mode():
+        logits = peer.load(torch.device("cpu"))(**peer.inputs(2, torch.device("cpu"))).masks_queries_logits
+    assert logits.shape[::2] == (2, 16)
+    row = read_table("Table 6")[1]
+    row.model, row.parameters, row.inputs = peer, parameters, 1.0
+    reproduce._measure(row, torch.device("cpu"), SimpleNamespace(warm_up=0, repeats=1), {})
+    assert row.latency_ms > 0
+    assert row.peak_memory_bytes > 4 * parameters
 
 
 @pytest.fixture
@@ -155,6 +164,38 @@ def test_merged_tokens_are_counted_by_the_run(tmp_path, capsys):
     assert "1183 | 1180.50≠" in reproduce.table([row])
 
 
+def test_a_row_takes_a_run_for_each_of_its_metrics(tmp_path):
+    for name, metrics in (("panoptic", {"pq": 0.5}), ("instance", {"ap": 0.4, "ap_small": 0.2})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"metrics": metrics}))
+    row = read_table("Table B")[5]
+    for number, folder in reproduce.parse_runs([f"6={tmp_path / name}" for name in ("panoptic", "instance")], 6):
+        assert number == 6
+        reproduce.add_run(row, folder)
+    assert row.run == {"PQ": 50, "AP": 40, "AP small": 20}
+
+
+def test_reports_of_bravo(tmp_path):
+    means = {"mean_iou": {"arithmetic": 0.77, "harmonic": 0.76}, "auprc": {"arithmetic": 0.9, "harmonic": 0.89}}
+    bravo, cityscapes = tmp_path / "bravo", tmp_path / "cityscapes"
+    for folder, report in (
+        (bravo, {"dataset": "bravo", "metrics": means}),
+        (cityscapes, {"metrics": {"mean_iou": 0.84}}),
+    ):
+        folder.mkdir()
+        (folder / "metrics.json").write_text(json.dumps(report))
+    ours, (*_, theirs) = read_table("Table 8")[2], read_table("Table E")
+    reproduce.add_run(ours, bravo)
+    assert ours.run == {"mIoU out-of-distribution": 77}
+    reproduce.add_run(ours, cityscapes)
+    assert ours.run == {"mIoU out-of-distribution": 77, "mIoU in-distribution": 84}
+    reproduce.add_run(theirs, bravo)
+    assert theirs.run == {"AUPRC out-of-distribution": 90}
+    with pytest.raises(ValueError, match="none of AUPRC out-of-distribution"):
+        reproduce.add_run(theirs, cityscapes)
+    assert read_table("Table 8")[0].model.image_size == (1024, 2048)  # Cityscapes'
+
+
 def test_known_deviations_are_explained():
     row = read_table("Table 1")[1]
     row.gflops, row.parameters = 739.73, 342_263_622
@@ -167,7 +208,7 @@ def test_known_deviations_are_explained():
     (["3", "--run", "13=."], "a row's number from 1 to 12"),
     (["3", "--run", "3=nowhere"], "give ROW=FOLDER"),
     (["3", "--run", "3=tests"], "there is no results.json"),
-    (["3", "--plot", "a.png"], "--plot is for figure-1"),
+    (["b", "--plot", "a.png"], "--plot is for figure-1"),
     (["figure-1", "--plot", "a.jpg"], "choose .png, .pdf or .svg"),
 ])  # fmt: skip
 def test_bad_input(arguments, message, capsys, monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from transformers import (
     SwinConfig,
 )
 
-from eomt.benchmarking.measure import measure_seconds, peak_bytes
+from eomt.benchmarking.measure import device_name, measure_seconds, peak_bytes
 from eomt.cli import main
 from tests.models import tiny_model
 
@@ -83,10 +83,19 @@ def test_exported_folders_run_on_their_engine(exported, tmp_path, capsys):
     assert row["latency_ms"]["median"] > 0
     assert row["peak_memory_bytes"] is None
     assert "exported 64×64 pt2" in capsys.readouterr().out
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+    assert benchmark(folder, "--images", tmp_path / "photo.png", "--json", file, "--force", *QUICK) == 0
+    assert json.loads(file.read_text())["rows"][0]["gflops"] == model["gflops"]
     assert benchmark(folder, "--image-size", "32", *QUICK) == 2
     assert "the file takes 64 × 64" in capsys.readouterr().err
     assert benchmark(folder, "--masked", *QUICK) == 2
     assert "leave out --masked" in capsys.readouterr().err
+
+
+def test_devices_have_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    assert device_name(torch.device("cuda")) == "NVIDIA H100"
+    assert device_name(CPU).endswith("(CPU)")
 
 
 def test_masks_cost(models, tmp_path, capsys):
@@ -156,7 +165,7 @@ def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, caps
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nothing"], "'nothing' is not a directory; unknown backbone"),
-    (["vit_small_patch14_reg4_dinov2", "--image-size", "100"], "no multiple of patch_size 16; try 96"),
+    (["vit_small_patch14_reg4_dinov2", "--image-size", "100"], "not a multiple of patch_size 16; try 96"),
     (["vit_small_patch14_reg4_dinov2", "--image-size", "ten"], "HEIGHTxWIDTH"),
     (["vit_small_patch14_reg4_dinov2", "--repeats", "0"], "give at least 1"),
     (["vit_small_patch14_reg4_dinov2", "--autocast"], "needs --dtype"),

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -17,6 +18,7 @@ from eomt.configuration import EoMTConfig
 from eomt.configuration.labels import LabelSpace
 from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
+from eomt.training.data.hold_out import hold_out
 from eomt.training.options import DataOptions
 from eomt.training.run_setup import load_split
 from tests.models import tiny_config
@@ -221,19 +223,33 @@ def test_training_and_evaluate_score_the_same_images(roboflow, tmp_path, capsys)
     assert "1 images; those without annotations are left out (--no-keep-empty)" in capsys.readouterr().out
 
 
-def test_a_train_folder_alone_is_split_the_same_in_every_command(label_maps, tmp_path, capsys):
+@pytest.mark.parametrize("folder", ["train/", ""])
+def test_data_without_val_is_split_the_same_in_every_command(folder, label_maps, tmp_path, capsys):
     data = tmp_path / "data"
     for i in range(12):
         for kind, suffix in (("images", "jpg"), ("labels", "png")):
-            (data / "train" / kind).mkdir(parents=True, exist_ok=True)
-            shutil.copy(label_maps / "train" / kind / f"0.{suffix}", data / "train" / kind / f"{i}.{suffix}")
+            (data / folder / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(label_maps / "train" / kind / f"0.{suffix}", data / folder / kind / f"{i}.{suffix}")
     assert train(data, tmp_path / "run", "semantic", "--eval-strategy", "steps") == 0
     split = json.loads((tmp_path / "run/split.json").read_text())
-    assert f"{len(split['val'])} images of train are held out" in capsys.readouterr().out
+    assert f"{len(split['val'])} of 12 images held out" in capsys.readouterr().out
     assert len(split["val"]) in range(1, 5)
-    assert sorted(split["train"] + split["val"]) == sorted(f"train/images/{i}.jpg" for i in range(12))
+    assert sorted(split["train"] + split["val"]) == sorted(f"{folder}images/{i}.jpg" for i in range(12))
     assert evaluate(tmp_path / "run", "--data", data, "--save-predictions", tmp_path / "out") == 0
     images = json.loads((tmp_path / "out/images.json").read_text())["images"]
     assert sorted(image["file_name"] for image in images) == sorted(split["val"])
+    assert f"note: {data} has no val split; evaluated are the {len(images)} images" in capsys.readouterr().err
+    if not folder:
+        assert len(load_data(data, task="semantic", split="val")[0]) == 12
+        return
     with pytest.raises(ValueError, match="the data set is empty"):
         load_data(data, task="semantic", split="val")  # the library splits nothing that it was not asked to
+
+
+def test_few_images_are_not_all_held_out():
+    names = ["92e7e86e765e.png", "1ee4a111f0e0.png", "7ac468eb217b.png", "1c2f9e121fc2.png"]  # low hashes but for one
+    table = Dataset.from_dict({"file_name": names})
+    assert hold_out(table, "val", "data")["file_name"][:] == ["7ac468eb217b.png"]
+    assert len(hold_out(table, "train", "data")) == 3
+    with pytest.raises(ValueError, match="data: one image cannot be split"):
+        hold_out(table.select([0]), "val", "data")

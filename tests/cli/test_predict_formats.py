@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,7 +144,9 @@ def test_predictions_as_a_data_set(models, photos, tmp_path, capsys, task):
     assert ignored
     own = DataOptions(data=str(tmp_path / "data"), more_data=str(tmp_path / "data"), dataset="auto")
     arguments = EoMTTrainingArguments(str(tmp_path / "run"), task=task, use_cpu=True)
-    assert len(_with_more(table, own, arguments, space)) == 6
+    both, values = _with_more(table, own, arguments, space)
+    assert len(both) == 6
+    assert values == space
     assert predict(photos, models[task], tmp_path / "other", *options) == 2
     assert "exists" in capsys.readouterr().err
 
@@ -184,3 +187,24 @@ def test_one_photo_or_several(models, photos):
     ):
         with pytest.raises(ValueError, match=message):
             eomt.segment(image, model, **options)
+
+
+def test_pseudo_labels_of_colors_can_be_added(models, photos, tmp_path):
+    """Their void is a color of no class; a class of another value is an error and not learned as another class."""
+    model = AutoModelForUniversalSegmentation.from_pretrained(models["semantic"])
+    ids = [0xFFFFFF, 0x0000FF, 0x00FF00, 0xFF0000, 0x010203]
+    model.config.dataset_ids = {f"LABEL_{i}": value for i, value in enumerate(ids)}
+    model.save_pretrained(tmp_path / "model")
+    shutil.copy(models["semantic"] / "preprocessor_config.json", tmp_path / "model")
+    options = ("--no-overlays", "--as-dataset", str(tmp_path / "data"), "--least-score", "0.5")
+    assert predict(photos, tmp_path / "model", tmp_path / "out", *options) == 0
+    table, space = load_data(tmp_path / "data", task="semantic")
+    assert set(space.dataset_ids) == set(ids)
+    assert space.ignored_ids == (0xFEFEFE,)
+    own = DataOptions(data="elsewhere", more_data=str(tmp_path / "data"), dataset="auto")
+    arguments = EoMTTrainingArguments(str(tmp_path / "run"), task="semantic", use_cpu=True)
+    _, values = _with_more(table, own, arguments, replace(space, ignored_ids=()))
+    assert values.ignored_ids == (0xFEFEFE,)
+    other = replace(space, dataset_ids=tuple(i + 1 for i in space.dataset_ids))
+    with pytest.raises(ValueError, match=r"its label images have \d+ for class 'LABEL_\d', not \d+; write them"):
+        _with_more(table, own, arguments, other)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -125,8 +126,26 @@ def test_bfloat16_only_when_asked_for(exported):
     with torch.no_grad():
         expected = model(pixels).masks_queries_logits
     rough = ExportedEoMT.from_pretrained(exported / "out", engine="openvino", dtype=torch.bfloat16)
-    assert rough.engine.dtype == "bf16"
+    capable = "BF16" in import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert rough.engine.dtype == ("bf16" if capable else "fp32")  # what it computes in, not what was asked for
     torch.testing.assert_close(rough(pixels).masks_queries_logits, expected, rtol=0.1, atol=0.5)
+
+
+@openvino
+def test_a_check_in_other_numbers_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ENGINES["openvino"], "DTYPES", {"fp32": "f32", "bf16": "f32"})  # as on a CPU without bf16
+    save_confident(tmp_path / "model", num_hidden_layers=1)
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "openvino", "--precision", "bf16") == 0
+    assert "note: this CPU has no bf16, so openvino_model.xml was checked in fp32" in capsys.readouterr().out
+
+
+def test_commands_refuse_what_an_engine_cannot(folders, tmp_path, capsys):
+    synthetic_photo(50, 80).save(tmp_path / "a.png")
+    run = ["predict", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--model", str(folders / "out")]
+    assert main([*run, "--compile"]) == 2
+    assert "--compile is for models in PyTorch" in capsys.readouterr().err
+    assert export(folders / "out", tmp_path / "again") == 2
+    assert "is exported already; give an EoMT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
@@ -187,7 +206,9 @@ def test_what_cannot_be_run(exported, tmp_path, monkeypatch):
     (["--format", "onnx", "--precision", "int8"], "--calibrate IMAGES"),
     (["--format", "onnx", "--calibrate", "x.png"], "--calibrate has no effect with --precision fp32"),
     (["--format", "onnx", "--precision", "int8", "--calibrate", "text.txt"], "text.txt"),
-    (["--format", "onnx", "--max-drop", "-1"], "--max-drop is -1.0; give 0 points or more"),
+    (["--format", "onnx", "--data", ".", "--max-drop", "-1"], "--max-drop is -1.0; give 0 points or more"),
+    (["--format", "onnx", "--max-drop", "2"], "--max-drop is for --data, which is missing"),
+    (["--format", "onnx", "--ignore-ids", "2"], "--ignore-ids is for --data, which is missing"),
 ])  # fmt: skip
 def test_export_refuses(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ def peak_memory() -> int:
 def describe(seconds: float, steps: int, memory: int) -> str:
     """Seconds a step, steps that are left and bytes → one line."""
     minutes = seconds * steps / 60
-    left = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    left = f"{max(1, round(minutes))} min" if minutes < 120 else f"{minutes / 60:.1f} hours"
     used = f"{memory / 2**30:.1f} GiB so far"
     return f"estimate   {seconds:.2g} s a step, {left} for {steps} more without evaluations; {used}"
 

@@ -16,10 +16,12 @@ def describe(logs: dict) -> str | None:
     if "loss" in logs:
         parts = [f"{name} {logs[f'loss_{key}']:.3f}" for name, key in PARTS if f"loss_{key}" in logs]
         masks = [f"{value:.2f}" for key, value in sorted(logs.items()) if key.startswith("attn_mask_prob_")]
-        rates = [logs.get(key, math.nan) for key in ("learning_rate", "learning_rate_first_block")]
+        rates = [f"lr {logs.get('learning_rate', math.nan):.2e}"]
+        if "learning_rate_first_block" in logs:  # not of a frozen backbone
+            rates.append(f"first block {logs['learning_rate_first_block']:.2e}")
         return (
             f"loss {logs['loss']:.3f} (last prediction: {', '.join(parts)})  gradient {logs.get('grad_norm', 0):.2f}  "
-            f"lr {rates[0]:.2e}, first block {rates[1]:.2e}  masks {' '.join(masks)}"
+            f"{', '.join(rates)}  masks {' '.join(masks)}"
         )
     prefix = next((key.split("_")[0] for key in logs if key.endswith("_runtime")), None)
     if prefix and prefix != "train":

@@ -1,4 +1,4 @@
-"""Own data with a `train` folder only: a tenth of its images, chosen by their names, are held out for validation.
+"""Own data without a validation split: a tenth of its images, chosen by their names, are held out as one.
 
 The choice needs no file: every command makes the same one, and images that are added later do not change it.
 """
@@ -15,8 +15,8 @@ SHARE = 0.1
 SEED = "0"
 
 
-def has_train_only(path: Path, dataset: str, task: str) -> bool:
-    """Whether the data has been given a training split and no other."""
+def is_unsplit(path: Path, dataset: str, task: str) -> bool:
+    """Whether the data names no split, or a training split and no other."""
     if dataset == "coco":
         names = [name for tree in search_trees(path, task, "val") for name in tree.names if name.endswith(".json")]
     elif dataset in ("folder", "yolo"):
@@ -24,16 +24,17 @@ def has_train_only(path: Path, dataset: str, task: str) -> bool:
     else:
         return False
 
-    def is_there(split: str) -> bool:
-        return any(mentions(name, word) for word in SPLIT_NAMES[split] for name in names)
+    def mentioned(names: list[str]) -> list[str]:
+        return [split for split, words in SPLIT_NAMES.items() if any(mentions(n, w) for w in words for n in names)]
 
-    return [split for split in SPLIT_NAMES if is_there(split)] == ["train"]
+    return (mentioned(names) or mentioned([path.stem])) in ([], ["train"])  # the folder itself may be called "val"
 
 
 def hold_out(table: Dataset, split: str, source: str) -> Dataset:
-    """The split's rows: "val" is whose name has a low hash, about a tenth, and at least one image."""
+    """The split's rows: "val" is whose name has a low hash, about a tenth; at least one image, at most a fifth."""
     if len(table) < 2:
-        raise ValueError(f"{source}: it has a train split of one image; add a val split, or images")
+        raise ValueError(f"{source}: one image cannot be split; add images or a val split, or leave evaluation out")
     hashes = [sha256(f"{SEED}:{name}".encode()).digest() for name in table["file_name"][:]]
-    limit = max(min(hashes), round(SHARE * 256).to_bytes())
+    lowest = sorted(hashes)[: max(1, len(hashes) // 5)]  # of few images, many hashes may be low by chance
+    limit = max(lowest[0], min(lowest[-1], round(SHARE * 256).to_bytes()))
     return table.select([i for i, value in enumerate(hashes) if (value <= limit) == (split == "val")])

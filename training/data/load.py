@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ...configuration.labels import LabelSpace
 from .files import SPLIT_NAMES
-from .hold_out import has_train_only, hold_out
+from .hold_out import hold_out, is_unsplit
 from .images import read_map
 from .readers import READERS, ReadOptions, detect_format
 from .row_index import indexed
@@ -32,7 +32,7 @@ def load_data(
     class_names, ignore_ids: for a folder of label pngs, what the values are called and which mean "unlabeled" (255
         always); an error for other data, which says so itself.
     keep_empty: keep images without any segment. False gives the authors' selection, and their steps an epoch.
-    automatic_split: where the data has a train split only, hold a tenth of it out as "val" (hold_out.py).
+    automatic_split: where the data names no split, or only train, hold a tenth of it out as "val" (hold_out.py).
 
     Raises:
         ValueError: with file and id, for malformed annotations; for an empty data set, or a task that the data has no
@@ -56,7 +56,7 @@ def load_data(
     options = ReadOptions(label_space, class_names or None, tuple(ignore_ids), keep_empty)
     if split == "test" and dataset in ("ade20k", "cityscapes"):
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
-    held_out = automatic_split and split != "test" and has_train_only(path, dataset, task)
+    held_out = automatic_split and split != "test" and is_unsplit(path, dataset, task)
 
     def read(path: Path) -> tuple[Dataset, LabelSpace]:
         rows, space = reader.read(path, task, "train" if held_out else split, options)
@@ -73,7 +73,7 @@ def load_data(
 def splits_automatically(path: str | Path, dataset: str, task: str) -> bool:
     """Whether `automatic_split` has something to do."""
     path = Path(path)
-    return has_train_only(path, detect_format(path, task) if dataset == "auto" else dataset, task)
+    return is_unsplit(path, detect_format(path, task) if dataset == "auto" else dataset, task)
 
 
 def _labeled(table: Dataset) -> list[int]:

@@ -1,7 +1,8 @@
 """Semantic own data: images and label pngs in folders (pairs.py).
 
 Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}; other values are ignored),
-`class_dict.csv` (name,r,g,b) where the pngs show classes as colors, else every value found in the pngs.
+`class_dict.csv` (name,r,g,b) where the pngs show classes as colors, else every value found in the pngs. Unlabeled are
+the values 255 and 65535, and a color that is called void.
 """
 
 import csv
@@ -16,6 +17,8 @@ from ..images import distinct_values, read_classes
 from ..rows import Rows
 from .options import ReadOptions
 from .pairs import image_ids, numbered_classes, pairs
+
+LARGEST_VALUE = 65535  # of 16 bits: what 255 is for 8
 
 
 def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
@@ -38,11 +41,13 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
             if label:
                 values.update(distinct_values(read_classes(tree.locate(label), label)))
         names = {value: f"class_{value}" for value in sorted(values)}
-    ids = sorted(i for i in names if i not in options.ignore_ids and (colors or i != IGNORE_INDEX))
+    unlabeled = [color for color, name in colors.items() if name.lower() == "void"] if colors else [LARGEST_VALUE]
+    ignored = (*options.ignore_ids, *unlabeled)
+    ids = sorted(i for i in names if i not in ignored and (colors or i != IGNORE_INDEX))
     if not ids and not rows.problems:
         raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
     names = tuple(names[i] for i in ids) or ("none",)
-    space = LabelSpace(str(path), names, (), tuple(ids) or (0,), options.ignore_ids)
+    space = LabelSpace(str(path), names, (), tuple(ids) or (0,), ignored)
     return rows, options.match(space, path)
 
 

@@ -1,7 +1,7 @@
 """Own data without a json: a folder of images beside a folder of label png (semantic) or YOLO txt (instance).
 
     {train,val}/images/a.jpg   {train,val}/labels/a.png            or   images/{train,val}/…   labels/{train,val}/…
-    images/a.jpg               labels/a.png                        no split: both splits are all of it
+    images/a.jpg               labels/a.png                        no split: each is all of it (hold_out.py splits)
 
 Image folders may also be called `image`, `imgs` or `img`, label folders `label`, `annotations` or `masks`. A label's
 name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its image's does not: `masks/a_mask.png`.

@@ -1,5 +1,7 @@
 """Own data without a json: images beside label pngs or YOLO txt, in each layout; mistakes are reported."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader
 from eomt.inference.encoding import label_png
 from eomt.training import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+from eomt.training.data.decode import decode
 
 from ..synthetic import SIZE, picture, png, write, zipped
 
@@ -87,6 +90,20 @@ def test_classes_as_colors(tmp_path):
     write(root, {"class_dict.csv": "road,0,10,300\n"})
     with pytest.raises(ValueError, match=r"class_dict.csv, line 1: 'road,0,10,300' is not name,r,g,b"):
         load_data(root, task="semantic")
+
+
+def test_unlabeled_pixels_of_sixteen_bits_and_of_colors(tmp_path):
+    prediction = np.where(np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 3, 1, -1)
+    for name, ids, classes in (
+        ("sixteen", (3, 300), {"classes.json": {"3": "sky", "300": "road"}}),
+        ("colors", (255, 200 * 65536), {"class_dict.csv": "sky,255,0,0\nroad,0,0,200\nVoid,255,255,255\n"}),
+    ):
+        buffer = io.BytesIO()
+        label_png(prediction, ids).save(buffer, "PNG")
+        files = {"images/a.jpg": picture(), "labels/a.png": buffer.getvalue()}
+        dataset, space = load_data(write(tmp_path / name, files | classes), task="semantic")
+        assert dict(zip(space.names, space.dataset_ids)) == dict(zip(("sky", "road"), ids))
+        assert np.array_equal(decode(dataset[0], space).ids, prediction)
 
 
 def test_a_folder_without_splits_and_one_in_a_zip(tmp_path):
