@@ -139,12 +139,12 @@ def test_a_check_in_other_numbers_is_said(tmp_path, monkeypatch, capsys):
     assert "note: this CPU has no bf16, so openvino_model.xml was checked in fp32" in capsys.readouterr().out
 
 
-def test_commands_refuse_what_an_engine_cannot(folders, tmp_path, capsys):
+def test_commands_refuse_what_an_engine_cannot(exported, tmp_path, capsys):
     synthetic_photo(50, 80).save(tmp_path / "a.png")
-    run = ["predict", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--model", str(folders / "out")]
+    run = ["predict", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--model", str(exported / "out")]
     assert main([*run, "--compile"]) == 2
     assert "--compile is for models in PyTorch" in capsys.readouterr().err
-    assert export(folders / "out", tmp_path / "again") == 2
+    assert export(exported / "out", tmp_path / "again") == 2
     assert "is exported already; give an EoMT" in capsys.readouterr().err
 
 
