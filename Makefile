@@ -47,4 +47,4 @@ figures: .venv/.installed
 	$(BIN)/python -m benchmarks.figures $(if $(RUN),--run "$(RUN)") $(if $(LADDER),--ladder "$(LADDER)")
 
 clean:
-	rm -rf .venv build runs *.egg-info
+	rm -rf .venv .venv-lowest build runs *.egg-info

@@ -1,22 +1,49 @@
 """What several folders of tests share."""
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from tests.models import tiny_model
-from tests.predicting import SIZES, STUFF
+from eomt.inference.engines import ENGINES, missing_packages
+from eomt.training.callbacks import curves
+from eomt.training.callbacks.curves import plot_curves
+from tests.models import make_confident, save_confident, tiny_model
+from tests.predicting import STUFF, write_photos
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn_curves():
+    """Drawing takes most of a tiny run; a test that looks at the curves asks for `drawn_curves`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "plot_curves", lambda log_history, path: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn_curves(undrawn_curves):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "plot_curves", plot_curves)
+        yield
 
 
 @pytest.fixture(scope="session")
-def demo_folder(tmp_path_factory):
+def demo_folder(tmp_path_factory, undrawn_curves):
     """What `eomt demo` writes, with a handful of images and steps."""
     folder = tmp_path_factory.mktemp("demo") / "runs/demo"
     options = ["--output", str(folder), "--steps", "4", "--train-images", "16", "--val-images", "4"]
-    assert main(["demo", *options]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "plot_curves", plot_curves)
+        assert main(["demo", *options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """`model`, saved with its masks on, and `out`: exported for every engine that is installed."""
+    folder = tmp_path_factory.mktemp("exported")
+    formats = [name for name in ENGINES if not missing_packages(name)]
+    save_confident(folder / "model", num_labels=8, masking=1.0)  # as many labels as the synthetic shapes have
+    assert main(["export", str(folder / "model"), str(folder / "out"), "--format", *formats]) == 0
     return folder
 
 
@@ -27,9 +54,7 @@ def models(tmp_path_factory):
     for task in ("panoptic", "instance", "semantic"):
         queries = 3 if task == "panoptic" else 12  # few do not cover each other
         model = tiny_model(num_queries=queries, seed=3, task=task, stuff_label_ids=STUFF if task == "panoptic" else [])
-        with torch.no_grad():
-            model.class_predictor.weight.mul_(40)
-            model.mask_head[-1].weight.mul_(6)
+        make_confident(model)
         model.set_attn_mask_probs([0.0] * 2)
         model.save_pretrained(directories.setdefault(task, tmp_path_factory.mktemp(task)))
         EoMTImageProcessor(task=task, size=64, stuff_label_ids=STUFF).save_pretrained(directories[task])
@@ -38,10 +63,4 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of three small pictures (tests.predicting.SIZES)."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for seed, (name, (height, width)) in enumerate(SIZES.items()):
-        noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
-    return folder
+    return write_photos(tmp_path / "photos")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import eomt
 from eomt.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +82,8 @@ def test_configuration_needs_no_torch():
 
 def test_importing_eomt_leaves_training_and_generic_names_alone():
     script = (
-        "import sys, eomt; loaded = set(sys.modules); "
+        "import sys, eomt; from transformers import AutoConfig; loaded = set(sys.modules); "
+        "assert type(AutoConfig.for_model('eomt')) is eomt.EoMTConfig; "
         "assert not any(name.startswith(('eomt.training', 'eomt.inference')) for name in loaded); "
         f"assert not loaded & {set(FOLDERS[:4])!r}, loaded & {set(FOLDERS[:4])!r}; "
         "assert not loaded & {'datasets', 'pycocotools', 'matplotlib.pyplot', 'timm'}"
@@ -90,32 +92,33 @@ def test_importing_eomt_leaves_training_and_generic_names_alone():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=lambda a: a[0] if a else "eomt")
 @pytest.mark.parametrize("started", ["-m eomt", "eomt"])
-def test_help_imports_no_torch(arguments, started):
-    """Counted in modules, not in seconds."""
+def test_help_imports_no_torch(started):
+    """Counted in modules, not in seconds; one process asks for the help of every command."""
     if started == "eomt":  # as the console script does
         start = "sys.argv[0] = '/bin/eomt'; from eomt.cli import main; main()"
     else:
         start = "runpy.run_module('eomt', run_name='__main__', alter_sys=True)"
         start = f"sys.argv[0] = '-m'; sys.orig_argv = [sys.executable, '-m', 'eomt']; {start}"
-    script = f"import runpy, sys\ntry:\n    {start}\nexcept SystemExit as end:\n    assert not end.code\n"
+    script = f"import runpy, sys\nfor command in {[[], *([name] for name in COMMANDS)]}:\n"
+    script += f"    try:\n        sys.argv[1:] = [*command, '--help']; {start}\n"
+    script += "    except SystemExit as end:\n        assert not end.code\n"
     script += "assert not {'torch', 'torchao', 'transformers.modeling_utils'} & set(sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "usage: eomt" in done.stdout
+    for name in COMMANDS:
+        assert f"usage: eomt {name} " in done.stdout
 
 
-def test_importing_eomt_registers_whatever_runs_it():
-    script = (
-        "import sys; sys.argv = [{!r}]; import eomt; from transformers import AutoConfig; "
-        "assert AutoConfig.for_model('eomt').__class__ is eomt.EoMTConfig"
-    )
-    for program in ("train.py", "-m", "pytest"):
-        done = subprocess.run([sys.executable, "-c", script.format(program)], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(("program", "started", "command"), [
+    ("train.py", [], False), ("-c", [], False), ("pytest", [], False), ("-m", ["-m", "pytest", "eomt"], False),
+    ("-m", ["-u", "-m", "eomt", "train"], True), ("/usr/bin/eomt", [], True), ("eomt.exe", [], True),
+])  # fmt: skip
+def test_importing_eomt_registers_whatever_runs_it(program, started, command, monkeypatch):
+    """All but the command itself, which registers when it has read its arguments."""
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", *started])
+    assert eomt._is_command() == command
 
 
 def test_wheel_holds_what_git_has(tmp_path):

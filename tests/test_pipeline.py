@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, 
 
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.pipeline import EoMTImageSegmentationPipeline
-from tests.models import tiny_model
+from tests.models import make_confident, tiny_model
 
 TASKS = ["panoptic", "instance", "semantic"]
 STUFF = [3, 4]
@@ -27,9 +27,7 @@ def saved(tmp_path_factory):
     directories = {}
     for task in TASKS:
         model = tiny_model(num_queries=12, seed=1, task=task, stuff_label_ids=STUFF if task == "panoptic" else [])
-        with torch.no_grad():  # several queries a class
-            model.class_predictor.weight.mul_(40)
-            model.mask_head[-1].weight.mul_(6)
+        make_confident(model)
         model.save_pretrained(directories.setdefault(task, tmp_path_factory.mktemp(task)))
         EoMTImageProcessor(task=task, size=64, stuff_label_ids=STUFF).save_pretrained(directories[task])
     return directories

@@ -1,42 +1,12 @@
-"""The README's code runs as it stands, on a demo of a few steps; its commands and files exist."""
+"""The README's commands and files exist; its code runs in tests/docs, with that of the pages."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
-from PIL import Image
 
 from eomt.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def folder(demo_folder):
-    """Where `eomt demo` has run with a handful of images."""
-    return demo_folder.parents[1]
-
-
-def test_the_demo_writes_what_it_says(folder):
-    demo = folder / "runs/demo"
-    for name in ("model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "report.json"):
-        assert (demo / name).is_file(), name
-    pictures = sorted(demo.glob("prediction-*.png"))
-    assert len(pictures) == 4
-    assert Image.open(pictures[0]).size[1] > 320
-    assert (demo / "curves.png").is_file()
-
-
-@pytest.mark.parametrize("index", range(3), ids=["pipeline", "auto classes", "fine-tuning"])
-def test_code_blocks_run(folder, index):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
-    done = subprocess.run([sys.executable, "-c", blocks[index]], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Error" not in done.stderr
 
 
 def test_commands_and_files_exist():

@@ -4,11 +4,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from eomt import EoMTImageProcessor
-from tests.models import tiny_model
+from tests.models import make_confident, tiny_model
 
 STUFF = [3, 4]
 NAMES = ("cat", "dog", "boat", "sky", "sea & sand")
@@ -19,9 +18,7 @@ def save_model(folder: Path, task: str = "panoptic", seed: int = 5) -> Path:
     stuff = STUFF if task == "panoptic" else []
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
     model = tiny_model(num_queries=4, seed=seed, task=task, stuff_label_ids=stuff, num_labels=5, **labels)
-    with torch.no_grad():
-        model.class_predictor.weight.mul_(40)
-        model.mask_head[-1].weight.mul_(6)
+    make_confident(model)
     model.set_attn_mask_probs([0.0] * 2)
     model.save_pretrained(folder)
     EoMTImageProcessor(task=task, size=64, stuff_label_ids=stuff).save_pretrained(folder)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from PIL import Image
 from tests.app.folders import hostile, photo, save_model
 from tests.app.serving import served
 
-pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -20,7 +20,10 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update"),
 )
 PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
+    pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed"),  # slow to import
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """`eomt evaluate` from end to end: a model, its saved predictions scored the same, and one line for what is wrong."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -151,26 +148,6 @@ def test_classes_that_are_not_the_models(shapes, model, tmp_path, capsys):
     assert "its 8 classes are taken in order" in capsys.readouterr().err
 
 
-def test_two_processes_write_and_print_what_one_does(shapes, model, tmp_path):
-    """torchrun: metrics, pictures and files are one process's, whoever evaluated which image."""
-    results = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        files = out / "files"
-        arguments = [str(model), "--data", str(shapes), "--output", str(out), "--worst", "2", "--device", "cpu"]
-        arguments += ["--save-predictions", str(files), "--num-workers", "0"]
-        if processes == 1:
-            assert main(["evaluate", *arguments]) == 0
-        else:
-            program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            subprocess.run([*program, "evaluate", *arguments], check=True, env=environment, timeout=180)
-        metrics = json.loads((out / "metrics.json").read_text())
-        worst = [(Path(entry["picture"]).name, entry["pq"]) for entry in metrics["worst"]]
-        results.append((metrics["metrics"], worst, (files / "panoptic.json").read_text()))
-    assert results[0] == results[1]
-
-
 def test_the_papers_number_stands_beside_a_result_of_its_recipe(tmp_path):
     """Told by data, task and architecture; for a ViT-S on COCO panoptic at 640² the model zoo has one."""
     from argparse import Namespace
@@ -188,7 +165,3 @@ def test_the_papers_number_stands_beside_a_result_of_its_recipe(tmp_path):
     assert found[recipe.name] == 46.7
     assert all("small" in name for name in found)
     assert not _reported(Namespace(model=str(tmp_path)), "instance", label_space("coco_instance"))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,9 @@
 """`eomt predict` as a user calls it: files in, files out; bad files, interruption, several processes."""
 
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,10 @@ from eomt import EoMTImageProcessor
 from eomt.image_processing import read_image
 from eomt.image_processing.maps import rgb_to_id
 from eomt.inference.image_files import find_images
+from tests.pairs import ENVIRONMENT
 from tests.predicting import SIZES, predict
+
+SIDES = (2400, 4200)  # pixels of the pictures whose memory is measured
 
 
 def expected(model_directory, photo):
@@ -184,25 +189,6 @@ def test_results_of_another_photo_or_other_weights_do_not_count(models, photos, 
     assert "holds results of a run with weights" in capsys.readouterr().err
 
 
-def test_two_processes_share_the_work(models, photos, tmp_path):
-    task = "semantic"  # windows are the harder case
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    (photos / "text.jpg").write_text("no image")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
-    command += ["-m", "eomt", "predict", str(photos), "--model", str(models[task]), "--output", str(tmp_path / "two")]
-    ran = subprocess.run(
-        [*command, "--device", "cpu", "--workers", "0"], env=environment, capture_output=True, text=True
-    )
-    assert "3 images in" in ran.stdout, ran.stderr
-    assert "text.jpg: cannot read image" in ran.stderr
-    assert ran.returncode != 0
-    assert predict(photos, models[task], tmp_path / "one") == 1
-    assert (tmp_path / "two/images.json").read_text() == (tmp_path / "one/images.json").read_text()
-    for name in SIZES:
-        one, two = (np.asarray(Image.open(tmp_path / run / "labels" / f"{name}.png")) for run in ("one", "two"))
-        assert (one != two).mean() < 2e-3
-
-
 @pytest.mark.parametrize(
     "options", [["--dtype", "bfloat16", "--workers", "1"], pytest.param(["--compile"], marks=pytest.mark.slow)]
 )
@@ -254,26 +240,41 @@ def test_masked_attention_is_turned_off_as_in_evaluate(models, photos, tmp_path,
     assert (tmp_path / "out/panoptic.json").read_text() == (tmp_path / "plain/panoptic.json").read_text()
 
 
+@pytest.fixture(scope="module")
+def peaks(models, tmp_path_factory):
+    """Peak bytes of a process that segments one gray picture, by task and side; without overlays, of a limited size."""
+    folder = tmp_path_factory.mktemp("peaks")
+    commands = {}
+    for task, side in itertools.product(models, SIDES):
+        Image.new("RGB", (side, side), "gray").save(folder / f"{side}.png")
+        run = ["predict", folder / f"{side}.png", "--model", models[task], "--output", folder / f"{task}-{side}"]
+        commands[task, side] = [str(part) for part in [*run, "--workers", "0", "--no-overlays", "--device", "cpu"]]
+    script = """if True:
+        import json, os, resource, sys
+        import eomt.predict  # before forking: it takes longest
+        from eomt.cli import main
+        for command in json.loads(sys.argv[1]):
+            child = os.fork()
+            if not child:
+                code = main(command)
+                sys.stdout.flush()
+                os._exit(code)
+            _, status, usage = os.wait4(child, 0)
+            assert status == 0
+            print("peak", usage.ru_maxrss)
+    """
+    environment = os.environ | ENVIRONMENT
+    program = [sys.executable, "-c", script, json.dumps(list(commands.values()))]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(commands, (1024 * int(kilobytes) for kilobytes in re.findall(r"^peak (\d+)$", done.stdout, re.M))))
+
+
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_memory_a_pixel(models, tmp_path, task):
-    """Peak of the process over 30 million pixels, less that over 10 million: at most 12 bytes a pixel, with overlays
-    off, which are of a limited size."""
-    peaks = []
-    for side in (3200, 5500):
-        Image.new("RGB", (side, side), "gray").save(tmp_path / f"{side}.png")
-        script = (
-            "import resource, sys; from eomt.cli import main; assert main(sys.argv[1:]) == 0; "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        run = ["predict", str(tmp_path / f"{side}.png"), "--model", str(models[task]), "--output", str(tmp_path / task)]
-        run += ["--workers", "0", "--no-overlays", "--device", "cpu"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run(
-            [sys.executable, "-c", script, *run], env=environment, capture_output=True, text=True, check=True
-        )
-        peaks.append(int(done.stdout.split()[-1]) * 1024)
-        shutil.rmtree(tmp_path / task)
-    assert (peaks[1] - peaks[0]) / (5500**2 - 3200**2) < 12.5
+def test_memory_a_pixel(peaks, task):
+    """At most 12 bytes a pixel, from the difference of two sizes."""
+    small, large = SIDES
+    assert (peaks[task, large] - peaks[task, small]) / (large**2 - small**2) < 12.5
 
 
 def test_missing_and_empty_sources(models, tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_a_step_of_the_ladder_trains_evaluates_and_predicts(step, shapes, tmp_pa
     assert "PQ" in capsys.readouterr().out
 
 
-def test_panoptic_run_is_loaded_by_the_auto_classes(shapes, tmp_path, capsys):
+def test_panoptic_run_is_loaded_by_the_auto_classes(shapes, tmp_path, capsys, drawn_curves):
     assert train(shapes, tmp_path / "run", "--task", "panoptic") == 0
     printed = capsys.readouterr().out
     assert "4 images to train on, 2 to evaluate on" in printed

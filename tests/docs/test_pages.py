@@ -1,5 +1,5 @@
-"""Every block of code in docs/ runs, page by page and in order; every page is in the navigation and every link leads
-somewhere."""
+"""Every block of code in docs/ and the README's Python run, page by page and in order, where `eomt demo` has run; every
+page is in the navigation and every link leads somewhere."""
 
 import argparse
 import importlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from eomt.cli import COMMANDS, main
@@ -50,6 +51,24 @@ RUNNING = [
 @pytest.fixture(scope="module")
 def folder(demo_folder, tmp_path_factory):
     return workspace.build(tmp_path_factory.mktemp("docs"), demo_folder)
+
+
+def test_the_demo_writes_what_the_readme_says(demo_folder):
+    for name in ("model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "report.json"):
+        assert (demo_folder / name).is_file(), name
+    pictures = sorted(demo_folder.glob("prediction-*.png"))
+    assert len(pictures) == 4
+    assert Image.open(pictures[0]).size[1] > 320
+    assert (demo_folder / "curves.png").is_file()
+
+
+def test_the_readmes_code_runs(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    code = [text for language, text in blocks(ROOT / "README.md") if language == "python"]
+    assert len(code) == 3
+    for number, text in enumerate(code, 1):
+        exec(compile(text, f"README.md, block {number}", "exec"), {"__name__": "__main__"})
+    assert "Error" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", RUNNING)

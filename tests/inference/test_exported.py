@@ -1,13 +1,14 @@
 """Exported folders in the model's place: same outputs, same segments, every engine and precision; bad folders."""
 
 import json
+import shutil
 from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
+from transformers import AutoImageProcessor, pipeline
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
@@ -17,48 +18,25 @@ from eomt.inference.exporting import synthetic_photo
 from eomt.inference.tiling import segment_tiles
 from eomt.training.data import make_shapes
 from eomt.training.evaluation import evaluate_model
-from tests.models import tiny_model
+from tests.models import load_unmasked, save_confident
 
 FORMATS = [name for name in ENGINES if not missing_packages(name)]
 openvino = pytest.mark.skipif("openvino" not in FORMATS, reason="openvino is not installed")
-
-
-def save(folder, kind="dinov2", task="panoptic", seed=1, **overrides):
-    model = tiny_model(kind, seed=seed, task=task, **overrides)
-    with torch.no_grad():  # sure of its classes
-        model.class_predictor.weight.mul_(40)
-        model.mask_head[-1].weight.mul_(6)
-    model.save_pretrained(folder)
-    EoMTImageProcessor(task=task, size=64).save_pretrained(folder)
-    return folder
 
 
 def export(*arguments) -> int:
     return main(["export", *map(str, arguments)])
 
 
-def load(folder):
-    model = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
-    model.set_attn_mask_probs([0, 0])
-    return model
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported")
-    save(folder / "model", num_labels=8)  # as many as the synthetic shapes have
-    assert export(folder / "model", folder / "out", "--format", *FORMATS) == 0
-    return folder
-
-
 @pytest.mark.parametrize("engine", FORMATS)
-def test_outputs_are_the_models(folders, engine):
-    exported = ExportedEoMT.from_pretrained(folders / "out", engine=engine)
-    assert (exported.engine.name, exported.engine.precision, exported.engine.size) == (engine, "fp32", (64, 64))
+def test_outputs_are_the_models(exported, engine):
+    model = ExportedEoMT.from_pretrained(exported / "out", engine=engine)
+    assert (model.engine.name, model.engine.precision, model.engine.size) == (engine, "fp32", (64, 64))
     for batch in (1, 3):
         pixels = torch.randn(batch, 3, 64, 64)
         with torch.no_grad():
-            expected, found = load(folders / "model")(pixels), exported(pixels, patch_offsets=[(0, 0, 64)] * batch)
+            expected = load_unmasked(exported / "model")(pixels)
+            found = model(pixels, patch_offsets=[(0, 0, 64)] * batch)
         assert type(found) is type(expected)
         assert found.patch_offsets == [(0, 0, 64)] * batch
         for name in ("class_queries_logits", "masks_queries_logits"):
@@ -66,9 +44,9 @@ def test_outputs_are_the_models(folders, engine):
 
 
 @pytest.mark.parametrize("engine", FORMATS)
-def test_tiles_of_a_large_picture_are_the_models(folders, engine):
-    photo, processor = synthetic_photo(90, 140), AutoImageProcessor.from_pretrained(folders / "out")
-    models = load(folders / "model"), ExportedEoMT.from_pretrained(folders / "out", engine=engine)
+def test_tiles_of_a_large_picture_are_the_models(exported, engine):
+    photo, processor = synthetic_photo(90, 140), AutoImageProcessor.from_pretrained(exported / "out")
+    models = load_unmasked(exported / "model"), ExportedEoMT.from_pretrained(exported / "out", engine=engine)
     ours, theirs = (
         segment_tiles(model, processor, photo, tile=64, batch_size=4, threshold=0.3, overlap_mask_area_threshold=0.2)
         for model in models
@@ -78,19 +56,22 @@ def test_tiles_of_a_large_picture_are_the_models(folders, engine):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_the_pipeline_gives_the_same_segments(task, tmp_path):
-    folders, engine = tmp_path, FORMATS[0]
-    save(folders / "model", task=task)
-    assert export(folders / "model", folders / "out", "--format", engine) == 0
+def test_the_pipeline_gives_the_same_segments(exported, task, tmp_path):
+    """The files hold no task: their folder's configuration says it."""
+    for name in ("model", "out"):
+        shutil.copytree(exported / name, tmp_path / name)
+        config = json.loads((exported / name / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"task": task}))
+        EoMTImageProcessor(task=task, size=64).save_pretrained(tmp_path / name)
     photos = [synthetic_photo(50, 80), synthetic_photo(90, 60), synthetic_photo(40, 130)]
     results = []
-    for model in (load(folders / "model"), ExportedEoMT.from_pretrained(folders / "out", engine=engine)):
-        processor = AutoImageProcessor.from_pretrained(folders / "out")
+    for model in (load_unmasked(tmp_path / "model"), ExportedEoMT.from_pretrained(tmp_path / "out")):
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
         segment = pipeline("image-segmentation", model=model, image_processor=processor)
-        results += [[segment(photo) for photo in photos], segment(photos, batch_size=3)]
-    plain, plain_batch, exported, exported_batch = results
+        results += [[segment(photo, threshold=0.3) for photo in photos], segment(photos, batch_size=3, threshold=0.3)]
+    plain, *others = results
     assert sum(map(len, plain)) > 0
-    for ours in (plain_batch, exported, exported_batch):
+    for ours in others:
         for found, expected in zip(ours, plain, strict=True):
             assert [segment["label"] for segment in found] == [segment["label"] for segment in expected]
             for one, other in zip(found, expected):
@@ -104,7 +85,7 @@ def test_the_pipeline_gives_the_same_segments(task, tmp_path):
 def test_smaller_number_types(format, precision, tmp_path, capfd):
     if missing_packages(format):
         pytest.skip(f"{format} is not installed")
-    save(tmp_path / "model")
+    save_confident(tmp_path / "model")
     photos = tmp_path / "photos"
     photos.mkdir()
     for index in range(3):
@@ -117,21 +98,21 @@ def test_smaller_number_types(format, precision, tmp_path, capfd):
     assert model.engine.precision == precision
     pixels = EoMTImageProcessor(task="panoptic", size=64)(synthetic_photo(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        expected, found = load(tmp_path / "model")(pixels), model(pixels)
+        expected, found = load_unmasked(tmp_path / "model")(pixels), model(pixels)
     gap = (expected.masks_queries_logits - found.masks_queries_logits).abs().max()
     assert 0 < gap < 0.2 * expected.masks_queries_logits.abs().max()
 
 
 @openvino
 def test_any_size_where_positions_are_rotary(tmp_path, capsys):
-    save(tmp_path / "v3", "dinov3")
+    save_confident(tmp_path / "v3", "dinov3", num_hidden_layers=1)  # with free sides each takes ten seconds
     assert export(tmp_path / "v3", tmp_path / "out", "--format", "openvino", "--dynamic-size") == 0
     pixels = torch.randn(2, 3, 96, 32)
     with torch.no_grad():
-        expected = load(tmp_path / "v3")(pixels).masks_queries_logits
+        expected = load_unmasked(tmp_path / "v3")(pixels).masks_queries_logits
     found = ExportedEoMT.from_pretrained(tmp_path / "out")(pixels).masks_queries_logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-    save(tmp_path / "v2")
+    save_confident(tmp_path / "v2")
     capsys.readouterr()
     assert export(tmp_path / "v2", tmp_path / "none", "--format", "openvino", "--dynamic-size") == 2
     assert "a 'eomt' model has learned positions" in capsys.readouterr().err
@@ -139,12 +120,12 @@ def test_any_size_where_positions_are_rotary(tmp_path, capsys):
 
 
 @openvino
-def test_bfloat16_only_when_asked_for(folders):
+def test_bfloat16_only_when_asked_for(exported):
     """Processors with bf16 infer in bf16 unless a precision is set."""
-    model, pixels = load(folders / "model"), torch.randn(1, 3, 64, 64)
+    model, pixels = load_unmasked(exported / "model"), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(pixels).masks_queries_logits
-    rough = ExportedEoMT.from_pretrained(folders / "out", engine="openvino", dtype=torch.bfloat16)
+    rough = ExportedEoMT.from_pretrained(exported / "out", engine="openvino", dtype=torch.bfloat16)
     capable = "BF16" in import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert rough.engine.dtype == ("bf16" if capable else "fp32")  # what it computes in, not what was asked for
     torch.testing.assert_close(rough(pixels).masks_queries_logits, expected, rtol=0.1, atol=0.5)
@@ -153,22 +134,22 @@ def test_bfloat16_only_when_asked_for(folders):
 @openvino
 def test_a_check_in_other_numbers_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ENGINES["openvino"], "DTYPES", {"fp32": "f32", "bf16": "f32"})  # as on a CPU without bf16
-    save(tmp_path / "model")
+    save_confident(tmp_path / "model", num_hidden_layers=1)
     assert export(tmp_path / "model", tmp_path / "out", "--format", "openvino", "--precision", "bf16") == 0
     assert "note: this CPU has no bf16, so openvino_model.xml was checked in fp32" in capsys.readouterr().out
 
 
-def test_commands_refuse_what_an_engine_cannot(folders, tmp_path, capsys):
+def test_commands_refuse_what_an_engine_cannot(exported, tmp_path, capsys):
     synthetic_photo(50, 80).save(tmp_path / "a.png")
-    run = ["predict", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--model", str(folders / "out")]
+    run = ["predict", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--model", str(exported / "out")]
     assert main([*run, "--compile"]) == 2
     assert "--compile is for models in PyTorch" in capsys.readouterr().err
-    assert export(folders / "out", tmp_path / "again") == 2
+    assert export(exported / "out", tmp_path / "again") == 2
     assert "is exported already; give an EoMT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
-def test_commands_take_an_exported_folder(folders, command, tmp_path):
+def test_commands_take_an_exported_folder(exported, command, tmp_path):
     if command == "predict":
         synthetic_photo(50, 80).save(tmp_path / "a.png")
         run = ["predict", tmp_path / "a.png", "--model"]
@@ -178,7 +159,7 @@ def test_commands_take_an_exported_folder(folders, command, tmp_path):
     results = []
     for model in ("model", "out"):
         output = tmp_path / model
-        place = [folders / model] if command == "predict" else [folders / model, "--data", tmp_path / "data"]
+        place = [exported / model] if command == "predict" else [exported / model, "--data", tmp_path / "data"]
         assert main([*map(str, [*run, *place, "--output", output, "--device", "cpu"])]) == 0
         file = output / ("panoptic.json" if command == "predict" else "metrics.json")
         results.append(json.loads(file.read_text()))
@@ -188,23 +169,23 @@ def test_commands_take_an_exported_folder(folders, command, tmp_path):
         assert results[0]["annotations"] == results[1]["annotations"]
 
 
-def test_what_cannot_be_run(folders, tmp_path, monkeypatch):
-    exported = ExportedEoMT.from_pretrained(folders / "out", engine="pt2")
+def test_what_cannot_be_run(exported, tmp_path, monkeypatch):
+    model = ExportedEoMT.from_pretrained(exported / "out", engine="pt2")
     with pytest.raises(ValueError, match="32 × 64 pixels; the file takes 64 × 64"):
-        exported(torch.zeros(1, 3, 32, 64))
+        model(torch.zeros(1, 3, 32, 64))
     with pytest.raises(ValueError, match="has no loss"):
-        exported(torch.zeros(1, 3, 64, 64), mask_labels=[], class_labels=[])
+        model(torch.zeros(1, 3, 64, 64), mask_labels=[], class_labels=[])
     with pytest.raises(ValueError, match="cannot merge tokens"):
-        exported.set_token_merging(threshold=0.9)
+        model.set_token_merging(threshold=0.9)
     with pytest.raises(ValueError, match="has no masked attention"):
-        exported.set_attn_mask_probs([1.0])
+        model.set_attn_mask_probs([1.0])
     with pytest.raises(ValueError, match=r"no config\.json"):
         ExportedEoMT.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="engine is 'tensorrt'; choose from auto, openvino, onnx, pt2"):
-        open_engine(folders / "out", "tensorrt")
+        open_engine(exported / "out", "tensorrt")
     with pytest.raises(ValueError, match="dtype is 'bf16'; pt2 computes in fp32"):
-        open_engine(folders / "out", "pt2", "bf16")
-    (tmp_path / "config.json").write_text((folders / "out/config.json").read_text())
+        open_engine(exported / "out", "pt2", "bf16")
+    (tmp_path / "config.json").write_text((exported / "out/config.json").read_text())
     with pytest.raises(ValueError, match="holds no exported model"):
         ExportedEoMT.from_pretrained(tmp_path)
     for engine in ENGINES.values():
@@ -231,7 +212,7 @@ def test_what_cannot_be_run(folders, tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_export_refuses(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    save(tmp_path / "model")
+    save_confident(tmp_path / "model")
     (tmp_path / "text.txt").write_text("no image")
     assert export(tmp_path / "model", tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
@@ -239,7 +220,7 @@ def test_export_refuses(options, message, tmp_path, monkeypatch, capsys):
 
 
 def test_a_picture_that_cannot_be_read_for_calibration(tmp_path, capsys):
-    save(tmp_path / "model")
+    save_confident(tmp_path / "model")
     (tmp_path / "cut.png").write_bytes(Image.new("RGB", (8, 8)).tobytes()[:20])
     options = ("--format", "onnx", "--precision", "int8", "--calibrate", tmp_path / "cut.png")
     assert export(tmp_path / "model", tmp_path / "out", *options) == 2
@@ -251,7 +232,7 @@ def test_a_picture_that_cannot_be_read_for_calibration(tmp_path, capsys):
 def test_a_file_that_loses_too_much_is_not_left(after, code, tmp_path, monkeypatch, capsys):
     """The exported file is scored on the data; the second score is made up, as a tiny model has nothing to lose."""
     data = make_shapes(tmp_path / "shapes", train=1, val=2)
-    save(tmp_path / "model", num_labels=8)
+    save_confident(tmp_path / "model", num_labels=8)
     scores, evaluated = iter((0.4, after / 100)), []
 
     def evaluate(model, *arguments, **options):
@@ -259,7 +240,7 @@ def test_a_file_that_loses_too_much_is_not_left(after, code, tmp_path, monkeypat
         return {"pq": next(scores)}
 
     monkeypatch.setattr("eomt.export.evaluate_model", evaluate)
-    options = ("--format", FORMATS[0], "--data", data, "--max-drop", "1")
+    options = ("--format", "pt2", "--data", data, "--max-drop", "1")
     assert export(tmp_path / "model", tmp_path / "out", *options) == code
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-6)  # fp32 loses nothing
     said = capsys.readouterr()

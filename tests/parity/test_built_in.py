@@ -75,31 +75,44 @@ def test_what_the_built_in_saves_loads_as_ours(case, auto_class, tmp_path):
 
 
 LOAD_ELSEWHERE = """
-import sys, torch
+import pathlib, sys, torch
 from transformers import AutoModelForUniversalSegmentation
-model = AutoModelForUniversalSegmentation.from_pretrained(sys.argv[1], dtype="auto")
-assert "eomt" not in sys.modules and type(model).__module__.startswith("transformers."), type(model)
-torch.save(model.state_dict(), sys.argv[2])
+for folder in pathlib.Path(sys.argv[1]).iterdir():
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder, dtype="auto")
+    assert type(model).__module__.startswith("transformers."), type(model)
+    torch.save(model.state_dict(), folder / "state.pt")
+assert "eomt" not in sys.modules
 """
+SAVED = [(case, "float32") for case in ("eomt", "eomt_swiglu", "eomt_dinov3")] + [("eomt", "bfloat16")]
 
 
-@pytest.mark.parametrize(("case", "dtype"), [("eomt", torch.float32), ("eomt_swiglu", torch.float32),
-                                             ("eomt_dinov3", torch.float32), ("eomt", torch.bfloat16)])  # fmt: skip
-def test_what_we_save_loads_without_us(case, dtype, tmp_path):
+def ours_in_annealing(case, dtype):
     _, config = built_in(case)
-    ours = EoMTForUniversalSegmentation(config)
-    ours.set_attn_mask_probs([0.25, 0.75])  # in the middle of annealing
-    ours = ours.to(dtype)
-    ours.save_pretrained(tmp_path / "model", max_shard_size="50KB")
-    script = [sys.executable, "-c", LOAD_ELSEWHERE, str(tmp_path / "model"), str(tmp_path / "state.pt")]
-    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+    model = EoMTForUniversalSegmentation(config)
+    model.set_attn_mask_probs([0.25, 0.75])
+    return model.to(getattr(torch, dtype))
+
+
+@pytest.fixture(scope="module")
+def loaded_elsewhere(tmp_path_factory):
+    """Folders CASE-DTYPE, each with what a process without this package loaded from it: `state.pt`."""
+    folder = tmp_path_factory.mktemp("saved")
+    for case, dtype in SAVED:
+        ours_in_annealing(case, dtype).save_pretrained(folder / f"{case}-{dtype}", max_shard_size="50KB")
+    script = [sys.executable, "-c", LOAD_ELSEWHERE, str(folder)]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
-    theirs = torch.load(tmp_path / "state.pt", weights_only=True)
-    for key, tensor in ours.state_dict().items():
+    return folder
+
+
+@pytest.mark.parametrize(("case", "dtype"), SAVED)
+def test_what_we_save_loads_without_us(case, dtype, loaded_elsewhere):
+    folder = loaded_elsewhere / f"{case}-{dtype}"
+    theirs = torch.load(folder / "state.pt", weights_only=True)
+    for key, tensor in ours_in_annealing(case, dtype).state_dict().items():
         assert torch.equal(tensor, theirs[key].to(tensor.dtype)), key
-    again = AutoModel.from_pretrained(tmp_path / "model")
-    assert again.attn_mask_probs.tolist() == [0.25, 0.75]
-    assert json.loads((tmp_path / "model/config.json").read_text())["architectures"][0].startswith("Eomt")
+    assert AutoModel.from_pretrained(folder).attn_mask_probs.tolist() == [0.25, 0.75]
+    assert json.loads((folder / "config.json").read_text())["architectures"][0].startswith("Eomt")
 
 
 @pytest.mark.parametrize(

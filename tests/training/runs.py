@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from eomt import EoMTImageProcessor
 from eomt.inference import segment
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
+from eomt.training.callbacks.curves import CurvesCallback
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
 
 KILLS = ("in a step", "before a save", "half an optimizer", "before the rename", "while the old one goes")
@@ -28,9 +29,14 @@ def fixed_points(*size, device=None, **kwargs):
     return (steps * 0.6180339887).frac().reshape(last).expand(size).clone()
 
 
+LONG = {"images": 60, "max_steps": 10, "save_strategy": "no"}  # not all of its batches are read ahead
+
+
 def resumable(folder, images=7, **overrides) -> EoMTTrainer:
-    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
-    return EoMTTrainer(tiny_model(), tiny_arguments(folder, **(options | overrides)), train_dataset=Samples(images))
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    trainer = EoMTTrainer(tiny_model(), tiny_arguments(folder, **(options | overrides)), train_dataset=Samples(images))
+    trainer.remove_callback(CurvesCallback)  # they take most of a tiny run
+    return trainer
 
 
 def die(*args, **kwargs):
@@ -189,7 +195,7 @@ def one_step(model, optimizer, samples) -> torch.Tensor:
 
 def group(folder: Path) -> None:
     """A run with workers whose whole process group is signalled in its third step, as by Ctrl-C in a terminal."""
-    trainer = resumable(folder, images=60, save_strategy="no", dataloader_num_workers=2)  # not all read ahead
+    trainer = resumable(folder, **LONG, dataloader_num_workers=2)
     trainer.add_callback(
         type("Signal", (TrainerCallback,), {"on_pre_optimizer_step": staticmethod(at_step(2, act=signal_group))})()
     )

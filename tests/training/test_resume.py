@@ -11,7 +11,7 @@ import torch
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training import EoMTTrainer
 from eomt.training.run_checkpoints import is_complete, last_complete_checkpoint
-from tests.training.runs import KILLS, resumable
+from tests.training.runs import KILLS, LONG, resumable
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
 
@@ -41,7 +41,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(killed, uninterrupted, when)
     trainer = resumable(folder)
     trainer.train(resume_from_checkpoint=True)
     assert losses(trainer) == uninterrupted  # before the kill as logged then, after it as computed now; bitwise
-    assert [path.name for path in folder.glob("*checkpoint*")] == ["checkpoint-10"]
+    assert [path.name for path in folder.glob("*checkpoint*")] == ["checkpoint-6"]
     assert not (folder / ".saving").exists()
 
 
@@ -50,15 +50,15 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process(tmp_
     stopped = subprocess.run(command, start_new_session=True, timeout=120, stderr=subprocess.PIPE, text=True)
     assert stopped.stderr.rstrip().endswith("KeyboardInterrupt"), stopped.stderr
     assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-3"]
-    resumed = resumable(tmp_path / "cut", images=60, save_strategy="no")
+    resumed = resumable(tmp_path / "cut", **LONG)
     resumed.train(resume_from_checkpoint=True)
-    uninterrupted = resumable(tmp_path / "uninterrupted", images=60, save_strategy="no")
+    uninterrupted = resumable(tmp_path / "uninterrupted", **LONG)
     uninterrupted.train()
     assert losses(resumed) == losses(uninterrupted)
 
 
 def test_workers_do_not_change_a_run(tmp_path, uninterrupted):
-    trainer = resumable(tmp_path, save_strategy="no", dataloader_num_workers=2, max_steps=10)
+    trainer = resumable(tmp_path, save_strategy="no", dataloader_num_workers=2)
     trainer.train()
     assert losses(trainer) == uninterrupted
 
@@ -128,14 +128,15 @@ def test_resuming_without_a_checkpoint_starts_at_the_beginning(tmp_path, uninter
 
 def test_the_first_log_of_a_resumed_run_is_over_all_of_its_steps(tmp_path):
     """A checkpoint between two logs: what was summed up to then is in it."""
-    for name in ("uninterrupted", "cut"):
-        resumable(tmp_path / name, logging_steps=4, save_steps=3, save_total_limit=None).train()
+    options = {"max_steps": 10, "logging_steps": 4}
+    resumable(tmp_path / "uninterrupted", **options, save_steps=3, save_total_limit=None).train()
+    shutil.copytree(tmp_path / "uninterrupted", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoint-9")
     for step, name in ((6, "cut"), (9, "uninterrupted")):
         state = json.loads((tmp_path / name / f"checkpoint-{step}" / "trainer_state.json").read_text())
         assert max(row["step"] for row in state["log_history"]) < step
     shutil.rmtree(tmp_path / "cut" / "checkpoint-10", ignore_errors=True)
-    resumed = resumable(tmp_path / "cut", logging_steps=4, save_strategy="no")
+    resumed = resumable(tmp_path / "cut", **options, save_strategy="no")
     resumed.train(resume_from_checkpoint=True)
     state = json.loads((tmp_path / "uninterrupted" / "checkpoint-9" / "trainer_state.json").read_text())
     expected = {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
@@ -144,6 +145,6 @@ def test_the_first_log_of_a_resumed_run_is_over_all_of_its_steps(tmp_path):
 
 
 def test_a_run_is_resumed_with_its_own_length(tmp_path):
-    resumable(tmp_path, max_steps=4).train()
-    with pytest.raises(ValueError, match="of a run of 4 steps, not 10: rates and masks would change"):
+    resumable(tmp_path, max_steps=4, save_steps=4).train()
+    with pytest.raises(ValueError, match="of a run of 4 steps, not 6: rates and masks would change"):
         resumable(tmp_path).train(resume_from_checkpoint=True)

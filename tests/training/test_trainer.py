@@ -15,7 +15,7 @@ TINY_DINOV3 = {"image_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "n
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, drawn_curves):
     folder = tmp_path_factory.mktemp("run")
     args = tiny_arguments(folder, max_steps=12, save_strategy="steps", save_steps=6, learning_rate=1e-3)
     trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(4))

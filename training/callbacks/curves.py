@@ -51,9 +51,13 @@ def plot_curves(log_history: list[dict], path: str | Path) -> None:
 class CurvesCallback(TrainerCallback):
     """Keeps `curves.png` in the output folder up to date: at every evaluation, every save and at the end."""
 
+    def __init__(self):
+        self._drawn = 0  # rows of the log: an evaluation and the save after it are one picture
+
     def _draw(self, args, state):
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and len(state.log_history) != self._drawn:
             plot_curves(state.log_history, Path(args.output_dir, "curves.png"))
+            self._drawn = len(state.log_history)
 
     def on_evaluate(self, args, state, control, **kwargs):
         self._draw(args, state)

@@ -56,3 +56,8 @@ def test_bad_input(prediction, reference, message):
 def test_unlike_numbers_of_predictions_and_references():
     with pytest.raises(ValueError, match="1 predictions for 0 references"):
         MeanIoU(num_labels=2).add_batch(predictions=[np.zeros((1, 1), int)], references=[])
+
+
+def test_a_number_of_processes_without_a_group_is_refused():
+    with pytest.raises(ValueError, match="num_process=2 needs"):
+        MeanIoU(num_labels=2, num_process=2, process_id=0)

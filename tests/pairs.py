@@ -1,0 +1,69 @@
+"""Two processes that find each other as torchrun's do, forked from one that has imported what takes longest.
+
+`python -m tests.pairs '[[MODULE, ARGUMENT, …], …]'`: each MODULE as `python -m` runs it, one pair after the other.
+"""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 150  # of a process; one that waits for a dead one ends here
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run_pairs(*jobs: list) -> tuple[list[int], subprocess.CompletedProcess]:
+    """Jobs [module, argument, …] in pairs of processes → the larger exit code of each pair, and what all printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pairs", json.dumps(jobs, default=str)],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done
+
+
+def pair(module: str, arguments: list[str]) -> int:
+    """The larger of two exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in ("0", "1"):
+        child = os.fork()
+        if not child:
+            os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            signal.alarm(SECONDS)
+            os._exit(code_of(module, arguments))
+        children.append(child)
+    return max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children)
+
+
+def code_of(module: str, arguments: list[str]) -> int:
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    import tests.training.runs  # noqa: F401
+
+    print(json.dumps([pair(module, arguments) for module, *arguments in json.loads(sys.argv[1])]))
