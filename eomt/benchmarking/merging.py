@@ -35,6 +35,7 @@ def calibrate(args) -> int:
     """Evaluate without merging and at falling thresholds; print the table and the lowest one that loses nothing."""
     (name,) = args.model
     model = load_for_inference(name, args.device, masked=bool(args.masked))
+    model.set_token_merging(layers=args.merging_layers, threshold=1.0)  # wrong layers are refused before the evaluation
     processor = AutoImageProcessor.from_pretrained(name)
     task = processor.task
     data, space = evaluation_data(args.data, task, model, dataset=args.dataset, ignore_ids=args.ignore_ids)
