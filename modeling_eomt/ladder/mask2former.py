@@ -12,6 +12,7 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoder,
     Mask2FormerPreTrainedModel,
+    Mask2FormerSinePositionEmbedding,
     Mask2FormerTransformerModule,
 )
 
@@ -19,6 +20,14 @@ from ..heads import MaskPrediction
 
 VisibleCells = Callable[[int, MaskPrediction, tuple[int, int]], Tensor | None]
 """Layer, the prediction before it, the size of its feature map → what each query sees, (B, Q, cells) bool, or None."""
+
+
+class SharedPositions(Mask2FormerSinePositionEmbedding):
+    """The positions of one image, (1, E, h, w), for all of a batch: transformers caches them by shape, which would fix
+    the batch of an exported program."""
+
+    def forward(self, shape: torch.Size, *args, **kwargs) -> Tensor:
+        return super().forward((1, *shape[1:]), *args, **kwargs)
 
 
 class Mask2FormerHeads(Mask2FormerPreTrainedModel):
@@ -39,10 +48,12 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
             self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=[width] * 4)
             # made by a constructor that ignores torch.device("meta")
             self.pixel_decoder.level_embed = nn.Parameter(torch.zeros(3, config.feature_size))
+            self.pixel_decoder.position_embedding = SharedPositions(config.feature_size // 2, normalize=True)
         else:
             self.pixel_decoder = None
             self.mask_projection = nn.Conv2d(width, config.mask_feature_size, kernel_size=1)
         module = Mask2FormerTransformerModule(config.feature_size if use_pixel_decoder else width, config)
+        module.position_embedder = SharedPositions(config.hidden_dim // 2, normalize=True)
         if num_levels != module.num_feature_levels:
             module.num_feature_levels = num_levels
             module.input_projections = module.input_projections[:num_levels]
@@ -63,7 +74,7 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
             projected = projected + module.level_embed.weight[index][None, :, None]
             features.append(projected.permute(2, 0, 1))  # [cells, B, E]
             positions.append(position.flatten(2).permute(2, 0, 1))
-        batch = len(mask_features)
+        batch = mask_features.shape[0]  # len() would fix it in an exported program
         hidden_states = module.queries_features.weight[:, None].repeat(1, batch, 1)  # [Q, B, E]
         query_positions = module.queries_embedder.weight[:, None].repeat(1, batch, 1)
 

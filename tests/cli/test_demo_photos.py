@@ -14,6 +14,12 @@ def test_skipped_without_photographs(capsys):
     )
 
 
+def test_data_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert demo_photos.main(["--data", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"demo-photos: {tmp_path}/none: there is no such file or folder\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_skipped_without_the_package(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo_photos, "PACKAGE", str(tmp_path / "no-such-package"))
     assert demo_photos.main(["--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 0

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
+from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.inference.engines import TorchExportEngine
 from eomt.inference.exporting import synthetic_photo
+from tests.modeling_eomt.ladder.test_ladder import ladder
 from tests.models import load_unmasked, save_confident
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -67,6 +69,18 @@ def test_every_family(kind, format, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("on a synthetic image logits differ by at most") == 1
     assert "done:" in said
+
+
+@torch.no_grad()
+def test_a_step_of_the_ladder_takes_any_batch(tmp_path):
+    ladder(3).save_pretrained(tmp_path / "model")
+    EoMTImageProcessor(task="panoptic", size=64).save_pretrained(tmp_path / "model")
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "pt2") == 0
+    model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "model").eval()
+    pixels = torch.randn(3, 3, 64, 64)
+    model.set_attn_mask_probs([0.0] * model.config.num_blocks)
+    found = torch.export.load(tmp_path / "out/model.pt2").module()(pixels)[1]
+    torch.testing.assert_close(found, model(pixels).masks_queries_logits, rtol=1e-5, atol=1e-4)
 
 
 @torch.no_grad()
