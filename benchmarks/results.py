@@ -132,16 +132,20 @@ def curves(groups: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(groups), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(groups), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, ((data, task, *_), variants) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items()):
         for variant, runs in variants.items():
-            steps = [row["step"] for row in runs[0]["log"]]
-            losses = [statistics.mean(float(rows[i]["loss"]) for rows in (run["log"] for run in runs)) for i in range(len(steps))]  # fmt: skip # noqa: E501
-            axes.plot(steps, losses, label=variant, linestyle="--" if variant in BUILT_IN else "-")
+            if variant == "never":
+                continue
+            entries = zip(*(run["log"] for run in runs))  # a logged step of every seed
+            points = [(logs[0]["step"], statistics.mean(float(row["loss"]) for row in logs)) for logs in entries]
+            axes.plot(*zip(*points), label=variant, linestyle="--" if variant in BUILT_IN else "-")
         axes.set(title=f"{data}, {task}", xlabel="optimizer step", ylabel="training loss", yscale="log")
+        axes.yaxis.set_minor_formatter("{x:.0f}")
+        axes.yaxis.set_major_formatter("{x:.0f}")
         axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     write_atomic(path, lambda part: figure.savefig(part, dpi=90, format="png"))
 
 
@@ -159,7 +163,7 @@ def page(runs: list[dict], output: Path, shown_data: list[str] | None = None) ->
             parts.append(f"Worst, median and best held-out image of “{shown}”, seed {variants[shown][0]['seed']}:")
             parts.append(f"![photo, ground truth and prediction]({name})")
     curves(groups, output / "results-curves.png")
-    note = "Mean over the seeds; dashed: built-in. “never” has one prediction's loss, the others the sum of all."
+    note = "Mean over the seeds; dashed: built-in. “never” is left out: its loss is one prediction's, not a sum."
     parts += ["## Curves", note, "![training loss](results-curves.png)"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
