@@ -18,9 +18,10 @@ from .configuration.labels import LabelSpace, label_space
 from .configuration.recipes import RECIPES
 from .inference.loading import load_for_inference, merge_tokens
 from .inference.prediction_files import Results
-from .inference.writing import require_writable, write_json
+from .inference.segment import counted
+from .inference.writing import read_json, require_writable, write_json
 from .training.data import EvaluationTransform, load_data
-from .training.data.load import splits_automatically
+from .training.data.load import splits_of
 from .training.data.prediction_index import PredictionIndex
 from .training.data.predictions import predictions_folder, read_predictions
 from .training.data.readers import UnknownClass
@@ -109,10 +110,10 @@ def evaluation_data(
         ValueError: when the data has other classes than the model.
     """
     wanted = LabelSpace.from_config(model.config, model.config.name_or_path) if model else None
-    options |= {"task": task, "split": split, "automatic_split": True}
+    options |= {"task": task, "split": split, "automatic_split": _scores_held_out(path, dataset, task, split, model)}
     try:
         rows, space = load_data(path, dataset, label_space=wanted, **options)
-        if split == "val" and splits_automatically(path, dataset, task):
+        if options["automatic_split"]:
             held_out = f"the {len(rows)} images that eomt train holds out"
             print(f"note: {path} has no val split; evaluated are {held_out}", file=sys.stderr)
         return rows, space
@@ -124,6 +125,20 @@ def evaluation_data(
         note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
         print(f"note: {note}", file=sys.stderr)
         return rows, space
+
+
+def _scores_held_out(path: str, dataset: str, task: str, split: str, model) -> bool:
+    """Whether of data without a validation split only what `eomt train` holds out is scored: where there is a training
+    split, or where the model was trained on the rest. Data that names no split is whole for any other model."""
+    if split != "val":
+        return False
+    splits = splits_of(path, dataset, task)
+    record = Path(model.config.name_or_path, "split.json") if model else None
+    if splits or record is None or not record.is_file():
+        return splits == ["train"]
+    rows, _ = load_data(path, dataset, task=task, split=split, automatic_split=True)
+    trained = read_json(record)
+    return isinstance(trained, dict) and trained.get("val") == rows.with_format(None)["file_name"][:]
 
 
 def _score_model(args, model, processor, dataset, space, task: str, images) -> dict:
@@ -188,7 +203,7 @@ def _empty(dataset) -> int | None:
 
 
 def _images_line(summary: dict) -> str:
-    line, empty = f"{summary['images']} images", summary["images_without_annotations"]
+    line, empty = counted(summary["images"]), summary["images_without_annotations"]
     if not summary["keep_empty"]:
         return f"{line}; those without annotations are left out (--no-keep-empty)"
     return f"{line}, {empty} of them without annotations; --no-keep-empty leaves these out" if empty else line

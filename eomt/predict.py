@@ -24,7 +24,7 @@ from .inference.loading import load_model, merge_tokens, needs_cpu_group, requir
 from .inference.prediction_files import Results, file_state, image_ids_by_name, weight_files
 from .inference.pseudo_labels import write_dataset
 from .inference.result_formats import write_formats
-from .inference.segment import FAILS_ALONE, Segmented, confident_instances, error_line, segment
+from .inference.segment import FAILS_ALONE, Segmented, confident_instances, counted, error_line, segment
 from .inference.tiles import cut
 from .inference.tiling import require_tiles, segment_tiles
 from .inference.writing import write_atomic
@@ -55,15 +55,15 @@ def predict(args) -> int:
         if args.as_dataset:
             names = {str(Path(name).with_name(file.name)): file for name, file in images.items()}
             count = write_dataset(args.output, args.as_dataset, run.task, names, args.least_score)
-            print(f"{count} images with pseudo-labels: eomt train --data {args.as_dataset} --task {run.task}")
+            print(f"{counted(count)} with pseudo-labels: eomt train --data {args.as_dataset} --task {run.task}")
         seconds = time.perf_counter() - started
         skipped = len(images) - done - len(failures)
         before = f" ({skipped} were there already)" if skipped else ""
-        print(f"{done} images{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {args.output}")
+        print(f"{counted(done)}{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {args.output}")
         for path, reason in sorted(failures):
             print(f"eomt predict: {path}: {reason}", file=sys.stderr)
         if failures:
-            print(f"eomt predict: {len(failures)} of {len(images)} images could not be segmented", file=sys.stderr)
+            print(f"eomt predict: {len(failures)} of {counted(len(images))} could not be segmented", file=sys.stderr)
     return 1 if failures else 0
 
 

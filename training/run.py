@@ -12,7 +12,8 @@ from .arguments import EoMTTrainingArguments
 from .callbacks import progress
 from .cpu import keep_memory
 from .data.check import check_data, describe
-from .data.load import splits_automatically
+from .data.hold_out import UNSPLIT
+from .data.load import splits_of
 from .initial_model import starting_config, starting_task
 from .options import DataOptions, ModelOptions
 from .resumption import check_options, write_options
@@ -46,7 +47,7 @@ def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, res
         if kept:
             print("memory     kept between steps (glibc's thresholds raised): mapping it anew costs a CPU time")
         print(summary(trainer), flush=True)
-        if trainer.eval_dataset is not None and splits_automatically(data.data, data.dataset, args.task):
+        if trainer.eval_dataset is not None and splits_of(data.data, data.dataset, args.task) in UNSPLIT:
             _write_split(trainer)
     trainer.train(resume_from_checkpoint=resume or None)
     _finish(trainer)
@@ -107,6 +108,9 @@ def summary(trainer: EoMTTrainer) -> str:
 def _write_split(trainer: EoMTTrainer) -> None:
     splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
     names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
+    if names["train"] == names["val"]:
+        print(f"split      none: {len(names['val'])} images are too few to hold any out", flush=True)
+        return
     write_json(Path(trainer.args.output_dir, "split.json"), names, indent=1)
     images = sum(map(len, names.values()))
     print(f"split      {len(names['val'])} of {images} images held out, as there is no val: split.json", flush=True)

@@ -14,6 +14,8 @@ EPILOG = """examples:
 Formats of data: eomt train --help. Formats of predictions: COCO panoptic png + json, COCO results json with RLE, label
 png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on the terminal, fractions in files."""
 
+FIXED_BY_BRAVO = ("split", "ignore_ids", "keep_empty", "worst")
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
@@ -65,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
+    options = parser()
+    args = options.parse_args(argv)
     if (args.model is None) == (args.predictions is None):
         raise ValueError("give either a model or --predictions")
     if args.predictions and not args.task and args.dataset != "bravo":
@@ -78,6 +81,10 @@ def main(argv: list[str]) -> int:
         raise ValueError("--worst needs --output, the folder for its pictures")
 
     if args.dataset == "bravo":
+        for name in FIXED_BY_BRAVO:
+            if getattr(args, name) != options.get_default(name):
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} has no meaning for bravo, whose images and ignored pixels are fixed")
         from ..evaluate_bravo import evaluate_bravo
 
         evaluate_bravo(args)

@@ -162,6 +162,11 @@ def iter_segments(prediction: dict) -> Iterator[tuple[int, float | None, np.ndar
         yield label, score, mask
 
 
+def counted(images: int) -> str:
+    """1 image, 2 images."""
+    return f"{images} image" if images == 1 else f"{images} images"
+
+
 def error_line(error: Exception) -> str:
     """The error in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

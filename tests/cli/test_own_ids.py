@@ -220,7 +220,7 @@ def test_training_and_evaluate_score_the_same_images(roboflow, tmp_path, capsys)
     assert evaluate(tmp_path / "model", "--data", data) == 0
     assert "2 images, 1 of them without annotations; --no-keep-empty leaves these out" in capsys.readouterr().out
     assert evaluate(tmp_path / "model", "--data", data, "--no-keep-empty") == 0
-    assert "1 images; those without annotations are left out (--no-keep-empty)" in capsys.readouterr().out
+    assert "1 image; those without annotations are left out (--no-keep-empty)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", ["train/", ""])
@@ -241,15 +241,17 @@ def test_data_without_val_is_split_the_same_in_every_command(folder, label_maps,
     assert f"note: {data} has no val split; evaluated are the {len(images)} images" in capsys.readouterr().err
     if not folder:
         assert len(load_data(data, task="semantic", split="val")[0]) == 12
+        (tmp_path / "run/split.json").unlink()  # a model that was not trained on this data
+        assert evaluate(tmp_path / "run", "--data", data) == 0
+        assert "12 images" in capsys.readouterr().out
         return
     with pytest.raises(ValueError, match="the data set is empty"):
         load_data(data, task="semantic", split="val")  # the library splits nothing that it was not asked to
 
 
 def test_few_images_are_not_all_held_out():
-    names = ["92e7e86e765e.png", "1ee4a111f0e0.png", "7ac468eb217b.png", "1c2f9e121fc2.png"]  # low hashes but for one
-    table = Dataset.from_dict({"file_name": names})
-    assert hold_out(table, "val", "data")["file_name"][:] == ["7ac468eb217b.png"]
-    assert len(hold_out(table, "train", "data")) == 3
-    with pytest.raises(ValueError, match="data: one image cannot be split"):
-        hold_out(table.select([0]), "val", "data")
+    names = ["92e7e86e765e.png", "1ee4a111f0e0.png", "7ac468eb217b.png", "1c2f9e121fc2.png", "a.png"]
+    table = Dataset.from_dict({"file_name": names})  # three have low hashes
+    assert hold_out(table, "val")["file_name"][:] == ["7ac468eb217b.png"]
+    assert len(hold_out(table, "train")) == 4
+    assert len(hold_out(table.select(range(4)), "val")) == len(hold_out(table.select(range(4)), "train")) == 4

@@ -159,7 +159,7 @@ def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monk
     assert len(done) == 2
     capsys.readouterr()
     assert predict(photos, models["panoptic"], out) == 0
-    assert "1 images (2 were there already)" in capsys.readouterr().out
+    assert "1 image (2 were there already)" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
     assert len(json.loads((out / "panoptic.json").read_text())["annotations"]) == 3
     assert predict(photos, models["panoptic"], tmp_path / "at_once") == 0
@@ -176,7 +176,7 @@ def test_results_of_another_photo_or_other_weights_do_not_count(models, photos, 
     shutil.copytree(photos, tmp_path / "other")
     capsys.readouterr()
     assert predict(photos, model, out) == 0
-    assert "1 images (2 were there already)" in capsys.readouterr().out
+    assert "1 image (2 were there already)" in capsys.readouterr().out
     assert json.loads((out / "panoptic.json").read_text())["images"][0]["width"] == 30
     assert predict(tmp_path / "other", model, out) == 0
     assert "3 images in" in capsys.readouterr().out

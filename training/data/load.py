@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ...configuration.labels import LabelSpace
 from .files import SPLIT_NAMES
-from .hold_out import hold_out, is_unsplit
+from .hold_out import UNSPLIT, hold_out, named_splits
 from .images import read_map
 from .readers import READERS, ReadOptions, detect_format
 from .row_index import indexed
@@ -56,11 +56,11 @@ def load_data(
     options = ReadOptions(label_space, class_names or None, tuple(ignore_ids), keep_empty)
     if split == "test" and dataset in ("ade20k", "cityscapes"):
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
-    held_out = automatic_split and split != "test" and is_unsplit(path, dataset, task)
+    held_out = automatic_split and split != "test" and named_splits(path, dataset, task) in UNSPLIT
 
     def read(path: Path) -> tuple[Dataset, LabelSpace]:
         rows, space = reader.read(path, task, "train" if held_out else split, options)
-        table = hold_out(rows.table(), split, str(path)) if held_out else rows.table()
+        table = hold_out(rows.table(), split) if held_out else rows.table()
         if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
             table = table.select(_labeled(table))
         return table, space
@@ -70,10 +70,10 @@ def load_data(
     return indexed(path, repr((task, split, held_out, options)), read)
 
 
-def splits_automatically(path: str | Path, dataset: str, task: str) -> bool:
-    """Whether `automatic_split` has something to do."""
+def splits_of(path: str | Path, dataset: str, task: str) -> list[str]:
+    """The splits that the data's paths name; those in `UNSPLIT` are what `automatic_split` is for."""
     path = Path(path)
-    return is_unsplit(path, detect_format(path, task) if dataset == "auto" else dataset, task)
+    return named_splits(path, detect_format(path, task) if dataset == "auto" else dataset, task)
 
 
 def _labeled(table: Dataset) -> list[int]:

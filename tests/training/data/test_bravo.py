@@ -202,6 +202,8 @@ def test_what_is_missing_is_one_line(folder, predictions, tmp_path, capsys):
 
     assert "BRAVO has no subset 'fog'" in error("--subsets", "fog")
     assert "semantic segmentation, not panoptic" in error("--task", "panoptic")
+    assert "--split has no meaning for bravo" in error("--split", "test")
+    assert "--ignore-ids has no meaning for bravo" in error("--ignore-ids", "7")
     (predictions / "bravo_ACDC/fog/test/GOPR0475/GOPR0475_frame_000247_rgb_anon_conf.png").unlink()
     assert "there is no bravo_ACDC/fog/test/GOPR0475/GOPR0475_frame_000247_rgb_anon_conf.png" in error()
     (folder / NAMES["synrain"][2]).unlink()
