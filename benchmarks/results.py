@@ -145,7 +145,8 @@ def curves(groups: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
         axes.yaxis.set_minor_formatter("{x:.0f}")
         axes.yaxis.set_major_formatter("{x:.0f}")
         axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+        if axes.lines:
+            axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     write_atomic(path, lambda part: figure.savefig(part, dpi=90, format="png"))
 
 

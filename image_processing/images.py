@@ -53,6 +53,8 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
         )
     if isinstance(image, np.ndarray) and image.dtype in (np.uint32, np.uint64):
         image = image.astype(np.int64)
+    if isinstance(image, np.ndarray) and not image.flags.writeable:  # such as np.asarray of a picture
+        image = image.copy()
     image = torch.as_tensor(image)
     if image.dtype == torch.uint16:
         image = (image.long() + 128) // 257
