@@ -27,7 +27,7 @@ test-slow: .venv/.installed
 # The suite with the lowest versions that pyproject.toml admits.
 test-lowest: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv venv --quiet --clear .venv-lowest
+	$(BIN)/uv venv --quiet --clear --seed .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[dev]"
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
