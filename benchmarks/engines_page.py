@@ -1,6 +1,6 @@
 """What `benchmarks.engines` measured → docs/benchmarks.md, and its excerpt in the README."""
 
-import platform
+import os
 import re
 import time
 from datetime import date
@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from eomt.benchmarking.measure import cpu_name
 
 from .engine_rows import DTYPES, ENGINE_ROWS, FULL, MODEL_ROWS, OTHER_ROWS, Row
 
@@ -83,16 +85,17 @@ def table(found: dict[Row, dict], rows: list[Row]) -> list[str]:
 
 def machine() -> str:
     """The processor, its cores and what speeds up matrix products, and the packages' versions."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
-    flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"flags\s*:(.+)", file.read_text()) if file.exists() else None
+    flags = found[1].split() if found else []
     helpful = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
     wanted = [flag for flag in helpful if flag in flags]
     packages = ("torch", "transformers", "openvino", "nncf", "onnxruntime")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     products = " and ".join(f"{gigaflops(dtype):.0f} GFLOP/s in {name}" for name, dtype in DTYPES.items())
-    cpu = names[0] if names else platform.processor()
-    return f"{len(names) or '?'} × {cpu} ({', '.join(wanted)}; PyTorch multiplies matrices at {products}); {versions}"
+    return (
+        f"{os.cpu_count()} × {cpu_name()} ({', '.join(wanted)}; PyTorch multiplies matrices at {products}); {versions}"
+    )
 
 
 def gigaflops(dtype: torch.dtype) -> float:

@@ -51,10 +51,11 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
         raise ValueError(
             f"cannot make an image of {type(image).__name__}; give a PIL image, an array, a tensor or a path"
         )
-    if isinstance(image, np.ndarray) and image.dtype in (np.uint32, np.uint64):
-        image = image.astype(np.int64)
-    if isinstance(image, np.ndarray) and not image.flags.writeable:  # such as np.asarray of a picture
-        image = image.copy()
+    if isinstance(image, np.ndarray):
+        if image.dtype in (np.uint32, np.uint64):
+            image = image.astype(np.int64)
+        elif not image.flags.writeable:  # such as np.asarray of a picture
+            image = image.copy()
     image = torch.as_tensor(image)
     if image.dtype == torch.uint16:
         image = (image.long() + 128) // 257

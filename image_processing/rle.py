@@ -6,9 +6,7 @@ from pycocotools import mask as coco_mask
 
 def encode_masks(masks: np.ndarray) -> list[dict]:
     """bool (n, H, W) → n encoded masks."""
-    if not len(masks):
-        return []
-    return coco_mask.encode(np.asfortranarray(np.asarray(masks, np.uint8).transpose(1, 2, 0)))
+    return [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]  # a copy of one at a time
 
 
 def rle_areas(rles: list[dict]) -> np.ndarray:

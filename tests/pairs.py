@@ -64,6 +64,6 @@ def code_of(module: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    import tests.training.runs  # noqa: F401
+    import tests.training.runs  # noqa: F401 (imports take longest: once for all that are forked)
 
     print(json.dumps([pair(module, arguments) for module, *arguments in json.loads(sys.argv[1])]))

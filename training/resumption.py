@@ -40,9 +40,10 @@ def planned_steps(checkpoint: str | Path) -> int | None:
 
 def check_length(checkpoint: str | Path, max_steps: int) -> None:
     """`ValueError` for another length: rates and masks follow from it and would jump, after the end rise again."""
-    if planned_steps(checkpoint) not in (None, max_steps):
+    planned = planned_steps(checkpoint)
+    if planned not in (None, max_steps):
         raise ValueError(
-            f"{checkpoint} is of a run of {planned_steps(checkpoint)} steps, not {max_steps}: rates and masks would "
+            f"{checkpoint} is of a run of {planned} steps, not {max_steps}: rates and masks would "
             "change along the way; resume with the same length, or start a new run from the model (--checkpoint)"
         )
 

@@ -16,11 +16,13 @@ def device_name(device: torch.device) -> str:
     """The processor as its maker calls it, for what stands beside a figure."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type.upper()
+    return f"{cpu_name()} (CPU)" if device.type == "cpu" else device.type.upper()
+
+
+def cpu_name() -> str:
     file = Path("/proc/cpuinfo")  # Linux; Python itself knows the name elsewhere only
     found = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
-    return f"{found[1].strip() if found else platform.processor() or platform.machine()} (CPU)"
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def synchronize(device: torch.device) -> None:

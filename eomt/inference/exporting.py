@@ -182,6 +182,7 @@ def _quantize_onnx(source: Path, path: Path, config, calibration, large: bool) -
     nodes = onnx.load(source, load_external_data=False).graph.node
     norms = [index for index, node in enumerate(nodes) if node.op_type == "LayerNormalization"]
     heads = [node.name for node in list(nodes)[norms[-1 - config.num_upscale_blocks] :]]
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises to optimize the graph first, as torch's exporter has
     try:
         quantize_static(
@@ -197,7 +198,7 @@ def _quantize_onnx(source: Path, path: Path, config, calibration, large: bool) -
             use_external_data_format=large,
         )
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from PIL import Image
 from tests.app.folders import hostile, photo, save_model
 from tests.app.serving import served
 
-pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")  # slow to import
+# importorskip would import it while tests are collected: four seconds in every worker.
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
 gradio_client = pytest.importorskip("gradio_client")
 
 GUIDE = Path(__file__).parents[2] / "docs/guides/serve.md"

@@ -22,7 +22,7 @@ FLAGS = (
 PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
-    pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed"),  # slow to import
+    pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed"),
 ]
 
 
