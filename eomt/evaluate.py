@@ -93,7 +93,8 @@ def start_group(args) -> None:
 def load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
     disable_progress_bar()  # of loading weights; the evaluation has its own
-    model = load_for_inference(args.model, args.device, masked=args.masked, dtype=getattr(torch, args.dtype))
+    options = {"dtype": getattr(torch, args.dtype), "num_requests": None}
+    model = load_for_inference(args.model, args.device, masked=args.masked, **options)
     merge_tokens(model, args.token_merging, args.merging_layers)
     processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
     return model, processor

@@ -5,6 +5,7 @@ B images · Q queries · C labels · H, W pixels
 
 import importlib.util
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class OpenVINOEngine:
     packages = ("openvino",)
     DTYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
-    def __init__(self, path: Path, dtype: str | None = None):
+    def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
         import openvino
 
         core = openvino.Core()
@@ -41,18 +42,26 @@ class OpenVINOEngine:
         if dtype is None and self.precision == "int8":
             dtype = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
         dtype = dtype or self.precision
-        self._model = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": self.DTYPES[dtype]})
-        computed = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        settings = {"INFERENCE_PRECISION_HINT": self.DTYPES[dtype], "PERFORMANCE_HINT": "THROUGHPUT"}
+        settings["PERFORMANCE_HINT_NUM_REQUESTS"] = num_requests or 0  # 1: all cores for one; 0: no bound
+        compiled = core.compile_model(model, "CPU", settings)
+        computed = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.dtype = next(name for name, known in self.DTYPES.items() if known == computed)  # fp32 where CPUs lack it
-        self._outputs = [self._model.output(name) for name in OUTPUTS]
+        self._outputs = [compiled.output(name) for name in OUTPUTS]
+        self.num_requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._idle = SimpleQueue()
+        for _ in range(self.num_requests):
+            self._idle.put(compiled.create_infer_request())
 
     def run(self, pixels: np.ndarray) -> Logits:
         batches = [pixels] if None in self.size else np.split(pixels, len(pixels))
-        request = self._model.create_infer_request()
-        found = []
-        for batch in batches:
-            outputs = request.infer([batch])
-            found.append([np.array(outputs[output]) for output in self._outputs])
+        request, found = self._idle.get(), []
+        try:
+            for batch in batches:
+                outputs = request.infer([batch])
+                found.append([np.array(outputs[output]) for output in self._outputs])
+        finally:
+            self._idle.put(request)
         return tuple(np.concatenate(parts) for parts in zip(*found))
 
 
@@ -63,8 +72,9 @@ class ONNXEngine:
     file = "model.onnx"
     packages = ("onnxruntime",)
     DTYPES = {"fp32": "float32"}
+    num_requests = 1
 
-    def __init__(self, path: Path, dtype: str | None = None):
+    def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
         import onnxruntime
 
         try:
@@ -87,8 +97,9 @@ class TorchExportEngine:
     file = "model.pt2"
     packages = ()
     DTYPES = {"fp32": "float32"}
+    num_requests = 1
 
-    def __init__(self, path: Path, dtype: str | None = None):
+    def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
         import torch
 
         try:
@@ -115,12 +126,13 @@ def exported_engines(folder: str | Path) -> list[str]:
     return [name for name, engine in ENGINES.items() if Path(folder, engine.file).is_file()]
 
 
-def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = None):
+def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = None, num_requests: int | None = 1):
     """An exported folder → a running engine.
 
     Args:
         engine: "openvino", "onnx", "pt2", or "auto": the fastest whose file is there and whose package is installed.
         dtype: "fp32", "bf16" or "fp16", what the engine computes in; the file's own precision by default.
+        num_requests: see `ExportedEoMT.from_pretrained`.
 
     Raises:
         ValueError: when there is no such file, package or number type, or the file cannot be read.
@@ -140,7 +152,7 @@ def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = No
     kind = ENGINES[usable[0]]
     if dtype is not None and dtype not in kind.DTYPES:
         raise ValueError(f"dtype is {dtype!r}; {kind.name} computes in {', '.join(kind.DTYPES)}")
-    return kind(Path(folder, kind.file), dtype)
+    return kind(Path(folder, kind.file), dtype, num_requests)
 
 
 def missing_packages(engine: str) -> list[str]:

@@ -36,15 +36,21 @@ class ExportedEoMT:
     def __init__(self, config: EoMTConfig, engine):
         self.config = config
         self.engine = engine
+        self.num_requests = engine.num_requests
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, engine: str = "auto", dtype=None) -> "ExportedEoMT":
+    def from_pretrained(
+        cls, folder: str | Path, engine: str = "auto", dtype=None, num_requests: int | None = 1
+    ) -> "ExportedEoMT":
         """A folder that `eomt export` wrote → a model.
 
         Args:
             engine: "openvino", "onnx", "pt2", or "auto": the fastest that is there and installed.
             dtype: what the engine computes in: "fp32", "bf16" or "fp16", or torch's types; by default what the file
                 was exported for.
+            num_requests: how many images OpenVINO computes at once at most, for calls from as many threads: 1, each
+                as soon as possible; None, as many as give the most images a second. The cores are shared out. Other
+                engines compute one at a time.
 
         Raises:
             ValueError: when the folder, its files, the engine or the number type cannot be used.
@@ -56,7 +62,7 @@ class ExportedEoMT:
         if not isinstance(config, EoMTConfig):
             raise ValueError(f"{folder} holds a {config.model_type!r} model, not an EoMT")
         config.name_or_path = str(folder)
-        return cls(config, open_engine(folder, engine, dtype))
+        return cls(config, open_engine(folder, engine, dtype, num_requests))
 
     def __call__(self, pixel_values: Tensor, patch_offsets: list | None = None, **kwargs):
         """(B, 3, H, W) → class_queries_logits (B, Q, C + 1) and masks_queries_logits (B, Q, H/4, W/4).

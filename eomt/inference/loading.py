@@ -47,8 +47,9 @@ def require_model(name: str) -> None:
         raise ValueError(f"there is no model in {name!r}; give a directory that save_pretrained wrote, or a hub name")
 
 
-def load_model(name: str, **options):
-    """The model in `name`, as the Auto classes give it, or an exported one; options are `from_pretrained`'s.
+def load_model(name: str, num_requests: int | None = 1, **options):
+    """The model in `name`, as the Auto classes give it, or an exported one, which computes up to `num_requests` images
+    at once (None: as it gains from); options are `from_pretrained`'s.
 
     Raises:
         ValueError: when weights are missing, left over, of another shape or not finite. `from_pretrained` would draw
@@ -61,7 +62,7 @@ def load_model(name: str, **options):
 
         dtype = str(options.get("dtype", "float32")).removeprefix("torch.")
         names = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}  # None: what the file was exported for
-        return ExportedEoMT.from_pretrained(name, dtype=names.get(dtype, dtype))
+        return ExportedEoMT.from_pretrained(name, dtype=names.get(dtype, dtype), num_requests=num_requests)
     from transformers import AutoModelForUniversalSegmentation
     from transformers.utils import logging
 

@@ -6,7 +6,9 @@ V model inputs, more than images where windows are cut · S_h, S_w their size
 `pixel_values` and `patch_offsets` and returns EoMT's outputs.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -75,23 +77,28 @@ def segment(
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
-        for item, reason in batch["failures"]:
-            on_error(item, reason)
+
+    def compute(batch: dict):
+        """A batch's outputs, or the error."""
         if not batch["items"]:
-            continue
-        offsets = batch["patch_offsets"]
+            return None
         pixels = batch["pixel_values"].to(device, dtype, non_blocking=True)  # [V, 3, S_h, S_w]
         try:
             with torch.no_grad():  # inference tensors would stay in what FSDP gathers
-                outputs = model(pixel_values=pixels, patch_offsets=offsets or None)
+                return model(pixel_values=pixels, patch_offsets=batch["patch_offsets"] or None)
         except FAILS_ALONE as error:  # out of memory, on any device
             if on_error is None:
                 raise
+            return error
+
+    for batch, outputs in _computed(compute, loader, at_once=getattr(model, "num_requests", 0)):
+        for item, reason in batch["failures"]:
+            on_error(item, reason)
+        if isinstance(outputs, Exception):
             for item in batch["items"]:
-                on_error(item, error_line(error))
+                on_error(item, error_line(outputs))
             continue
-        stages = [outputs]
+        offsets, stages = batch["patch_offsets"], [outputs]
         if intermediate:
             stages += [SimpleNamespace(**logits) for logits in outputs.auxiliary_logits or ()]
         for i, (item, size) in enumerate(zip(batch["items"], batch["sizes"])):
@@ -106,6 +113,30 @@ def segment(
             else:
                 yield Segmented(item, size, found[0], found[1:])
                 found = None  # large images' results are large
+
+
+def _computed(compute: Callable, batches: Iterable, at_once: int) -> Iterator[tuple]:
+    """(batch, its outputs), in the batches' order.
+
+    at_once: batches that are computed in threads while the caller uses the last, for a model that takes calls from
+    threads; 0: each is computed when it is asked for.
+    """
+    if not at_once:
+        for batch in batches:
+            yield batch, compute(batch)
+        return
+    pool, waiting = ThreadPoolExecutor(at_once), deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, pool.submit(compute, batch)))
+            if len(waiting) > at_once:
+                batch, future = waiting.popleft()
+                yield batch, future.result()
+        while waiting:
+            batch, future = waiting.popleft()
+            yield batch, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def post_process(processor, outputs, size: tuple[int, int], task: str | None = None, **rules) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import numpy as np
@@ -41,6 +42,18 @@ def test_outputs_are_the_models(exported, engine):
         assert found.patch_offsets == [(0, 0, 64)] * batch
         for name in ("class_queries_logits", "masks_queries_logits"):
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_calls_from_threads_give_the_same(exported, engine):
+    """As many at once as the engine takes, and more callers than that."""
+    model = ExportedEoMT.from_pretrained(exported / "out", engine=engine, num_requests=None)
+    assert model.num_requests >= 1
+    images = torch.randn(12, 1, 3, 64, 64)
+    with ThreadPoolExecutor(model.num_requests + 2) as pool:
+        together = list(pool.map(model, images))
+    for pixels, found in zip(images, together):
+        torch.testing.assert_close(found.masks_queries_logits, model(pixels).masks_queries_logits)
 
 
 @pytest.mark.parametrize("engine", FORMATS)

@@ -1,5 +1,6 @@
 """The inference loop: any image source, any batch size, one result an image, for anything that acts like a model."""
 
+from threading import Barrier
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +60,32 @@ def test_what_acts_like_a_model(tmp_path):
     for ours, theirs in zip(segment(exported, processor, photos()), segment(model, processor, photos()), strict=True):
         same(ours.prediction, theirs.prediction)
     assert calls == [torch.float32] * 4
+
+
+def test_an_engine_computes_several_images_at_once():
+    """In the images' order, with the same results, and a failure is reported between its neighbors."""
+    model, processor = tiny_model(task="semantic").eval(), EoMTImageProcessor(task="semantic", size=64)
+    pictures, together, told = [*photos(), photos()[0]], Barrier(2, timeout=60), []
+
+    class Exported(SimpleNamespace):
+        def __call__(self, pixel_values, patch_offsets=None):
+            if len(pixel_values) == 7:  # the windows of the longest
+                raise MemoryError("too large")
+            together.wait()  # for another call
+            return model(pixel_values, patch_offsets=patch_offsets)
+
+    exported = Exported(config=model.config, device="cpu", dtype=torch.float32, num_requests=2)
+    found = []
+    for one in segment(exported, processor, pictures, on_error=lambda item, reason: told.append((item, reason))):
+        found.append(one)
+        told.append(one.item)
+    assert told == [*pictures[:3], (pictures[3], "too large"), pictures[4]]
+    expected = segment(model, processor, [*pictures[:3], pictures[4]])
+    for ours, theirs in zip(found, expected, strict=True):
+        same(ours.prediction, theirs.prediction)
+    exported.num_requests = 1
+    with pytest.raises(MemoryError, match="too large"):
+        list(segment(exported, processor, pictures[3:]))
 
 
 def test_an_image_that_fails_is_reported_or_raised(tmp_path):
