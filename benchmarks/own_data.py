@@ -42,6 +42,7 @@ OURS = {  # variant → what it adds to `eomt train`'s own defaults
     "always": "--masking always",
     "switched-off": "--masking switched-off",
     "never": "--masking never",
+    "pseudo-labels": "",  # and --more-data; see benchmarks.pseudo_labels
 }
 BUILT_IN = {  # variant → (learning rate, its schedule) of the stock Trainer
     "built-in-example": (1e-5, "constant"),  # as the README of transformers' example
@@ -81,6 +82,7 @@ def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]
         *("--dataloader-num-workers", "0", "--precision", options.precision, *OURS[options.variant].split()),
     ]
     command += ["--ignore-ids", options.ignore_ids] if options.ignore_ids else []
+    command += ["--more-data", options.more_data] if options.more_data else []
     data, model, args, _ = parse(command)
     trainer, _ = build_trainer(data, model, args)
     times = StepTimes()
@@ -201,7 +203,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--alone", action="store_true", help="nothing else runs: seconds a step mean something")
     parser.add_argument("--num-queries", type=int, default=100, help="of the built-in; its own default is 200")
     parser.add_argument("--num-points", type=int, default=2048, help="of the built-in; its own default is 12544")
+    parser.add_argument("--more-data", help="folder of pseudo-labels, for the variant of that name")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the trained model")
     options = parser.parse_args(argv)
+    if (options.variant == "pseudo-labels") != bool(options.more_data):
+        raise SystemExit("the variant pseudo-labels and --more-data belong together")
     options.precision = "bf16" if has_fast_bf16() else "fp32"
     if (options.output / "run.json").exists():
         raise SystemExit(f"{options.output} holds a finished run; choose another --output")
@@ -210,6 +216,9 @@ def main(argv: list[str] | None = None) -> None:
     keep_memory()  # as `eomt train` does, for every variant
     train = train_built_in if options.variant in BUILT_IN else train_ours
     model, processor, log, times = train(options)
+    if options.save:
+        model.save_pretrained(options.save)
+        processor.save_pretrained(options.save)
     metrics, scores = evaluate(model, processor, options)
     write_json(options.output / "run.json", summary(options, model, log, times, metrics, scores), indent=1)
     print(f"{options.variant} {Path(options.data).name}: {metrics[TASK_ROWS[options.task].metric_key]:.4f}")
