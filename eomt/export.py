@@ -9,7 +9,6 @@ from .inference.export_folder import MAX_DROP, ExportOptions, export_folder, req
 from .inference.exported import ExportedEoMT
 from .inference.loading import load_model, require_model
 from .inference.writing import require_free, require_writable
-from .modeling_eomt import EoMTPreTrainedModel
 from .training.data import EvaluationTransform
 from .training.evaluation import evaluate_model
 
@@ -32,9 +31,8 @@ def export(args) -> None:
     require_model(args.model)
     processor = AutoImageProcessor.from_pretrained(args.model, **({"size": size} if size else {}))
     model = load_model(args.model, dtype="float32", **({"image_size": size} if size else {}))
-    if not isinstance(model, EoMTPreTrainedModel):
-        kind = "exported already" if isinstance(model, ExportedEoMT) else f"a {type(model).__name__}"
-        raise ValueError(f"{args.model} is {kind}; give an EoMT that save_pretrained wrote")
+    if isinstance(model, ExportedEoMT):
+        raise ValueError(f"{args.model} is exported already; give an EoMT that save_pretrained wrote")
     score = _score(args, processor, model) if args.data else None
     export_folder(model, processor, args.output, options, score, args.force)
 

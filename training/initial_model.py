@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..configuration import TASK_ROWS, EoMTConfig
@@ -10,6 +9,7 @@ from ..configuration.backbones import SIZES
 from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
 from ..configuration.sizes import parse_size
+from ..inference.loading import load_config
 from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
 from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from ..modeling_eomt.weights.fitting import require_all_weights
@@ -99,7 +99,7 @@ def starting_config(options: ModelOptions, args: EoMTTrainingArguments) -> EoMTC
         if args.class_head == "keep":
             raise ValueError(f"{options.checkpoint}: an authors' file does not name its classes; give class_head new")
         return EoMTConfig.for_backbone(name, **options.overrides())
-    return AutoConfig.from_pretrained(options.checkpoint)
+    return load_config(options.checkpoint)
 
 
 def starting_task(start: EoMTConfig | None, options: ModelOptions) -> str:

@@ -32,7 +32,9 @@ def build_trainer(
     """
     start = starting_config(model, args)
     args.task = args.task or starting_task(start, model)
-    wanted = LabelSpace.from_config(start) if start is not None and args.class_head == "keep" else None
+    wanted = None
+    if start is not None and args.class_head == "keep":
+        wanted = LabelSpace.from_config(start, model.checkpoint)
     try:
         train, space = load_split(data, args, "train", wanted)
     except UnknownClass as error:

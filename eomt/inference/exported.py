@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from ..configuration import EoMTConfig
 from ..modeling_eomt import EoMTForUniversalSegmentationOutput
 from ..modeling_eomt.outputs import group_by_image, is_grouped
 from .engines import open_engine
+from .loading import load_config
 
 # The pipeline checks class names against this table and would log an error for ours.
 MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["ExportedEoMT"] = "ExportedEoMT"
@@ -58,9 +58,7 @@ class ExportedEoMT:
         dtype = DTYPES.get(dtype, dtype)
         if not Path(folder, "config.json").is_file():
             raise ValueError(f"there is no config.json in {str(folder)!r}; give a folder that eomt export wrote")
-        config = AutoConfig.from_pretrained(folder)
-        if not isinstance(config, EoMTConfig):
-            raise ValueError(f"{folder} holds a {config.model_type!r} model, not an EoMT")
+        config = load_config(folder)
         config.name_or_path = str(folder)
         return cls(config, open_engine(folder, engine, dtype, num_requests))
 

@@ -47,13 +47,25 @@ def require_model(name: str) -> None:
         raise ValueError(f"there is no model in {name!r}; give a directory that save_pretrained wrote, or a hub name")
 
 
+def load_config(name: str):
+    """The configuration in `name`, which must be an EoMT's or a ladder model's: `ValueError` for others."""
+    from transformers import AutoConfig
+
+    from ..configuration import EoMTConfig
+
+    config = AutoConfig.from_pretrained(name)
+    if not isinstance(config, EoMTConfig):
+        raise ValueError(f"{name} holds a {config.model_type!r} model, not an EoMT")
+    return config
+
+
 def load_model(name: str, num_requests: int | None = 1, **options):
     """The model in `name`, as the Auto classes give it, or an exported one, which computes up to `num_requests` images
     at once (None: as it gains from); options are `from_pretrained`'s.
 
     Raises:
-        ValueError: when weights are missing, left over, of another shape or not finite. `from_pretrained` would draw
-            random ones in their place, and the results would be wrong without an error.
+        ValueError: when it is not an EoMT, or weights are missing, left over, of another shape or not finite.
+            `from_pretrained` would draw random ones in their place, and the results would be wrong without an error.
     """
     from .engines import exported_engines
 
@@ -68,6 +80,7 @@ def load_model(name: str, num_requests: int | None = 1, **options):
 
     from ..modeling_eomt.weights.fitting import require_all_weights
 
+    load_config(name)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers' table of what does not fit: the error says it in a line
     try:
@@ -92,8 +105,6 @@ def load_for_inference(name: str, device: str | None = None, option: str = "--de
     require_model(name)
     place = usable_device(device, option)
     model = load_model(name, **options)
-    if not hasattr(model, "set_attn_mask_probs"):
-        raise ValueError(f"{name}: a {type(model).__name__} is not an EoMT model")
     model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
     return model.eval().to(place)
 

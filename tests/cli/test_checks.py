@@ -40,6 +40,29 @@ def test_device():
             usable_device("cuda")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict {photos} --model {model} --output {out}",
+        "evaluate {model} --data {photos}",
+        "export {model} {out} --format pt2",
+        "train --data {photos} --checkpoint {model} --output-dir {out}",
+    ],
+)
+@pytest.mark.parametrize("kind", ["vit", "mask2former"])
+def test_a_model_of_another_kind(command, kind, tmp_path, capsys):
+    """Said before its weights or any data are read."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": kind}))
+    (tmp_path / "model/preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos/a.png")
+    names = {name: str(tmp_path / name) for name in ("photos", "model", "out")}
+    assert main([part.format(**names) for part in command.split()]) == 2
+    assert f"{names['model']} holds a '{kind}' model, not an EoMT" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["/none/such", "a/b/c", "./runs"])
 def test_no_such_model(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the working folder may well have a ./runs
