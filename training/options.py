@@ -24,7 +24,7 @@ class DataOptions:
     ignore_ids: str | None = option("Label png values to ignore, separated by commas; 255 is always ignored.")
     image_size: str | None = option(
         "Training crop: a side in pixels, or HEIGHTxWIDTH; default: the recipe's, else the images' longer side, "
-        "at most 640 (semantic: 512)."
+        "more where objects are small, at most 640 (semantic: 512)."
     )
     scale_range: str | None = option(
         "Scale jitter LOW,HIGH relative to the crop; default: the recipe's, else 0.1,2.0 (semantic: "

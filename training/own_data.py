@@ -18,7 +18,8 @@ from ..configuration import TASK_ROWS
 from .data.files import read_bytes
 
 Start = Literal["eomt", "backbone", "scratch"]
-SAMPLED = 200  # images whose size is looked up
+SAMPLED = 200  # images whose size and segments are looked up
+PATCH = 16  # pixels of the input, a side
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 12, 100
 BATCH, LARGE_DATA_BATCH, LARGE_DATA = 8, 16, 5000
 
@@ -32,6 +33,8 @@ class DataFacts:
     "Median of the images' longer sides, in pixels."
     segments: tuple[int, int] | None
     "Median and most segments an image; None where the labels are pictures, which would have to be read."
+    object_side: float | None = None
+    "Median over the segments of √area / the image's longer side; None where areas are not known without decoding."
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,18 @@ def facts_of(table: Dataset) -> DataFacts:
     places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
     sampled = rows.select(places)
     sides = [max(row["size"]) if row["size"] else max(_size(row["image"])) for row in sampled]
+    shares = [
+        math.sqrt(segment["area"]) / side
+        for row, side in zip(sampled, sides)
+        for segment in row["segments"]
+        if segment["area"] > 0 and not segment["iscrowd"]
+    ]
     segments = None
     if rows[0]["layout"] in ("panoptic", "instance"):
         counts = [sum(not segment["iscrowd"] for segment in image) for image in rows["segments"]]
         segments = (round(float(np.median(counts))), max(counts))
-    return DataFacts(len(rows), round(float(np.median(sides))), segments)
+    object_side = float(np.median(shares)) if shares else None
+    return DataFacts(len(rows), round(float(np.median(sides))), segments, object_side)
 
 
 def _size(location: str) -> tuple[int, int]:
@@ -88,8 +98,11 @@ def own_data_defaults(
 
 def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
     row = TASK_ROWS[task]
-    size = given or min(row.image_size, max(128, 32 * round(facts.side / 32)))
-    about = f"the images' longer side is {facts.side} pixels"
+    wanted, about = 32 * round(facts.side / 32), f"the images' longer side is {facts.side} pixels"
+    if facts.object_side and (enlarged := 32 * math.ceil(PATCH / facts.object_side / 32)) > wanted:
+        about += f", enlarged so that half of the objects are larger than a patch of {PATCH} pixels"
+        wanted = enlarged
+    size = given or min(row.image_size, max(128, wanted))
     yield Choice("image_size", str(size), f"{about}; larger than {row.image_size} costs more than it gives")
     if size < row.image_size:
         yield Choice("scale_range", "0.5,1.5", "small images: enlarged and reduced less than the paper's")

@@ -1,5 +1,6 @@
 """Values for data without a recipe: from the data and from what the run starts with; whatever is given stays."""
 
+import numpy as np
 import pytest
 
 from eomt.cli import main
@@ -20,7 +21,8 @@ def test_facts_are_those_of_the_training_images(tmp_path):
     table, _ = load_data(root, task="panoptic", split="train")
     facts = facts_of(table)
     counts = sorted(len(row["segments"]) for row in table)
-    assert facts == DataFacts(images=5, side=108, segments=(counts[2], counts[-1]))
+    shares = [segment["area"] ** 0.5 / 108 for row in table for segment in row["segments"]]
+    assert facts == DataFacts(5, 108, (counts[2], counts[-1]), pytest.approx(np.median(shares)))
 
 
 def test_queries_follow_the_fullest_image():
@@ -36,6 +38,13 @@ def test_size_and_points_follow_the_images():
     assert small["train_num_points"] < large["train_num_points"] <= 12544
     assert values(DataFacts(9, 3000, None), task="semantic")["image_size"] == "512"
     assert values(DataFacts(9, 3000, None), image_size=256)["train_num_points"] == small["train_num_points"]
+
+
+def test_images_of_small_objects_are_enlarged():
+    """Median objects of 12 of 256 pixels to at least 16; not beyond the task's size."""
+    sizes = [values(DataFacts(9, 256, (30, 90), share))["image_size"] for share in (0.3, 16 / 256, 12 / 256, 0.005)]
+    assert sizes == ["256", "256", "352", "640"]
+    assert values(DataFacts(9, 256, (30, 90), 0.005), image_size=96)["train_num_points"] == 1024
 
 
 def test_rates_follow_what_is_trained_already():
