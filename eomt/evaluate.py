@@ -93,8 +93,8 @@ def start_group(args) -> None:
 def load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
     disable_progress_bar()  # of loading weights; the evaluation has its own
-    options = {"dtype": getattr(torch, args.dtype), "num_requests": None}
-    model = load_for_inference(args.model, args.device, masked=args.masked, **options)
+    dtype = getattr(torch, args.dtype)
+    model = load_for_inference(args.model, args.device, masked=args.masked, num_requests=None, dtype=dtype)
     merge_tokens(model, args.token_merging, args.merging_layers)
     processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
     return model, processor

@@ -74,8 +74,8 @@ class PredictionRun:
         self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
         self.failures: list[tuple[str, str]] = []  # (file, reason)
         device = usable_device(args.device)
-        options = {"dtype": getattr(torch, args.dtype), "num_requests": len(image_ids)}
-        self.model = load_model(args.model, **options).eval().to(device)
+        at_once = None if args.tile else len(image_ids)
+        self.model = load_model(args.model, at_once, dtype=getattr(torch, args.dtype)).eval().to(device)
         if self.model.attn_mask_probs.any():
             if self.is_main:
                 print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
