@@ -5,6 +5,7 @@ on three small data sets of photographs that these are from. Whatever the user g
 """
 
 import io
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from ..configuration import TASK_ROWS
 from .data.files import read_bytes
+from .data.polygons import to_rle
 
 Start = Literal["eomt", "backbone", "scratch"]
 SAMPLED = 200  # images whose size and segments are looked up
@@ -34,7 +37,7 @@ class DataFacts:
     segments: tuple[int, int] | None
     "Median and most segments an image; None where the labels are pictures, which would have to be read."
     object_side: float | None = None
-    "Median over the segments of √area / the image's longer side; None where areas are not known without decoding."
+    "Median over the segments of √area / the image's longer side; None where the labels are pictures."
 
 
 @dataclass(frozen=True)
@@ -47,29 +50,38 @@ class Choice:
 
 
 def facts_of(table: Dataset) -> DataFacts:
-    """Rows of `load_data` → facts; opens at most 200 images, headers only."""
+    """Rows of `load_data` → facts; looks at 200 images at most, and opens no more than their headers."""
     rows = table.with_format(None)
     places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
     sampled = rows.select(places)
-    sides = [max(row["size"]) if row["size"] else max(_size(row["image"])) for row in sampled]
-    shares = [
-        math.sqrt(segment["area"]) / side
-        for row, side in zip(sampled, sides)
+    sizes = [row["size"] or _size(row["image"]) for row in sampled]
+    areas = [
+        (_area(segment, size), max(size))
+        for row, size in zip(sampled, sizes)
         for segment in row["segments"]
-        if segment["area"] > 0 and not segment["iscrowd"]
+        if not segment["iscrowd"]
     ]
+    shares = [math.sqrt(area) / side for area, side in areas if area > 0]
     segments = None
     if rows[0]["layout"] in ("panoptic", "instance"):
         counts = [sum(not segment["iscrowd"] for segment in image) for image in rows["segments"]]
         segments = (round(float(np.median(counts))), max(counts))
     object_side = float(np.median(shares)) if shares else None
-    return DataFacts(len(rows), round(float(np.median(sides))), segments, object_side)
+    return DataFacts(len(rows), round(float(np.median([max(size) for size in sizes]))), segments, object_side)
+
+
+def _area(segment: dict, size: tuple[int, int]) -> float:
+    """Pixels of a row's segment; −1 where they would have to be counted in a picture."""
+    if segment["area"] >= 0 or not segment["shape"]:
+        return segment["area"]
+    return float(coco_mask.area(to_rle(json.loads(segment["shape"]), *size)))
 
 
 def _size(location: str) -> tuple[int, int]:
+    """(height, width)"""
     try:
         with Image.open(io.BytesIO(read_bytes(location))) as image:
-            return image.size
+            return image.size[::-1]
     except Exception as error:  # what Pillow's decoders raise for damaged files has no common class
         raise ValueError(f"{location}: unreadable image ({error}); fix or remove it") from None
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from eomt.cli import main
 from eomt.training import EoMTTrainingArguments
@@ -23,6 +24,17 @@ def test_facts_are_those_of_the_training_images(tmp_path):
     counts = sorted(len(row["segments"]) for row in table)
     shares = [segment["area"] ** 0.5 / 108 for row in table for segment in row["segments"]]
     assert facts == DataFacts(5, 108, (counts[2], counts[-1]), pytest.approx(np.median(shares)))
+
+
+def test_objects_of_yolo_files_are_measured(tmp_path):
+    """Its text files have polygons and no areas: a square of half the height of an 80 × 40 image."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "train").mkdir(parents=True)
+    Image.new("RGB", (80, 40)).save(tmp_path / "images/train/a.png")
+    (tmp_path / "labels/train/a.txt").write_text("0 0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75\n")
+    (tmp_path / "data.yaml").write_text("names: [cell]\ntrain: images/train\n")
+    table, _ = load_data(tmp_path, task="instance", split="train")
+    assert facts_of(table) == DataFacts(1, 80, (1, 1), pytest.approx(20 / 80, abs=0.02))
 
 
 def test_queries_follow_the_fullest_image():
