@@ -29,7 +29,7 @@ ABOUT = {
     "always": "`--masking always`",
     "switched-off": "`--masking switched-off`",
     "never": "`--masking never`",
-    "pseudo-labels": "`--more-data` with the first row's model's labels of the other training images",
+    "pseudo-labels": "`--more-data`: labels that the first row's model gave the other training images",
     "built-in-example": "built-in model, stock Trainer, 1e-5 constant (the example's rate)",
     "built-in-1e-4": "built-in model, stock Trainer, 1e-4 linear",
     "built-in-5e-4": "built-in model, stock Trainer, 5e-4 linear",
