@@ -112,7 +112,7 @@ def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
     row = TASK_ROWS[task]
     wanted, about = 32 * round(facts.side / 32), f"the images' longer side is {facts.side} pixels"
     if facts.object_side and (enlarged := 32 * math.ceil(PATCH / facts.object_side / 32)) > wanted:
-        about += f", enlarged so that half of the objects are larger than a patch of {PATCH} pixels"
+        about += f", where half of the objects are smaller than a patch of {PATCH}"
         wanted = enlarged
     size = given or min(row.image_size, max(128, wanted))
     yield Choice("image_size", str(size), f"{about}; larger than {row.image_size} costs more than it gives")

@@ -36,7 +36,6 @@ class ExportedEoMT:
     def __init__(self, config: EoMTConfig, engine):
         self.config = config
         self.engine = engine
-        self.num_requests = engine.num_requests
 
     @classmethod
     def from_pretrained(
@@ -94,6 +93,11 @@ class ExportedEoMT:
                 f"pixel_values are {height} × {width} pixels; the file takes {sides[0]} × {sides[1]}: use its own "
                 "image processor, or export with --image-size or --dynamic-size"
             )
+
+    @property
+    def num_requests(self) -> int:
+        """Calls that are computed at once; more wait."""
+        return self.engine.num_requests
 
     # --- what transformers' pipeline and this library's commands ask of a model --------------------------------------
 

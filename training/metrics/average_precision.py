@@ -86,6 +86,7 @@ class _Matches:
 
     @classmethod
     def joined(cls, images: list["_Matches"]) -> "_Matches":
+        """Those of many images, of none too."""
         bits, ints = np.zeros((len(AREAS), 2, 0), np.uint8), np.zeros(0, np.int32)
         images = [cls(ints, ints, np.zeros((0, len(AREAS)), np.int32), np.zeros(0), bits, bits), *images]
         columns = zip(*((m.labels, m.detections, m.references, m.scores, m.matched, m.ignored) for m in images))
@@ -103,8 +104,8 @@ def _order(image: tuple) -> tuple:
 def _accumulate(matches: _Matches, label: int) -> tuple[np.ndarray, np.ndarray]:
     """A label's precision (T, R, 1, A, M) and recall (T, 1, A, M).
 
-    COCOeval pools an area range's images itself; here they are one image already, which is the same sums at a
-    thousandth of the calls. It also cuts every image's detections at a limit: that is done first, in a run a limit.
+    COCOeval pools an area range's images itself; here they are one image already, which is the same sums in far
+    fewer calls. It also cuts every image's detections at a limit: that is done first, in a run a limit.
     """
     of_label = matches.labels == label
     references = matches.references[of_label].sum(0)
