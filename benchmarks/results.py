@@ -114,8 +114,9 @@ def verdict(variants: dict[str, list[dict]], metric: str) -> str:
     seeds = sorted(ours.keys() & other.keys())
     won = sum(round(100 * (ours[seed] - other[seed]), 1) > 0 for seed in seeds)  # as far as the table shows
     count = f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
+    rate = "its best rate here" if len(theirs) > 1 else "the only rate tried here"
     return (
-        f"Ours {spread(list(ours.values()))} {metric}; the built-in at its best rate here "
+        f"Ours {spread(list(ours.values()))} {metric}; the built-in at {rate} "
         f"{spread(list(other.values()))}. Ours is ahead in {won} of {count}."
     )
 
