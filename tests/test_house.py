@@ -93,16 +93,19 @@ def test_importing_eomt_leaves_training_and_generic_names_alone():
 
 
 @pytest.mark.parametrize("started", ["-m eomt", "eomt"])
-def test_help_imports_no_torch(started):
-    """Counted in modules, not in seconds; one process asks for the help of every command."""
+def test_help_and_wrong_options_import_no_torch(started):
+    """Counted in modules, not in seconds; one process asks for the help of every command and misspells an option."""
     if started == "eomt":  # as the console script does
         start = "sys.argv[0] = '/bin/eomt'; from eomt.cli import main; main()"
     else:
         start = "runpy.run_module('eomt', run_name='__main__', alter_sys=True)"
         start = f"sys.argv[0] = '-m'; sys.orig_argv = [sys.executable, '-m', 'eomt']; {start}"
-    script = f"import runpy, sys\nfor command in {[[], *([name] for name in COMMANDS)]}:\n"
-    script += f"    try:\n        sys.argv[1:] = [*command, '--help']; {start}\n"
-    script += "    except SystemExit as end:\n        assert not end.code\n"
+    asked = [(["--help"], 0), *(([name, "--help"], 0) for name in COMMANDS)]
+    asked += [([name, "--mdoel=x"], 2) for name in COMMANDS if name != "train"]  # which takes all of the Trainer's
+    script = f"import runpy, sys\nfor options, code in {asked}:\n"
+    script += f"    try:\n        sys.argv[1:] = options; {start}\n"
+    script += "    except SystemExit as end:\n        assert (end.code or 0) == code, (options, end.code)\n"
+    script += "    else:\n        assert options == ['--help'], options\n"
     script += "assert not {'torch', 'torchao', 'transformers.modeling_utils'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,7 @@
-"""The `eomt` command: each sub-command is a module of this folder with `main(argv) -> int`, imported when called."""
+"""The `eomt` command: each sub-command is a module of this folder, imported when called.
+
+Its `read(argv)` gives the options, checked as far as that goes without torch, and `run(options)` the exit code.
+"""
 
 import importlib
 import re
@@ -57,11 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"eomt: there is no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        if not {"-h", "--help"} & {*argv}:
-            from ..auto import register
+        command = importlib.import_module(f".{argv[0]}", __name__)
+        options = command.read(argv[1:])
+        from ..auto import register  # imports torch, which takes seconds: not before the options are known to be right
 
-            register()
-        return importlib.import_module(f".{argv[0]}", __name__).main(argv[1:]) or 0
+        register()
+        return command.run(options)
     except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
         print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)
         return 2

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
+def read(argv: list[str]) -> argparse.Namespace:
     args = parser().parse_args(argv)
     require_at_least(args, 1, "batch_size", "repeats")
     require_at_least(args, 0, "warm_up")
@@ -90,7 +90,10 @@ def main(argv: list[str]) -> int:
         raise ValueError("--calibrate-merging takes one model and finds --token-merging itself")
     if args.autocast and args.dtype == "float32":
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
+    return args
 
+
+def run(args: argparse.Namespace) -> int:
     if args.calibrate_merging:
         from ..benchmarking.merging import calibrate
 

@@ -18,10 +18,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
+def read(argv: list[str]) -> argparse.Namespace:
     args = parser().parse_args(argv)
     require_picture(args.plot)
+    return args
 
+
+def run(args: argparse.Namespace) -> int:
     from ..benchmarking.runs import find_runs, plot_runs, runs_table
     from ..inference.writing import atomic, require_free
 

@@ -36,8 +36,11 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
+def read(argv: list[str]) -> argparse.Namespace:
+    return parser().parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
     from ..convert import convert
 
     convert(args)

@@ -22,11 +22,14 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
+def read(argv: list[str]) -> argparse.Namespace:
     args = parser().parse_args(argv)
     require_at_least(args, 1, "steps", "train_images", "val_images")
+    return args
 
-    from ..demo import run
 
-    run(args)
+def run(args: argparse.Namespace) -> int:
+    from .. import demo
+
+    demo.run(args)
     return 0

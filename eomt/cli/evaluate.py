@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
+def read(argv: list[str]) -> argparse.Namespace:
     options = parser()
     args = options.parse_args(argv)
     if (args.model is None) == (args.predictions is None):
@@ -85,12 +85,17 @@ def main(argv: list[str]) -> int:
             if getattr(args, name) != options.get_default(name):
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} has no meaning for bravo, whose images and ignored pixels are fixed")
+    elif args.subsets:
+        raise ValueError("--subsets needs --dataset bravo")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.dataset == "bravo":
         from ..evaluate_bravo import evaluate_bravo
 
         evaluate_bravo(args)
         return 0
-    if args.subsets:
-        raise ValueError("--subsets needs --dataset bravo")
     from ..evaluate import evaluate
 
     evaluate(args)

@@ -41,11 +41,15 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
+def read(argv: list[str]) -> argparse.Namespace:
     args = parser().parse_args(argv)
     for option in ("split", "ignore_ids", "max_drop"):
         if getattr(args, option) not in (None, []) and not args.data:
             raise ValueError(f"--{option.replace('_', '-')} is for --data, which is missing")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
     from ..export import export
 
     export(args)

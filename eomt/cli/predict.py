@@ -74,8 +74,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
-    """The exit code: 0, or 1 if some images could not be segmented."""
+def read(argv: list[str]) -> argparse.Namespace:
     args = parser().parse_args(argv)
     require_at_least(args, 1, "batch_size", "max_pixels")
     require_at_least(args, 0, "workers")
@@ -90,7 +89,11 @@ def main(argv: list[str]) -> int:
     args.overlap = OVERLAP if args.overlap is None else args.overlap
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; give a folder")
+    return args
 
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code: 0, or 1 if some images could not be segmented."""
     from ..inference.writing import require_free
     from ..predict import predict
 

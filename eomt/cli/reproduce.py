@@ -32,13 +32,17 @@ def _as_listed(table: str) -> str:
     return table.upper() if len(table) == 1 else table.lower()
 
 
-def main(argv: list[str]) -> int:
+def read(argv: list[str]) -> argparse.Namespace:
     args = parser().parse_args(argv)
     if args.plot and args.table != "figure-1":
         raise ValueError("--plot is for figure-1; tables have none")
     require_picture(args.plot)
     require_at_least(args, 1, "repeats")
     require_at_least(args, 0, "warm_up")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
     from ..benchmarking.reproduce import reproduce
 
     return reproduce(args)

@@ -26,14 +26,17 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
+def read(argv: list[str]) -> argparse.Namespace:
     args = parser().parse_args(argv)
     require_at_least(args, 1, "port", "max_upload", "max_pixels", "requests")
     if args.port > 65535:
         raise ValueError(f"--port {args.port}: give at most 65535")
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'eomt[app]'")
+    return args
 
+
+def run(args: argparse.Namespace) -> int:
     from ..app.limits import Limits
     from ..app.server import serve
     from ..inference.loading import usable_device

@@ -15,19 +15,26 @@ More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --hel
 TrainingArguments; --list-recipes lists the recipes."""
 
 
-def main(argv: list[str]) -> int:
+def read(argv: list[str]) -> tuple:
+    """As `parse`; ends the program where only the recipes or the options are asked for."""
     if "--list-recipes" in argv:
-        return list_recipes()
+        list_recipes()
+        raise SystemExit
     if {"-h", "--help"} & {*argv}:
-        return show_help()
-    from ..training.run import check_run, run
+        show_help()
+    return parse(argv)
 
-    data, model, args, resume = parse(argv)
+
+def run(options: tuple) -> int:
+    from ..training.run import check_run
+    from ..training.run import run as train
+
+    data, model, args, resume = options
     if data.check:
         report, readable = check_run(data, model, args)
         print(report)
         return 0 if readable else 1
-    run(data, model, args, resume)
+    train(data, model, args, resume)
     return 0
 
 
@@ -48,13 +55,12 @@ def _parser(options: tuple):
     return parser
 
 
-def show_help() -> int:
+def show_help() -> None:
     """Our options and the stock Trainer's most used, without importing torch."""
     from ..training.options import DataOptions, ModelOptions
     from ..training.run_options import RunOptions, StockOptions
 
     _parser((DataOptions, ModelOptions, RunOptions, StockOptions)).parse_args(["--help"])
-    return 0
 
 
 def parse(argv: list[str]):
@@ -90,11 +96,10 @@ def _fill(values: argparse.Namespace, given: set[str]) -> None:
         values.eval_steps = values.save_steps = share if share < 1 else 0.999
 
 
-def list_recipes() -> int:
+def list_recipes() -> None:
     from ..configuration.recipes import RECIPES
 
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
         result = f"{recipe.reported.value} {recipe.reported.metric}"
         print(f"{recipe.name:<{width}}  {result:<10} {recipe.total_steps:>8,} steps  {recipe.backbone}")
-    return 0

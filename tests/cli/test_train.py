@@ -246,7 +246,9 @@ def test_help_shows_ours_and_all_on_request(capsys):
 
 
 def test_list_of_recipes(capsys):
-    assert main(["train", "--list-recipes"]) == 0
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--list-recipes"])
+    assert not end.value.code
     printed = capsys.readouterr().out
     assert "coco_panoptic_eomt_large_640 " in printed
     assert "56.0 PQ" in printed
