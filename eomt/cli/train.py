@@ -15,17 +15,18 @@ More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --hel
 TrainingArguments; --list-recipes lists the recipes."""
 
 
-def read(argv: list[str]) -> tuple:
-    """As `parse`; ends the program where only the recipes or the options are asked for."""
+def read(argv: list[str]) -> tuple | None:
+    """As `parse`; None where only the recipes are asked for."""
     if "--list-recipes" in argv:
-        list_recipes()
-        raise SystemExit
+        return None
     if {"-h", "--help"} & {*argv}:
         show_help()
     return parse(argv)
 
 
-def run(options: tuple) -> int:
+def run(options: tuple | None) -> int:
+    if options is None:
+        return list_recipes()
     from ..training.run import check_run
     from ..training.run import run as train
 
@@ -96,10 +97,11 @@ def _fill(values: argparse.Namespace, given: set[str]) -> None:
         values.eval_steps = values.save_steps = share if share < 1 else 0.999
 
 
-def list_recipes() -> None:
+def list_recipes() -> int:
     from ..configuration.recipes import RECIPES
 
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
         result = f"{recipe.reported.value} {recipe.reported.metric}"
         print(f"{recipe.name:<{width}}  {result:<10} {recipe.total_steps:>8,} steps  {recipe.backbone}")
+    return 0
