@@ -20,7 +20,7 @@ FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 def convert(args) -> None:
     """In the direction that the source says; `args` as the command's parser gives them."""
-    require_free(args.destination, args.force)  # before minutes of reading
+    require_free(args.destination, args.force, args.source)  # before minutes of reading
     require_writable(args.destination.parent)
     if args.image_size:
         args.image_size = parse_size(*args.image_size)

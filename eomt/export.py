@@ -16,7 +16,7 @@ from .training.evaluation import evaluate_model
 def export(args) -> None:
     """Export by the options, `args` as the command's parser gives them."""
     size = parse_size(*args.image_size) if args.image_size else None
-    require_free(args.output, args.force)
+    require_free(args.output, args.force, args.model)
     require_writable(args.output.parent)
     options = ExportOptions(
         formats=tuple(dict.fromkeys(args.format)),

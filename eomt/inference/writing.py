@@ -9,19 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MODEL_FILES = ("config.json", "preprocessor_config.json")
+RUN_FILE = "trainer_state.json"
 
 
-def require_free(target: Path, force: bool) -> None:
+def require_free(target: Path, force: bool, source: str | os.PathLike | None = None) -> None:
     """Raise `ValueError` where `target` exists and must not be replaced.
 
-    With `force`, files are replaced, and folders that are empty or hold a model; never a folder with other work in it.
+    With `force`, files are replaced, and folders that are empty or hold a model and nothing else: never one with other
+    work in it, a training run, or the `source` that the new content is made from.
     """
     if not target.exists():
         return
+    if source is not None and target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+        raise ValueError(f"{target} holds {source}, which would be lost; choose another name")
     if not force:
         raise ValueError(f"{target} exists; choose another name, or replace it with --force")
     if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in MODEL_FILES):
         raise ValueError(f"{target} is a folder with other files in it, not a model's; --force does not replace it")
+    if target.is_dir() and any(path.is_dir() or path.name == RUN_FILE for path in target.iterdir()):
+        raise ValueError(f"{target} holds a training run or other folders; --force does not replace it")
 
 
 def require_writable(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Outputs that cannot be written: known before the work where possible; a full disk is one line and leaves nothing."""
 
 import resource
+import shutil
 import signal
 
 import pytest
@@ -84,3 +85,23 @@ def test_predict_says_that_only_the_first_frame_is_used(folder, tmp_path, capsys
     assert main(command.split()) == 0
     assert "moving.gif: the first of 3 frames" in capsys.readouterr().err
     assert (tmp_path / "out/labels/more/photo.png").is_file()
+
+
+@pytest.mark.parametrize("target", ["run", "run/best"])
+def test_force_replaces_no_trained_model_by_what_is_made_from_it(folder, tmp_path, capsys, target):
+    shutil.copytree(folder / "model", tmp_path / "run/best")
+    shutil.copytree(folder / "model", tmp_path / "run", dirs_exist_ok=True)
+    command = ["export", str(tmp_path / "run/best"), str(tmp_path / target), "--format", "pt2", "--force"]
+    assert main(command) == 2
+    assert "would be lost" in capsys.readouterr().err
+    assert (tmp_path / "run/best/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("work", ["trainer_state.json", "checkpoint-10/model.safetensors"])
+def test_force_replaces_no_training_run(folder, tmp_path, capsys, work):
+    shutil.copytree(folder / "model", tmp_path / "run")
+    (tmp_path / "run" / work).parent.mkdir(exist_ok=True)
+    (tmp_path / "run" / work).write_text("hours of work")
+    assert main(["convert", str(folder / "authors.bin"), str(tmp_path / "run"), "--heads", "4", "--force"]) == 2
+    assert "a training run or other folders" in capsys.readouterr().err
+    assert (tmp_path / "run" / work).read_text() == "hours of work"
