@@ -134,8 +134,10 @@ def _scores_held_out(path: str, dataset: str, task: str, split: str, model) -> b
     if split != "val":
         return False
     splits = splits_of(path, dataset, task)
-    record = Path(model.config.name_or_path, "split.json") if model else None
-    if splits or record is None or not record.is_file():
+    folder = Path(model.config.name_or_path) if model else None
+    records = [folder / "split.json", folder.parent / "split.json"] if model else []  # best/ is below the run's folder
+    record = next((file for file in records if file.is_file()), None)
+    if splits or record is None:
         return splits == ["train"]
     rows, _ = load_data(path, dataset, task=task, split=split, automatic_split=True)
     trained = read_json(record)

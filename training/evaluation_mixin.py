@@ -33,7 +33,7 @@ class EvaluationMixin:
         if dataset is None or not len(dataset):
             raise ValueError("there is no evaluation data; give eval_dataset with at least one image")
         if "reference" not in dataset[0]:
-            with self._inference_masking():
+            with self.inference_masking():
                 return super().evaluate(dataset, ignore_keys, metric_key_prefix)
         if self.processing_class is None:
             raise ValueError("evaluation needs the image processor; give EoMTTrainer a processing_class")
@@ -41,7 +41,7 @@ class EvaluationMixin:
 
     def _evaluate_metric(self, dataset, prefix: str) -> dict[str, float]:
         args, started = self.args, time.time()
-        with self._inference_masking():
+        with self.inference_masking():
             self.evaluation_details = self._stream(dataset, intermediate=False)
         if args.evaluate_blocks and self.accelerator.unwrap_model(self.model).attn_mask_probs.any():
             masked = self._stream(dataset, intermediate=True)  # as it trains at this moment
@@ -82,7 +82,7 @@ class EvaluationMixin:
         return super().prediction_step(model, inputs, True, ignore_keys)  # masks of a data set fit no memory
 
     @contextmanager
-    def _inference_masking(self):
+    def inference_masking(self):
         """The model as it is at inference: without masks, unless they are to stay."""
         model = self.accelerator.unwrap_model(self.model)
         before = model.attn_mask_probs.tolist()

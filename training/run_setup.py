@@ -13,6 +13,7 @@ from ..image_processing import EoMTImageProcessor
 from .arguments import EoMTTrainingArguments
 from .callbacks.progress import ReadableProgress
 from .cpu import has_fast_bf16
+from .data.hold_out import FEWEST
 from .data.load import load_data
 from .data.readers import UnknownClass
 from .data.transforms import EvaluationTransform, TrainTransform
@@ -42,6 +43,8 @@ def build_trainer(
     train, space = _with_more(train, data, args, space)
     args, choices = fill(data, model, args, train, start)
     validation = load_split(data, args, "val", space)[0] if args.eval_strategy != "no" else None
+    if validation is not None:
+        _require_apart(train, validation, data.data)
     set_seed(args.seed)  # the Trainer does so only when the model has its weights
     network = build_model(data, model, args, space, start)
     processor = EoMTImageProcessor(
@@ -57,6 +60,16 @@ def build_trainer(
     if not args.disable_tqdm:
         ReadableProgress.replace_stock(trainer)
     return trainer, choices
+
+
+def _require_apart(train: Dataset, validation: Dataset, source) -> None:
+    """`ValueError` where images are trained and validated on; of fewer than five nothing can be held out."""
+    both = {*train.with_format(None)["image"][:]} & {*validation.with_format(None)["image"][:]}
+    if both and len(train) >= FEWEST:
+        raise ValueError(
+            f"{source}: {len(both)} images are in train and in val, such as {min(both)}; name the splits' folders "
+            "train and val, or give --eval-strategy no"
+        )
 
 
 def fill(

@@ -240,6 +240,8 @@ def test_data_without_val_is_split_the_same_in_every_command(folder, label_maps,
     assert sorted(image["file_name"] for image in images) == sorted(split["val"])
     assert f"note: {data} has no val split; evaluated are the {len(images)} images" in capsys.readouterr().err
     if not folder:
+        assert evaluate(tmp_path / "run/best", "--data", data) == 0
+        assert f"evaluated are the {len(images)} images" in capsys.readouterr().err
         assert len(load_data(data, task="semantic", split="val")[0]) == 12
         (tmp_path / "run/split.json").unlink()  # a model that was not trained on this data
         assert evaluate(tmp_path / "run", "--data", data) == 0
@@ -247,6 +249,37 @@ def test_data_without_val_is_split_the_same_in_every_command(folder, label_maps,
         return
     with pytest.raises(ValueError, match="the data set is empty"):
         load_data(data, task="semantic", split="val")  # the library splits nothing that it was not asked to
+
+
+@pytest.mark.parametrize("folders", [
+    ("Train/{0}", "Val/{0}"), ("{0}/train2017", "{0}/val2017"), ("{0}", "{0}"),
+])  # fmt: skip
+def test_no_image_is_in_both_splits(folders, label_maps, tmp_path):
+    data = tmp_path / "my-test"  # is no split's name
+    for i in range(10):
+        for kind, suffix in (("images", "jpg"), ("labels", "png")):
+            folder = data / folders[i % 2].format(kind)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(label_maps / "train" / kind / f"0.{suffix}", folder / f"{i}.{suffix}")
+    (data / "docs/test").mkdir(parents=True)
+    (data / "docs/test/notes.txt").write_text("no image")
+    rows = [
+        load_data(data, task="semantic", split=split, automatic_split=True)[0].with_format(None)["file_name"][:]
+        for split in ("train", "val")
+    ]
+    assert min(map(len, rows)) > 0
+    assert sorted(rows[0] + rows[1]) == sorted({*rows[0], *rows[1]})
+    assert len(rows[0] + rows[1]) == 10
+
+
+def test_images_in_both_splits_are_refused_before_training(label_maps, tmp_path, capsys):
+    data = tmp_path / "val"  # whole, whatever split is asked for
+    for i in range(6):
+        for kind, suffix in (("images", "jpg"), ("labels", "png")):
+            (data / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(label_maps / "train" / kind / f"0.{suffix}", data / kind / f"{i}.{suffix}")
+    assert train(data, tmp_path / "run", "semantic", "--eval-strategy", "steps") == 2
+    assert "6 images are in train and in val" in capsys.readouterr().err
 
 
 def test_few_images_are_not_all_held_out():

@@ -120,6 +120,15 @@ def test_best_weights_are_kept_beside_the_last(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".best")] == []
 
 
+def test_best_weights_are_saved_as_they_were_evaluated(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_best": True, "masking": "annealed", "logging_steps": 1}
+    trainer = trainer_of(tmp_path, evaluated=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1], max_steps=6, **options)
+    trainer.train()
+    assert trainer.state.log_history[0]["attn_mask_prob_1"] == 1  # masked in training when the best was saved
+    best = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "best")
+    assert not best.attn_mask_probs.any()
+
+
 @pytest.mark.parametrize(
     ("masking", "stops_at"),
     [

@@ -44,7 +44,10 @@ class BestWeightsCallback(TrainerCallback):
         return max(annealing.steps(state.max_steps, blocks)[1])
 
     def _save(self, args, metrics: dict) -> None:
-        folder = Path(args.output_dir, FOLDER)
+        with self.trainer.inference_masking():  # what was evaluated is what is saved
+            self._write(Path(args.output_dir, FOLDER), metrics)
+
+    def _write(self, folder: Path, metrics: dict) -> None:
         if self.trainer.accelerator.num_processes > 1:  # each process takes part in gathering the weights
             self.trainer.save_model(folder)
             if self.trainer.is_world_process_zero():

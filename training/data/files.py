@@ -27,6 +27,12 @@ MOST_COMPRESSED, SMALL = 200, 1 << 26  # a zip's members shrink to a 200th at th
 _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
 
 
+def mentions(name: str, word: str) -> bool:
+    """Whether a path has the split's name as a word: "train/_annotations.coco.json", "panoptic_train2017.json"."""
+    words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
+    return word in words
+
+
 def safe_name(name: str, source: str) -> str:
     """A relative path with forward slashes; `ValueError` where it would leave its folder."""
     path = PurePosixPath(str(name).replace("\\", "/"))

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from datasets import Dataset
 
-from .files import SPLIT_NAMES, Tree
-from .readers.coco_layout import mentions, search_trees
+from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions
+from .readers.coco_layout import is_task, search_trees
 
 SHARE = 0.1
 SEED = "0"
@@ -20,17 +20,21 @@ UNSPLIT = ([], ["train"])
 
 def named_splits(path: Path, dataset: str, task: str) -> list[str]:
     """The splits that the data's paths name; of formats that fix them, training and validation."""
-    if dataset == "coco":
-        names = [name for tree in search_trees(path, task, "val") for name in tree.names if name.endswith(".json")]
-    elif dataset in ("folder", "yolo"):
-        names = [str(PurePosixPath(name).parent) for name in Tree(path).names]
-    else:
-        return ["train", "val"]
 
     def mentioned(names: list[str]) -> list[str]:
         return [split for split, words in SPLIT_NAMES.items() if any(mentions(n, w) for w in words for n in names)]
 
-    return mentioned(names) or mentioned([path.stem])  # the folder itself may be called "val"
+    if dataset == "coco":
+        trees = search_trees(path, task, "val")
+        found = [(tree, name) for tree in trees for name in tree.names if name.endswith(".json") and mentioned([name])]
+        names = [name for tree, name in found if is_task(tree, name, task)]
+    elif dataset in ("folder", "yolo"):
+        images = filter(lambda image: image.suffix.lower() in IMAGE_SUFFIXES, map(PurePosixPath, Tree(path).names))
+        names = [str(image.parent) for image in images]
+    else:
+        return ["train", "val"]
+    own_name = path.stem.rstrip("0123456789").lower()  # the folder itself may be called "val", but not "my-test"
+    return mentioned(names) or [split for split, words in SPLIT_NAMES.items() if own_name in words]
 
 
 def hold_out(table: Dataset, split: str) -> Dataset:

@@ -6,7 +6,7 @@ for beside the json, in a folder of the split, then anywhere, and panoptic pngs 
 
 from pathlib import Path, PurePosixPath
 
-from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, safe_name
+from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions, safe_name
 from ..nested_zip import unpacked
 
 
@@ -23,7 +23,7 @@ def search_trees(path: Path, task: str, split: str) -> list[Tree]:
 def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tuple[Tree, str]:
     """The json of this task and split. One that names no split serves both: the user has not split the data."""
     found = [
-        (tree, name) for tree in trees for name in tree.names if name.endswith(".json") and _is_task(tree, name, task)
+        (tree, name) for tree in trees for name in tree.names if name.endswith(".json") and is_task(tree, name, task)
     ]
     other = {s for names in SPLIT_NAMES.values() for s in names} - {*SPLIT_NAMES[split]}
     for words in SPLIT_NAMES[split]:
@@ -43,13 +43,7 @@ def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tup
     )
 
 
-def mentions(name: str, word: str) -> bool:
-    """Whether a path has the split's name as a word: "train/_annotations.coco.json", "panoptic_train2017.json"."""
-    words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
-    return word in words
-
-
-def _is_task(tree: Tree, name: str, task: str) -> bool:
+def is_task(tree: Tree, name: str, task: str) -> bool:
     """Whether a json is COCO's of this task, by name where it is official, else by a look at its first bytes.
 
     Panoptic annotations hold `segments_info`; instance ones `segmentation`. Captions and key points are neither.

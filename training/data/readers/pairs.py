@@ -10,7 +10,7 @@ name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its imag
 import re
 from pathlib import PurePosixPath
 
-from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree
+from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions
 from ..rows import Rows, is_id
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -43,10 +43,11 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
         plain = (*key[:-1], LABEL_ENDING.sub("", key[-1]))
         if plain in images and labels.setdefault(plain, labels[key]) != labels[key]:
             twice.append((plain, labels[key]))
+    folders = {key: "/".join(key[:-1]) for key in images}
     known = {word for names in SPLIT_NAMES.values() for word in names}
-    if any(part in known for key in images for part in key[:-1]):
+    if any(mentions(folder, word) for folder in {*folders.values()} for word in known):
         for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
-            chosen = {key: name for key, name in images.items() if word in key[:-1]}
+            chosen = {key: name for key, name in images.items() if mentions(folders[key], word)}
             if chosen:
                 break
         images = chosen
