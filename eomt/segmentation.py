@@ -86,17 +86,17 @@ def segment(
     from .inference.prediction_files import weight_files
     from .inference.segment import segment as run
 
+    if task is not None and task not in TASK_ROWS:
+        raise ValueError(f"task is {task!r}; choose from {', '.join(TASK_ROWS)}")
     if isinstance(model, str) or hasattr(model, "__fspath__"):
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
-        model, own = _load(name, device, str(weight_files(name)))
+        model, own = _load(name, device, task, str(weight_files(name)))
         processor = processor or own
     elif processor is None:
         from transformers import AutoImageProcessor
 
         processor = AutoImageProcessor.from_pretrained(model.config.name_or_path)
     task = task or processor.task
-    if task not in TASK_ROWS:
-        raise ValueError(f"task is {task!r}; choose from {', '.join(TASK_ROWS)}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a probability from 0 to 1")
     threshold = TASK_ROWS[task].drawing_threshold if threshold is None else threshold
@@ -112,16 +112,20 @@ def segment(
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, device: str | None, weights: str):
+def _load(name: str, device: str | None, task: str | None, weights: str):
     """`weights` says which state of the folder is meant: one that was trained anew is loaded anew."""
     from transformers import AutoImageProcessor
 
     from .inference.loading import load_for_inference
 
-    return load_for_inference(name, device, option="device"), AutoImageProcessor.from_pretrained(name)
+    processor = AutoImageProcessor.from_pretrained(name, **({"task": task} if task else {}))
+    return load_for_inference(name, device, option="device"), processor
 
 
 def _photo(source) -> Image.Image:
+    import torch
+
+    from .image_processing.images import scaled_to_255
     from .inference.segment import open_source
 
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
@@ -132,7 +136,10 @@ def _photo(source) -> Image.Image:
         kind = type(source).__name__
         raise ValueError(f"an image is of type {kind}; give a path, a URL, a PIL image, an array or a tensor")
     image = open_source(source)
-    return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image.permute(1, 2, 0)))
+    if isinstance(image, Image.Image):
+        return image
+    pixels = image if image.dtype == torch.uint8 else scaled_to_255(image).round().clamp(0, 255).byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def _segmentation(image: Image.Image, found: dict, names: dict, task: str, threshold: float) -> Segmentation:

@@ -149,8 +149,13 @@ def post_process(processor, outputs, size: tuple[int, int], task: str | None = N
     Args:
         task: the processor's by default.
         rules: of the processor's method: for panoptic `threshold`, `stuff_classes`, …
+
+    Raises:
+        ValueError: when the processor is for another task, whose inputs differ.
     """
     task, sizes = task or processor.task, [size]
+    if not hasattr(processor, f"post_process_{task}_segmentation"):
+        raise ValueError(f"the image processor has task={processor.task!r}; load it with task={task!r}")
     if task == "panoptic":
         found = processor.post_process_panoptic_segmentation(outputs, sizes, **rules)[0]
     elif task == "instance":

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import eomt
 from eomt import EoMTImageProcessor
 from eomt.inference import segment
 from tests.models import tiny_model
@@ -98,3 +99,20 @@ def test_an_image_that_fails_is_reported_or_raised(tmp_path):
     assert "cannot read image" in failed[0][1]
     with pytest.raises(ValueError, match="cannot read image"):
         list(segment(model, processor, sources))
+
+
+def test_one_call_takes_floats_and_another_task_of_the_model(tmp_path):
+    for task in ("panoptic", "semantic"):
+        tiny_model(task=task).save_pretrained(tmp_path / task)
+        EoMTImageProcessor(task=task, size=64).save_pretrained(tmp_path / task)
+    picture = photos()[0]
+    pixels = np.asarray(picture)
+    expected = eomt.segment(picture, tmp_path / "panoptic", threshold=0.0)
+    for source in (pixels, pixels.astype(np.float32) / 255, torch.from_numpy(pixels / 255).permute(2, 0, 1)):
+        found = eomt.segment(source, tmp_path / "panoptic", threshold=0.0)
+        assert np.array_equal(found.image, picture)
+        assert np.array_equal(found.masks, expected.masks)
+    assert eomt.segment(picture, tmp_path / "semantic", task="panoptic").task == "panoptic"
+    model = tiny_model(task="semantic").eval()
+    with pytest.raises(ValueError, match="the image processor has task='semantic'; load it with task='panoptic'"):
+        eomt.segment(picture, model, processor=EoMTImageProcessor(task="semantic", size=64), task="panoptic")
