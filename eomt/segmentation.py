@@ -118,8 +118,8 @@ def _load(name: str, device: str | None, task: str | None, weights: str):
 
     from .inference.loading import load_for_inference
 
-    processor = AutoImageProcessor.from_pretrained(name, **({"task": task} if task else {}))
-    return load_for_inference(name, device, option="device"), processor
+    model = load_for_inference(name, device, option="device")  # first: it says what a wrong name is
+    return model, AutoImageProcessor.from_pretrained(name, **({"task": task} if task else {}))
 
 
 def _photo(source) -> Image.Image:
