@@ -23,6 +23,7 @@ from .data.polygons import to_rle
 Start = Literal["eomt", "backbone", "scratch"]
 SAMPLED = 200  # images whose size and segments are looked up
 PATCH = 16  # pixels of the input, a side
+FEWEST_QUERIES, MOST_QUERIES = 50, 300
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 12, 100
 BATCH, LARGE_DATA_BATCH, LARGE_DATA = 8, 16, 5000
 
@@ -92,16 +93,18 @@ def own_data_defaults(
     start: Start,
     image_size: int | None = None,
     fast_bf16: bool = False,
-    processes: int = 1,
+    batch_size: int | None = None,
+    multiple: int = 1,
 ) -> list[Choice]:
     """Facts of the training images, task and what the model starts from → a value and a reason for each option.
 
     start: "eomt", a trained EoMT, which keeps its queries; "backbone", pre-trained blocks with new queries and heads;
     "scratch". image_size: the longer side of the crop in pixels where it is given, which other values follow.
-    fast_bf16: the run's device multiplies bfloat16 matrices itself. processes: that share each batch.
+    fast_bf16: the run's device multiplies bfloat16 matrices itself. batch_size: images a step where they are given,
+    which the length follows. multiple: what divides the batch (processes × what a device takes × what is accumulated).
     """
     choices = [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start)]
-    choices += _length(facts, processes)
+    choices += _length(facts, batch_size, multiple)
     if fast_bf16:
         reason = "this processor multiplies bfloat16 itself; on a CPU that took about half the time of fp32"
         choices.append(Choice("precision", "bf16", reason))
@@ -129,8 +132,11 @@ def _queries(facts: DataFacts, task: str, start: Start) -> Iterator[Choice]:
         count, reason = TASK_ROWS[task].num_queries, "the paper's for this task"
     else:
         most = facts.segments[1]
-        count = min(300, max(50, 10 * math.ceil(1.5 * most / 10)))
+        wanted = 10 * math.ceil(1.5 * most / 10)
+        count = min(MOST_QUERIES, max(FEWEST_QUERIES, wanted))
         reason = f"half as many again as the most segments of an image, {most}"
+        if count != wanted:
+            reason = f"the {'most' if count < wanted else 'fewest'} chosen; the fullest image has {most} segments"
     yield Choice("num_queries", count, reason)
 
 
@@ -145,14 +151,18 @@ def _rates(start: Start) -> Iterator[Choice]:
         yield Choice("llrd", 1.0, "no block is trained already, so none needs protection")
 
 
-def _length(facts: DataFacts, processes: int) -> Iterator[Choice]:
-    batch = BATCH if facts.images < LARGE_DATA else LARGE_DATA_BATCH
-    batch = processes * math.ceil(min(batch, facts.images) / processes)
-    shared = f", the same number for each of {processes} processes" if processes > 1 else ""
-    yield Choice("total_batch_size", batch, f"{facts.images} images to train on{shared}")
-    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS * batch / facts.images)))
-    steps = epochs * facts.images // min(batch, facts.images)
-    yield Choice("num_train_epochs", float(epochs), f"{steps} steps; --time-budget fits them to a time")
+def _length(facts: DataFacts, batch: int | None, multiple: int) -> Iterator[Choice]:
+    if batch is None:
+        batch = BATCH if facts.images < LARGE_DATA else LARGE_DATA_BATCH
+        batch = multiple * math.ceil(min(batch, facts.images) / multiple)
+        shared = f", in multiples of {multiple}" if multiple > 1 else ""
+        yield Choice("total_batch_size", batch, f"{facts.images} images to train on{shared}")
+    wanted = math.ceil(STEPS * batch / facts.images)
+    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, wanted))
+    reason = f"about {STEPS} steps"
+    if epochs != wanted:
+        reason = f"the {'most' if epochs < wanted else 'fewest'} chosen; {STEPS} steps would be {wanted}"
+    yield Choice("num_train_epochs", float(epochs), f"{reason}; --time-budget fits them to a time")
 
 
 def describe(choices: list[Choice]) -> str:

@@ -80,9 +80,8 @@ def summary(trainer: EoMTTrainer) -> str:
     """What is about to be trained, for a person to check before the hours it takes."""
     args, config = trainer.args, trainer.model.config
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    per_epoch = len(trainer.train_dataset) // args.total_batch_size or 1
-    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * per_epoch)
-    length = "about {} steps, warm-up {} + {} of them".format(steps, *args.warmup(steps))
+    steps = args.num_steps(len(trainer.train_dataset))
+    length = "{} steps, warm-up {} + {} of them".format(steps, *args.warmup(steps))
     if args.time_budget:
         length = f"as many steps as fit into {args.time_budget:g} minutes"
     evaluated = len(trainer.eval_dataset) if trainer.eval_dataset is not None else "none"

@@ -84,8 +84,8 @@ def fill(
     given = {name for name, value in args.given.items() if value is not None}
     if args.max_steps > 0 or args.time_budget:
         given.add("num_train_epochs")
-    if given & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
-        given.add("total_batch_size")
+    shares = [args.given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
+    batch_size = args.total_batch_size if all(shares) else args.given["total_batch_size"]
     if args.bf16 or args.fp16:
         given.add("precision")
     if given & {"learning_rate"}:  # one rate for all, as given
@@ -98,8 +98,9 @@ def fill(
     else:
         fast_bf16 = args.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     side = max(as_pair(crop_size(data, args))) if data.image_size else None
+    multiple = args.world_size * math.prod(share or 1 for share in shares)
     choices, values = [], {"task": args.task}
-    for choice in own_data_defaults(facts_of(train), args.task, begins, side, fast_bf16, args.world_size):
+    for choice in own_data_defaults(facts_of(train), args.task, begins, side, fast_bf16, batch_size, multiple):
         group = next((group for group in (data, model) if hasattr(group, choice.name)), None)
         if group is None and choice.name not in given:
             values[choice.name] = choice.value

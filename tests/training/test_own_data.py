@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import Trainer
 
 from eomt.cli import main
 from eomt.training import EoMTTrainingArguments
@@ -77,7 +79,7 @@ def test_length_is_steps_for_few_images_and_epochs_for_many():
     ("images", "processes", "batch"), [(100, 1, 8), (100, 3, 9), (100, 6, 12), (100, 16, 16), (3, 2, 4), (9999, 3, 18)]
 )
 def test_batch_is_shared_by_any_number_of_processes(monkeypatch, images, processes, batch):
-    chosen = values(DataFacts(images, 250, None), processes=processes)["total_batch_size"]
+    chosen = values(DataFacts(images, 250, None), multiple=processes)["total_batch_size"]
     assert chosen == batch
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     args = object.__new__(EoMTTrainingArguments)  # without the process group a real WORLD_SIZE would wait for
@@ -95,6 +97,44 @@ def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
     monkeypatch.setattr(EoMTTrainingArguments, "filled", lambda self, values: values)
     model = ModelOptions(backbone="vit_small_patch14_reg4_dinov2")
     assert fill(DataOptions(data="data"), model, args, train, None)[0]["total_batch_size"] == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "total", "device", "accumulated"),
+    [
+        ({"per_device_train_batch_size": 1}, 8, 1, 8),
+        ({"per_device_train_batch_size": 3}, 9, 3, 3),
+        ({"gradient_accumulation_steps": 4}, 8, 2, 4),
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, 4, 2, 2),
+        ({"total_batch_size": 6, "per_device_train_batch_size": 2}, 6, 2, 3),
+    ],
+)
+def test_a_given_share_of_the_batch_accumulates_the_rest(tmp_path, given, total, device, accumulated):
+    """And the length follows the batch: about 1,000 steps of 20 images, 100 epochs at the most."""
+    train, _ = load_data(make_shapes(tmp_path / "data", train=20, val=1), task="panoptic", split="train")
+    args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none", **given)
+    args, _ = fill(DataOptions(data="data"), ModelOptions(), args, train, None)
+    assert (args.total_batch_size, args.per_device_train_batch_size) == (total, device)
+    assert (args.gradient_accumulation_steps, args.num_train_epochs) == (accumulated, 100)
+
+
+def test_announced_steps_are_the_trainers(tmp_path):
+    """21 images in batches of 2 × 4: the Trainer makes 3 steps an epoch, the last of 5 images."""
+    args = EoMTTrainingArguments(
+        str(tmp_path), task="panoptic", use_cpu=True, num_train_epochs=2.5, per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+    )  # fmt: skip
+    trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=[{"x": 0}] * 21)
+    stock = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    assert args.num_steps(21) == stock[-1] == 8
+
+
+@pytest.mark.parametrize(("most", "count", "said"), [(375, 300, "the most"), (4, 50, "the fewest"), (60, 90, "half")])
+def test_reasons_are_true_where_a_value_is_bounded(most, count, said):
+    choices = own_data_defaults(DataFacts(40, 256, (2, most)), "instance", "backbone")
+    choice = next(choice for choice in choices if choice.name == "num_queries")
+    assert choice.value == count
+    assert said in choice.reason
 
 
 def test_every_choice_has_a_reason():
