@@ -40,6 +40,10 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
         for _, label in tqdm(source, desc="classes in the label pngs", leave=False, disable=len(source) < 200):
             if label:
                 values.update(distinct_values(read_classes(tree.locate(label), label)))
+        if values - {*options.ignore_ids} == {0, IGNORE_INDEX}:
+            raise ValueError(
+                f"{path}: the label pngs hold 0 and 255 only, and 255 means unlabeled; write 1 instead of 255"
+            )
         names = {value: f"class_{value}" for value in sorted(values)}
     unlabeled = [color for color, name in colors.items() if name.lower() == "void"] if colors else [LARGEST_VALUE]
     ignored = (*options.ignore_ids, *unlabeled)

@@ -10,8 +10,12 @@ name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its imag
 import re
 from pathlib import PurePosixPath
 
+from transformers.utils import logging
+
 from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions
 from ..rows import Rows, is_id
+
+logger = logging.get_logger(__name__)
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "masks", "mask")
@@ -21,7 +25,8 @@ LABEL_ENDING = re.compile(r"[_-](masks?|labels?|gt)$", re.IGNORECASE)
 def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list[tuple[str, str | None]]:
     """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
 
-    Images that differ in their suffix only would share a label: a problem, reported to `rows`.
+    Images that differ in their suffix only would share a label: a problem, reported to `rows`. So are labels of which
+        none has an image's name; where some have, the others are left out with a warning.
     """
     images: dict[tuple, str] = {}
     others: list[tuple[tuple, str]] = []
@@ -43,6 +48,8 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
         plain = (*key[:-1], LABEL_ENDING.sub("", key[-1]))
         if plain in images and labels.setdefault(plain, labels[key]) != labels[key]:
             twice.append((plain, labels[key]))
+    used = {labels[key] for key in images if key in labels}
+    without_image = [name for name in labels.values() if name not in used and PurePosixPath(name).stem != "classes"]
     folders = {key: "/".join(key[:-1]) for key in images}
     known = {word for names in SPLIT_NAMES.values() for word in names}
     if any(mentions(folder, word) for folder in {*folders.values()} for word in known):
@@ -57,6 +64,12 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
     for key, name in twice if rows is not None else ():
         if key in images:
             rows.problem(name, f"{labels[key]} is a label of the same image; remove one of the two")
+    if rows is not None and without_image:
+        if images and not any(key in labels for key in images):
+            rows.problem(min(without_image), "no image has the name of a label file; name image and label alike")
+        else:
+            left_out = f"{len(without_image)} label files have no image of their name, such as {min(without_image)}"
+            logger.warning_once(f"{tree}: {left_out}; they are left out")
     return [(images[key], labels.get(key)) for key in sorted(images)]
 
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers.testing_utils import CaptureLogger
 
 from eomt.inference.encoding import label_png
 from eomt.training import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.data.decode import decode
+from eomt.training.data.readers import pairs
 
 from ..synthetic import SIZE, picture, png, write, zipped
 
@@ -237,6 +239,29 @@ def test_labels_named_after_their_images_with_an_ending(tmp_path):
     write(tmp_path, {"train/mask/a.png": png(labels())})
     with pytest.raises(ValueError, match=r"a label of the same image"):
         load_data(tmp_path, task="semantic", ignore_ids=(9,))
+
+
+def test_masks_of_black_and_white_are_not_one_class_and_unlabeled(tmp_path):
+    """What most tools write for a foreground: 255, which means unlabeled here."""
+    mask = np.zeros(SIZE, int)
+    mask[2:5] = 255
+    root = write(tmp_path, {"images/a.png": picture(), "masks/a.png": png(mask)})
+    with pytest.raises(ValueError, match=r"hold 0 and 255 only.*write 1 instead of 255"):
+        load_data(root, task="semantic")
+    assert load_data(root, task="semantic", ignore_ids=(255,))[1].names == ("class_0",)
+
+
+def test_labels_without_an_image(tmp_path):
+    """Where no label has its image, that is a mistake of naming; a few are left out with a warning."""
+    line = "0 0.1 0.1 0.5 0.1 0.5 0.5\n"
+    files = {"data.yaml": "names: [cell]", "images/a.png": picture(), "labels/classes.txt": "cell"}
+    root = write(tmp_path / "none", files | {"labels/a_b.txt": line, "labels/c.txt": line})
+    with pytest.raises(ValueError, match=r"labels/a_b\.txt: no image has the name"):
+        load_data(root, task="instance")
+    root = write(tmp_path / "some", files | {"labels/a.txt": line, "labels/c.txt": line})
+    with CaptureLogger(pairs.logger) as captured:
+        assert len(load_data(root, task="instance")[0]) == 1
+    assert "1 label files have no image of their name, such as labels/c.txt" in captured.out
 
 
 def test_a_split_of_its_own_for_testing(tmp_path):
