@@ -1,7 +1,6 @@
 """What `eomt evaluate` does: score a model, or files of predictions, and report."""
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from .configuration.recipes import RECIPES
 from .inference.loading import load_for_inference, merge_tokens
 from .inference.prediction_files import Results
 from .inference.segment import counted
-from .inference.writing import read_json, require_writable, write_json
+from .inference.writing import finite, read_json, require_writable, write_json
 from .training.data import EvaluationTransform, load_data
 from .training.data.load import splits_of
 from .training.data.prediction_index import PredictionIndex
@@ -67,7 +66,7 @@ def evaluate(args) -> None:
         images.draw_confusion(folder / "confusion.png")
         if args.worst:
             summary["worst"] = images.draw_worst(folder / "worst")
-        write_json(folder / "metrics.json", finite(summary), indent=2)
+        write_json(folder / "metrics.json", summary, indent=2)
     if args.json:
         print(json.dumps(finite(summary)))
     else:
@@ -123,6 +122,10 @@ def evaluation_data(
         if space.num_labels != wanted.num_labels:
             hint = "; --ignore-ids leaves values of the label images out" if task == "semantic" else ""
             raise ValueError(f"{error}; the data has {space.num_labels} classes{hint}") from None
+        moved = [name for i, name in enumerate(space.names) if wanted.label2id.get(name, i) != i]
+        if moved:
+            others = f"as {moved[0]!r} has another place among the model's, they cannot be taken in order"
+            raise ValueError(f"{error}; {others}") from None
         note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
         print(f"note: {note}", file=sys.stderr)
         return rows, space
@@ -228,14 +231,3 @@ def _reported(args, task: str, space) -> list[dict]:
             where = f"{recipe.reported.metric}, {recipe.reported.table}: {recipe.name}"
             found.append({"recipe": recipe.name, "where": where, "percent": recipe.reported.value})
     return found
-
-
-def finite(value):
-    """NaN, which JSON has not, becomes null; numpy's numbers become Python's."""
-    if isinstance(value, dict):
-        return {key: finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

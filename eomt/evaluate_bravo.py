@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from .configuration.paper import REPORTED
-from .evaluate import finite, load, start_group
-from .inference.writing import require_writable, write_atomic, write_json
+from .evaluate import load, start_group
+from .inference.writing import finite, require_writable, write_atomic, write_json
 from .training.bravo import predict_images, score, train_ids
 from .training.data.bravo import Bravo, BravoPredictions
 from .training.metrics.out_of_distribution import confidence_levels
@@ -47,7 +47,7 @@ def evaluate_bravo(args) -> None:
         if row.dataset == "bravo" and "in-distribution" not in row.metric
     ]
     if args.output:
-        write_json(Path(args.output, "metrics.json"), finite(summary), indent=2)
+        write_json(Path(args.output, "metrics.json"), summary, indent=2)
     print(json.dumps(finite(summary)) if args.json else table(result, summary["reported"]))
 
 

@@ -113,12 +113,13 @@ def _from_checkpoint(source: str, config: EoMTConfig, keep_head: bool) -> EoMTFo
     ladder = isinstance(config, LadderConfig)
     model_class = LadderForUniversalSegmentation if ladder else EoMTForUniversalSegmentation
     model, found = model_class.from_pretrained(
-        source, config=config, ignore_mismatched_sizes=not keep_head, output_loading_info=True
+        source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    unfit = sorted(name for name, *_ in found["mismatched_keys"] if not name.startswith(FRESH))
+    unfit = sorted(name for name, *_ in found["mismatched_keys"] if keep_head or not name.startswith(FRESH))
     if unfit:
         others = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
-        raise ValueError(f"{source} does not fit the options given: {unfit[0]}{others} differ in shape")
+        hint = "; class_head new makes new ones" if all(name.startswith(FRESH) for name in unfit) else ""
+        raise ValueError(f"{source} does not fit the options given: {unfit[0]}{others} differ in shape{hint}")
     require_all_weights(source, model, found | {"mismatched_keys": ()})
     return model
 

@@ -4,7 +4,6 @@ The paper's values are for runs of tens of thousands of steps on 100,000 images.
 on three small data sets of photographs that these are from. Whatever the user gives is left alone.
 """
 
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -13,11 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..configuration import TASK_ROWS
-from .data.files import read_bytes
+from .data.images import image_size
 from .data.polygons import to_rle
 
 Start = Literal["eomt", "backbone", "scratch"]
@@ -55,7 +53,7 @@ def facts_of(table: Dataset) -> DataFacts:
     rows = table.with_format(None)
     places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
     sampled = rows.select(places)
-    sizes = [row["size"] or _size(row["image"]) for row in sampled]
+    sizes = [row["size"] or image_size(row["image"], row["file_name"]) for row in sampled]
     areas = [
         (_area(segment, size), max(size))
         for row, size in zip(sampled, sizes)
@@ -76,15 +74,6 @@ def _area(segment: dict, size: tuple[int, int]) -> float:
     if segment["area"] >= 0 or not segment["shape"]:
         return segment["area"]
     return float(coco_mask.area(to_rle(json.loads(segment["shape"]), *size)))
-
-
-def _size(location: str) -> tuple[int, int]:
-    """(height, width)"""
-    try:
-        with Image.open(io.BytesIO(read_bytes(location))) as image:
-            return image.size[::-1]
-    except Exception as error:  # what Pillow's decoders raise for damaged files has no common class
-        raise ValueError(f"{location}: unreadable image ({error}); fix or remove it") from None
 
 
 def own_data_defaults(

@@ -18,7 +18,7 @@ from .initial_model import starting_config, starting_task
 from .options import DataOptions, ModelOptions
 from .resumption import check_options, write_options
 from .run_card import final_evaluation
-from .run_setup import build_trainer, fill, load_split, train_transform
+from .run_setup import build_trainer, fill, load_split, train_transform, with_more
 from .trainer import EoMTTrainer
 
 
@@ -62,6 +62,7 @@ def check_run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgument
     for split in splits:
         dataset, space = load_split(data, args, split, space)
         if split == "train":
+            dataset, space = with_more(dataset, data, args, space)
             args, _ = fill(data, model, args, dataset, start)
         report = check_data(
             dataset,

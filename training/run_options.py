@@ -100,7 +100,9 @@ class RunOptions:
         "Stop after so many evaluations in a row without a better one; those before all masks are annealed away do "
         "not count."
     )
-    save_best: bool = option("Keep the weights of the best evaluation in output_dir/best.", False)
+    save_best: bool = option(
+        "Keep the weights of the best evaluation in output_dir/best; default of eomt train: true.", False
+    )
     class_head: str = option(
         "keep, or new: initialize the class head at random, to fine-tune on other classes.",
         "keep",

@@ -40,7 +40,7 @@ def build_trainer(
         train, space = load_split(data, args, "train", wanted)
     except UnknownClass as error:
         raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
-    train, space = _with_more(train, data, args, space)
+    train, space = with_more(train, data, args, space)
     args, choices = fill(data, model, args, train, start)
     validation = load_split(data, args, "val", space)[0] if args.eval_strategy != "no" else None
     if validation is not None:
@@ -149,7 +149,7 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, space: Label
     )
 
 
-def _with_more(
+def with_more(
     train: Dataset, data: DataOptions, args: EoMTTrainingArguments, space: LabelSpace
 ) -> tuple[Dataset, LabelSpace]:
     """The training images and those of `more_data`, whose classes are matched by name; the ids of both."""

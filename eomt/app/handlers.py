@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..inference.image_files import SUFFIXES
+from ..inference.image_files import IMAGE_SUFFIXES
 from ..inference.segment import FAILS_ALONE, error_line
 from ..visualization import class_colors
 from .downloads import write_files
@@ -24,8 +24,8 @@ class Handlers:
 
     def list_photos(self, files: list[str] | None):
         """Uploaded files → the list to choose from, its first selected; hidden for one."""
-        choices = [(Path(path).name, i) for i, path in enumerate(files or []) if Path(path).suffix.lower() in SUFFIXES]
-        choices = choices or [(Path(path).name, i) for i, path in enumerate(files or [])]
+        named = [(Path(path).name, i) for i, path in enumerate(files or [])]
+        choices = [choice for choice in named if choice[0].lower().endswith(IMAGE_SUFFIXES)] or named
         first = choices[0][1] if choices else None
         return gr.Dropdown(choices=choices, value=first, visible=len(choices) > 1, label=f"Photo (of {len(choices)})")
 

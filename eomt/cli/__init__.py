@@ -45,6 +45,10 @@ def library_error(error: Exception) -> str | None:
     """What an error raised by a library means to a user; None where it may be our own bug."""
     if "ignore_mismatched_sizes" in str(error):
         return "the weights have other shapes than config.json gives; both must come from the same checkpoint"
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("out of memory", "t allocate memory")):
+        return f"the memory is full; take a smaller batch or smaller images ({one_line(error)[:200]})"
+    if re.search(r"DataLoader worker \(pid.*(killed|exited)", str(error)):
+        return "a data-loading process was killed, as systems do when the memory is full; take fewer of them, or 0"
     signs = ("Error while serializing", "PytorchStreamWriter", "unexpected pos", "No space left", "File too large")
     writing = any(sign in str(error) for sign in signs)  # of safetensors, torch, the system
     return f"a file could not be written, the disk may be full: {one_line(error)[:200]}" if writing else None

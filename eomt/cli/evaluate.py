@@ -3,7 +3,7 @@
 import argparse
 
 from ..configuration import TASKS
-from .options import add_device_and_dtype, add_ignore_ids, add_token_merging, data_workers
+from .options import add_device_and_dtype, add_ignore_ids, add_token_merging, data_workers, require_at_least
 
 EPILOG = """examples:
   a model on COCO           eomt evaluate runs/mine --data COCO --batch-size 4
@@ -15,6 +15,7 @@ Formats of data: eomt train --help. Formats of predictions: COCO panoptic png + 
 png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on the terminal, fractions in files."""
 
 FIXED_BY_BRAVO = ("split", "ignore_ids", "keep_empty", "worst")
+OF_A_MODEL = ("save_predictions", "token_merging", "merging_layers", "masked", "dtype", "device", "batch_size")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,21 +74,24 @@ def read(argv: list[str]) -> argparse.Namespace:
         raise ValueError("give either a model or --predictions")
     if args.predictions and not args.task and args.dataset != "bravo":
         raise ValueError(f"--predictions needs --task: {', '.join(TASKS)}")
-    if args.predictions and args.save_predictions:
-        raise ValueError("--save-predictions needs a model; --predictions reads files that exist already")
-    if args.predictions and args.token_merging is not None:
-        raise ValueError("--token-merging needs a model; --predictions reads files that exist already")
+    for name in OF_A_MODEL if args.predictions else ():
+        if getattr(args, name) != options.get_default(name):
+            raise ValueError(f"{_option(name)} needs a model; --predictions reads files that exist already")
+    require_at_least(args, 0, "worst")
     if args.worst and not args.output:
         raise ValueError("--worst needs --output, the folder for its pictures")
 
     if args.dataset == "bravo":
         for name in FIXED_BY_BRAVO:
             if getattr(args, name) != options.get_default(name):
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} has no meaning for bravo, whose images and ignored pixels are fixed")
+                raise ValueError(f"{_option(name)} has no meaning for bravo, whose images and ignored pixels are fixed")
     elif args.subsets:
         raise ValueError("--subsets needs --dataset bravo")
     return args
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def run(args: argparse.Namespace) -> int:

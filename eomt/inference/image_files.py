@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
-)
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
+)  # fmt: skip
 """What is taken from a folder; a file named outright may be called anything."""
 
 
@@ -71,7 +71,7 @@ def _expand(source: str) -> Iterator[tuple[Path, Path]]:
     if path.is_dir():
         for name in sorted(files_below(str(path))):
             file = path / name
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
                 yield path, file
     elif path.exists():
         if not path.is_file():

@@ -1,6 +1,7 @@
 """Atomic writing: an output is complete or not there. It is written under a temporary name and renamed when done."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -72,4 +73,16 @@ def read_json(path: str | os.PathLike):
 
 
 def write_json(path: str | os.PathLike, value, indent: int | None = None) -> None:
-    write_text(path, json.dumps(value, indent=indent) + "\n")
+    """As `finite` gives it."""
+    write_text(path, json.dumps(finite(value), indent=indent, allow_nan=False) + "\n")
+
+
+def finite(value):
+    """NaN, which JSON has not, becomes null; numpy's numbers become Python's."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

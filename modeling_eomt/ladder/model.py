@@ -47,6 +47,10 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
         )
         self.post_init()
 
+    @property
+    def class_predictor(self) -> nn.Linear:
+        return self.heads.class_predictor
+
     def set_token_merging(self, *args, **kwargs) -> None:
         raise ValueError(f"token merging is for EoMT; step {self.config.step} of the ladder reads every patch's token")
 

@@ -125,6 +125,8 @@ def test_another_tools_coco_files_give_panopticapis_number(tmp_path, capsys):
         (("--predictions", "x", "--data", "y"), "--predictions needs --task"),
         (("--predictions", "x", "--data", "y", "--task", "panoptic"), "y: there is no such file or folder"),
         (("model", "--data", "y", "--worst", "3"), "--worst needs --output"),
+        (("model", "--data", "y", "--output", "o", "--worst", "-3"), "--worst -3: give at least 0"),
+        (("--predictions", "x", "--data", "y", "--task", "panoptic", "--masked"), "--masked needs a model"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -135,15 +137,23 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, message, capsys, t
     assert error.count("\n") == 1
 
 
-def test_classes_that_are_not_the_models(shapes, model, tmp_path, capsys):
+@pytest.mark.parametrize("swapped", [False, True])
+def test_classes_that_are_not_the_models(shapes, model, tmp_path, capsys, swapped):
     for split in ("train", "val"):
         path = shapes / f"annotations/panoptic_{split}.json"
         data = json.loads(path.read_text())
-        data["categories"][0]["name"] = "disc"
+        first, second, third, *_ = data["categories"]
+        first["name"] = "disc"
+        if swapped:
+            second["name"], third["name"] = third["name"], second["name"]
         (tmp_path / "annotations").mkdir(exist_ok=True)
         (tmp_path / "annotations" / path.name).write_text(json.dumps(data))
         (tmp_path / "annotations" / path.stem).symlink_to(path.with_suffix(""))
         (tmp_path / split).symlink_to(shapes / split)
+    if swapped:  # names that both have contradict the order
+        assert run(model, "--data", tmp_path) == 2
+        assert "has another place among the model's" in capsys.readouterr().err
+        return
     assert run(model, "--data", tmp_path) == 0  # as many classes: taken in order, and said so
     assert "its 8 classes are taken in order" in capsys.readouterr().err
 

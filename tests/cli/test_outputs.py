@@ -1,12 +1,15 @@
 """Outputs that cannot be written: known before the work where possible; a full disk is one line and leaves nothing."""
 
+import os
 import resource
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
@@ -15,6 +18,16 @@ from eomt.training.initial_model import crop_size
 from eomt.training.options import DataOptions
 from eomt.training.run_setup import _scale_range
 from tests.models import tiny_model
+
+
+class Killed(Dataset):
+    """Its data-loading process ends as one does that the system kills."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +64,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, full_disk,
     error = capsys.readouterr().err
     assert any(text in error for text in ("the disk may be full", "File too large"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        (lambda: torch.empty(1 << 60, dtype=torch.uint8), "the memory is full; take a smaller batch"),
+        (lambda: np.empty(1 << 60, np.uint8), "the memory is full; take a smaller batch"),
+        (lambda: next(iter(DataLoader(Killed(), num_workers=1))), "a data-loading process was killed"),
+    ],
+)
+def test_full_memory_is_one_line(monkeypatch, capsys, fails, message):
+    monkeypatch.setattr("eomt.cli.export.read", lambda argv: None)
+    monkeypatch.setattr("eomt.cli.export.run", lambda options: fails())
+    assert main(["export"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("option", ["--output", "--save-predictions"])

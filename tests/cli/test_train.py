@@ -145,6 +145,9 @@ def test_instance_run_from_a_checkpoint_with_other_classes(shapes, tmp_path, cap
         assert "but it comes from the checkpoint" in capsys.readouterr().err
     assert main([*run.split(), "--class-head", "new", "--hidden-size", "64"]) == 2
     assert "does not fit the options given" in capsys.readouterr().err
+    same = run.replace(str(tmp_path / "own"), str(shapes)).replace("--task instance", "--task panoptic")
+    assert main([*same.split(), "--num-queries", "9"]) == 2
+    assert "query.weight differ in shape; class_head new makes new ones" in capsys.readouterr().err
     assert main([*run.split(), "--class-head", "new"]) == 0
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run")
     assert model.config.id2label == {0: "box"}

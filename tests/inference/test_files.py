@@ -12,7 +12,7 @@ from eomt.inference.image_files import find_images
 from eomt.inference.prediction_files import Results, image_ids_by_name
 from eomt.inference.pseudo_labels import write_dataset
 from eomt.inference.result_formats import write_formats
-from eomt.inference.writing import write_atomic
+from eomt.inference.writing import write_atomic, write_json
 
 
 def test_names_of_found_images(tmp_path):
@@ -89,3 +89,8 @@ def test_images_whose_labels_would_be_one_file(tmp_path):
     with pytest.raises(ValueError, match=message.format("png")):
         write_dataset(tmp_path / "semantic", tmp_path / "data", "semantic", {}, 0.5)
     assert not (tmp_path / "data").exists()
+
+
+def test_numbers_that_json_has_not_are_null(tmp_path):
+    write_json(tmp_path / "a.json", {"ap": float("nan"), "of": [np.float32(0.5), float("inf")]})
+    assert (tmp_path / "a.json").read_text() == '{"ap": null, "of": [0.5, null]}\n'

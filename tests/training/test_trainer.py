@@ -7,6 +7,7 @@ import torch
 
 from eomt.configuration import EoMTConfig
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
+from eomt.modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from eomt.training import EoMTTrainer, MaskAnnealingCallback, annealing_steps, mask_annealing_probability
 from tests.training.runs import fixed_points
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
@@ -187,6 +188,15 @@ def test_frozen_backbone_and_new_class_head(tmp_path):
     changed = {name.split(".")[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert changed == {"query", "class_predictor", "mask_head", "upscale_block"}
     assert "learning_rate_last_block" not in logs_of(trainer)[0]
+
+
+def test_a_new_class_head_of_a_ladder_model(tmp_path):
+    fields = {"step": 3, "num_interactions": 1, "image_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2}
+    config = LadderConfig.for_backbone("vit_small_patch14_reg4_dinov2", num_attention_heads=2, num_blocks=2, **fields)
+    model = LadderForUniversalSegmentation(config)
+    head = model.heads.class_predictor.weight.detach().clone()
+    EoMTTrainer(model, tiny_arguments(tmp_path, class_head="new"), train_dataset=Samples())
+    assert not torch.equal(head, model.heads.class_predictor.weight)
 
 
 def test_wrong_use_is_one_clear_error(tmp_path):

@@ -1,6 +1,5 @@
 """What a run will take, once its first steps are done."""
 
-import resource
 import statistics
 import sys
 import time
@@ -15,6 +14,12 @@ def peak_memory() -> int:
     """Most bytes that this process has held: of the GPU's memory where it trains there, else of the computer's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        import psutil  # as Accelerate needs it
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # which Windows has not
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -8,7 +8,8 @@ Three steps, each usable alone:
 
 1. `load_data`: a folder (extracted data, official zips, or own data) → `datasets.Dataset` and `LabelSpace`. Rows hold
    paths and small annotations only, never pixels: safe to pickle, spawn and fork; archives are opened on first use in
-   each process. Every annotation is checked here, before training starts. Columns:
+   each process. Annotations in json and txt are all checked here, before training starts; pixels when they are
+   read (`check_data`, `eomt train --check` reads them all). Columns:
        image_id     int64 (COCO) or string      file_name    what errors call the image
        image        path, or "zip://member::archive.zip"       annotation   the same, for a png ("" where there is none)
        things       the same, ADE20K's instance png ("" elsewhere)

@@ -18,7 +18,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ...configuration.labels import IGNORE_INDEX
-from .files import IMAGE_SUFFIXES, Tree, read_bytes
+from ...inference.image_files import IMAGE_SUFFIXES
+from .files import Tree, read_bytes
 from .images import open_image, read_classes, read_image
 
 SAMPLES = 100_000

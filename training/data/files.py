@@ -19,7 +19,6 @@ SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held o
     "val": ("val", "valid", "validation", "test"),
     "test": ("test",),
 }
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MOST_BYTES = 1 << 31  # of a json or an image: COCO's largest json has half a gigabyte, LVIS' one
 MOST_TEXT = 1 << 24  # of a yaml, a list of classes or an image's polygons
 MOST_ARCHIVE = 1 << 36  # of a zip inside a zip, which is copied to disk

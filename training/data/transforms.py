@@ -50,7 +50,9 @@ class TrainTransform(_Transform):
 
     def row(self, row: dict) -> dict:
         sample = drop_crowds(decode(row, self.label_space))
-        target = self._target(sample)
+        positions = None  # (H, W), all that travels through the augmentation
+        if sample.rles is None:
+            positions = ids_to_positions(sample.ids, [s["id"] for s in sample.segments])
         size = tuple(sample.image.shape[1:])
         for _ in range(TRIES if self.augment and sample.segments else 1):
             image = color_jitter(sample.image) if self.augment and self.color_jitter else sample.image
@@ -58,9 +60,9 @@ class TrainTransform(_Transform):
                 Geometry.draw(size, self.size, self.scale_range) if self.augment else Geometry.fit(size, self.size)
             )
             if sample.rles is None:
-                masks, kept = positions_to_masks(geometry.target(target, 0), len(sample.segments))
+                masks, kept = positions_to_masks(geometry.target(positions, 0), len(sample.segments))
             else:
-                masks = geometry.target(target, False)  # [n, S_h, S_w]
+                masks = self._masks(sample.rles, geometry)
                 kept = masks.flatten(1).any(1).nonzero()[:, 0]
                 masks = masks[kept]
             if len(kept):
@@ -73,15 +75,13 @@ class TrainTransform(_Transform):
             "file_name": row["file_name"],
         }
 
-    @staticmethod
-    def _target(sample: Sample) -> torch.Tensor:
-        """What travels through the augmentation: one map (H, W) of positions, or a bool stack (n, H, W)."""
-        if sample.rles is None:
-            return ids_to_positions(sample.ids, [s["id"] for s in sample.segments])
-        if not sample.rles:
-            return torch.zeros(0, *sample.image.shape[1:], dtype=torch.bool)
-        masks = coco_mask.decode(sample.rles)  # uint8 [H, W, n], Fortran order
-        return torch.from_numpy(masks.transpose(2, 1, 0)).bool().transpose(1, 2)
+    def _masks(self, rles: list[dict], geometry: Geometry) -> torch.Tensor:
+        """RLEs → bool (n, S_h, S_w). One is decoded at a time: sixty masks of a large photo would fill a gigabyte."""
+        masks = torch.zeros(len(rles), *self.size, dtype=torch.bool)
+        for mask, rle in zip(masks, rles):
+            pixels = torch.from_numpy(coco_mask.decode(rle))  # uint8 (H, W), in Fortran order
+            mask.copy_(geometry.target(pixels, 0))
+        return masks
 
 
 class EvaluationTransform(_Transform):

@@ -1,9 +1,17 @@
 """What a run says of itself on the terminal: an estimate after its first steps, one line a log."""
 
+import importlib
+import sys
 from types import SimpleNamespace
 
+from eomt.training.callbacks import estimate
 from eomt.training.callbacks.estimate import EstimateCallback, describe
 from eomt.training.callbacks.progress import describe as line_of
+
+
+def test_training_does_not_need_what_windows_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    importlib.reload(estimate)
 
 
 def test_one_estimate_after_six_steps(capsys):

@@ -6,7 +6,8 @@ for beside the json, in a folder of the split, then anywhere, and panoptic pngs 
 
 from pathlib import Path, PurePosixPath
 
-from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions, safe_name
+from ....inference.image_files import IMAGE_SUFFIXES
+from ..files import SPLIT_NAMES, Tree, mentions, safe_name
 from ..nested_zip import unpacked
 
 
@@ -38,8 +39,9 @@ def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tup
     if len(neutral) == 1:
         return neutral[0]
     have = ", ".join(name for _, name in found) or "none"
+    hint = "; for data of another kind give --task instance or --task semantic" if task == "panoptic" else ""
     raise ValueError(
-        f"{path}: no COCO {task} annotation file for split {split!r} (annotation files of that kind: {have})"
+        f"{path}: no COCO {task} annotation file for split {split!r} (annotation files of that kind: {have}){hint}"
     )
 
 
