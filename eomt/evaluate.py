@@ -93,7 +93,7 @@ def load(args):
     """The model, on its device and without masked attention unless asked for, and its processor."""
     disable_progress_bar()  # of loading weights; the evaluation has its own
     dtype = getattr(torch, args.dtype)
-    model = load_for_inference(args.model, args.device, masked=args.masked, num_requests=None, dtype=dtype)
+    model = load_for_inference(args.model, args.device, masked=args.masked or None, num_requests=None, dtype=dtype)
     merge_tokens(model, args.token_merging, args.merging_layers)
     processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
     return model, processor

@@ -93,19 +93,26 @@ def load_model(name: str, num_requests: int | None = 1, **options):
     return model
 
 
-def load_for_inference(name: str, device: str | None = None, option: str = "--device", masked: bool = False, **options):
-    """The EoMT in `name` on a device, in evaluation mode, with masked attention off (or on: `masked`).
+def load_for_inference(
+    name: str, device: str | None = None, option: str = "--device", masked: bool | None = None, **options
+):
+    """The EoMT in `name` on a device, in evaluation mode.
 
     Args:
+        masked: masked attention at inference, on or off. By default as the paper infers: off for EoMT, whatever was
+            saved; steps 0 to 3 of the ladder as they were trained.
         options: as for `load_model`.
 
     Raises:
         ValueError: when there is no such model or device, or it is not an EoMT.
     """
+    from ..configuration.ladder import LadderConfig
+
     require_model(name)
     place = usable_device(device, option)
     model = load_model(name, **options)
-    model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
+    if masked is not None or not isinstance(model.config, LadderConfig):
+        model.set_attn_mask_probs([float(bool(masked))] * model.config.num_blocks)
     return model.eval().to(place)
 
 

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.benchmarking.flops import count_flops
+from eomt.inference.loading import load_for_inference
 from eomt.modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from eomt.training import layerwise_lr_groups
 from tests.models import BACKBONE_OF_KIND, TINY, randomise, targets
@@ -64,6 +65,8 @@ def test_saved_and_loaded_by_the_auto_classes(step, kind, tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
     assert again.config.step == step
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
+    assert load_for_inference(str(tmp_path), "cpu").attn_mask_probs.tolist() == [1, 0.5, 0]  # as it was trained
+    assert not load_for_inference(str(tmp_path), "cpu", masked=False).attn_mask_probs.any()
     for masks in ([0, 0, 0], [1, 1, 1]):
         model.set_attn_mask_probs(masks)
         again.set_attn_mask_probs(masks)
