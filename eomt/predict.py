@@ -51,7 +51,7 @@ def predict(args) -> int:
     if state.is_main_process:
         run.results.finish(images)
         if args.formats:
-            write_formats(args.output, run.task, args.formats)
+            write_formats(args.output, run.task, args.formats, run.threshold)
         if args.as_dataset:
             names = {str(Path(name).with_name(file.name)): file for name, file in images.items()}
             count = write_dataset(args.output, args.as_dataset, run.task, names, args.least_score)
@@ -87,6 +87,8 @@ class PredictionRun:
         self.task = self.processor.task
         if args.confidence and self.task != "semantic":
             raise ValueError(f"--confidence is for semantic segmentation, this model's task is {self.task}")
+        if args.threshold is not None and self.task == "semantic":
+            raise ValueError(f"--threshold {args.threshold} is not for semantic segmentation, this model's task")
         if "yolo" in args.formats and self.task == "semantic":
             raise ValueError("--formats yolo is for things, this model's task is semantic; choose csv or polygons")
         args.confidence |= bool(args.as_dataset) and self.task == "semantic"  # decides which pixels become labels

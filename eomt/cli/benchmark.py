@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 
 from ..configuration import TASKS
-from .options import add_device_and_dtype, add_ignore_ids, add_token_merging, require_at_least, require_picture
+from .options import (
+    add_device_and_dtype,
+    add_ignore_ids,
+    add_token_merging,
+    require_at_least,
+    require_merging,
+    require_picture,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,6 +95,7 @@ def read(argv: list[str]) -> argparse.Namespace:
         raise ValueError("--calibrate-merging and --data go together")
     if args.calibrate_merging and (len(args.model) > 1 or args.token_merging is not None):
         raise ValueError("--calibrate-merging takes one model and finds --token-merging itself")
+    require_merging(args, args.calibrate_merging or args.token_merging is not None)
     if args.autocast and args.dtype == "float32":
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
     return args

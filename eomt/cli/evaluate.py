@@ -3,7 +3,14 @@
 import argparse
 
 from ..configuration import TASKS
-from .options import add_device_and_dtype, add_ignore_ids, add_token_merging, data_workers, require_at_least
+from .options import (
+    add_device_and_dtype,
+    add_ignore_ids,
+    add_token_merging,
+    data_workers,
+    require_at_least,
+    require_merging,
+)
 
 EPILOG = """examples:
   a model on COCO           eomt evaluate runs/mine --data COCO --batch-size 4
@@ -78,6 +85,7 @@ def read(argv: list[str]) -> argparse.Namespace:
         if getattr(args, name) != options.get_default(name):
             raise ValueError(f"{_option(name)} needs a model; --predictions reads files that exist already")
     require_at_least(args, 0, "worst")
+    require_merging(args, args.token_merging is not None)
     if args.worst and not args.output:
         raise ValueError("--worst needs --output, the folder for its pictures")
 

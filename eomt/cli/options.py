@@ -26,9 +26,16 @@ def add_token_merging(parser) -> None:
         "eomt benchmark --calibrate-merging finds the threshold (default: off)",
     )  # fmt: skip
     parser.add_argument(
-        "--merging-layers", type=int, nargs=2, default=[1, 7], metavar=("LOCAL", "GLOBAL"),
+        "--merging-layers", type=int, nargs=2, metavar=("LOCAL", "GLOBAL"),
         help="blocks in which tokens merge, among those before the queries join (default 1 7)",
     )  # fmt: skip
+
+
+def require_merging(args, merges: bool) -> None:
+    """`ValueError` for --merging-layers where no tokens merge; otherwise its default."""
+    if args.merging_layers and not merges:
+        raise ValueError("--merging-layers needs --token-merging, the threshold")
+    args.merging_layers = args.merging_layers or [1, 7]
 
 
 def require_at_least(args, least: int, *names: str) -> None:

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 
 from ..configuration import TASKS
-from .options import add_device_and_dtype, add_token_merging, require_at_least
+from .options import add_device_and_dtype, add_token_merging, require_at_least, require_merging
 
 MAX_PIXELS = 200_000_000
 OVERLAP = 0.25
+LEAST_SCORE = 0.7
 FORMATS = ("csv", "polygons", "yolo")
 
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "--threshold",
         type=float,
         help="panoptic: class probability that a query needs (default 0.8). instance: score from which an instance is "
-        "drawn (default 0.5); the result files always hold the best 100",
+        "drawn and written by --formats (default 0.5); instances.json always holds the best 100",
     )
     p.add_argument(
         "--confidence", action="store_true", help="semantic: also write a confidence map and a picture of it"
@@ -62,9 +63,9 @@ def parser() -> argparse.ArgumentParser:
         help="also write the predictions as a data set for eomt train --data: pseudo-labels",
     )  # fmt: skip
     p.add_argument(
-        "--least-score", type=float, default=0.7, metavar="P",
+        "--least-score", type=float, metavar="P",
         help="with --as-dataset: lowest score, or semantic confidence, at which a prediction becomes a label; others "
-        "are ignored (default 0.7)",
+        f"are ignored (default {LEAST_SCORE})",
     )  # fmt: skip
     p.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
@@ -80,6 +81,11 @@ def read(argv: list[str]) -> argparse.Namespace:
     require_at_least(args, 0, "workers")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold}: give a probability from 0 to 1")
+    if args.threshold is not None and args.task == "semantic":
+        raise ValueError(f"--threshold {args.threshold} is for panoptic and instance segmentation, not --task semantic")
+    if args.least_score is not None and not args.as_dataset:
+        raise ValueError(f"--least-score {args.least_score} needs --as-dataset")
+    args.least_score = LEAST_SCORE if args.least_score is None else args.least_score
     if not 0 < args.least_score <= 1:
         raise ValueError(f"--least-score {args.least_score}: give a probability from 0 to 1")
     if args.tile is not None and args.tile < 1:
@@ -87,6 +93,7 @@ def read(argv: list[str]) -> argparse.Namespace:
     if args.overlap is not None and args.tile is None:
         raise ValueError(f"--overlap {args.overlap} needs --tile")
     args.overlap = OVERLAP if args.overlap is None else args.overlap
+    require_merging(args, args.token_merging is not None)
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; give a folder")
     return args

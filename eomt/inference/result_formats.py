@@ -39,22 +39,31 @@ class Segment:
     mask: Callable[[], np.ndarray]
 
 
-def write_formats(output: Path, task: str, formats: list[str]) -> None:
-    """Write the formats for everything that is in a folder of results (see `Results.finish`)."""
+def write_formats(output: Path, task: str, formats: list[str], threshold: float = 0.0) -> None:
+    """Write the formats for everything that is in a folder of results (see `Results.finish`).
+
+    Args:
+        threshold: instances that score below are left out; the results themselves hold the best 100, likely or not.
+    """
     listing = read_json(output / "images.json")
     categories = {category["id"]: category for category in listing["categories"]}
     if "yolo" in formats:
         require_distinct(listing["images"], ".txt")
 
     def segments(image: Mapping) -> Iterator[Segment]:
-        return read_segments(output, task, image, categories)
+        return read_segments(output, task, image, categories, threshold)
 
     for name in formats:
         FORMATS[name](output, listing["images"], categories, segments)
 
 
-def read_segments(output: Path, task: str, image: Mapping, categories: Mapping[int, Mapping]) -> Iterator[Segment]:
-    """One image's segments, out of the results' own files; semantic: a segment for each class that is present."""
+def read_segments(
+    output: Path, task: str, image: Mapping, categories: Mapping[int, Mapping], threshold: float
+) -> Iterator[Segment]:
+    """One image's segments, out of the results' own files; semantic: a segment for each class that is present.
+
+    Instances that score below the threshold are left out.
+    """
     if task == "semantic":
         labels = picture_ids(Image.open(output / image["sem_seg_file_name"]))
         for i in np.unique(labels).tolist():
@@ -64,6 +73,8 @@ def read_segments(output: Path, task: str, image: Mapping, categories: Mapping[i
     record = json.loads((output / "records" / f"{_record_name(image)}.json").read_text(encoding="utf-8"))
     for annotation in record["annotations"]:
         if task == "instance":
+            if annotation["score"] < threshold:
+                continue
             encoded = annotation["segmentation"] | {"counts": annotation["segmentation"]["counts"].encode()}
             area, box = int(rle.area(encoded)), tuple(annotation["bbox"])
             category = categories[annotation["category_id"]]

@@ -43,8 +43,7 @@ def write_dataset(predictions: str | Path, target: str | Path, masks: str = "pol
     categories = {category["id"]: category for category in listing["categories"]}
 
     def segments(image):
-        found = read_segments(folder, task, image, categories)
-        return (s for s in found if task != "instance" or s.score >= score)
+        return read_segments(folder, task, image, categories, score)
 
     annotations = coco_annotations(listing["images"], segments, ENCODINGS[masks])
     are_numbers = all(isinstance(image["id"], int) for image in listing["images"])

@@ -84,6 +84,9 @@ def test_directory_without_a_model(tmp_path):
     ("options", "message"),
     [
         (["--threshold", "3"], "--threshold 3.0: give a probability from 0 to 1"),
+        (["--threshold", "0.3", "--task", "semantic"], "--threshold 0.3 is for panoptic and instance segmentation"),
+        (["--least-score", "0.3"], "--least-score 0.3 needs --as-dataset"),
+        (["--merging-layers", "1", "2"], "--merging-layers needs --token-merging"),
         (["--model", "/none/such"], "there is no model in '/none/such'"),
     ],
 )

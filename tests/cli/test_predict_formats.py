@@ -35,10 +35,9 @@ def test_the_table_and_the_polygons_are_the_segments(models, photos, tmp_path, t
     listed = json.loads((tmp_path / "out/polygons.json").read_text())
     rows = list(csv.DictReader((tmp_path / "out/segments.csv").open()))
     assert [c["name"] for c in listed["categories"]] == [f"LABEL_{i}" for i in range(5)]
-    threshold = 0.0 if task == "instance" else None
     names = {}
     for image in listed["images"]:
-        found = eomt.segment(photos / image["file_name"], models[task], threshold=threshold)
+        found = eomt.segment(photos / image["file_name"], models[task])
         mine = [row for row in rows if row["file_name"] == image["file_name"]]
         kept = [k for k, mask in enumerate(found.masks) if mask.any()]
         assert [row["category"] for row in mine] == [found.names[k] for k in kept]
@@ -50,6 +49,8 @@ def test_the_table_and_the_polygons_are_the_segments(models, photos, tmp_path, t
                 assert float(row["score"]) == pytest.approx(found.scores[k], abs=1e-6)
         names[image["file_name"]] = len(kept)
     assert sum(names.values()) == len(rows) > 3
+    if task == "instance":
+        assert len(json.loads((tmp_path / "out/instances.json").read_text())) > len(rows)  # all, for scoring
 
 
 def disk(size, row, column, radius):
@@ -87,7 +88,8 @@ def test_yolo_reads_back(models, photos, tmp_path):
     for row in table:
         sample = decode(row, space)
         (image,) = [int(row["image_id"])]
-        masks = [rle.decode(e["segmentation"]) for e in found if e["image_id"] == image and rle.area(e["segmentation"])]
+        shown = [e for e in found if e["image_id"] == image and e["score"] >= 0.5]
+        masks = [rle.decode(e["segmentation"]) for e in shown if rle.area(e["segmentation"])]
         read = [rle.decode(r).astype(bool) for r in sample.rles]
         for mask in masks:
             if len(polygons(mask.astype(bool))) == 1 and mask.sum() > 200:
@@ -106,6 +108,8 @@ def test_things_only_and_not_for_semantic(models, photos, tmp_path, capsys):
     assert classes <= {"0", "1", "2"}  # 3 and 4 are stuff
     assert predict(photos, models["semantic"], tmp_path / "none", *options[:3]) == 2
     assert "--formats yolo is for things" in capsys.readouterr().err
+    assert predict(photos, models["semantic"], tmp_path / "none", *options[3:]) == 2
+    assert "--threshold 0.3 is not for semantic segmentation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
