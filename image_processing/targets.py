@@ -40,8 +40,7 @@ def label_ids(
     """
     present = ids.unique().tolist()  # sorted
     if segments_info is not None:
-        labels = _segment_labels(present, segments_info, drop_crowds)
-        labels.pop(ignore_index, None)
+        labels = _segment_labels([i for i in present if i != ignore_index], segments_info, drop_crowds)
     elif instance_id_to_semantic_id is not None:
         pairs = getattr(instance_id_to_semantic_id, "items", lambda: enumerate(instance_id_to_semantic_id))()
         mapping = {int(k): int(v) for k, v in pairs}

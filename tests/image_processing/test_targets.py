@@ -32,6 +32,8 @@ def test_ignore_index_does_not_shift_labels_and_reduction_does():
     labels = np.array([[0, 1, 2, 255]] * 4)
     assert targets(labels, ignore_index=0, num_labels=300)["class_labels"][0].tolist() == [1, 2, 255]
     assert targets(labels, do_reduce_labels=True)["class_labels"][0].tolist() == [0, 1]
+    segments = [{"id": i, "label_id": i} for i in (1, 2)]
+    assert targets(labels, ignore_index=255, segments_info=segments)["class_labels"][0].tolist() == [1, 2]
 
 
 def test_padding_belongs_to_no_mask():
