@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import AutoImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration import as_pair
 from .configuration.labels import PACKAGED, LabelSpace, label_space
@@ -85,7 +87,9 @@ def _to_authors(args) -> None:
         raise ValueError(f"{args.source} is a {type(model).__name__}, not an EoMT")
     print(describe_config(model.config))
     print(f"masking   {_masking(model)}")
-    state = {key: tensor.contiguous() for key, tensor in convert_to_authors(model, args.delta_from).items()}
+    statistics = _pixel_statistics(args)
+    state = convert_to_authors(model, args.delta_from) | statistics
+    state = {key: tensor.contiguous() for key, tensor in state.items()}
 
     with atomic(args.destination, force=args.force) as file:
         write_state_dict(file, state, model.config.to_json_string(use_diff=False), wrap=suffix == ".ckpt")
@@ -93,6 +97,21 @@ def _to_authors(args) -> None:
         if again.keys() != state.keys() or not all(torch.equal(again[key], tensor) for key, tensor in state.items()):
             raise RuntimeError("the file read back differs from what was written")
     print(f"{len(state)} tensors, read back and equal: {args.destination}")
+
+
+def _pixel_statistics(args) -> dict[str, torch.Tensor]:
+    """The source's mean and deviation as the authors' buffers; none where it has no image processor, or ImageNet's."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(args.source)
+    except OSError:
+        return {}
+    found = torch.tensor([processor.image_mean, processor.image_std])  # [2, 3]
+    if torch.allclose(found, torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD]), atol=1e-6):
+        return {}
+    if args.delta_from:
+        raise ValueError(f"--delta-from needs ImageNet's mean and deviation; {args.source} has {found.tolist()}")
+    mean, std = found.view(2, 1, 3, 1, 1)
+    return {"network.encoder.pixel_mean": mean, "network.encoder.pixel_std": std}
 
 
 def _processor(config, state):

@@ -30,7 +30,8 @@ def load_authors_checkpoint(
         load_class_head: False leaves the class head at its fresh initialization, for other classes.
 
     Raises:
-        ValueError: when keys are missing, unexpected or mis-shaped, listed in groups; nothing is loaded then.
+        ValueError: when keys are missing, unexpected or mis-shaped, listed in groups, or when there is a reference for
+            weights that are no deltas; nothing is loaded then.
     """
     state = {
         key: tensor for key, tensor in read_state_dict(path_or_state_dict).items() if key != "criterion.empty_weight"
@@ -47,8 +48,13 @@ def load_authors_checkpoint(
     model = EoMTForUniversalSegmentation(config).eval()
     require_fit("the checkpoint", model, ours, missing, unexpected, table)
     if reference_backbone is not None:
-        for name, tensor in delta_reference(reference_backbone, config).items():
-            ours[name] = ours[name].float() + tensor.float()
+        reference = {name: tensor.float() for name, tensor in delta_reference(reference_backbone, config).items()}
+        encoder = {name: ours[name].float() for name in reference}
+        to_reference = sum((encoder[name] - tensor).square().sum() for name, tensor in reference.items())
+        if to_reference < sum(tensor.square().sum() for tensor in encoder.values()):  # deltas are closer to zero
+            raise ValueError("the checkpoint holds whole weights, not deltas to a reference backbone; leave that out")
+        for name, tensor in reference.items():
+            ours[name] = encoder[name] + tensor
         if buffers_are_deltas:  # relative to a fresh model's, which are one
             ours["attn_mask_probs"] = ours["attn_mask_probs"] + 1
         ours["attn_mask_probs"] = ours["attn_mask_probs"].clamp(0, 1)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
+from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.modeling_eomt import convert_to_authors
 from eomt.modeling_eomt.weights.inferred_config import config_from_checkpoint
@@ -161,8 +162,6 @@ def test_refuses_to_overwrite(tmp_path, capsys):
 
 
 def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
-    from eomt import EoMTImageProcessor
-
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
@@ -213,6 +212,18 @@ def test_a_model_of_our_own_is_the_same_after_there_and_back(kind, suffix, tmp_p
     assert convert(file, tmp_path / "other", "--task", "instance", "--stuff") == 0
     other = json.loads((tmp_path / "other" / "config.json").read_text())
     assert (other["task"], other["stuff_label_ids"], other["num_attention_heads"]) == ("instance", [], 4)
+
+
+def test_mean_and_deviation_are_the_image_processors(tmp_path, capsys):
+    tiny_model("dinov3").save_pretrained(tmp_path / "hub")
+    statistics = {"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.5, 0.25]}
+    EoMTImageProcessor(task="panoptic", size=64, **statistics).save_pretrained(tmp_path / "hub")
+    assert convert(tmp_path / "hub", tmp_path / "file.bin") == 0
+    assert convert(tmp_path / "file.bin", tmp_path / "back") == 0
+    saved = json.loads((tmp_path / "back/preprocessor_config.json").read_text())
+    assert {key: saved[key] for key in statistics} == statistics
+    assert convert(tmp_path / "hub", tmp_path / "delta.bin", "--delta-from", tmp_path / "none.safetensors") == 2
+    assert "--delta-from needs ImageNet's mean and deviation" in capsys.readouterr().err
 
 
 def test_damaged_and_nan_weights_are_refused(tmp_path, capsys):

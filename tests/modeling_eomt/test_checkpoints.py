@@ -195,6 +195,13 @@ def test_the_reference_may_be_a_file_or_a_model(tmp_path):
     torch.testing.assert_close(again.layers[0].mlp.up_proj.weight, trained.layers[0].mlp.up_proj.weight)
 
 
+def test_whole_weights_take_no_reference():
+    trained = tiny_model("dinov3")
+    reference = {key: tensor * 0.9 for key, tensor in reference_of(trained).items()}
+    with pytest.raises(ValueError, match="whole weights, not deltas to a reference backbone; leave that out"):
+        load_authors_checkpoint(convert_to_authors(trained), trained.config, reference_backbone=reference)
+
+
 def test_a_reference_of_another_depth_is_an_error():
     trained, other = tiny_model("dinov3"), tiny_model("dinov3", num_hidden_layers=3)
     state = convert_to_authors(trained)
