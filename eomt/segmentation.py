@@ -7,7 +7,8 @@ found.picture().save("segments.png")
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -72,17 +73,20 @@ def segment(
 
     Args:
         images: a path, URL, PIL image, or array or tensor of (3, H, W) or (H, W, 3); or a list of them.
-        model: a folder, also of `eomt export`, or a name on the hub (kept loaded for the next call); or a model.
+        model: a folder, also of `eomt export`, or a name on the hub (kept loaded for the next call); or a model, which
+            computes in evaluation mode and without masked attention, and is afterwards as it was.
         processor: of a model that is given as an object; its own folder's by default.
         task: "panoptic", "instance" or "semantic"; the model's by default.
         threshold: panoptic: probability that a segment needs (0.8); instance: score from which it counts (0.5).
-        device: "cpu", "cuda", …; the best there is by default.
+        device: "cpu", "cuda", …; the best there is by default. A model that is given as an object moves there if asked.
 
     Raises:
-        ValueError: when there is no such model, an image cannot be read, or the threshold is not a probability.
+        ValueError: when there is no such model or processor, an image cannot be read, or the threshold is not a
+            probability.
         FileNotFoundError: when an image is missing.
     """
     from .configuration import TASK_ROWS
+    from .inference.loading import usable_device
     from .inference.prediction_files import weight_files
     from .inference.segment import segment as run
 
@@ -92,10 +96,10 @@ def segment(
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
         model, own = _load(name, device, task, str(weight_files(name)))
         processor = processor or own
-    elif processor is None:
-        from transformers import AutoImageProcessor
-
-        processor = AutoImageProcessor.from_pretrained(model.config.name_or_path)
+    else:
+        processor = processor or _processor_of(model)
+        if device is not None:
+            model = model.to(usable_device(device, option="device"))
     task = task or processor.task
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a probability from 0 to 1")
@@ -104,10 +108,11 @@ def segment(
     several = isinstance(images, Sequence) and not isinstance(images, str)
     photos = [_photo(image) for image in (images if several else [images])]
     names = model.config.id2label
-    found = [
-        _segmentation(result.item, result.prediction, names, task, threshold)
-        for result in run(model, processor, photos, task=task, batch_size=batch_size, **rules)
-    ]
+    with _inferring(model):
+        found = [
+            _segmentation(result.item, result.prediction, names, task, threshold)
+            for result in run(model, processor, photos, task=task, batch_size=batch_size, **rules)
+        ]
     return found if several else found[0]
 
 
@@ -120,6 +125,30 @@ def _load(name: str, device: str | None, task: str | None, weights: str):
 
     model = load_for_inference(name, device, option="device")  # first: it says what a wrong name is
     return model, AutoImageProcessor.from_pretrained(name, **({"task": task} if task else {}))
+
+
+def _processor_of(model):
+    from transformers import AutoImageProcessor
+
+    source = model.config.name_or_path
+    try:
+        return AutoImageProcessor.from_pretrained(source)
+    except OSError:
+        raise ValueError(f"there is no image processor where the model is from ({source!r}); pass processor=") from None
+
+
+@contextmanager
+def _inferring(model) -> Iterator[None]:
+    """The model in evaluation mode, with masked attention off."""
+    probabilities, training = model.attn_mask_probs.tolist(), getattr(model, "training", False)
+    model.set_attn_mask_probs([0.0] * len(probabilities))
+    model.eval()
+    try:
+        yield
+    finally:
+        model.set_attn_mask_probs(probabilities)
+        if training:
+            model.train()
 
 
 def _photo(source) -> Image.Image:

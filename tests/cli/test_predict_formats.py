@@ -20,6 +20,7 @@ from eomt.training.data import load_data
 from eomt.training.data.decode import decode
 from eomt.training.options import DataOptions
 from eomt.training.run_setup import _with_more
+from tests.models import tiny_model
 from tests.predicting import SIZES, predict
 
 
@@ -172,9 +173,10 @@ def test_one_photo_or_several(models, photos):
     found = eomt.segment(paths, models["panoptic"], threshold=0.3, batch_size=2)
     assert [f.image.size for f in found] == [Image.open(path).size for path in paths]
     assert sum(map(len, found)) > 2
-    model = AutoModelForUniversalSegmentation.from_pretrained(models["panoptic"]).eval()
-    model.set_attn_mask_probs([0, 0])
+    model = AutoModelForUniversalSegmentation.from_pretrained(models["panoptic"]).train()
+    model.set_attn_mask_probs([1, 0.5])
     again = eomt.segment(np.asarray(Image.open(paths[0])), model, threshold=0.3)
+    assert (model.training, model.attn_mask_probs.tolist()) == (True, [1, 0.5])
     assert np.array_equal(again.masks, found[0].masks)
     assert (again.names, again.scores) == (found[0].names, pytest.approx(found[0].scores))
     assert again.picture().size[0] >= found[0].image.width
@@ -188,9 +190,12 @@ def test_one_photo_or_several(models, photos):
         (photos, {}, "is a folder; give its images"),
         (42, {}, "an image is of type int; give a path"),
         (paths[0], {"threshold": 3}, "threshold is 3; give a probability from 0 to 1"),
+        (paths[0], {"device": "nonsense"}, "device nonsense cannot be used here"),
     ):
         with pytest.raises(ValueError, match=message):
             eomt.segment(image, model, **options)
+    with pytest.raises(ValueError, match=r"no image processor where the model is from \(''\); pass processor="):
+        eomt.segment(paths[0], tiny_model())
 
 
 def test_pseudo_labels_of_colors_can_be_added(models, photos, tmp_path):
