@@ -10,6 +10,7 @@ from ..configuration import TASK_ROWS, as_pair
 from ..configuration.sizes import parse_size
 from ..image_processing.geometry import placement
 from ..inference.loading import merge_tokens, usable_device
+from ..inference.segment import FAILS_ALONE, error_line
 from ..inference.writing import atomic, require_free, write_json
 from .candidates import Candidate
 from .measure import device_name, measure_seconds, peak_bytes
@@ -19,7 +20,8 @@ from .text_table import text_table
 
 
 def compare(args) -> int:
-    """Measure and report; the exit code: 1 where some could not be run (out of memory, say), which are listed."""
+    """Measure and report; the exit code: 1 where some could not be run (out of memory, say), which are listed, and 2
+    where none could."""
     for file in filter(None, (args.json, args.plot)):
         require_free(file, args.force)
     logging.set_verbosity_error()
@@ -37,8 +39,8 @@ def compare(args) -> int:
         row |= {"family": candidate.family, "point": candidate.short}
         try:
             row |= _measure(candidate, args, device)
-        except RuntimeError as error:  # one model that does not fit the device leaves the others their turn
-            row["error"] = str(error).splitlines()[0]
+        except (*FAILS_ALONE, ImportError) as error:  # one that does not fit the device leaves the others their turn
+            row["error"] = error_line(error)
         rows.append(row)
     print(_table(rows))
     setting = {
@@ -50,6 +52,8 @@ def compare(args) -> int:
     failed = [row for row in rows if "error" in row]
     for row in failed:
         print(f"eomt benchmark: {row['label']}: {row['error']}", file=sys.stderr)
+    if len(failed) == len(rows):
+        return 2
     return 1 if failed else 0
 
 
@@ -68,9 +72,7 @@ def _candidates(args) -> list:
 def _measure(candidate, args, device) -> dict:
     crops = 1
     if args.photo:
-        crops = len(
-            placement(*as_pair(parse_size(args.photo, option="--photo")), candidate.image_size, windowed=True).windows
-        )
+        crops = len(placement(*as_pair(args.photo), candidate.image_size, windowed=True).windows)
     row = {"image_size": list(candidate.image_size), "inputs_per_image": crops, "batch_size": args.batch_size}
     if args.count_only and not args.images:
         parameters, flops = candidate.count()

@@ -7,7 +7,7 @@ from transformers import AutoImageProcessor
 from ..configuration import TASK_ROWS
 from ..evaluate import evaluation_data
 from ..inference.loading import load_for_inference
-from ..inference.writing import write_json
+from ..inference.writing import require_free, write_json
 from ..training.data import EvaluationTransform
 from ..training.evaluation import evaluate_model
 from .flops import CountedModel
@@ -33,6 +33,8 @@ class Row:
 
 def calibrate(args) -> int:
     """Evaluate without merging and at falling thresholds; print the table and the lowest one that loses nothing."""
+    if args.json:
+        require_free(args.json, args.force)
     (name,) = args.model
     model = load_for_inference(name, args.device, masked=bool(args.masked))
     model.set_token_merging(layers=args.merging_layers, threshold=1.0)  # wrong layers are refused before the evaluation

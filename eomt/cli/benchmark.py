@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..configuration import TASKS
+from ..configuration.sizes import parse_size
 from .options import (
     add_device_and_dtype,
     add_ignore_ids,
@@ -12,6 +13,12 @@ from .options import (
     require_merging,
     require_picture,
 )
+
+OF_COMPARISON = (
+    "image_size", "task", "num_labels", "num_queries", "num_blocks", "step", "photo", "images", "count_only", "dtype",
+    "autocast", "compile", "warm_up", "repeats", "plot", "quality",
+)  # fmt: skip
+OF_CALIBRATION = ("dataset", "ignore_ids")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--masked", action=argparse.BooleanOptionalAction,
-        help="masked attention at inference (default: off for backbones, as saved for others)",
+        help="masked attention at inference (default: on for steps 0 to 4, off for other models, whatever they saved)",
     )  # fmt: skip
     p.add_argument(
         "--photo", metavar="HEIGHTxWIDTH",
@@ -81,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read(argv: list[str]) -> argparse.Namespace:
-    args = parser().parse_args(argv)
+    options = parser()
+    args = options.parse_args(argv)
     require_at_least(args, 1, "batch_size", "repeats")
     require_at_least(args, 0, "warm_up")
     require_picture(args.plot)
@@ -93,8 +101,13 @@ def read(argv: list[str]) -> argparse.Namespace:
         raise ValueError("--images have sizes of their own; leave out --photo")
     if args.calibrate_merging != bool(args.data):
         raise ValueError("--calibrate-merging and --data go together")
+    for name in OF_COMPARISON if args.calibrate_merging else OF_CALIBRATION:
+        if getattr(args, name) != options.get_default(name):
+            how = "with" if args.calibrate_merging else "without"
+            raise ValueError(f"--{name.replace('_', '-')} has no meaning {how} --calibrate-merging")
     if args.calibrate_merging and (len(args.model) > 1 or args.token_merging is not None):
         raise ValueError("--calibrate-merging takes one model and finds --token-merging itself")
+    args.photo = args.photo and parse_size(args.photo, option="--photo")
     require_merging(args, args.calibrate_merging or args.token_merging is not None)
     if args.autocast and args.dtype == "float32":
         raise ValueError("--autocast needs --dtype bfloat16 or float16")

@@ -156,6 +156,9 @@ def test_what_cannot_merge(saved, shapes, tmp_path, capsys):
         (["benchmark", "--model", str(saved), "--calibrate-merging", "--data", "none"],
          "layers [1, 7]: give two of 1 … 2"),
         (["benchmark", "--model", str(saved), "--calibrate-merging"], "--data go together"),
+        (["benchmark", "--model", str(saved), "--calibrate-merging", "--data", "x", "--image-size", "32"],
+         "--image-size has no meaning with --calibrate-merging"),
+        (["benchmark", "--model", str(saved), "--calibrate-merging", "--data", "x", "--json", str(saved)], "exists"),
         (["benchmark", "--model", str(saved), str(saved), "--calibrate-merging", "--data", "x"], "takes one model"),
         (["evaluate", "--predictions", "x", "--task", "panoptic", "--data", "x", *merging], "needs a model"),
     ]  # fmt: skip

@@ -98,13 +98,17 @@ def test_devices_have_names(monkeypatch):
     assert device_name(CPU).endswith("(CPU)")
 
 
-def test_masks_cost(models, tmp_path, capsys):
+def test_masks_cost(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "eomt")  # with its masks on; commands infer without
+    assert benchmark(tmp_path / "eomt", "--json", tmp_path / "default.json", *QUICK) == 0
+    assert not json.loads((tmp_path / "default.json").read_text())["rows"][0]["masked"]
     found = {}
     for option in ("--masked", "--no-masked"):
         file = tmp_path / f"{option}.json"
-        assert benchmark(models / "eomt", option, "--json", file, *QUICK) == 0
+        assert benchmark(tmp_path / "eomt", option, "--json", file, *QUICK) == 0
         (found[option],) = json.loads(file.read_text())["rows"]
     assert found["--masked"]["masked"]
+    assert found["--masked"]["label"] == "eomt 64×64 masked"
     assert not found["--no-masked"]["masked"]
     assert found["--masked"]["gflops"] > found["--no-masked"]["gflops"]
 
@@ -144,14 +148,15 @@ def test_the_paper_gives_the_quality_of_its_models():
     assert Candidate.find("vit_large_patch14_reg4_dinov2", 640, masked=True).reported() is None
 
 
-def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, OSError, ValueError])
+def test_one_that_cannot_run_leaves_the_others_their_turn(error, models, tmp_path, capsys, monkeypatch):
     from eomt.benchmarking.candidates import Candidate
 
     load = Candidate.load
 
     def too_large(self, *args):
         if "mask2former" in self.name:
-            raise RuntimeError("CUDA out of memory\nlong tale")
+            raise error("CUDA out of memory\nlong tale")
         return load(self, *args)
 
     monkeypatch.setattr(Candidate, "load", too_large)
@@ -167,6 +172,8 @@ def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, caps
     (["nothing"], "'nothing' is not a directory; unknown backbone"),
     (["vit_small_patch14_reg4_dinov2", "--image-size", "100"], "not a multiple of patch_size 16; try 96"),
     (["vit_small_patch14_reg4_dinov2", "--image-size", "ten"], "HEIGHTxWIDTH"),
+    (["vit_small_patch14_reg4_dinov2", "--photo", "ten"], "--photo ten: give a side in pixels, or HEIGHTxWIDTH"),
+    (["vit_small_patch14_reg4_dinov2", "--ignore-ids", "0"], "--ignore-ids has no meaning without --calibrate-merging"),
     (["vit_small_patch14_reg4_dinov2", "--repeats", "0"], "give at least 1"),
     (["vit_small_patch14_reg4_dinov2", "--autocast"], "needs --dtype"),
     (["vit_small_patch14_reg4_dinov2", "--quality", "1", "2"], "2 values for 1 models"),
