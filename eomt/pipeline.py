@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import ImageSegmentationPipeline
 
 from .configuration import TASK_ROWS
-from .image_processing.reading import open_image, upright
+from .image_processing.reading import URL_TIMEOUT, open_image, upright
 from .inference import confident_instances, iter_segments, post_process
 
 
@@ -17,7 +17,7 @@ class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
     """As the stock pipeline, except that an instance model's masks are complete (they may overlap), best first, and
     that thresholds left out are the paper's: 0.8 and 0.8 for panoptic, the 0.5 people look at for instances."""
 
-    def preprocess(self, image, subtask=None, timeout=None):
+    def preprocess(self, image, subtask=None, timeout=URL_TIMEOUT):
         # as the stock pipeline, which turns pictures too
         picture = open_image(upright(image) if isinstance(image, Image.Image) else image, timeout=timeout)
         inputs = self.image_processor(images=[picture], return_tensors="pt").to(self.dtype)

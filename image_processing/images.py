@@ -66,7 +66,11 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
         return image.float()
     if image.dtype == torch.uint8:
         return image
-    return image.clamp(0, 255).to(torch.uint8) if image.dtype != torch.bool else image.to(torch.uint8) * 255
+    if image.dtype == torch.bool:
+        return image.to(torch.uint8) * 255
+    if (image > 255).any():  # 16 bits in a wider type
+        image = (image.clamp(0, 65535).long() + 128) // 257
+    return image.clamp(0, 255).to(torch.uint8)
 
 
 def _channels_first(image: Tensor, data_format: str | None) -> Tensor:

@@ -10,6 +10,8 @@ from transformers.image_utils import load_image
 
 from .images import to_rgb
 
+URL_TIMEOUT = 30.0
+"""Seconds without an answer after which a URL is given up."""
 _ORIENTATION = 0x0112  # EXIF
 _EXIF_NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1")
 _TURNS = {
@@ -50,13 +52,20 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels
         raise ValueError(f"cannot read image {str(path)!r}: {error}") from error
 
 
-def open_image(source, size: tuple[int, int] | None = None, timeout: float | None = None) -> Image.Image:
+def open_image(source, size: tuple[int, int] | None = None, timeout: float = URL_TIMEOUT) -> Image.Image:
     """Path, URL, data URL, base64 text or picture → RGB picture. What is opened here is turned upright (a file: see
-    `read_image`); a picture is in its caller's frame and stays in it."""
+    `read_image`); a picture is in its caller's frame and stays in it.
+
+    Raises:
+        ValueError: with the path or URL for what cannot be read.
+    """
     if isinstance(source, Image.Image):
         return to_rgb(source)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return load_image(source, timeout=timeout)
+        try:
+            return load_image(source, timeout=timeout)
+        except Exception as error:  # Pillow's, or the network library's, which has no common class
+            raise ValueError(f"cannot read image {source!r}: {error}") from error
     decoded = _base64(source)
     return read_image(source, size) if decoded is None else to_rgb(upright(decoded))
 

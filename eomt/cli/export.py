@@ -36,7 +36,10 @@ def parser() -> argparse.ArgumentParser:
         "--image-size", nargs="+", metavar="PIXELS",
         help="side, or height and width, of the inputs (default: the image processor's)",
     )  # fmt: skip
-    p.add_argument("--dynamic-size", action="store_true", help="any image size (DINOv3 models)")
+    p.add_argument(
+        "--dynamic-size", action="store_true",
+        help="any image size: sides of 32 to 4096 pixels, multiples of the patch (DINOv3 models)",
+    )  # fmt: skip
     p.add_argument("--force", action="store_true", help="replace the output folder")
     return p
 

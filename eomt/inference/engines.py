@@ -11,6 +11,7 @@ import numpy as np
 
 INPUT = "pixel_values"  # (B, 3, H, W), normalized
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
+MAX_SIDE = 4096  # pixels, of a file with free sides; the least are two patches
 PRECISION_KEY = "eomt_precision"  # in the file's own metadata
 
 Logits = tuple[np.ndarray, np.ndarray]

@@ -128,7 +128,8 @@ def _require_close(file: Path, options: ExportOptions, exported, model, pixels) 
 
 
 def _describe(file: Path, size, options: ExportOptions, source: str, gap: Difference) -> str:
-    megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}*")) / 1e6
+    beside = (file.with_suffix(".bin"), file.with_name(f"{file.name}.data"))  # weights: OpenVINO's, a large ONNX file's
+    megabytes = sum(part.stat().st_size for part in (file, *beside) if part.exists()) / 1e6
     sides = "any size" if options.dynamic_size else f"{size[0]} × {size[1]} pixels"
     return (
         f"{file.name}: {options.precision}, {megabytes:.1f} MB, {sides}; on {source} logits differ by at most "

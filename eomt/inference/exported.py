@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
-from ..configuration import EoMTConfig
+from ..configuration import EoMTConfig, as_pair
 from ..modeling_eomt import EoMTForUniversalSegmentationOutput
 from ..modeling_eomt.outputs import group_by_image, is_grouped
-from .engines import open_engine
+from .engines import MAX_SIDE, open_engine
 from .loading import load_config
 
 # The pipeline checks class names against this table and would log an error for ours.
@@ -65,7 +65,7 @@ class ExportedEoMT:
         """(B, 3, H, W) → class_queries_logits (B, Q, C + 1) and masks_queries_logits (B, Q, H/4, W/4).
 
         Raises:
-            ValueError: when the file was exported for another image size, or labels are given.
+            ValueError: when the file does not take this image size, or labels are given.
         """
         if kwargs.get("mask_labels") is not None or kwargs.get("class_labels") is not None:
             raise ValueError("an exported model has no loss; leave out mask_labels and class_labels")
@@ -87,12 +87,18 @@ class ExportedEoMT:
             raise ValueError(
                 f"pixel_values have shape {tuple(pixel_values.shape)}; give (batch, {channels}, height, width)"
             )
-        if any(side not in (None, given) for side, given in zip(sides, pixel_values.shape[2:])):
-            height, width = pixel_values.shape[2:]
+        height, width = pixel_values.shape[2:]
+        if any(side not in (None, given) for side, given in zip(sides, (height, width))):
             raise ValueError(
                 f"pixel_values are {height} × {width} pixels; the file takes {sides[0]} × {sides[1]}: use its own "
                 "image processor, or export with --image-size or --dynamic-size"
             )
+        for fixed, given, patch in zip(sides, (height, width), as_pair(self.config.patch_size)):
+            if fixed is None and (given % patch or not 2 * patch <= given <= MAX_SIDE):
+                raise ValueError(
+                    f"pixel_values are {height} × {width} pixels; the file takes sides that are multiples of {patch}, "
+                    f"from {2 * patch} to {MAX_SIDE}: use its own image processor"
+                )
 
     @property
     def num_requests(self) -> int:

@@ -15,14 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..configuration import as_pair
-from .engines import ENGINES, INPUT, OUTPUTS, PRECISION_KEY
+from .engines import ENGINES, INPUT, MAX_SIDE, OUTPUTS, PRECISION_KEY
 
 # What each format can be written in. Half precision where the engine's kernels have it: bf16 OpenVINO's, fp16 ONNX's.
 PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "fp16", "int8"), "pt2": ("fp32",)}
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
 INT8_PACKAGES = {"openvino": ("nncf",), "onnx": ()}
 LARGEST_ONNX = 1_900_000_000  # bytes; a protobuf ends at 2 GiB, larger weights go beside it
-MAX_SIDE = 4096  # pixels, of a file with free sides
 TOLERANCE = 1e-4  # of the largest logit: fp32 sums in another order
 
 

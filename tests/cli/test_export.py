@@ -23,13 +23,17 @@ def export(*arguments) -> int:
     return main(["export", *map(str, arguments)])
 
 
-def test_files_and_settings(exported):
+def test_files_and_settings(exported, tmp_path, capsys):
     names = {path.name for path in (exported / "out").iterdir() if not path.name.startswith("openvino")}
     assert names == {"model.onnx", "model.pt2", "config.json", "preprocessor_config.json"}
     config = json.loads((exported / "out/config.json").read_text())
     assert config["id2label"]["4"] == "LABEL_4"
     processor = AutoImageProcessor.from_pretrained(exported / "out")
     assert processor.to_dict() == AutoImageProcessor.from_pretrained(exported / "model").to_dict()
+    assert export(exported / "model", tmp_path / "out", "--format", "onnx", "pt2") == 0
+    for line in capsys.readouterr().out.splitlines()[-3:-1]:
+        name, said = line.split(": ")[0], float(line.split(" MB")[0].split()[-1])
+        assert said == pytest.approx((tmp_path / "out" / name).stat().st_size / 1e6, abs=0.06)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

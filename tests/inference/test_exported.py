@@ -125,6 +125,9 @@ def test_any_size_where_positions_are_rotary(tmp_path, capsys):
         expected = load_unmasked(tmp_path / "v3")(pixels).masks_queries_logits
     found = ExportedEoMT.from_pretrained(tmp_path / "out")(pixels).masks_queries_logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    for height, width in ((96, 40), (16, 32), (32, 4112)):
+        with pytest.raises(ValueError, match=rf"{height} × {width} pixels; .* multiples of 16, from 32 to 4096"):
+            ExportedEoMT.from_pretrained(tmp_path / "out")(torch.zeros(1, 3, height, width))
     save_confident(tmp_path / "v2")
     capsys.readouterr()
     assert export(tmp_path / "v2", tmp_path / "none", "--format", "openvino", "--dynamic-size") == 2
