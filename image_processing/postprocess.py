@@ -147,12 +147,19 @@ class PostProcessing:
                 "inputs with do_pad=True, do_split_image=False"
             )
         if target_sizes is None:
-            places = [placement(*input_size_of(size, windowed=False), size)] * len(masks)
+            places = [self._input_place(masks, size, windowed=False)] * len(masks)
         else:
             places = [self.place(*target, size, windowed=False) for target in _sizes(target_sizes)]
         if len(places) != len(masks):
             raise ValueError(f"{len(places)} target_sizes for the outputs of {len(masks)} images")
         return zip(masks, classes, places)
+
+    def _input_place(self, masks: Tensor, size, windowed: bool) -> Placement:
+        """Where there are no target sizes, a model input (or window) is taken as an image of its own."""
+        side = input_size_of(size, windowed)
+        if not (windowed or self.do_pad):  # the resized image, whose shape the masks have
+            side = placement(*masks.shape[-2:], side, pad=False).resized
+        return placement(*side, side)
 
     def _stitched(self, outputs, target_sizes, size) -> Iterator[tuple[Tensor, Tensor, Placement]]:
         """For each image its windows' (V, Q, g_h, g_w) and (V, Q, C + 1), and its placement."""
@@ -160,8 +167,7 @@ class PostProcessing:
         size = self.size if size is None else size
         windowed = offsets is not None or bool(self.do_split_image)
         if target_sizes is None:
-            side = input_size_of(size, windowed)  # of one window, which is taken as it is
-            place = placement(*side, side)
+            place = self._input_place(masks, size, windowed)
             for i in range(len(masks)):
                 yield masks[i : i + 1], classes[i : i + 1], place
             return

@@ -122,7 +122,7 @@ class _EoMTProcessing(SavedSettings, PostProcessing):
             instance_id_to_semantic_id: {instance id: class}, one for all images or one each.
             segments_info: for each image a list of `{"id", "label_id" or "category_id", "iscrowd"}`; crowds are
                 dropped.
-            kwargs: any attribute of the processor, for this call.
+            kwargs: any attribute of the processor but its task, for this call.
 
         Returns `BatchFeature` with
             pixel_values: (B, 3, S_h, S_w) float; with windows B counts all windows of all images, in order.
@@ -131,8 +131,12 @@ class _EoMTProcessing(SavedSettings, PostProcessing):
             mask_labels, class_labels: with maps, for each of the B inputs (n, S_h, S_w) bool and (n,) int64.
 
         Raises:
-            ValueError: for maps that do not fit their image or hold unknown ids or labels.
+            ValueError: for maps that do not fit their image or hold unknown ids or labels, and for another task.
         """
+        if kwargs.get("task") not in (None, self.task):
+            raise ValueError(
+                f"task is {kwargs['task']!r}, this processor's is {self.task!r}; make one with task={kwargs['task']!r}"
+            )
         given = {
             "segmentation_maps": segmentation_maps,
             "segments_info": segments_info,

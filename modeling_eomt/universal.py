@@ -57,7 +57,7 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalized; H and W any multiples of the patch size.
             mask_labels: list of (n, H, W) bool or float masks, or one (B, n, H, W) tensor.
-            class_labels: list of (n,) labels, or one (B, n) tensor.
+            class_labels: list of (n,) labels, or one (B, n) tensor; both or neither.
             patch_offsets: returned as they are, for the stitching of windows.
             output_auxiliary_logits: False leaves the masked blocks' logits out; the losses do not need them.
 
@@ -65,7 +65,10 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
             ValueError: when an input has a wrong shape or a label is outside the configuration.
         """
         self.refresh_masked_blocks()
-        if mask_labels is not None and class_labels is not None:
+        if (mask_labels is None) != (class_labels is None):
+            missing = "mask_labels" if mask_labels is None else "class_labels"
+            raise ValueError(f"{missing} is None; the loss needs both mask_labels and class_labels")
+        if mask_labels is not None:
             output = self._output_with_loss(pixel_values, mask_labels, class_labels, output_auxiliary_logits, **kwargs)
         else:
             output = self._output(pixel_values, [], output_auxiliary_logits, **kwargs)

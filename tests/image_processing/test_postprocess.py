@@ -265,6 +265,16 @@ def test_semantic_without_target_sizes_is_the_whole_window():
     assert torch.equal(result, processor.post_process_semantic_segmentation(out, [(64, 64)])[0])
 
 
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_without_padding_the_map_has_the_inputs_shape(task):
+    processor = EoMTImageProcessor(task=task, size=64, do_pad=False, do_split_image=False)
+    assert processor(np.zeros((30, 60, 3), np.uint8), return_tensors="pt")["pixel_values"].shape[-2:] == (32, 64)
+    out = made()
+    out = outputs(out.masks_queries_logits[..., :8, :], out.class_queries_logits)
+    found = getattr(processor, f"post_process_{task}_segmentation")(out)[0]
+    assert (found if task == "semantic" else found["segmentation"]).shape == (32, 64)
+
+
 def test_scores_on_request_and_confidence():
     processor = EoMTImageProcessor(task="semantic", size=32, do_pad=True)
     out = made(certain=2.0)

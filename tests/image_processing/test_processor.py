@@ -18,6 +18,7 @@ from eomt.image_processing import (
     EoMTImageProcessorPil,
     EomtImageProcessorPil,
     read_image,
+    reading,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -159,8 +160,10 @@ def test_floats_up_to_one_are_not_rescaled_again(backend):
         torch.from_numpy(picture()).permute(2, 0, 1),
         picture().astype(np.float32),
         picture().astype(np.uint16) * 257,
+        picture()[..., 0].astype(np.int32) * 257,
+        torch.from_numpy(picture()).long() * 257,
     ],
-    ids=["HW", "HW1", "CHW", "RGBA", "tensor", "float", "uint16"],
+    ids=["HW", "HW1", "CHW", "RGBA", "tensor", "float", "uint16", "int32", "int64"],
 )
 def test_every_array_shape(array):
     processor = EoMTImageProcessor(size=50)
@@ -168,6 +171,15 @@ def test_every_array_shape(array):
     assert values.shape == (1, 3, 50, 50)
     rgb = picture() if 3 in array.shape or 4 in array.shape else np.repeat(picture()[..., :1], 3, -1)
     torch.testing.assert_close(values, processor(rgb, return_tensors="pt")["pixel_values"], atol=1e-4, rtol=0)
+
+
+def test_a_url_that_gives_no_picture_is_one_line_with_a_timeout(monkeypatch):
+    def hang(url, timeout):
+        raise TimeoutError(f"no answer in {timeout} s")
+
+    monkeypatch.setattr(reading, "load_image", hang)
+    with pytest.raises(ValueError, match=r"cannot read image 'https://a\.b/c\.png': no answer in 30\.0 s"):
+        reading.open_image("https://a.b/c.png")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -287,6 +299,7 @@ def test_paths_and_unreadable_files(tmp_path):
         (lambda: EoMTImageProcessor(size={"min_pixels": 4, "max_pixels": 9}), "names no input size"),
         (lambda: EoMTImageProcessor(size=8)(np.zeros((9, 9, 7))), r"shape \(9, 9, 7\)"),
         (lambda: EoMTImageProcessor(size=8)([{"image": 1}]), "image"),
+        (lambda: EoMTImageProcessor(size=8)(picture(), task="semantic"), "make one with task='semantic'"),
     ],
 )
 def test_bad_input_is_named(make, message):

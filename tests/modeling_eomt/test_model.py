@@ -164,6 +164,8 @@ def test_wrong_targets_are_clear_errors():
         model(pixels, mask_labels=masks[:1], class_labels=labels)
     with pytest.raises(ValueError, match=r"image 1 has mask_labels of shape \(1, 64, 64\) and 2 class_labels"):
         model(pixels, mask_labels=masks, class_labels=[labels[0], torch.tensor([1, 2])])
+    with pytest.raises(ValueError, match="class_labels is None; the loss needs both"):
+        model(pixels, mask_labels=masks)
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "eva02"])
