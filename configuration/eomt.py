@@ -234,7 +234,7 @@ def code_upload_refused() -> ValueError:
     """Raised before anything is written: transformers would copy single files, without the package they import from."""
     return ValueError(
         "custom code cannot be uploaded with a checkpoint of this package; leave register_for_auto_class out: what is "
-        "saved loads in plain transformers where that has the model, else after `pip install eomt`"
+        "saved loads in plain transformers where that has the model, else where this package is installed"
     )
 
 

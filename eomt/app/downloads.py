@@ -9,6 +9,7 @@ from pycocotools import mask as rle
 from ..configuration.labels import LabelSpace
 from ..inference.encoding import instance_results, label_png, panoptic_png
 from ..inference.writing import write_atomic, write_json
+from ..visualization.sheets import write_jpeg
 from .views import overlay
 
 
@@ -39,7 +40,7 @@ def write_files(folder: Path, name: str, view: str, prediction: dict, image: Ima
         entry["sem_seg_file_name"] = files[2].name
         annotations, picture = [], label_png(prediction["segmentation"], space.dataset_ids)
     drawn = overlay(view, prediction, image, dict(config.id2label)).convert("RGB")
-    write_atomic(files[0], lambda part: drawn.save(part, quality=92))
+    write_jpeg(files[0], drawn)
     write_json(files[1], {"images": [entry], "categories": space.categories, "annotations": annotations}, indent=1)
     write_atomic(files[2], picture.save)
     return files

@@ -4,6 +4,7 @@ Its `read(argv)` gives the options, checked as far as that goes without torch, a
 """
 
 import importlib
+import os
 import re
 import sys
 
@@ -55,8 +56,19 @@ def library_error(error: Exception) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `eomt COMMAND …` and return the exit code: 0 success, 1 partial success, 2 bad input, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run `eomt COMMAND …` and return the exit code: 0 success, 1 partial success, 2 bad input, 130 interrupted, 141
+    when nobody reads the output any more, as in `eomt … | head`."""
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return 141
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -70,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
 
         register()
         return command.run(options)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:  # the user's input: one line that names the value and the fix
         print(f"eomt {argv[0]}: {one_line(error)}", file=sys.stderr)
         return 2

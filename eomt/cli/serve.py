@@ -10,7 +10,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt serve",
         description="A page to try models: drop photos, see the segments, move the thresholds, compare two models, "
-        "download the results. The same as an HTTP API: endpoint /segment. Needs pip install 'eomt[app]'.",
+        "download the results. The same as an HTTP API: endpoint /segment. Needs pip install '.[app]' in the checkout.",
     )
     p.add_argument("models", nargs="+", metavar="MODEL", help="local folders, exported ones too, or hub names")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
@@ -32,7 +32,7 @@ def read(argv: list[str]) -> argparse.Namespace:
     if args.port > 65535:
         raise ValueError(f"--port {args.port}: give at most 65535")
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the page needs Gradio: pip install 'eomt[app]'")
+        raise ValueError("the page needs Gradio: pip install '.[app]' in the checkout")
     return args
 
 

@@ -158,4 +158,4 @@ def test_command_line_errors_are_one_line(folder, tmp_path, capsys, monkeypatch)
             assert error.count("\n") == 1
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["serve", str(folder / "panoptic")]) == 2
-    assert "the page needs Gradio: pip install 'eomt[app]'" in capsys.readouterr().err
+    assert "the page needs Gradio: pip install '.[app]' in the checkout" in capsys.readouterr().err

@@ -1,6 +1,9 @@
 """Bad arguments end in one line that names the value, before anything is written."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from eomt.inference.loading import require_model, usable_device
 from eomt.training.data import load_data
 from eomt.training.data.shapes import make_shapes
 from tests.models import tiny_model
+from tests.pairs import ENVIRONMENT
 
 
 class _Broken(torch.utils.data.Dataset):
@@ -29,6 +33,17 @@ def test_error_of_a_loading_process_is_one_line():
         next(iter(torch.utils.data.DataLoader(_Broken(), num_workers=1)))
     assert one_line(caught.value) == "a.png: its mask is 40×70, the image 50×70"
     assert one_line(OSError("first\n  second")) == "first second"
+
+
+@pytest.mark.parametrize("options", [["--help"], ["train", "--list-recipes"]])
+def test_output_that_nobody_reads_is_no_error(options):
+    read, write = os.pipe()
+    os.close(read)  # as head does when it has enough
+    command = [sys.executable, "-m", "eomt", *options]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 141
+    assert "Broken" not in done.stderr
 
 
 def test_device():

@@ -13,8 +13,8 @@ from transformers import AutoImageProcessor, pipeline
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
+from eomt.inference import ExportedEoMT
 from eomt.inference.engines import ENGINES, missing_packages, open_engine
-from eomt.inference.exported import ExportedEoMT
 from eomt.inference.exporting import synthetic_photo
 from eomt.inference.tiling import segment_tiles
 from eomt.training.data import make_shapes
