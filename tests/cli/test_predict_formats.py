@@ -19,7 +19,7 @@ from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
 from eomt.training.data.decode import decode
 from eomt.training.options import DataOptions
-from eomt.training.run_setup import _with_more
+from eomt.training.run_setup import with_more
 from tests.models import tiny_model
 from tests.predicting import SIZES, predict
 
@@ -149,7 +149,7 @@ def test_predictions_as_a_data_set(models, photos, tmp_path, capsys, task):
     assert ignored
     own = DataOptions(data=str(tmp_path / "data"), more_data=str(tmp_path / "data"), dataset="auto")
     arguments = EoMTTrainingArguments(str(tmp_path / "run"), task=task, use_cpu=True)
-    both, values = _with_more(table, own, arguments, space)
+    both, values = with_more(table, own, arguments, space)
     assert len(both) == 6
     assert values == space
     assert predict(photos, models[task], tmp_path / "other", *options) == 2
@@ -212,8 +212,8 @@ def test_pseudo_labels_of_colors_can_be_added(models, photos, tmp_path):
     assert space.ignored_ids == (0xFEFEFE,)
     own = DataOptions(data="elsewhere", more_data=str(tmp_path / "data"), dataset="auto")
     arguments = EoMTTrainingArguments(str(tmp_path / "run"), task="semantic", use_cpu=True)
-    _, values = _with_more(table, own, arguments, replace(space, ignored_ids=()))
+    _, values = with_more(table, own, arguments, replace(space, ignored_ids=()))
     assert values.ignored_ids == (0xFEFEFE,)
     other = replace(space, dataset_ids=tuple(i + 1 for i in space.dataset_ids))
     with pytest.raises(ValueError, match=r"its label images have \d+ for class 'LABEL_\d', not \d+; write them"):
-        _with_more(table, own, arguments, other)
+        with_more(table, own, arguments, other)
