@@ -20,7 +20,14 @@ from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
 from .image_processing.reading import allow_pixels, count_frames, read_image
 from .inference.image_files import find_images
-from .inference.loading import load_model, merge_tokens, needs_cpu_group, require_model, usable_device
+from .inference.loading import (
+    load_model,
+    merge_tokens,
+    needs_cpu_group,
+    require_model,
+    set_inference_masks,
+    usable_device,
+)
 from .inference.prediction_files import Results, file_state, image_ids_by_name, weight_files
 from .inference.pseudo_labels import write_dataset
 from .inference.result_formats import write_formats
@@ -76,10 +83,10 @@ class PredictionRun:
         device = usable_device(args.device)
         at_once = None if args.tile else len(image_ids)
         self.model = load_model(args.model, at_once, dtype=getattr(torch, args.dtype)).eval().to(device)
-        if self.model.attn_mask_probs.any():
-            if self.is_main:
-                print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
-            self.model.set_attn_mask_probs([0.0] * self.model.config.num_blocks)
+        saved = self.model.attn_mask_probs.any()
+        set_inference_masks(self.model)
+        if self.is_main and saved and not self.model.attn_mask_probs.any():
+            print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
         if args.compile and not isinstance(self.model, torch.nn.Module):
             raise ValueError(f"--compile is for models in PyTorch; {args.model} is exported and runs on its engine")
         merge_tokens(self.model, args.token_merging, args.merging_layers)

@@ -74,7 +74,7 @@ def segment(
     Args:
         images: a path, URL, PIL image, or array or tensor of (3, H, W) or (H, W, 3); or a list of them.
         model: a folder, also of `eomt export`, or a name on the hub (kept loaded for the next call); or a model, which
-            computes in evaluation mode and without masked attention, and is afterwards as it was.
+            computes in evaluation mode and without an EoMT's masked attention, and is afterwards as it was.
         processor: of a model that is given as an object; its own folder's by default.
         task: "panoptic", "instance" or "semantic"; the model's by default.
         threshold: panoptic: probability that a segment needs (0.8); instance: score from which it counts (0.5).
@@ -139,9 +139,11 @@ def _processor_of(model):
 
 @contextmanager
 def _inferring(model) -> Iterator[None]:
-    """The model in evaluation mode, with masked attention off."""
+    """The model in evaluation mode, with the masks of inference."""
+    from .inference.loading import set_inference_masks
+
     probabilities, training = model.attn_mask_probs.tolist(), getattr(model, "training", False)
-    model.set_attn_mask_probs([0.0] * len(probabilities))
+    set_inference_masks(model)
     model.eval()
     try:
         yield

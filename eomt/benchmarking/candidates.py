@@ -28,8 +28,8 @@ class Candidate:
     config: object
     image_size: tuple[int, int]
     pretrained: bool
-    masked: bool = False
-    "Masked attention at inference."
+    masked: bool | None = None
+    "Masked attention at inference; None: as saved."
     exported: bool = False
 
     @classmethod
@@ -41,7 +41,7 @@ class Candidate:
         Args:
             image_size: side or (height, width) in pixels; the model's own by default.
             masked: masked attention at inference on or off. By default as the paper infers: on in steps 0 to 4, off in
-                step 5, which a saved EoMT is, whatever its own probabilities.
+                step 5, which a saved EoMT is, whatever its own probabilities; a saved step 0 to 3 as it was trained.
             step: of the paper's Table 1, for backbones: 0 to 3 are `LadderConfig`'s, 4 and 5 are EoMT.
             **overrides: fields of the configuration, of backbones only.
 
@@ -79,7 +79,8 @@ class Candidate:
         exported = bool(exported_engines(name))
         if exported and masked:
             raise ValueError(f"{name} is an exported model, which has no masked attention; leave out --masked")
-        masked = isinstance(config, LadderConfig) if masked is None else masked
+        if masked is None and not isinstance(config, LadderConfig):
+            masked = False
         return cls(name, config, as_pair(size), True, masked, exported)
 
     @property
@@ -140,7 +141,7 @@ class Candidate:
             model = AutoModelForUniversalSegmentation.from_pretrained(self.name, dtype=dtype, **sizes)
         else:
             model = AutoModelForUniversalSegmentation.from_config(self.config, dtype=dtype)
-        if self.is_eomt:
+        if self.is_eomt and self.masked is not None:
             model.set_attn_mask_probs([float(self.masked)] * self.config.num_blocks)
         return model.eval().to(device)
 
@@ -157,7 +158,10 @@ class Candidate:
         if self.is_eomt:
             with torch.device("meta"):
                 counted = AutoModelForUniversalSegmentation._model_mapping[type(self.config)](self.config)
-            counted._masked_blocks = (self.masked,) * self.config.num_blocks
+            probabilities = [float(self.masked)] * self.config.num_blocks if self.masked is not None else None
+            if probabilities is None:
+                probabilities = model.attn_mask_probs.tolist() if model is not None else [0.0] * self.config.num_blocks
+            counted._masked_blocks = tuple(p > 0 for p in probabilities)
             device, dtype = "meta", torch.float32
         else:
             counted = model or AutoModelForUniversalSegmentation.from_config(self.config)

@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--masked", action=argparse.BooleanOptionalAction,
-        help="masked attention at inference (default: on for steps 0 to 4, off for other models, whatever they saved)",
+        help="masked attention at inference (default: off, whatever was saved; on for --step 0 to 4; saved steps 0 "
+        "to 3 as trained)",
     )  # fmt: skip
     p.add_argument(
         "--photo", metavar="HEIGHTxWIDTH",

@@ -99,21 +99,26 @@ def load_for_inference(
     """The EoMT in `name` on a device, in evaluation mode.
 
     Args:
-        masked: masked attention at inference, on or off. By default as the paper infers: off for EoMT, whatever was
-            saved; steps 0 to 3 of the ladder as they were trained.
+        masked: see `set_inference_masks`.
         options: as for `load_model`.
 
     Raises:
         ValueError: when there is no such model or device, or it is not an EoMT.
     """
-    from ..configuration.ladder import LadderConfig
-
     require_model(name)
     place = usable_device(device, option)
     model = load_model(name, **options)
+    set_inference_masks(model, masked)
+    return model.eval().to(place)
+
+
+def set_inference_masks(model, masked: bool | None = None) -> None:
+    """Turn masked attention on or off. By default as the paper infers: off for EoMT, whatever was saved; steps 0 to 3
+    of the ladder as they were trained."""
+    from ..configuration.ladder import LadderConfig
+
     if masked is not None or not isinstance(model.config, LadderConfig):
         model.set_attn_mask_probs([float(bool(masked))] * model.config.num_blocks)
-    return model.eval().to(place)
 
 
 def merge_tokens(model, threshold: float | None, layers: tuple[int, int] | list[int]) -> None:

@@ -20,6 +20,7 @@ from eomt import EoMTImageProcessor
 from eomt.image_processing import read_image
 from eomt.image_processing.maps import rgb_to_id
 from eomt.inference.image_files import find_images
+from tests.modeling_eomt.ladder.test_ladder import ladder
 from tests.pairs import ENVIRONMENT
 from tests.predicting import SIZES, predict
 
@@ -344,3 +345,10 @@ def test_tiles_that_cannot_be_are_one_line(models, photos, tmp_path, capsys):
         error = capsys.readouterr().err.strip().splitlines()
         assert message in error[-1]
         assert not (tmp_path / "out").exists()
+
+
+def test_a_step_of_the_ladder_infers_with_its_masks(photos, tmp_path, capsys):
+    ladder(3).save_pretrained(tmp_path / "model")
+    EoMTImageProcessor(task="panoptic", size=64).save_pretrained(tmp_path / "model")
+    assert predict(photos, tmp_path / "model", tmp_path / "out", "--no-overlays") == 0
+    assert "turned off" not in capsys.readouterr().err
