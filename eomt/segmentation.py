@@ -142,13 +142,17 @@ def _inferring(model) -> Iterator[None]:
     """The model in evaluation mode, with the masks of inference."""
     from .inference.loading import set_inference_masks
 
-    probabilities, training = model.attn_mask_probs.tolist(), getattr(model, "training", False)
-    set_inference_masks(model)
+    ours = hasattr(model, "set_attn_mask_probs")  # transformers' own EoMT computes here, too
+    probabilities = model.attn_mask_probs.tolist() if ours else None
+    training = getattr(model, "training", False)
+    if ours:
+        set_inference_masks(model)
     model.eval()
     try:
         yield
     finally:
-        model.set_attn_mask_probs(probabilities)
+        if ours:
+            model.set_attn_mask_probs(probabilities)
         if training:
             model.train()
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import EomtForUniversalSegmentation
 
 import eomt
 from eomt import EoMTImageProcessor
@@ -116,3 +117,15 @@ def test_one_call_takes_floats_and_another_task_of_the_model(tmp_path):
     model = tiny_model(task="semantic").eval()
     with pytest.raises(ValueError, match="the image processor has task='semantic'; load it with task='panoptic'"):
         eomt.segment(picture, model, processor=EoMTImageProcessor(task="semantic", size=64), task="panoptic")
+
+
+def test_one_call_takes_the_built_in_model(tmp_path):
+    """Which has no `set_attn_mask_probs`, and stays in the mode that it was in."""
+    model = tiny_model(task="panoptic")
+    model.set_attn_mask_probs([0.0] * model.config.num_blocks)
+    model.save_pretrained(tmp_path)
+    built_in = EomtForUniversalSegmentation.from_pretrained(tmp_path).train()
+    processor = EoMTImageProcessor(task="panoptic", size=64)
+    found, expected = (eomt.segment(photos()[0], m, processor=processor, threshold=0.0) for m in (built_in, model))
+    assert np.array_equal(found.masks, expected.masks)
+    assert built_in.training
