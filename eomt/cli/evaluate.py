@@ -22,7 +22,7 @@ Formats of data: eomt train --help. Formats of predictions: COCO panoptic png + 
 png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on the terminal, fractions in files."""
 
 FIXED_BY_BRAVO = ("split", "ignore_ids", "keep_empty", "worst")
-OF_A_MODEL = ("save_predictions", "token_merging", "merging_layers", "masked", "dtype", "device", "batch_size")
+OF_A_MODEL = ("save_predictions", "token_merging", "merging_layers", "masked", "dtype", "batch_size")
 
 
 def parser() -> argparse.ArgumentParser:
