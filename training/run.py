@@ -11,9 +11,10 @@ from . import own_data
 from .arguments import EoMTTrainingArguments
 from .callbacks import progress
 from .cpu import keep_memory
-from .data.check import check_data, describe
+from .data.check import check_data, describe, listed_problems
 from .data.hold_out import UNSPLIT
 from .data.load import splits_of
+from .data.rows import DataProblems
 from .initial_model import starting_config, starting_task
 from .options import DataOptions, ModelOptions
 from .resumption import check_options, write_options
@@ -60,7 +61,12 @@ def check_run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgument
     splits = ("train", "val") if args.eval_strategy != "no" else ("train",)
     texts, good, space = [], True, None
     for split in splits:
-        dataset, space = load_split(data, args, split, space)
+        try:
+            dataset, space = load_split(data, args, split, space)
+        except DataProblems as error:
+            texts.append(f"--- {split} ---\n{listed_problems(error.problems)}")
+            good = False
+            continue
         if split == "train":
             dataset, space = with_more(dataset, data, args, space)
             args, _ = fill(data, model, args, dataset, start)

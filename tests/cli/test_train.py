@@ -253,3 +253,21 @@ def test_list_of_recipes(capsys):
     printed = capsys.readouterr().out
     assert "coco_panoptic_eomt_large_640 " in printed
     assert "56.0 PQ" in printed
+
+
+def test_check_lists_every_malformed_annotation(tmp_path, capsys):
+    """Training says the first three in a line; the check one a line, and goes on with the other split."""
+    box = "0 0.1 0.1 0.9 0.1 0.9 0.9\n"
+    for split, text in (("train", "0 0.5 0.5\n" * 25), ("val", box)):
+        for folder in ("images", "labels"):
+            (tmp_path / "data" / folder / split).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / f"data/images/{split}/a.png")
+        (tmp_path / f"data/labels/{split}/a.txt").write_text(text)
+    (tmp_path / "data/data.yaml").write_text("names: [cell]")
+    assert train(tmp_path / "data", tmp_path / "run", "--task", "instance") == 2
+    assert "(and 22 more problems)" in capsys.readouterr().err
+    assert train(tmp_path / "data", tmp_path / "check", "--task", "instance", "--check") == 1
+    report = capsys.readouterr().out
+    assert report.count("labels/train/a.txt, line ") == 20
+    assert "and 5 more" in report
+    assert "--- val ---\n1 images, 0 unreadable" in report

@@ -20,6 +20,7 @@ from .decode import decode
 from .transforms import TrainTransform
 
 TILE, GAP, COLUMNS = 360, 8, 4  # pixels of the contact sheet
+MOST_LISTED = 20  # problems
 
 
 def check_data(
@@ -60,10 +61,17 @@ def check_data(
     return report
 
 
+def listed_problems(problems: list[str]) -> str:
+    """A line each for the first twenty, and how many more there are."""
+    more = [f"  and {len(problems) - MOST_LISTED} more"] if len(problems) > MOST_LISTED else []
+    return "\n".join([f"  {problem}" for problem in problems[:MOST_LISTED]] + more)
+
+
 def describe(report: dict) -> str:
     """A report for people: the counts, then a histogram of the classes."""
     lines = [f"{report['images']} images, {len(report['unreadable'])} unreadable"]
-    lines += [f"  {message}" for message in report["unreadable"][:10]]
+    if report["unreadable"]:
+        lines.append(listed_problems(report["unreadable"]))
     if "height" in report:
         height, width, count = report["height"], report["width"], report["segments_per_image"]
         lines += [

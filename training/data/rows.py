@@ -22,6 +22,15 @@ SEGMENT = {
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
+class DataProblems(ValueError):
+    """Malformed annotations: the message has the first three, `problems` has all."""
+
+    def __init__(self, problems: list[str]):
+        more = f" (and {len(problems) - 3} more problems)" if len(problems) > 3 else ""
+        super().__init__("; ".join(problems[:3]) + more)
+        self.problems = problems
+
+
 @dataclass
 class Rows:
     """Collects rows and problems of one data set; `table()` gives the `datasets.Dataset` or raises."""
@@ -40,10 +49,9 @@ class Rows:
         self.problems.append(f"{where}: {what}")
 
     def table(self) -> Dataset:
-        """The data set; `ValueError` with the first problems, or where there is no image at all."""
+        """The data set; `DataProblems` where there are some, `ValueError` where there is no image at all."""
         if self.problems:
-            more = f" (and {len(self.problems) - 3} more problems)" if len(self.problems) > 3 else ""
-            raise ValueError("; ".join(self.problems[:3]) + more)
+            raise DataProblems(self.problems)
         if not self.rows:
             raise ValueError(
                 f"{self.source}: the data set is empty; no image was found; docs/guides/data-formats.md has the layouts"
