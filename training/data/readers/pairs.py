@@ -27,7 +27,7 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
     """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
 
     Images that differ in their suffix only would share a label: a problem, reported to `rows`. So are labels of which
-        none has an image's name; where some have, the others are left out with a warning.
+    none has an image's name; where some have, the others are left out with a warning.
     """
     images: dict[tuple, str] = {}
     others: list[tuple[tuple, str]] = []
