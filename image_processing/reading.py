@@ -11,7 +11,7 @@ from transformers.image_utils import load_image
 from .images import to_rgb
 
 URL_TIMEOUT = 30.0
-"""Seconds without an answer after which a URL is given up."""
+"""Seconds to wait for a response."""
 _ORIENTATION = 0x0112  # EXIF
 _EXIF_NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1")
 _TURNS = {

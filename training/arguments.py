@@ -85,14 +85,6 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
     def recipe_values(self) -> Recipe | None:
         return get_recipe(self.recipe) if self.recipe else None
 
-    def num_steps(self, images: int) -> int:
-        """Number of training images → optimizer steps of the run, as the stock Trainer counts them."""
-        if self.max_steps > 0:
-            return self.max_steps
-        batches = images / (self.per_device_train_batch_size * self.world_size)
-        batches = math.floor(batches) if self.dataloader_drop_last else math.ceil(batches)
-        return math.ceil(self.num_train_epochs * max(1, math.ceil(batches / self.gradient_accumulation_steps)))
-
     def warmup(self, total_steps: int) -> tuple[int, int]:
         """Run length → (heads', backbone's) warm-up steps: as given, or the recipe's, shorter in a short run."""
         recipe = self.recipe_values

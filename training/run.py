@@ -11,7 +11,7 @@ from . import own_data
 from .arguments import EoMTTrainingArguments
 from .callbacks import progress
 from .cpu import keep_memory
-from .data.check import check_data, describe, listed_problems
+from .data.check import check_data, describe, list_problems
 from .data.hold_out import UNSPLIT
 from .data.load import splits_of
 from .data.rows import DataProblems
@@ -64,7 +64,7 @@ def check_run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArgument
         try:
             dataset, space = load_split(data, args, split, space)
         except DataProblems as error:
-            texts.append(f"--- {split} ---\n{listed_problems(error.problems)}")
+            texts.append(f"--- {split} ---\n{list_problems(error.args)}")
             good = False
             continue
         if split == "train":
@@ -87,7 +87,7 @@ def summary(trainer: EoMTTrainer) -> str:
     """What is about to be trained, for a person to check before the hours it takes."""
     args, config = trainer.args, trainer.model.config
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    steps = args.num_steps(len(trainer.train_dataset))
+    *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     length = "{} steps, warm-up {} + {} of them".format(steps, *args.warmup(steps))
     if args.time_budget:
         length = f"as many steps as fit into {args.time_budget:g} minutes"

@@ -47,9 +47,9 @@ def library_error(error: Exception) -> str | None:
     if "ignore_mismatched_sizes" in str(error):
         return "the weights have other shapes than config.json gives; both must come from the same checkpoint"
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("out of memory", "t allocate memory")):
-        return f"the memory is full; take a smaller batch or smaller images ({one_line(error)[:200]})"
+        return f"out of memory; use a smaller batch or smaller images ({one_line(error)[:200]})"
     if re.search(r"DataLoader worker \(pid.*(killed|exited)", str(error)):
-        return "a data-loading process was killed, as systems do when the memory is full; take fewer of them, or 0"
+        return "a data-loading worker was killed, probably out of memory; use fewer workers, or 0"
     signs = ("Error while serializing", "PytorchStreamWriter", "unexpected pos", "No space left", "File too large")
     writing = any(sign in str(error) for sign in signs)  # of safetensors, torch, the system
     return f"a file could not be written, the disk may be full: {one_line(error)[:200]}" if writing else None
@@ -57,7 +57,7 @@ def library_error(error: Exception) -> str | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `eomt COMMAND …` and return the exit code: 0 success, 1 partial success, 2 bad input, 130 interrupted, 141
-    when nobody reads the output any more, as in `eomt … | head`."""
+    broken pipe, as in `eomt … | head`."""
     try:
         try:
             return _run(sys.argv[1:] if argv is None else argv)

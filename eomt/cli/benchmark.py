@@ -14,11 +14,11 @@ from .options import (
     require_picture,
 )
 
-OF_COMPARISON = (
+COMPARISON_OPTIONS = (
     "image_size", "task", "num_labels", "num_queries", "num_blocks", "step", "photo", "images", "count_only", "dtype",
     "autocast", "compile", "warm_up", "repeats", "plot", "quality",
 )  # fmt: skip
-OF_CALIBRATION = ("dataset", "ignore_ids")
+CALIBRATION_OPTIONS = ("dataset", "ignore_ids")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,7 +102,7 @@ def read(argv: list[str]) -> argparse.Namespace:
         raise ValueError("--images have sizes of their own; leave out --photo")
     if args.calibrate_merging != bool(args.data):
         raise ValueError("--calibrate-merging and --data go together")
-    for name in OF_COMPARISON if args.calibrate_merging else OF_CALIBRATION:
+    for name in COMPARISON_OPTIONS if args.calibrate_merging else CALIBRATION_OPTIONS:
         if getattr(args, name) != options.get_default(name):
             how = "with" if args.calibrate_merging else "without"
             raise ValueError(f"--{name.replace('_', '-')} has no meaning {how} --calibrate-merging")

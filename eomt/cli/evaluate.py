@@ -22,7 +22,7 @@ Formats of data: eomt train --help. Formats of predictions: COCO panoptic png + 
 png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on the terminal, fractions in files."""
 
 FIXED_BY_BRAVO = ("split", "ignore_ids", "keep_empty", "worst")
-OF_A_MODEL = ("save_predictions", "token_merging", "merging_layers", "masked", "dtype", "batch_size")
+MODEL_OPTIONS = ("save_predictions", "token_merging", "merging_layers", "masked", "dtype", "batch_size")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def read(argv: list[str]) -> argparse.Namespace:
         raise ValueError("give either a model or --predictions")
     if args.predictions and not args.task and args.dataset != "bravo":
         raise ValueError(f"--predictions needs --task: {', '.join(TASKS)}")
-    for name in OF_A_MODEL if args.predictions else ():
+    for name in MODEL_OPTIONS if args.predictions else ():
         if getattr(args, name) != options.get_default(name):
             raise ValueError(f"{_option(name)} needs a model; --predictions reads files that exist already")
     require_at_least(args, 0, "worst")

@@ -73,12 +73,12 @@ def read_json(path: str | os.PathLike):
 
 
 def write_json(path: str | os.PathLike, value, indent: int | None = None) -> None:
-    """As `finite` gives it."""
+    """Write a value as JSON; NaN and infinity become null (`finite`)."""
     write_text(path, json.dumps(finite(value), indent=indent, allow_nan=False) + "\n")
 
 
 def finite(value):
-    """NaN, which JSON has not, becomes null; numpy's numbers become Python's."""
+    """NaN and infinity, which JSON lacks, become None; numpy scalars become Python numbers."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):

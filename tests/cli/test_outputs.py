@@ -21,7 +21,7 @@ from tests.models import tiny_model
 
 
 class Killed(Dataset):
-    """Its data-loading process ends as one does that the system kills."""
+    """A dataset whose worker is killed, as by the out-of-memory killer."""
 
     def __len__(self):
         return 1
@@ -69,12 +69,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, full_disk,
 @pytest.mark.parametrize(
     ("fails", "message"),
     [
-        (lambda: torch.empty(1 << 60, dtype=torch.uint8), "the memory is full; take a smaller batch"),
-        (lambda: np.empty(1 << 60, np.uint8), "the memory is full; take a smaller batch"),
-        (lambda: next(iter(DataLoader(Killed(), num_workers=1))), "a data-loading process was killed"),
+        (lambda: torch.empty(1 << 60, dtype=torch.uint8), "out of memory; use a smaller batch"),
+        (lambda: np.empty(1 << 60, np.uint8), "out of memory; use a smaller batch"),
+        (lambda: next(iter(DataLoader(Killed(), num_workers=1))), "a data-loading worker was killed"),
     ],
 )
-def test_full_memory_is_one_line(monkeypatch, capsys, fails, message):
+def test_out_of_memory_is_one_line(monkeypatch, capsys, fails, message):
     monkeypatch.setattr("eomt.cli.export.read", lambda argv: None)
     monkeypatch.setattr("eomt.cli.export.run", lambda options: fails())
     assert main(["export"]) == 2

@@ -348,7 +348,12 @@ def test_tiles_that_cannot_be_are_one_line(models, photos, tmp_path, capsys):
 
 
 def test_a_step_of_the_ladder_infers_with_its_masks(photos, tmp_path, capsys):
-    ladder(3).save_pretrained(tmp_path / "model")
-    EoMTImageProcessor(task="panoptic", size=64).save_pretrained(tmp_path / "model")
-    assert predict(photos, tmp_path / "model", tmp_path / "out", "--no-overlays") == 0
+    model, results = ladder(3), {}
+    EoMTImageProcessor(task="instance", size=64).save_pretrained(tmp_path / "model")
+    for masked in (1.0, 0.0):
+        model.set_attn_mask_probs([masked] * model.config.num_blocks)
+        model.save_pretrained(tmp_path / "model")
+        assert predict(photos, tmp_path / "model", tmp_path / f"out{masked}", "--no-overlays") == 0
+        results[masked] = json.loads((tmp_path / f"out{masked}/instances.json").read_text())
+    assert results[1.0] != results[0.0]
     assert "turned off" not in capsys.readouterr().err

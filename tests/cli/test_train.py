@@ -255,8 +255,16 @@ def test_list_of_recipes(capsys):
     assert "56.0 PQ" in printed
 
 
+def test_the_announced_number_of_steps_is_the_trainers(shapes, tmp_path, capsys):
+    """4 images in batches of 3: two steps per epoch, the second of one image."""
+    options = "--max-steps -1 --num-train-epochs 1.5 --total-batch-size 3 --eval-strategy no --save-strategy no"
+    assert train(shapes, tmp_path, "--task", "panoptic", *options.split()) == 0
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 3
+    assert "schedule   3 steps," in capsys.readouterr().out
+
+
 def test_check_lists_every_malformed_annotation(tmp_path, capsys):
-    """Training says the first three in a line; the check one a line, and goes on with the other split."""
+    """Training reports the first three problems; `--check` lists them one per line and still checks the other split."""
     box = "0 0.1 0.1 0.9 0.1 0.9 0.9\n"
     for split, text in (("train", "0 0.5 0.5\n" * 25), ("val", box)):
         for folder in ("images", "labels"):

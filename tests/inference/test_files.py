@@ -91,6 +91,6 @@ def test_images_whose_labels_would_be_one_file(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_numbers_that_json_has_not_are_null(tmp_path):
+def test_nan_and_infinity_become_null(tmp_path):
     write_json(tmp_path / "a.json", {"ap": float("nan"), "of": [np.float32(0.5), float("inf")]})
     assert (tmp_path / "a.json").read_text() == '{"ap": null, "of": [0.5, null]}\n'

@@ -120,7 +120,7 @@ def test_one_call_takes_floats_and_another_task_of_the_model(tmp_path):
 
 
 def test_one_call_takes_the_built_in_model(tmp_path):
-    """Which has no `set_attn_mask_probs`, and stays in the mode that it was in."""
+    """It has no `set_attn_mask_probs`; its training mode is restored."""
     model = tiny_model(task="panoptic")
     model.set_attn_mask_probs([0.0] * model.config.num_blocks)
     model.save_pretrained(tmp_path)

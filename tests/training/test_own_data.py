@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import Trainer
 
 from eomt.cli import main
 from eomt.training import EoMTTrainingArguments
@@ -110,7 +108,6 @@ def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
     ],
 )
 def test_a_given_share_of_the_batch_accumulates_the_rest(tmp_path, given, total, device, accumulated):
-    """And the length follows the batch: about 1,000 steps of 20 images, 100 epochs at the most."""
     train, _ = load_data(make_shapes(tmp_path / "data", train=20, val=1), task="panoptic", split="train")
     args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none", **given)
     args, _ = fill(DataOptions(data="data"), ModelOptions(), args, train, None)
@@ -118,15 +115,10 @@ def test_a_given_share_of_the_batch_accumulates_the_rest(tmp_path, given, total,
     assert (args.gradient_accumulation_steps, args.num_train_epochs) == (accumulated, 100)
 
 
-def test_announced_steps_are_the_trainers(tmp_path):
-    """21 images in batches of 2 × 4: the Trainer makes 3 steps an epoch, the last of 5 images."""
-    args = EoMTTrainingArguments(
-        str(tmp_path), task="panoptic", use_cpu=True, num_train_epochs=2.5, per_device_train_batch_size=2,
-        gradient_accumulation_steps=4,
-    )  # fmt: skip
-    trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=[{"x": 0}] * 21)
-    stock = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    assert args.num_steps(21) == stock[-1] == 8
+def test_the_length_follows_a_given_batch_size():
+    chosen = values(DataFacts(1000, 250, None), batch_size=32)
+    assert "total_batch_size" not in chosen
+    assert chosen["num_train_epochs"] == 32  # 1,000 steps of 32 of 1,000 images
 
 
 @pytest.mark.parametrize(("most", "count", "said"), [(375, 300, "the most"), (4, 50, "the fewest"), (60, 90, "half")])

@@ -15,10 +15,10 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":
-        import psutil  # as Accelerate needs it
+        import psutil  # a dependency of Accelerate
 
         return psutil.Process().memory_info().peak_wset
-    import resource  # which Windows has not
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -3,6 +3,7 @@
 `check_data(dataset, labels, transform, folder)` is what `eomt train --check` runs.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from .decode import decode
 from .transforms import TrainTransform
 
 TILE, GAP, COLUMNS = 360, 8, 4  # pixels of the contact sheet
-MOST_LISTED = 20  # problems
+MAX_LISTED = 20  # problems in a report
 
 
 def check_data(
@@ -61,17 +62,17 @@ def check_data(
     return report
 
 
-def listed_problems(problems: list[str]) -> str:
-    """A line each for the first twenty, and how many more there are."""
-    more = [f"  and {len(problems) - MOST_LISTED} more"] if len(problems) > MOST_LISTED else []
-    return "\n".join([f"  {problem}" for problem in problems[:MOST_LISTED]] + more)
+def list_problems(problems: Sequence[str]) -> str:
+    """One problem per line, at most 20, then the number of the others."""
+    more = [f"  and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+    return "\n".join([f"  {problem}" for problem in problems[:MAX_LISTED]] + more)
 
 
 def describe(report: dict) -> str:
     """A report for people: the counts, then a histogram of the classes."""
     lines = [f"{report['images']} images, {len(report['unreadable'])} unreadable"]
     if report["unreadable"]:
-        lines.append(listed_problems(report["unreadable"]))
+        lines.append(list_problems(report["unreadable"]))
     if "height" in report:
         height, width, count = report["height"], report["width"], report["segments_per_image"]
         lines += [

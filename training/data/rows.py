@@ -23,12 +23,11 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class DataProblems(ValueError):
-    """Malformed annotations: the message has the first three, `problems` has all."""
+    """Malformed annotations: `args` has one message each, the error's text the first three."""
 
-    def __init__(self, problems: list[str]):
-        more = f" (and {len(problems) - 3} more problems)" if len(problems) > 3 else ""
-        super().__init__("; ".join(problems[:3]) + more)
-        self.problems = problems
+    def __str__(self) -> str:
+        more = f" (and {len(self.args) - 3} more problems)" if len(self.args) > 3 else ""
+        return "; ".join(self.args[:3]) + more
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Rows:
     def table(self) -> Dataset:
         """The data set; `DataProblems` where there are some, `ValueError` where there is no image at all."""
         if self.problems:
-            raise DataProblems(self.problems)
+            raise DataProblems(*self.problems)
         if not self.rows:
             raise ValueError(
                 f"{self.source}: the data set is empty; no image was found; docs/guides/data-formats.md has the layouts"

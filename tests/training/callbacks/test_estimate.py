@@ -9,7 +9,7 @@ from eomt.training.callbacks.estimate import EstimateCallback, describe
 from eomt.training.callbacks.progress import describe as line_of
 
 
-def test_training_does_not_need_what_windows_lacks(monkeypatch):
+def test_importable_without_the_resource_module_as_on_windows(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     importlib.reload(estimate)
 

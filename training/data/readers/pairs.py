@@ -26,8 +26,8 @@ LABEL_ENDING = re.compile(r"[_-](masks?|labels?|gt)$", re.IGNORECASE)
 def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list[tuple[str, str | None]]:
     """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
 
-    Images that differ in their suffix only would share a label: a problem, reported to `rows`. So are labels of which
-    none has an image's name; where some have, the others are left out with a warning.
+    Reported to `rows` as problems: images that differ in their suffix only and would share a label, two labels of one
+    image, and label files without an image if no image has a label. Otherwise those are skipped with a warning.
     """
     images: dict[tuple, str] = {}
     others: list[tuple[tuple, str]] = []
@@ -50,7 +50,7 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
         if plain in images and labels.setdefault(plain, labels[key]) != labels[key]:
             twice.append((plain, labels[key]))
     used = {labels[key] for key in images if key in labels}
-    without_image = [name for name in labels.values() if name not in used and PurePosixPath(name).stem != "classes"]
+    unused = {name for name in labels.values() if name not in used and PurePosixPath(name).stem != "classes"}
     folders = {key: "/".join(key[:-1]) for key in images}
     known = {word for names in SPLIT_NAMES.values() for word in names}
     if any(mentions(folder, word) for folder in {*folders.values()} for word in known):
@@ -59,19 +59,22 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
             if chosen:
                 break
         images = chosen
-    for key, name in others if rows is not None else ():
+    found = [(images[key], labels.get(key)) for key in sorted(images)]
+    if rows is None:
+        return found
+
+    for key, name in others:
         if key in images:
             rows.problem(name, f"{images[key]} has the same name but for the suffix; rename or remove one of the two")
-    for key, name in twice if rows is not None else ():
+    for key, name in twice:
         if key in images:
             rows.problem(name, f"{labels[key]} is a label of the same image; remove one of the two")
-    if rows is not None and without_image:
-        if images and not any(key in labels for key in images):
-            rows.problem(min(without_image), "no image has the name of a label file; name image and label alike")
-        else:
-            left_out = f"{len(without_image)} label files have no image of their name, such as {min(without_image)}"
-            logger.warning_once(f"{tree}: {left_out}; they are left out")
-    return [(images[key], labels.get(key)) for key in sorted(images)]
+    if unused and images and not any(label for _, label in found):
+        rows.problem(min(unused), "no image has the name of a label file; name image and label alike")
+    elif unused:
+        skipped = f"{len(unused)} label files have no image of their name and are skipped"
+        logger.warning_once(f"{tree}: {skipped}, such as {min(unused)}")
+    return found
 
 
 def image_ids(images: list[str]) -> dict[str, str]:

@@ -241,8 +241,8 @@ def test_labels_named_after_their_images_with_an_ending(tmp_path):
         load_data(tmp_path, task="semantic", ignore_ids=(9,))
 
 
-def test_masks_of_black_and_white_are_not_one_class_and_unlabeled(tmp_path):
-    """What most tools write for a foreground: 255, which means unlabeled here."""
+def test_binary_masks_of_0_and_255_are_refused(tmp_path):
+    """Many tools write 255 for the foreground; here it means unlabeled."""
     mask = np.zeros(SIZE, int)
     mask[2:5] = 255
     root = write(tmp_path, {"images/a.png": picture(), "masks/a.png": png(mask)})
@@ -252,7 +252,7 @@ def test_masks_of_black_and_white_are_not_one_class_and_unlabeled(tmp_path):
 
 
 def test_labels_without_an_image(tmp_path):
-    """Where no label has its image, that is a mistake of naming; a few are left out with a warning."""
+    """An error if no label has an image; otherwise those without one are skipped with a warning."""
     line = "0 0.1 0.1 0.5 0.1 0.5 0.5\n"
     files = {"data.yaml": "names: [cell]", "images/a.png": picture(), "labels/classes.txt": "cell"}
     root = write(tmp_path / "none", files | {"labels/a_b.txt": line, "labels/c.txt": line})
@@ -261,7 +261,7 @@ def test_labels_without_an_image(tmp_path):
     root = write(tmp_path / "some", files | {"labels/a.txt": line, "labels/c.txt": line})
     with CaptureLogger(pairs.logger) as captured:
         assert len(load_data(root, task="instance")[0]) == 1
-    assert "1 label files have no image of their name, such as labels/c.txt" in captured.out
+    assert "1 label files have no image of their name and are skipped, such as labels/c.txt" in captured.out
 
 
 def test_a_split_of_its_own_for_testing(tmp_path):
