@@ -27,6 +27,12 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
     colors = class_colors(tree)
     rows = Rows(str(path), "semantic_colors" if colors else "semantic")
     found = pairs(tree, split, ".png", rows)
+    annotations = [name for name in tree.names if name.endswith(".json") and name != "classes.json"]
+    if annotations and not found:
+        raise ValueError(
+            f"{path}: no images with label pngs were found for semantic segmentation; if {annotations[0]} holds COCO "
+            "annotations, the task is panoptic or instance"
+        )
     image_id = image_ids([image for image, _ in found])
     for image, label in found:
         if label is None:

@@ -14,7 +14,7 @@ from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.data.decode import decode
 from eomt.training.data.readers import pairs
 
-from ..synthetic import SIZE, picture, png, write, zipped
+from ..synthetic import SIZE, instance_json, picture, png, write, zipped
 
 
 def labels() -> np.ndarray:
@@ -249,6 +249,12 @@ def test_binary_masks_of_0_and_255_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"hold 0 and 255 only.*write 1 instead of 255"):
         load_data(root, task="semantic")
     assert load_data(root, task="semantic", ignore_ids=(255,))[1].names == ("class_0",)
+
+
+def test_coco_annotations_are_not_for_semantic_segmentation(tmp_path):
+    root = write(tmp_path, {"train/a.jpg": picture(), "train/_annotations.coco.json": instance_json()})
+    with pytest.raises(ValueError, match=r"if train/_annotations\.coco\.json holds COCO annotations, the task is"):
+        load_data(root, task="semantic")
 
 
 def test_labels_without_an_image(tmp_path):
