@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo demo-photos test test-slow test-lowest lint bench docs figures clean
+.PHONY: demo test test-slow test-lowest lint bench docs clean
 
 .venv/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -12,10 +12,6 @@ WORKERS ?= 2
 
 demo: .venv/.installed
 	$(BIN)/eomt demo --output runs/demo $(DEMO)
-
-# Photographs with masks: make demo-photos DATA=FOLDER [TASK=instance] [MINUTES=15]
-demo-photos: .venv/.installed
-	$(BIN)/python -m eomt.demo_photos --data "$(DATA)" --task "$(TASK)" --minutes $(or $(MINUTES),15)
 
 # Tiny models: two processes of one thread each are faster than one of two.
 test: .venv/.installed
@@ -41,10 +37,6 @@ bench: .venv/.installed
 # The pages of docs/ as a site, in build/site.
 docs: .venv/.installed
 	$(BIN)/python -m mkdocs build --strict
-
-# The charts of docs/figures: make figures [RUN=FOLDER] [LADDER=FOLDER]
-figures: .venv/.installed
-	$(BIN)/python -m benchmarks.figures $(if $(RUN),--run "$(RUN)") $(if $(LADDER),--ladder "$(LADDER)")
 
 clean:
 	rm -rf .venv .venv-lowest build runs *.egg-info

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-NAMES = ("inference", "engines", "postprocess", "training", "augmentation", "tiling", "coco_scale")
+NAMES = ("inference", "engines", "postprocess", "training", "augmentation")
 
 
 def main(names: list[str]) -> int:

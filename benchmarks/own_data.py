@@ -22,11 +22,11 @@ from eomt.auto import register
 from eomt.cli.train import parse
 from eomt.configuration import TASK_ROWS
 from eomt.inference import confident_instances
-from eomt.inference.writing import write_json
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.cpu import has_fast_bf16, keep_memory
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.evaluation import as_reference, evaluate_model, metric_for
+from eomt.training.files import write_json
 from eomt.training.options import listed
 from eomt.training.run_setup import build_trainer
 from eomt.visualization import draw_prediction, side_by_side
@@ -42,7 +42,7 @@ OURS = {  # variant → what it adds to `eomt train`'s own defaults
     "always": "--masking always",
     "switched-off": "--masking switched-off",
     "never": "--masking never",
-    "pseudo-labels": "",  # and --more-data; see benchmarks.pseudo_labels
+    "pseudo-labels": "",  # and --more-data
 }
 BUILT_IN = {  # variant → (learning rate, its schedule) of the stock Trainer
     "built-in-example": (1e-5, "constant"),  # as the README of transformers' example

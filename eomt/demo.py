@@ -11,11 +11,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from .configuration import EoMTConfig
 from .image_processing import EoMTImageProcessor
-from .inference.writing import write_json
 from .modeling_eomt import EoMTForUniversalSegmentation
 from .training import EoMTTrainer, EoMTTrainingArguments
 from .training.callbacks.progress import ReadableProgress
 from .training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
+from .training.files import write_json
 from .visualization import draw_prediction, draw_segments, side_by_side
 
 # 1.1 M parameters on 64 × 64 pixels: 8 × 8 patches of 8 pixels, masks at a quarter of the image's resolution.

@@ -18,13 +18,13 @@ from .configuration.recipes import RECIPES
 from .inference.loading import load_for_inference, merge_tokens
 from .inference.prediction_files import Results
 from .inference.segment import counted
-from .inference.writing import finite, read_json, require_writable, write_json
 from .training.data import EvaluationTransform, load_data
 from .training.data.load import splits_of
 from .training.data.prediction_index import PredictionIndex
 from .training.data.predictions import predictions_folder, read_predictions
 from .training.data.readers import UnknownClass
 from .training.evaluation import as_reference, evaluate_model, metric_for
+from .training.files import finite, read_json, require_writable, write_json
 from .training.metrics.tables import table, write_classes
 from .training.processes import gather, rank
 from .training.report import ImageReport

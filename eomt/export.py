@@ -8,9 +8,9 @@ from .evaluate import evaluation_data
 from .inference.export_folder import MAX_DROP, ExportOptions, export_folder, require_options
 from .inference.exported import ExportedEoMT
 from .inference.loading import load_model, require_model
-from .inference.writing import require_free, require_writable
 from .training.data import EvaluationTransform
 from .training.evaluation import evaluate_model
+from .training.files import require_free, require_writable
 
 
 def export(args) -> None:

@@ -30,11 +30,10 @@ from .inference.loading import (
 )
 from .inference.prediction_files import Results, file_state, image_ids_by_name, weight_files
 from .inference.pseudo_labels import write_dataset
-from .inference.result_formats import write_formats
 from .inference.segment import FAILS_ALONE, Segmented, confident_instances, counted, error_line, segment
 from .inference.tiles import cut
 from .inference.tiling import require_tiles, segment_tiles
-from .inference.writing import write_atomic
+from .training.files import write_atomic
 from .visualization import draw_confidence, draw_prediction, side_by_side
 from .visualization.sheets import write_jpeg
 
@@ -57,8 +56,6 @@ def predict(args) -> int:
         done, failures = sum(gather_object([done])), gather_object(failures)
     if state.is_main_process:
         run.results.finish(images)
-        if args.formats:
-            write_formats(args.output, run.task, args.formats, run.threshold)
         if args.as_dataset:
             names = {str(Path(name).with_name(file.name)): file for name, file in images.items()}
             count = write_dataset(args.output, args.as_dataset, run.task, names, args.least_score)
@@ -96,8 +93,6 @@ class PredictionRun:
             raise ValueError(f"--confidence is for semantic segmentation, this model's task is {self.task}")
         if args.threshold is not None and self.task == "semantic":
             raise ValueError(f"--threshold {args.threshold} is not for semantic segmentation, this model's task")
-        if "yolo" in args.formats and self.task == "semantic":
-            raise ValueError("--formats yolo is for things, this model's task is semantic; choose csv or polygons")
         args.confidence |= bool(args.as_dataset) and self.task == "semantic"  # decides which pixels become labels
         self.threshold = TASK_ROWS[self.task].drawing_threshold if args.threshold is None else args.threshold
         self.id2label = dict(self.model.config.id2label)

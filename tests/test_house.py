@@ -13,19 +13,13 @@ from eomt.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configuration", "image_processing", "modeling_eomt", "training", "eomt")
-ORDER = (  # a room imports from rooms above its own line only
-    ("configuration",),
-    ("image_processing", "modeling_eomt"),
-    ("inference", "visualization"),
-    ("training",),
-    ("benchmarking", "app", "interop", "cli"),
-)
-SIBLINGS = {
-    ("visualization", "inference"),
-    ("cli", "benchmarking"),
-    ("cli", "app"),
-}  # but for these: (importing, imported)
-LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+BELOW = {  # a room imports from these only
+    "configuration": (),
+    "image_processing": ("configuration",),
+    "modeling_eomt": ("configuration",),
+    "training": ("configuration", "image_processing", "modeling_eomt"),
+    "eomt": FOLDERS,
+}
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
 
@@ -49,20 +43,22 @@ def imports(path: Path, top_level_only: bool = False):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def test_every_room_has_its_place():
-    rooms = {*FOLDERS[:4], *(path.parent.name for path in (ROOT / "eomt").glob("*/__init__.py"))}
-    assert rooms == set(LEVEL)
+UPWARD = {  # to be moved down
+    ("training", "eomt.inference"),
+    ("training", "eomt.visualization"),
+}
 
 
-@pytest.mark.parametrize("room", LEVEL)
-def test_imports_point_upwards_only(room):
-    for path in modules(room if room in FOLDERS else f"eomt/{room}"):
+@pytest.mark.parametrize("room", FOLDERS[:4])
+def test_imports_point_downwards(room):
+    for path in modules(room):
         for name in imports(path):
             top, _, rest = name.partition(".")
-            imported = rest.partition(".")[0]
             assert top not in FOLDERS[:4], f"{path}: {name} would need a generic name in site-packages"
-            if top == "eomt" and imported in LEVEL and imported != room and (room, imported) not in SIBLINGS:
-                assert LEVEL[imported] < LEVEL[room], f"{path} imports {name}"
+            if top == "eomt" and rest:
+                folder = rest.split(".")[0]
+                known = (room, f"eomt.{folder}") in UPWARD
+                assert folder in (room, *BELOW[room]) or known, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

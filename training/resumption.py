@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..inference.writing import read_json, write_json
 from .arguments import EoMTTrainingArguments
+from .files import read_json, write_json
 
 FILE = "options.json"
 RUN_OPTIONS = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from ..inference.writing import write_json
 from . import own_data
 from .arguments import EoMTTrainingArguments
 from .callbacks import progress
@@ -15,6 +14,7 @@ from .data.check import check_data, describe, list_problems
 from .data.hold_out import UNSPLIT
 from .data.load import splits_of
 from .data.rows import DataProblems
+from .files import write_json
 from .initial_model import starting_config, starting_task
 from .options import DataOptions, ModelOptions
 from .resumption import check_options, write_options

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ..inference.writing import read_json
+from .files import read_json
 
 STAGING = ".saving"  # below the output folder; what is in it is not complete
 

@@ -11,7 +11,6 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..inference.writing import write_text
 from .arguments import EoMTTrainingArguments
 from .callbacks.annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
 from .callbacks.averaging import AveragingCallback
@@ -22,6 +21,7 @@ from .callbacks.interruption import InterruptionCallback
 from .collator import EoMTDataCollator
 from .data.wrappers import RepeatableDataset
 from .evaluation_mixin import EvaluationMixin
+from .files import write_text
 from .lora import add_lora
 from .losses_mixin import LossesMixin
 from .optimization.accumulation import normalizer_shares

@@ -8,7 +8,7 @@ from pycocotools import mask as rle
 
 from ..configuration.labels import LabelSpace
 from ..inference.encoding import instance_results, label_png, panoptic_png
-from ..inference.writing import write_atomic, write_json
+from ..training.files import write_atomic, write_json
 from ..visualization.sheets import write_jpeg
 from .views import overlay
 

@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor
 from ..inference.engines import exported_engines, missing_packages
 from ..inference.loading import load_for_inference, require_model
 
-TITLES = {"torch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime", "pt2": "torch.export"}
+TITLES = {"torch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 VIEWS = {
     "panoptic": ("panoptic", "instance", "semantic", "confidence"),
     "instance": ("instance", "semantic", "confidence"),

@@ -100,24 +100,6 @@ class Candidate:
         engine = f" {exported_engines(self.name)[0]}" if self.exported else ""
         return f"{name}{step} {'×'.join(map(str, self.image_size))}{masked}{engine}"
 
-    @property
-    def short(self) -> str:
-        """Name of the point in the picture, where the legend names the family: ViT-L."""
-        if not self.is_eomt or not nearest_backbone(self.config)[1]:
-            return Path(self.name).name
-        size = nearest_backbone(self.config)[0].size
-        return f"ViT-{'g' if size == 'giant' else size[0].upper()}"
-
-    @property
-    def family(self) -> str:
-        """Points of one family are joined in the picture."""
-        if not self.is_eomt:
-            return type(self.config).__name__.removesuffix("Config")
-        masked = ", masked" if self.masked and not self.is_ladder else ""
-        size = "×".join(map(str, self.image_size))
-        method = f"step {self.config.step}" if self.is_ladder else "EoMT"
-        return f"{method}, {FAMILIES[nearest_backbone(self.config)[0].family].title}, {size}{masked}"
-
     def reported(self) -> Reported | None:
         """What the paper, or the authors' model zoo, reports for this model, where it does."""
         if not self.is_eomt or self.is_ladder or self.masked:

@@ -1,4 +1,4 @@
-"""What `eomt benchmark` does: measure the candidates one after the other → a table, a json file, a plot."""
+"""What `eomt benchmark` does: measure the candidates one after the other → a table, a json file."""
 
 import sys
 
@@ -6,37 +6,30 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..configuration import TASK_ROWS, as_pair
+from ..configuration import as_pair
 from ..configuration.sizes import parse_size
 from ..image_processing.geometry import placement
 from ..inference.loading import merge_tokens, usable_device
 from ..inference.segment import FAILS_ALONE, error_line
-from ..inference.writing import atomic, require_free, write_json
+from ..training.files import require_free, write_json
 from .candidates import Candidate
 from .measure import device_name, measure_seconds, peak_bytes
 from .photos import batches, mean_flops, photo_inputs
-from .plot import plot_quality_and_speed
 from .text_table import text_table
 
 
 def compare(args) -> int:
     """Measure and report; the exit code: 1 where some could not be run (out of memory, say), which are listed, and 2
     where none could."""
-    for file in filter(None, (args.json, args.plot)):
-        require_free(file, args.force)
+    if args.json:
+        require_free(args.json, args.force)
     logging.set_verbosity_error()
     candidates = _candidates(args)
-    if args.quality and len(args.quality) != len(candidates):
-        raise ValueError(f"--quality has {len(args.quality)} values for {len(candidates)} models and sizes")
-    if args.plot and not args.quality and not any(candidate.reported() for candidate in candidates):
-        raise ValueError("--plot: the paper reports none of these models; give --quality")
     device = usable_device(args.device)
     rows = []
-    for i, candidate in enumerate(tqdm(candidates, desc="benchmark", unit="model", disable=len(candidates) == 1)):
+    for candidate in tqdm(candidates, desc="benchmark", unit="model", disable=len(candidates) == 1):
         reported = candidate.reported()
-        quality = args.quality[i] if args.quality else reported and reported.value
-        row = {"model": candidate.name, "label": candidate.label, "quality": quality}
-        row |= {"family": candidate.family, "point": candidate.short}
+        row = {"model": candidate.name, "label": candidate.label, "reported": reported and reported.value}
         try:
             row |= _measure(candidate, args, device)
         except (*FAILS_ALONE, ImportError) as error:  # one that does not fit the device leaves the others their turn
@@ -48,7 +41,8 @@ def compare(args) -> int:
         "torch": torch.__version__, "threads": torch.get_num_threads(), "warm_up": args.warm_up,
         "repeats": args.repeats,
     }  # fmt: skip
-    _write(args, rows, setting)
+    if args.json:
+        write_json(args.json, {"setting": setting, "rows": rows}, indent=2)
     failed = [row for row in rows if "error" in row]
     for row in failed:
         print(f"eomt benchmark: {row['label']}: {row['error']}", file=sys.stderr)
@@ -135,7 +129,7 @@ def _table(rows: list[dict]) -> str:
         "images/s": lambda row: f"{row['images_per_second']:.2f}",
         f"images/s at {rows[0].get('batch_size', 1)}": lambda row: f"{row['throughput']:.2f}",
         "peak GiB": lambda row: f"{row['peak_memory_bytes'] / 2**30:.2f}",
-        "quality": lambda row: f"{row['quality']:.1f}",
+        "reported": lambda row: f"{row['reported']:.1f}",
     }
     if rows[0].get("batch_size", 1) == 1:
         del columns["images/s at 1"]  # said already
@@ -148,18 +142,3 @@ def _table(rows: list[dict]) -> str:
 
     cells = [[cell(row, write) for write in columns.values()] for row in rows]
     return text_table([list(columns), *cells], align_right=True)
-
-
-def _write(args, rows: list[dict], setting: dict) -> None:
-    if args.json:
-        write_json(args.json, {"setting": setting, "rows": rows}, indent=2)
-    if args.plot:
-        points = [row for row in rows if row["quality"] is not None and "images_per_second" in row]
-        for row in rows:
-            if row not in points:
-                print(f"eomt benchmark: {row['label']} is not in the picture: no quality or no speed", file=sys.stderr)
-        if not points:
-            raise ValueError("--plot: nothing to draw")
-        source = "as given" if args.quality else "as reported"
-        with atomic(args.plot, force=args.force) as part:
-            plot_quality_and_speed(points, part, f"{TASK_ROWS[args.task].metric} in %, {source}", setting["device"])

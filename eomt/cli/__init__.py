@@ -13,12 +13,10 @@ COMMANDS = {
     "predict": "segment images; write overlays and machine-readable results",
     "train": "train a recipe of the paper, or fine-tune on your own data",
     "serve": "a page (and an HTTP API) to try models on photos",
-    "compare": "runs side by side: a table of results and options, a picture of the curves",
     "evaluate": "compute PQ, AP or mIoU of a model or of a folder of predictions",
     "convert": "convert between the authors' checkpoints and the hub format",
-    "export": "export to OpenVINO, ONNX and torch.export, checked against the model",
+    "export": "export to OpenVINO and ONNX, checked against the model",
     "benchmark": "compare models: parameters, GFLOPs, latency, throughput, memory",
-    "reproduce": "a table of the paper beside what is counted, measured and trained here",
 }
 
 

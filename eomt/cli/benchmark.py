@@ -7,18 +7,10 @@ from ..configuration import TASKS
 from ..configuration.sizes import parse_size
 from .options import (
     add_device_and_dtype,
-    add_ignore_ids,
     add_token_merging,
     require_at_least,
     require_merging,
-    require_picture,
 )
-
-COMPARISON_OPTIONS = (
-    "image_size", "task", "num_labels", "num_queries", "num_blocks", "step", "photo", "images", "count_only", "dtype",
-    "autocast", "compile", "warm_up", "repeats", "plot", "quality",
-)  # fmt: skip
-CALIBRATION_OPTIONS = ("dataset", "ignore_ids")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,14 +52,6 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_token_merging(p)
     p.add_argument(
-        "--calibrate-merging", action="store_true",
-        help="with --data: evaluate the model at falling thresholds and find the lowest one that loses at most 0.1 "
-        "points",
-    )  # fmt: skip
-    p.add_argument("--data", metavar="PATH", help="data set for --calibrate-merging, of which the val split is used")
-    add_ignore_ids(p)
-    p.add_argument("--dataset", default="auto", help="format of --data (default: detected), as in eomt evaluate")
-    p.add_argument(
         "--count-only", action="store_true", help="only count parameters and GFLOPs, without allocating weights"
     )
     p.add_argument("--batch-size", type=int, default=1, metavar="N", help="batch size of the throughput (default 1)")
@@ -79,12 +63,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--warm-up", type=int, default=5, metavar="N", help="untimed runs first (default 5)")
     p.add_argument("--repeats", type=int, default=20, metavar="N", help="timed runs (default 20)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="plot quality against images per second (png, pdf, svg)")
-    p.add_argument(
-        "--quality", type=float, nargs="+", metavar="PERCENT",
-        help="PQ, AP or mIoU of each model, in order (default: what the paper reports)",
-    )  # fmt: skip
-    p.add_argument("--force", action="store_true", help="replace existing files of --json and --plot")
+    p.add_argument("--force", action="store_true", help="replace an existing file of --json")
     return p
 
 
@@ -93,33 +72,18 @@ def read(argv: list[str]) -> argparse.Namespace:
     args = options.parse_args(argv)
     require_at_least(args, 1, "batch_size", "repeats")
     require_at_least(args, 0, "warm_up")
-    require_picture(args.plot)
-    if args.plot and args.count_only:
-        raise ValueError("--plot shows speed; leave out --count-only")
     if args.token_merging is not None and not args.images:
         raise ValueError("--token-merging needs --images: how many tokens merge depends on the picture")
     if args.images and args.photo:
         raise ValueError("--images have sizes of their own; leave out --photo")
-    if args.calibrate_merging != bool(args.data):
-        raise ValueError("--calibrate-merging and --data go together")
-    for name in COMPARISON_OPTIONS if args.calibrate_merging else CALIBRATION_OPTIONS:
-        if getattr(args, name) != options.get_default(name):
-            how = "with" if args.calibrate_merging else "without"
-            raise ValueError(f"--{name.replace('_', '-')} has no meaning {how} --calibrate-merging")
-    if args.calibrate_merging and (len(args.model) > 1 or args.token_merging is not None):
-        raise ValueError("--calibrate-merging takes one model and finds --token-merging itself")
     args.photo = args.photo and parse_size(args.photo, option="--photo")
-    require_merging(args, args.calibrate_merging or args.token_merging is not None)
+    require_merging(args, args.token_merging is not None)
     if args.autocast and args.dtype == "float32":
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
     return args
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.calibrate_merging:
-        from ..benchmarking.merging import calibrate
-
-        return calibrate(args)
     from ..benchmarking.compare import compare
 
     return compare(args)

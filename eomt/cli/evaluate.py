@@ -16,12 +16,10 @@ EPILOG = """examples:
   a model on COCO           eomt evaluate runs/mine --data COCO --batch-size 4
   its pictures and files    eomt evaluate runs/mine --data DATA --output report --worst 20 --save-predictions files
   another tool's results    eomt evaluate --predictions results/ --data COCO --task panoptic
-  out of distribution       eomt evaluate runs/cityscapes --dataset bravo --data BRAVO --save-predictions raw
   four GPUs                 torchrun --nproc_per_node 4 --no-python eomt evaluate runs/mine --data COCO
 Formats of data: eomt train --help. Formats of predictions: COCO panoptic png + json, COCO results json with RLE, label
 png in the data set's ids (Cityscapes label ids, ADE20K 1 … 150). Percent on the terminal, fractions in files."""
 
-FIXED_BY_BRAVO = ("split", "ignore_ids", "keep_empty", "worst")
 MODEL_OPTIONS = ("save_predictions", "token_merging", "merging_layers", "masked", "dtype", "batch_size")
 
 
@@ -35,10 +33,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--dataset",
         default="auto",
-        help="coco, ade20k, cityscapes, yolo, folder (default: detected from the files), or bravo: the robustness "
-        "benchmark of Tables 8 and E, which has measures and files of its own",
+        help="coco, ade20k, cityscapes, yolo, folder (default: detected from the files)",
     )
-    p.add_argument("--subsets", nargs="+", metavar="NAME", help="subsets of bravo (ACDCfog, synrain, …; default: all)")
     p.add_argument("--task", choices=TASKS, help="required with --predictions (default: the model's)")
     p.add_argument("--split", default="val", choices=["train", "val", "test"])
     add_ignore_ids(p)
@@ -79,7 +75,7 @@ def read(argv: list[str]) -> argparse.Namespace:
     args = options.parse_args(argv)
     if (args.model is None) == (args.predictions is None):
         raise ValueError("give either a model or --predictions")
-    if args.predictions and not args.task and args.dataset != "bravo":
+    if args.predictions and not args.task:
         raise ValueError(f"--predictions needs --task: {', '.join(TASKS)}")
     for name in MODEL_OPTIONS if args.predictions else ():
         if getattr(args, name) != options.get_default(name):
@@ -88,13 +84,6 @@ def read(argv: list[str]) -> argparse.Namespace:
     require_merging(args, args.token_merging is not None)
     if args.worst and not args.output:
         raise ValueError("--worst needs --output, the folder for its pictures")
-
-    if args.dataset == "bravo":
-        for name in FIXED_BY_BRAVO:
-            if getattr(args, name) != options.get_default(name):
-                raise ValueError(f"{_option(name)} has no meaning for bravo, whose images and ignored pixels are fixed")
-    elif args.subsets:
-        raise ValueError("--subsets needs --dataset bravo")
     return args
 
 
@@ -103,11 +92,6 @@ def _option(name: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.dataset == "bravo":
-        from ..evaluate_bravo import evaluate_bravo
-
-        evaluate_bravo(args)
-        return 0
     from ..evaluate import evaluate
 
     evaluate(args)

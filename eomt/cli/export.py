@@ -5,22 +5,22 @@ from pathlib import Path
 
 from .options import add_ignore_ids
 
-FORMATS = ("openvino", "onnx", "pt2")
+FORMATS = ("openvino", "onnx")
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="eomt export",
-        description="Write a model for an inference engine: openvino_model.xml (OpenVINO), model.onnx (ONNX Runtime) "
-        "or model.pt2 (torch.export), with config.json and preprocessor_config.json beside it. Any batch size, masked "
+        description="Write a model for an inference engine: openvino_model.xml (OpenVINO) or model.onnx (ONNX Runtime) "
+        "with config.json and preprocessor_config.json beside it. Any batch size, masked "
         "attention off. Each file is run on an image and compared with the model.",
     )
     p.add_argument("model", help="local directory or name on the hub")
     p.add_argument("output", type=Path, help="folder to write")
-    p.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx", "pt2"], help="default: onnx pt2")
+    p.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx"], help="default: onnx")
     p.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16", "int8"), default="fp32",
-        help="openvino: fp32, bf16, int8; onnx: fp32, fp16, int8; pt2: fp32 (default: fp32)",
+        help="openvino: fp32, bf16, int8; onnx: fp32, fp16, int8(default: fp32)",
     )  # fmt: skip
     p.add_argument("--calibrate", nargs="+", metavar="IMAGES", help="photos or folders to calibrate int8 on")
     p.add_argument("--calibration-images", type=int, default=100, metavar="N", help="use at most N of them (100)")

@@ -23,7 +23,7 @@ def add_token_merging(parser) -> None:
     parser.add_argument(
         "--token-merging", type=float, metavar="THRESHOLD",
         help="merge tokens whose cosine similarity reaches this (ALGM; the paper's Table 9): faster, not quite exact; "
-        "eomt benchmark --calibrate-merging finds the threshold (default: off)",
+        "the threshold depends on the model (default: off)",
     )  # fmt: skip
     parser.add_argument(
         "--merging-layers", type=int, nargs=2, metavar=("LOCAL", "GLOBAL"),
@@ -43,12 +43,6 @@ def require_at_least(args, least: int, *names: str) -> None:
     for name in names:
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}")
-
-
-def require_picture(path) -> None:
-    """`ValueError` unless --plot, where given, names a kind of file that can be drawn."""
-    if path and path.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--plot {path}: choose .png, .pdf or .svg")
 
 
 def data_workers() -> int:

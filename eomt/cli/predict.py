@@ -9,7 +9,6 @@ from .options import add_device_and_dtype, add_token_merging, require_at_least, 
 MAX_PIXELS = 200_000_000
 OVERLAP = 0.25
 LEAST_SCORE = 0.7
-FORMATS = ("csv", "polygons", "yolo")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "--threshold",
         type=float,
         help="panoptic: class probability that a query needs (default 0.8). instance: score from which an instance is "
-        "drawn and written by --formats (default 0.5); instances.json always holds the best 100",
+        "drawn (default 0.5); instances.json always holds the best 100",
     )
     p.add_argument(
         "--confidence", action="store_true", help="semantic: also write a confidence map and a picture of it"
@@ -54,10 +53,6 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_token_merging(p)
     p.add_argument("--no-overlays", action="store_true", help="write machine-readable results only")
-    p.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=[], metavar="FORMAT",
-        help="also write segments.csv (csv), COCO annotations with polygons (polygons), YOLO txt of things (yolo)",
-    )  # fmt: skip
     p.add_argument(
         "--as-dataset", type=Path, metavar="FOLDER",
         help="also write the predictions as a data set for eomt train --data: pseudo-labels",
@@ -101,8 +96,8 @@ def read(argv: list[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """The exit code: 0, or 1 if some images could not be segmented."""
-    from ..inference.writing import require_free
     from ..predict import predict
+    from ..training.files import require_free
 
     if args.as_dataset:
         require_free(args.as_dataset, force=False)

@@ -1,4 +1,4 @@
-"""What runs an exported EoMT: OpenVINO, ONNX Runtime or PyTorch; images in, class and mask logits out.
+"""What runs an exported EoMT: OpenVINO or ONNX Runtime; images in, class and mask logits out.
 
 B images · Q queries · C labels · H, W pixels
 """
@@ -91,35 +91,7 @@ class ONNXEngine:
         return tuple(self._session.run(list(OUTPUTS), {INPUT: pixels}))
 
 
-class TorchExportEngine:
-    """`model.pt2`, a torch.export program."""
-
-    name = "pt2"
-    file = "model.pt2"
-    packages = ()
-    DTYPES = {"fp32": "float32"}
-    num_requests = 1
-
-    def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
-        import torch
-
-        try:
-            program = torch.export.load(path)
-        except Exception as error:  # whatever a damaged archive raises
-            raise ValueError(f"{path} is not a readable torch.export program: {_first_line(error)}") from None
-        self.precision = self.dtype = "fp32"
-        sides = program.graph_module.graph.find_nodes(op="placeholder", target=INPUT)[0].meta["val"].shape[2:]
-        self.size = tuple(side if isinstance(side, int) else None for side in sides)
-        self._module = program.module()
-
-    def run(self, pixels: np.ndarray) -> Logits:
-        import torch
-
-        with torch.no_grad():
-            return tuple(output.numpy() for output in self._module(torch.from_numpy(pixels)))
-
-
-ENGINES = {engine.name: engine for engine in (OpenVINOEngine, ONNXEngine, TorchExportEngine)}  # fastest first
+ENGINES = {engine.name: engine for engine in (OpenVINOEngine, ONNXEngine)}  # fastest first
 
 
 def exported_engines(folder: str | Path) -> list[str]:
@@ -131,7 +103,7 @@ def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = No
     """An exported folder → a running engine.
 
     Args:
-        engine: "openvino", "onnx", "pt2", or "auto": the fastest whose file is there and whose package is installed.
+        engine: "openvino", "onnx", or "auto": the fastest whose file is there and whose package is installed.
         dtype: "fp32", "bf16" or "fp16", what the engine computes in; the file's own precision by default.
         num_requests: see `ExportedEoMT.from_pretrained`.
 

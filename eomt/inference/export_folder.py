@@ -10,6 +10,7 @@ import torch
 
 from ..image_processing import read_image
 from ..image_processing.geometry import input_size_of
+from ..training.files import atomic
 from .exported import ExportedEoMT
 from .exporting import (
     INT8_PACKAGES,
@@ -23,7 +24,6 @@ from .exporting import (
     synthetic_photo,
 )
 from .image_files import find_images
-from .writing import atomic
 
 MAX_DROP = 1.0
 """Points of the metric that an exported file may lose."""
@@ -35,7 +35,7 @@ Score = Callable[[object], tuple[str, float]]
 class ExportOptions:
     """As `eomt export --help` has them."""
 
-    formats: tuple[str, ...] = ("onnx", "pt2")
+    formats: tuple[str, ...] = ("onnx",)
     precision: str = "fp32"
     calibrate: list[str] | None = None
     calibration_images: int = 100

@@ -44,7 +44,7 @@ class ExportedEoMT:
         """A folder that `eomt export` wrote → a model.
 
         Args:
-            engine: "openvino", "onnx", "pt2", or "auto": the fastest that is there and installed.
+            engine: "openvino", "onnx", or "auto": the fastest that is there and installed.
             dtype: what the engine computes in: "fp32", "bf16" or "fp16", or torch's types; by default what the file
                 was exported for.
             num_requests: how many images OpenVINO computes at once at most, for calls from as many threads: 1, each

@@ -1,9 +1,8 @@
-"""A model as a file for an engine: torch.export, ONNX or OpenVINO; any batch, masked attention off.
+"""A model as a file for an engine: ONNX or OpenVINO; any batch, masked attention off.
 
 B images · Q queries · C labels · H, W pixels
 """
 
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from ..configuration import as_pair
 from .engines import ENGINES, INPUT, MAX_SIDE, OUTPUTS, PRECISION_KEY
 
 # What each format can be written in. Half precision where the engine's kernels have it: bf16 OpenVINO's, fp16 ONNX's.
-PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "fp16", "int8"), "pt2": ("fp32",)}
-PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
+PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "fp16", "int8")}
+PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 INT8_PACKAGES = {"openvino": ("nncf",), "onnx": ()}
 LARGEST_ONNX = 1_900_000_000  # bytes; a protobuf ends at 2 GiB, larger weights go beside it
 TOLERANCE = 1e-4  # of the largest logit: fp32 sums in another order
@@ -56,7 +55,7 @@ def export(
     """Write `model` for an engine → the file.
 
     Args:
-        kind: "openvino", "onnx" or "pt2".
+        kind: "openvino" or "onnx".
         size: (H, W) in pixels, fixed in the file unless `dynamic_size`.
         precision: "fp32", "bf16" (OpenVINO), "fp16" (ONNX), or "int8": matrix products of the encoder, calibrated.
         calibration: for int8, inputs (B, 3, H, W) of real images.
@@ -83,12 +82,7 @@ def export(
             return path
         example = torch.zeros(2, model.model.config.num_channels, *size)
         program = torch.export.export(model, (example,), dynamic_shapes=_shapes(model, dynamic_size))
-    if kind == "pt2":
-        written = io.BytesIO()  # torch's writer to a file ends the process where the disk is full
-        torch.export.save(program, written)
-        path.write_bytes(written.getbuffer())
-    else:
-        _write_openvino(program, path, model.model.config, size, precision, calibration, dynamic_size)
+    _write_openvino(program, path, model.model.config, size, precision, calibration, dynamic_size)
     return path
 
 

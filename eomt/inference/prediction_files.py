@@ -21,8 +21,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..configuration.labels import LabelSpace
+from ..training.files import read_json, write_atomic, write_json
 from .encoding import instance_results, label_png, panoptic_png
-from .writing import read_json, write_atomic, write_json
 
 
 def image_id_from_name(name: str) -> int | str:
@@ -45,7 +45,7 @@ def file_state(file: Path) -> dict:
 
 def weight_files(model: str | Path) -> dict[str, list[int]]:
     """A local model directory's weight files: {name: [size, mtime_ns]}; none of a model on the hub."""
-    suffixes = ("safetensors", "bin", "onnx", "pt2")
+    suffixes = ("safetensors", "bin", "onnx")
     files = [file for suffix in suffixes for file in sorted(Path(model).glob(f"*.{suffix}"))]
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from ..image_processing.maps import id_to_rgb, rgb_to_id
+from ..training.files import atomic, read_json, write_json
 from .encoding import VOID_LABELS
 from .image_files import require_distinct
-from .writing import atomic, read_json, write_json
 
 NEARLY = 0.5
 """Instances from this share of the score that counts are crowds; below, they are background."""

@@ -53,7 +53,7 @@ def benchmark(*arguments) -> int:
 def test_side_by_side(models, tmp_path, capsys):
     names = [models / name for name in ("eomt", "mask2former", "oneformer")]
     options = ("--image-size", "64", "--batch-size", "2", "--json", tmp_path / "out.json", *QUICK)
-    assert benchmark(*names, *options, "--quality", 1, 2, 3, "--plot", tmp_path / "out.png") == 0
+    assert benchmark(*names, *options) == 0
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["eomt", "mask2former", "oneformer"]
     assert "images/s at 2" in table[0]
@@ -69,20 +69,18 @@ def test_side_by_side(models, tmp_path, capsys):
         assert row["images_per_second"] == pytest.approx(1000 / row["latency_ms"]["median"])
         assert row["throughput"] > 0
         assert row["peak_memory_bytes"] > 4 * row["parameters"]
-    with Image.open(tmp_path / "out.png") as picture:
-        assert min(picture.size) > 500
 
 
 def test_exported_folders_run_on_their_engine(exported, tmp_path, capsys):
     folder, file = tmp_path / "exported", tmp_path / "out.json"
-    shutil.copytree(exported / "out", folder, ignore=shutil.ignore_patterns("*.onnx", "openvino*"))
+    shutil.copytree(exported / "out", folder, ignore=shutil.ignore_patterns("openvino*"))
     assert benchmark(exported / "model", folder, "--json", file, "--dtype", "bfloat16", "--no-masked", *QUICK) == 0
     model, row = json.loads(file.read_text())["rows"]
-    assert (row["engine"], row["precision"], row["computes_in"]) == ("pt2", "fp32", "fp32")
+    assert (row["engine"], row["precision"], row["computes_in"]) == ("onnx", "fp32", "fp32")
     assert (row["parameters"], row["gflops"]) == (model["parameters"], model["gflops"])
     assert row["latency_ms"]["median"] > 0
     assert row["peak_memory_bytes"] is None
-    assert "exported 64×64 pt2" in capsys.readouterr().out
+    assert "exported 64×64 onnx" in capsys.readouterr().out
     Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
     assert benchmark(folder, "--images", tmp_path / "photo.png", "--json", file, "--force", *QUICK) == 0
     assert json.loads(file.read_text())["rows"][0]["gflops"] == model["gflops"]
@@ -173,12 +171,8 @@ def test_one_that_cannot_run_leaves_the_others_their_turn(error, models, tmp_pat
     (["vit_small_patch14_reg4_dinov2", "--image-size", "100"], "not a multiple of patch_size 16; try 96"),
     (["vit_small_patch14_reg4_dinov2", "--image-size", "ten"], "HEIGHTxWIDTH"),
     (["vit_small_patch14_reg4_dinov2", "--photo", "ten"], "--photo ten: give a side in pixels, or HEIGHTxWIDTH"),
-    (["vit_small_patch14_reg4_dinov2", "--ignore-ids", "0"], "--ignore-ids has no meaning without --calibrate-merging"),
     (["vit_small_patch14_reg4_dinov2", "--repeats", "0"], "give at least 1"),
     (["vit_small_patch14_reg4_dinov2", "--autocast"], "needs --dtype"),
-    (["vit_small_patch14_reg4_dinov2", "--quality", "1", "2"], "2 values for 1 models"),
-    (["vit_small_patch14_reg4_dinov2", "--image-size", "320", "--plot", "a.png"], "give --quality"),
-    (["vit_small_patch14_reg4_dinov2", "--plot", "a.jpg"], "choose .png"),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_error(arguments, message, capsys):
     assert benchmark(*arguments) == 2

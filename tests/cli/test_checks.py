@@ -60,7 +60,7 @@ def test_device():
     [
         "predict {photos} --model {model} --output {out}",
         "evaluate {model} --data {photos}",
-        "export {model} {out} --format pt2",
+        "export {model} {out} --format onnx",
         "train --data {photos} --checkpoint {model} --output-dir {out}",
     ],
 )
@@ -176,7 +176,7 @@ def test_every_command_refuses_weights_that_are_not_the_models(damage, message, 
     for command in (
         ["predict", tmp_path / "a.png", "--model", folder, "--output", tmp_path / "out"],
         ["evaluate", folder, "--data", data],
-        ["export", folder, tmp_path / "out", "--format", "pt2"],
+        ["export", folder, tmp_path / "out", "--format", "onnx"],
         ["convert", folder, tmp_path / "out.bin"],
         ["train", "--data", data, "--checkpoint", folder, "--output-dir", tmp_path / "out", *train.split()],
     ):

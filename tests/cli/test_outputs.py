@@ -56,7 +56,7 @@ def full_disk():
     [
         "convert {0}/authors.bin {1}/new --heads 4",
         "convert {0}/model {1}/new.bin",
-        "export {0}/model {1}/new --format pt2",
+        "export {0}/model {1}/new --format onnx",
     ],
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, full_disk, capsys, command):
@@ -121,7 +121,7 @@ def test_predict_says_that_only_the_first_frame_is_used(folder, tmp_path, capsys
 def test_force_replaces_no_trained_model_by_what_is_made_from_it(folder, tmp_path, capsys, target):
     shutil.copytree(folder / "model", tmp_path / "run/best")
     shutil.copytree(folder / "model", tmp_path / "run", dirs_exist_ok=True)
-    command = ["export", str(tmp_path / "run/best"), str(tmp_path / target), "--format", "pt2", "--force"]
+    command = ["export", str(tmp_path / "run/best"), str(tmp_path / target), "--format", "onnx", "--force"]
     assert main(command) == 2
     assert "would be lost" in capsys.readouterr().err
     assert (tmp_path / "run/best/model.safetensors").is_file()

@@ -68,7 +68,7 @@ def test_panoptic_run_is_loaded_by_the_auto_classes(shapes, tmp_path, capsys, dr
     folder = tmp_path / "run"
     for name in ("README.md", "curves.png", "results.json", "model.safetensors", "preprocessor_config.json"):
         assert (folder / name).is_file(), name
-    assert json.loads((folder / "options.json").read_text())["data"] == str(shapes)  # for eomt compare
+    assert json.loads((folder / "options.json").read_text())["data"] == str(shapes)
     results = json.loads((folder / "results.json").read_text())
     assert 0 <= results["eval_pq"] <= 1
     assert f"| pq | {100 * results['eval_pq']:.1f} |" in (folder / "README.md").read_text(encoding="utf-8")

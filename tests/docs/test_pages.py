@@ -30,7 +30,6 @@ TESTED_ELSEWHERE = {
 NEEDS_MORE = (
     *("--backbone ", "--recipe "),  # a download
     *("serve", "torchrun", "accelerate", "--device cuda"),  # a browser, several devices
-    "reproduce ",  # a minute of counting
     *("COCO", "ADE20K", "CITYSCAPES", "BRAVO", "MODEL", "OUT"),  # what only the reader has
 )
 """A command with one of these words is read by its own parser, and not run."""

@@ -186,7 +186,7 @@ def test_commands_take_an_exported_folder(exported, command, tmp_path):
 
 
 def test_what_cannot_be_run(exported, tmp_path, monkeypatch):
-    model = ExportedEoMT.from_pretrained(exported / "out", engine="pt2")
+    model = ExportedEoMT.from_pretrained(exported / "out", engine="onnx")
     with pytest.raises(ValueError, match="32 × 64 pixels; the file takes 64 × 64"):
         model(torch.zeros(1, 3, 32, 64))
     with pytest.raises(ValueError, match="has no loss"):
@@ -197,10 +197,10 @@ def test_what_cannot_be_run(exported, tmp_path, monkeypatch):
         model.set_attn_mask_probs([1.0])
     with pytest.raises(ValueError, match=r"no config\.json"):
         ExportedEoMT.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="engine is 'tensorrt'; choose from auto, openvino, onnx, pt2"):
+    with pytest.raises(ValueError, match="engine is 'tensorrt'; choose from auto, openvino, onnx"):
         open_engine(exported / "out", "tensorrt")
-    with pytest.raises(ValueError, match="dtype is 'bf16'; pt2 computes in fp32"):
-        open_engine(exported / "out", "pt2", "bf16")
+    with pytest.raises(ValueError, match="dtype is 'bf16'; onnx computes in fp32"):
+        open_engine(exported / "out", "onnx", "bf16")
     (tmp_path / "config.json").write_text((exported / "out/config.json").read_text())
     with pytest.raises(ValueError, match="holds no exported model"):
         ExportedEoMT.from_pretrained(tmp_path)
@@ -218,7 +218,7 @@ def test_what_cannot_be_run(exported, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--format", "pt2", "--precision", "int8"], "--format pt2 has no --precision int8; choose from fp32"),
+    (["--format", "onnx", "--precision", "bf16"], "no --precision bf16; choose from fp32, fp16, int8"),
     (["--format", "onnx", "--precision", "int8"], "--calibrate IMAGES"),
     (["--format", "onnx", "--calibrate", "x.png"], "--calibrate has no effect with --precision fp32"),
     (["--format", "onnx", "--precision", "int8", "--calibrate", "text.txt"], "text.txt"),
@@ -256,7 +256,7 @@ def test_a_file_that_loses_too_much_is_not_left(after, code, tmp_path, monkeypat
         return {"pq": next(scores)}
 
     monkeypatch.setattr("eomt.export.evaluate_model", evaluate)
-    options = ("--format", "pt2", "--data", data, "--max-drop", "1")
+    options = ("--format", "onnx", "--data", data, "--max-drop", "1")
     assert export(tmp_path / "model", tmp_path / "out", *options) == code
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-6)  # fp32 loses nothing
     said = capsys.readouterr()

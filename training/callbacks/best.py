@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from ...configuration import TASK_ROWS
-from ...inference.writing import atomic, write_json
+from ..files import atomic, write_json
 from .annealing import MaskAnnealingCallback
 
 FOLDER, RESULTS = "best", "results.json"

@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 
 from ...configuration.labels import LabelSpace
 from ...image_processing.rle import rle_areas
-from ...inference.writing import write_json
 from ...visualization.colors import class_colors
 from ...visualization.overlays import draw_segments
+from ..files import write_json
 from .decode import decode
 from .transforms import TrainTransform
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ...configuration.labels import LabelSpace
 from ...inference.image_files import files_below
-from ...inference.writing import atomic, read_json
+from ..files import atomic, read_json
 
 MIN_BYTES = 1 << 25  # of annotation files: smaller ones are read in a second or two
 VERSION = 2  # of the rows; another one is another index

@@ -8,11 +8,9 @@ import torch
 from PIL import Image
 from scipy.stats import hmean
 
+from benchmarks.bravo import SAMPLES, SUBSETS, draw_samples, find_images, main, means, read_samples
 from eomt import EoMTImageProcessor
-from eomt.cli import main
 from eomt.configuration.labels import label_space
-from eomt.training.bravo import means
-from eomt.training.data.bravo import SAMPLES, SUBSETS, Bravo, draw_samples, read_samples
 from tests.models import tiny_model
 
 SIZE = (24, 40)
@@ -100,8 +98,7 @@ def challenge_auprc(pairs):
 
 def test_equals_the_challenges_formulas(folder, predictions, tmp_path, capsys):
     out = tmp_path / "report"
-    arguments = ["evaluate", "--dataset", "bravo", "--data", str(folder), "--predictions", str(predictions)]
-    assert main([*arguments, "--output", str(out)]) == 0
+    main(["--data", str(folder), "--predictions", str(predictions), "--output", str(out)])
     text = capsys.readouterr().out
     result = json.loads((out / "metrics.json").read_text())["metrics"]
     assert list(result["subsets"]) == [subset.name for subset in SUBSETS]
@@ -129,7 +126,7 @@ def test_equals_the_challenges_formulas(folder, predictions, tmp_path, capsys):
     assert f"{100 * np.mean(ious):.2f}" in text
 
 
-def test_a_model_and_its_raw_files_score_the_same(folder, tmp_path, capsys):
+def test_a_model_and_its_raw_files_score_the_same(folder, tmp_path):
     names = label_space("cityscapes_semantic").names[::-1]  # another order than the train ids'
     model = tiny_model(num_labels=19, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     with torch.no_grad():
@@ -137,13 +134,12 @@ def test_a_model_and_its_raw_files_score_the_same(folder, tmp_path, capsys):
     model.set_attn_mask_probs([0, 0])
     model.save_pretrained(tmp_path / "model")
     EoMTImageProcessor(task="semantic", size=32).save_pretrained(tmp_path / "model")
-    common = ["--dataset", "bravo", "--data", str(folder), "--json", "--subsets", "ACDCfog", "synobjs"]
+    common = ["--data", str(folder), "--subsets", "ACDCfog", "synobjs", "--output", str(tmp_path)]
     raw = str(tmp_path / "raw")
-    run = ["evaluate", str(tmp_path / "model"), *common, "--num-workers", "0", "--device", "cpu"]
-    assert main([*run, "--save-predictions", raw]) == 0
-    of_model = json.loads(capsys.readouterr().out)["metrics"]
-    assert main(["evaluate", "--predictions", raw, *common]) == 0
-    assert json.loads(capsys.readouterr().out)["metrics"] == of_model
+    main(["--model", str(tmp_path / "model"), *common, "--device", "cpu", "--save-predictions", raw])
+    of_model = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    main(["--predictions", raw, *common])
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == of_model
     assert 0 < of_model["auprc"]["harmonic"] < 1
 
     stem = tmp_path / "raw" / NAMES["synobjs"][0].rpartition(".")[0]
@@ -172,14 +168,11 @@ def test_the_fixed_sample(folder, tmp_path):
         data += bytes([step]) if step < 256 else b"\0" + step.to_bytes(3, "little")
     file = tmp_path / "a_samples.bin"
     file.write_bytes(zstandard.ZstdCompressor(level=9).compress(bytes(data)))
-    assert np.array_equal(read_samples(str(file), file.name), indices)
+    assert np.array_equal(read_samples(file), indices)
     few = NAMES["synobjs"][0].replace(".png", "_samples.bin")
     small = bytes([2, 0, 0, 5, 0, 0, 4])
     (folder / few).write_bytes(zstandard.ZstdCompressor().compress(small))
-    assert Bravo(folder, ["synobjs"])[0]["reference"]["pixels"].tolist() == [5, 9]
-    (folder / few).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"1_samples\.bin is damaged"):
-        Bravo(folder, ["synobjs"])[0]
+    assert find_images(folder, ["synobjs"])[0].reference()["pixels"].tolist() == [5, 9]
 
 
 def test_ground_truth_in_a_folder_of_its_own(folder):
@@ -188,36 +181,24 @@ def test_ground_truth_in_a_folder_of_its_own(folder):
             target = folder / "bravo_GT" / file
             target.parent.mkdir(parents=True, exist_ok=True)
             (folder / file).rename(target)
-    assert len(Bravo(folder)) == 9
+    assert len(find_images(folder)) == 9
 
 
-def test_what_is_missing_is_one_line(folder, predictions, tmp_path, capsys):
-    run = ["evaluate", "--dataset", "bravo", "--data", str(folder), "--predictions", str(predictions)]
-
-    def error(*options) -> str:
-        assert main([*run, *options]) == 2
-        text = capsys.readouterr().err
-        assert text.count("\n") == 1
-        return text
-
-    assert "BRAVO has no subset 'fog'" in error("--subsets", "fog")
-    assert "semantic segmentation, not panoptic" in error("--task", "panoptic")
-    assert "--split has no meaning for bravo" in error("--split", "test")
-    assert "--ignore-ids has no meaning for bravo" in error("--ignore-ids", "7")
+def test_missing_files_are_errors(folder, predictions):
+    with pytest.raises(ValueError, match="'fog'"):
+        find_images(folder, ["fog"])
     (predictions / "bravo_ACDC/fog/test/GOPR0475/GOPR0475_frame_000247_rgb_anon_conf.png").unlink()
-    assert "there is no bravo_ACDC/fog/test/GOPR0475/GOPR0475_frame_000247_rgb_anon_conf.png" in error()
+    with pytest.raises(ValueError, match="GOPR0475_frame_000247_rgb_anon_conf"):
+        main(["--data", str(folder), "--predictions", str(predictions)])
     (folder / NAMES["synrain"][2]).unlink()
-    assert "has no ground truth bravo_synrain/frankfurt/frankfurt_000000_000294_gt_invIds.png" in error()
-    for name in (*NAMES["synrain"][:2], *NAMES["SMIYC"]):
+    with pytest.raises(ValueError, match="frankfurt_000000_000294_gt_invIds"):
+        find_images(folder)
+    for name in NAMES["SMIYC"]:
         (folder / name).unlink()
-    assert "there is no synrain (bravo_synrain/), SMIYC (bravo_SMIYC/)" in error()
-    assert main([*run, "--subsets", "synobjs"]) == 0
-    tiny_model().save_pretrained(tmp_path / "model")
-    EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path / "model")
-    assert main(["evaluate", str(tmp_path / "model"), *run[1:5], "--subsets", "synobjs", "--device", "cpu"]) == 2
-    assert "BRAVO is for models of Cityscapes' 19 classes" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="SMIYC"):
+        find_images(folder, ["SMIYC"])
 
 
-def test_means_leave_out_what_there_is_not():
+def test_means_leave_out_none():
     assert means([None, 0.5, 1.0]) == {"arithmetic": 0.75, "harmonic": pytest.approx(2 / 3)}
     assert means([None]) == {"arithmetic": None, "harmonic": None}

@@ -1,0 +1,294 @@
+"""The BRAVO benchmark (valeoai/bravo_challenge): the paper's Tables 8 and E for a model, or for the challenge's files.
+
+python -m benchmarks.bravo --data BRAVO --model runs/cityscapes --save-predictions raw
+python -m benchmarks.bravo --data BRAVO --predictions raw
+
+    bravo_ACDC/{fog,rain,night,snow}/test/GOPR…/X_rgb_anon.png         X_gt_labelTrainIds.png   X_gt_invIds.png
+    bravo_{synrain,synflare,outofcontext}/CITY/X_leftImg8bit.png       X_gt_labelTrainIds.png   X_gt_invIds.png
+    bravo_synobjs/OBJECT/X.png                                         X_gt.png                 X_mask.png
+    bravo_SMIYC/RoadAnomaly21/images/X.jpg                     X_labels_semantic_fake.png   X_labels_semantic.png
+    (any of them)                                                      X_samples.bin
+
+The archives' own layout, extracted into one folder; ground truth and bravo_SAMPLING.tar over the images, or in a
+folder of its own beside them. Predictions have the image's name, `_pred.png` (8 bit, train ids), `_conf.png` (16 bit).
+Every measure is over Cityscapes' 19 classes. H, W image
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from statistics import harmonic_mean, mean
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
+
+from eomt.configuration.labels import IGNORE_INDEX, label_space
+from eomt.configuration.paper import REPORTED
+from eomt.inference import segment
+from eomt.inference.loading import load_for_inference
+from eomt.training.files import write_atomic, write_json
+from eomt.training.metrics import OutOfDistribution
+from eomt.training.metrics.out_of_distribution import confidence_levels
+
+CITYSCAPES = label_space("cityscapes_semantic")
+SAMPLES = 100_000
+"""Pixels of an image that the out-of-distribution score is taken over, at most."""
+_CITYSCAPES_FILES = ("_leftImg8bit", "_gt_labelTrainIds.png", "_gt_invIds.png")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One of BRAVO's subsets: the folder and the endings of its files."""
+
+    name: str
+    folder: str
+    image: str
+    "Ending of an image's name, before the suffix."
+    labels: str
+    invalid: str
+    semantic: bool = True
+    "Whether it has labels of the 19 classes."
+    objects: bool = False
+    "Whether it counts for the detection of objects of no class."
+
+
+SUBSETS = (
+    *(
+        Subset(f"ACDC{weather}", f"bravo_ACDC/{weather}", "_rgb_anon", *_CITYSCAPES_FILES[1:])
+        for weather in ("fog", "rain", "night", "snow")
+    ),
+    Subset("synrain", "bravo_synrain", *_CITYSCAPES_FILES),
+    Subset("synobjs", "bravo_synobjs", "", "_gt.png", "_mask.png", objects=True),
+    Subset("synflare", "bravo_synflare", *_CITYSCAPES_FILES),
+    Subset("outofcontext", "bravo_outofcontext", *_CITYSCAPES_FILES),
+    Subset(
+        "SMIYC", "bravo_SMIYC", "", "_labels_semantic_fake.png", "_labels_semantic.png", semantic=False, objects=True
+    ),
+)
+
+
+@dataclass(frozen=True)
+class BravoImage:
+    """One image: its files and its name from `bravo_…/` on, without suffix."""
+
+    subset: Subset
+    name: str
+    file: Path
+    labels: Path
+    invalid: Path
+    samples: Path | None
+
+    def reference(self) -> dict[str, np.ndarray]:
+        """For `OutOfDistribution`: {"segmentation" (H, W) train ids, "invalid" (H, W), "pixels" flat indices}."""
+        labels = np.asarray(Image.open(self.labels)).astype(np.int32)
+        if not self.subset.semantic:  # only whether a pixel counts
+            labels = np.where(labels == IGNORE_INDEX, IGNORE_INDEX, 0)
+        pixels = read_samples(self.samples) if self.samples else draw_samples(labels)
+        return {"segmentation": labels, "invalid": np.asarray(Image.open(self.invalid)), "pixels": pixels}
+
+
+def find_images(folder: Path, subsets: Iterable[str] = ()) -> list[BravoImage]:
+    """The images of the named subsets, by default of all.
+
+    Raises:
+        ValueError: for a subset that is unknown or missing, and an image without ground truth.
+    """
+    known = {subset.name: subset for subset in SUBSETS}
+    chosen = list(subsets) or list(known)
+    if unknown := [name for name in chosen if name not in known]:
+        raise ValueError(f"BRAVO has no subset {unknown[0]!r}; choose from {', '.join(known)}")
+    files = files_from_bravo(folder)
+    found = []
+    for subset in (known[name] for name in chosen):
+        images = list(_subset_images(subset, files))
+        if not images:
+            raise ValueError(f"{folder} has no {subset.name} ({subset.folder}/); extract its archive there")
+        found += images
+    return found
+
+
+def _subset_images(subset: Subset, files: dict[str, Path]) -> Iterator[BravoImage]:
+    others = (subset.labels, subset.invalid, "_pred.png", "_conf.png")
+    for name in sorted(files):
+        path = PurePosixPath(name)
+        if not name.startswith(f"{subset.folder}/") or path.suffix.lower() not in (".png", ".jpg"):
+            continue
+        if name.endswith(others) or not path.stem.endswith(subset.image):
+            continue
+        base = str(path.with_suffix("")).removesuffix(subset.image)
+        labels, invalid = base + subset.labels, base + subset.invalid
+        if missing := [file for file in (labels, invalid) if file not in files]:
+            raise ValueError(f"{name} has no ground truth {missing[0]}; extract it there")
+        stem = str(path.with_suffix(""))
+        yield BravoImage(subset, stem, files[name], files[labels], files[invalid], files.get(f"{base}_samples.bin"))
+
+
+def files_from_bravo(folder: Path) -> dict[str, Path]:
+    """{path from `bravo_…/` on: file} of all files below such folders."""
+    folders = {subset.folder.partition("/")[0] for subset in SUBSETS}
+    found = {}
+    for file in Path(folder).rglob("*"):
+        parts = file.relative_to(folder).parts
+        start = next((i for i, part in enumerate(parts) if part in folders), None)
+        if start is not None and file.is_file():
+            found["/".join(parts[start:])] = file
+    return found
+
+
+def draw_samples(labels: np.ndarray) -> np.ndarray:
+    """Train ids (H, W) → the flat indices the challenge draws: all that count, at most 100,000, always the same.
+
+    Its tool's rule and seed; the official bravo_SAMPLING.tar, where it is extracted, comes first.
+    """
+    counted = np.flatnonzero(labels != IGNORE_INDEX)
+    if len(counted) <= SAMPLES:
+        return counted
+    return np.sort(np.random.RandomState(1).choice(counted, SAMPLES, replace=False))
+
+
+def read_samples(file: Path) -> np.ndarray:
+    """A file of bravo_SAMPLING.tar → flat indices, ascending.
+
+    Zstandard over: number of indices and the first one in 3 bytes each, little-endian, then the differences in a byte,
+    or from 256 on a zero and 3 bytes.
+    """
+    import zstandard
+
+    data = zstandard.ZstdDecompressor().decompress(file.read_bytes(), max_output_size=1 << 24)
+    count, steps, at = int.from_bytes(data[:3], "little"), [int.from_bytes(data[3:6], "little")], 6
+    while at < len(data):
+        wide = data[at] == 0
+        steps.append(int.from_bytes(data[at + 1 : at + 4], "little") if wide else data[at])
+        at += 4 if wide else 1
+    if len(steps) != count:
+        raise ValueError(f"{file} holds {len(steps)} indices and says {count}; extract bravo_SAMPLING.tar again")
+    return np.cumsum(steps)
+
+
+def predict_images(model, processor, images: list[BravoImage], batch_size: int = 1) -> Iterator[dict]:
+    """{"segmentation" (H, W) train ids, "confidence" (H, W)} of each image.
+
+    Raises:
+        ValueError: when the model's classes are not Cityscapes' 19.
+    """
+    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    if sorted(names) != sorted(CITYSCAPES.names):
+        raise ValueError(f"the model has {len(names)} classes; BRAVO is for models of Cityscapes' 19 classes")
+    train_ids = np.array([CITYSCAPES.label2id[name] for name in names], np.uint8)
+    files = [image.file for image in images]
+    for result in segment(model, processor, files, task="semantic", confidence=True, batch_size=batch_size):
+        segmentation = train_ids[np.asarray(result.prediction["segmentation"])]
+        yield {"segmentation": segmentation, "confidence": result.prediction["confidence"]}
+
+
+def read_predictions(folder: Path, images: list[BravoImage]) -> Iterator[dict]:
+    """{"segmentation" (H, W) train ids, "confidence" (H, W) uint16} of each image, from the challenge's raw files."""
+    files = files_from_bravo(folder)
+    for image in images:
+        found = {}
+        for key, suffix, dtype in (("segmentation", "_pred.png", np.uint8), ("confidence", "_conf.png", np.uint16)):
+            file = image.name + suffix
+            if file not in files:
+                raise ValueError(f"{folder}: there is no {file}")
+            found[key] = np.asarray(Image.open(files[file]))
+            if found[key].ndim != 2 or found[key].dtype != dtype:
+                raise ValueError(f"{file} is of {found[key].dtype}; BRAVO wants one channel of {dtype.__name__}")
+        yield found
+
+
+def score(images: list[BravoImage], predictions: Iterable[dict]) -> dict:
+    """→ {"subsets": {name: {"mean_iou", "auprc", "images", "per_category_iou"}}, and over them "mean_iou" and
+    "auprc": {"arithmetic", "harmonic"}}; fractions 0 … 1, `None` where a subset has no such figure.
+
+    The mean IoU is over the eight subsets with classes, the AUPRC over the two with objects of none, as in the paper.
+    It does not say how it averages: both ways are given.
+    """
+    metrics: dict[str, OutOfDistribution] = {}
+    for image, prediction in zip(tqdm(images, "BRAVO", leave=False), predictions, strict=True):
+        name = image.subset.name
+        if name not in metrics:
+            metrics[name] = OutOfDistribution(num_labels=CITYSCAPES.num_labels)
+        metrics[name].add(prediction=prediction, reference=image.reference() | {"file_name": image.name})
+    found, objects = {}, []
+    for name, metric in metrics.items():
+        result = metric.compute()
+        subset = next(subset for subset in SUBSETS if subset.name == name)
+        found[name] = {
+            "mean_iou": result["mean_iou"] if subset.semantic else None,
+            "auprc": None if np.isnan(result["auprc"]) else result["auprc"],
+            "images": sum(image.subset is subset for image in images),
+            "per_category_iou": result["per_category_iou"] if subset.semantic else None,
+        }
+        if subset.objects:
+            objects.append(found[name]["auprc"])
+    ious = [row["mean_iou"] for row in found.values()]
+    return {"subsets": found, "mean_iou": means(ious), "auprc": means(objects)}
+
+
+def means(values: Iterable[float | None]) -> dict[str, float | None]:
+    """Arithmetic and harmonic mean of the values that are not None."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return {"arithmetic": None, "harmonic": None}
+    return {"arithmetic": mean(values), "harmonic": harmonic_mean(values)}
+
+
+def save_predictions(folder: Path, images: list[BravoImage], predictions: Iterable[dict]) -> Iterator[dict]:
+    """Write the challenge's two raw files of each prediction that passes: `_pred.png` of train ids, `_conf.png` of
+    floor(65535 · confidence)."""
+    for image, prediction in zip(images, predictions):
+        labels = np.asarray(prediction["segmentation"]).astype(np.uint8)
+        levels = confidence_levels(prediction["confidence"]).astype(np.uint16)
+        write_atomic(folder / f"{image.name}_pred.png", Image.fromarray(labels).save)
+        write_atomic(folder / f"{image.name}_conf.png", Image.fromarray(levels).save)
+        yield prediction
+
+
+def report(result: dict) -> str:
+    """Percent; a dash where a subset has no such figure. The paper's rows below."""
+
+    def line(name: str, iou: float | None, auprc: float | None, images="") -> str:
+        cells = ["–" if value is None else f"{100 * value:.2f}" for value in (iou, auprc)]
+        return f"{name:<20}{cells[0]:>9}{cells[1]:>9}{images!s:>8}"
+
+    lines = [f"{'':<20}{'mIoU':>9}{'AUPRC':>9}{'images':>8}"]
+    lines += [line(name, row["mean_iou"], row["auprc"], row["images"]) for name, row in result["subsets"].items()]
+    lines += [line(f"{way} mean", result["mean_iou"][way], result["auprc"][way]) for way in ("arithmetic", "harmonic")]
+    for row in REPORTED:
+        if row.dataset == "bravo" and "in-distribution" not in row.metric:
+            lines.append(f"{row.value:9.2f}  {row.metric}, {row.table}: {row.method}, {row.backbone}")
+    return "\n".join([*lines, "AUPRC is averaged over synobjs and SMIYC; which mean the paper prints, it does not say"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the extracted archives")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="a semantic model of Cityscapes' 19 classes")
+    source.add_argument("--predictions", type=Path, help="folder of the challenge's raw files")
+    parser.add_argument("--subsets", nargs="+", default=[], help="default: all nine")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--device")
+    parser.add_argument("--save-predictions", type=Path, metavar="FOLDER", help="write the challenge's raw files")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write metrics.json for benchmarks.reproduce")
+    args = parser.parse_args(argv)
+    images = find_images(args.data, args.subsets)
+    if args.model:
+        model = load_for_inference(args.model, args.device)
+        processor = AutoImageProcessor.from_pretrained(args.model, task="semantic")
+        predictions = predict_images(model, processor, images, args.batch_size)
+    else:
+        predictions = read_predictions(args.predictions, images)
+    if args.save_predictions:
+        predictions = save_predictions(args.save_predictions, images, predictions)
+    result = score(images, predictions)
+    print(report(result))
+    if args.output:
+        write_json(args.output / "metrics.json", {"dataset": "bravo", "metrics": result}, indent=2)
+
+
+if __name__ == "__main__":
+    main()
