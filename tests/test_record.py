@@ -1,0 +1,157 @@
+"""A record of behavior: what a seeded tiny run of each task logs, what is written from given logits, how it scores.
+
+`record.json` was written before the house was rebuilt. A change of one of its numbers is a change of behavior:
+`python -m tests.test_record` writes it anew.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from eomt import EoMTImageProcessor
+from eomt.cli import main
+from eomt.configuration import TASK_ROWS
+from eomt.configuration.labels import LabelSpace
+from eomt.inference import post_process
+from eomt.inference.prediction_files import Results
+from eomt.training import EoMTTrainer
+from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+from eomt.training.data.shapes import make_shapes
+from tests.docs.workspace import cells, streets
+from tests.training.tiny import tiny_arguments, tiny_model
+
+FILE = Path(__file__).parent / "record.json"
+TASKS = ("panoptic", "instance", "semantic")
+TOLERANCE = 1e-4  # relative; sums run in another order from one processor and version of torch to the next
+
+
+def write_data(task: str, folder: Path) -> Path:
+    """Eight training images and four held-out ones of shapes, in a format of the task."""
+    shapes = make_shapes(folder / "shapes", train=8, val=4)
+    if task == "panoptic":
+        return shapes
+    target = folder / "data"
+    (cells if task == "instance" else streets)(shapes, target)
+    return target
+
+
+def train(task: str, folder: Path) -> list[dict]:
+    """The log of twenty steps and an evaluation: losses, rates, mask probabilities, metric."""
+    data = write_data(task, folder)
+    rows, labels = load_data(data, task=task, split="train")
+    held_out, _ = load_data(data, task=task, split="val")
+    names = dict(enumerate(labels.names))
+    model = tiny_model(
+        task=task,
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+        stuff_label_ids=labels.stuff_label_ids if task == "panoptic" else [],
+    )
+    args = tiny_arguments(folder / "run", max_steps=20, logging_steps=4, seed=0, eval_strategy="steps", eval_steps=20)
+    trainer = EoMTTrainer(
+        model,
+        args,
+        train_dataset=rows.with_transform(TrainTransform(labels, task=task, size=32)),
+        eval_dataset=held_out.with_transform(EvaluationTransform(labels, task=task)),
+        processing_class=EoMTImageProcessor(task=task, size=32, stuff_label_ids=model.config.stuff_label_ids),
+    )
+    trainer.train()
+    trainer.save_model()
+    return [
+        {key: value for key, value in entry.items() if isinstance(value, float | int) and not is_timing(key)}
+        for entry in trainer.state.log_history
+    ]
+
+
+def is_timing(key: str) -> bool:
+    return any(word in key for word in ("runtime", "per_second", "flos"))
+
+
+def saved_keys(folder: Path) -> list[str]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return sorted(file.keys())
+
+
+def write_files(task: str, folder: Path) -> dict:
+    """Given logits of an image of 60 × 90 → what is written for it: json as text, pixels of pngs as digests."""
+    generator = torch.Generator().manual_seed(TASKS.index(task))
+    coarse = torch.randn(2 if task == "semantic" else 1, 12, 4, 4, generator=generator) * 8
+    logits = SimpleNamespace(
+        masks_queries_logits=torch.nn.functional.interpolate(coarse, (16, 16), mode="bilinear"),
+        class_queries_logits=torch.randn(len(coarse), 12, 4, generator=generator) * 6,
+        patch_offsets=[(0, 0, 64), (0, 32, 96)] if task == "semantic" else None,
+    )
+    processor = EoMTImageProcessor(task=task, size=64, stuff_label_ids=[2] if task == "panoptic" else None)
+    prediction = post_process(processor, logits, (60, 90), task)
+    results = Results(folder, task, LabelSpace("test", ("a", "b", "c")), {"model": "given"})
+    results.write("12", "12.png", prediction)
+    results.finish(["12"])
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
+        if file.suffix == ".json":
+            found[name] = json.loads(file.read_text())
+        elif file.suffix == ".png":
+            found[name] = hashlib.sha256(np.asarray(Image.open(file)).tobytes()).hexdigest()[:16]
+    return found
+
+
+def close(found, expected, where: str = "") -> None:
+    """Equal, floats up to the tolerance."""
+    if isinstance(expected, dict):
+        assert set(found) == set(expected), where
+        for key, value in expected.items():
+            close(found[key], value, f"{where}/{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for i, value in enumerate(expected):
+            close(found[i], value, f"{where}/{i}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=TOLERANCE, abs=1e-6), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_run_is_as_recorded(task, tmp_path):
+    expected = json.loads(FILE.read_text())["runs"][task]
+    log = train(task, tmp_path)
+    close(json.loads(json.dumps(log)), expected["log"])
+    assert saved_keys(tmp_path / "run") == expected["keys"]
+    report = ["evaluate", str(tmp_path / "run"), "--data", str(write_data(task, tmp_path / "again"))]
+    assert main([*report, "--output", str(tmp_path / "report"), "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "report/metrics.json").read_text())
+    key = TASK_ROWS[task].metric_key
+    assert found["metrics"][key] == pytest.approx(log[-2][f"eval_{key}"], abs=1e-6)
+    assert sorted(found) == expected["report"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_files_are_as_recorded(task, tmp_path):
+    close(write_files(task, tmp_path), json.loads(FILE.read_text())["files"][task])
+
+
+def write_record() -> None:
+    runs, files = {}, {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for task in TASKS:
+            folder = Path(temporary, task)
+            log = train(task, folder)
+            argv = ["evaluate", str(folder / "run"), "--data", str(write_data(task, folder / "again"))]
+            main([*argv, "--output", str(folder / "report"), "--device", "cpu"])
+            report = sorted(json.loads((folder / "report/metrics.json").read_text()))
+            runs[task] = {"log": log, "keys": saved_keys(folder / "run"), "report": report}
+            files[task] = write_files(task, folder / "files")
+    FILE.write_text(json.dumps({"runs": runs, "files": files}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write_record()
