@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor
 
 from eomt.configuration.labels import IGNORE_INDEX, label_space
 from eomt.configuration.paper import REPORTED
-from eomt.inference import segment
+from eomt.image_processing.inference import infer
 from eomt.inference.loading import load_for_inference
 from eomt.training.files import write_atomic, write_json
 from eomt.training.metrics import OutOfDistribution
@@ -179,7 +179,7 @@ def predict_images(model, processor, images: list[BravoImage], batch_size: int =
         raise ValueError(f"the model has {len(names)} classes; BRAVO is for models of Cityscapes' 19 classes")
     train_ids = np.array([CITYSCAPES.label2id[name] for name in names], np.uint8)
     files = [image.file for image in images]
-    for result in segment(model, processor, files, task="semantic", confidence=True, batch_size=batch_size):
+    for result in infer(model, processor, files, task="semantic", confidence=True, batch_size=batch_size):
         segmentation = train_ids[np.asarray(result.prediction["segmentation"])]
         yield {"segmentation": segmentation, "confidence": result.prediction["confidence"]}
 

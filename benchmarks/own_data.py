@@ -21,7 +21,7 @@ from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.auto import register
 from eomt.cli.train import parse
 from eomt.configuration import TASK_ROWS
-from eomt.inference import confident_instances
+from eomt.image_processing.inference import confident_instances
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.cpu import has_fast_bf16, keep_memory
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data

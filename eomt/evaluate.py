@@ -15,9 +15,9 @@ from .benchmarking.flops import CountedModel
 from .configuration import EoMTConfig
 from .configuration.labels import LabelSpace, label_space
 from .configuration.recipes import RECIPES
+from .image_processing.inference import counted
 from .inference.loading import load_for_inference, merge_tokens
 from .inference.prediction_files import Results
-from .inference.segment import counted
 from .training.data import EvaluationTransform, load_data
 from .training.data.load import splits_of
 from .training.data.prediction_index import PredictionIndex

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import ImageSegmentationPipeline
 
 from .configuration import TASK_ROWS
+from .image_processing.inference import confident_instances, iter_segments, predict_image
 from .image_processing.reading import URL_TIMEOUT, open_image, upright
-from .inference import confident_instances, iter_segments, post_process
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
@@ -34,7 +34,7 @@ class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
         rules = {} if task == "semantic" else {"mask_threshold": mask_threshold}
         if task == "panoptic":
             rules |= {"threshold": threshold, "overlap_mask_area_threshold": overlap_mask_area_threshold}
-        found = post_process(self.image_processor, model_outputs, model_outputs["target_size"][0], task, **rules)
+        found = predict_image(self.image_processor, model_outputs, model_outputs["target_size"][0], task, **rules)
         if task == "instance":
             found = confident_instances(found, threshold)
         names = self.model.config.id2label

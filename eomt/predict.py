@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor
 
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
+from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
 from .image_processing.reading import allow_pixels, count_frames, read_image
 from .inference.image_files import find_images
 from .inference.loading import (
@@ -30,9 +31,8 @@ from .inference.loading import (
 )
 from .inference.prediction_files import Results, file_state, image_ids_by_name, weight_files
 from .inference.pseudo_labels import write_dataset
-from .inference.segment import FAILS_ALONE, Segmented, confident_instances, counted, error_line, segment
-from .inference.tiles import cut
-from .inference.tiling import require_tiles, segment_tiles
+from .tiling import infer_tiles, require_tiles
+from .tiling.tiles import cut
 from .training.files import write_atomic
 from .visualization import draw_confidence, draw_prediction, side_by_side
 from .visualization.sheets import write_jpeg
@@ -106,7 +106,7 @@ class PredictionRun:
         settings |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
         settings["weights"] = weight_files(args.model)
         if args.tile:
-            require_tiles(args.tile, args.overlap, self.task, max(np.ravel(self.model.config.patch_size).tolist()))
+            require_tiles(args.tile, args.overlap, self.task, self.model.config.patch_size)
             settings |= {"tile": args.tile, "overlap": args.overlap}
         if args.token_merging is not None:
             settings["token_merging"] = [args.token_merging, *args.merging_layers]
@@ -151,11 +151,11 @@ class PredictionRun:
             for waiting in writing:
                 finish(*waiting)
 
-    def _segmented(self, items: list[tuple[str, Path]], failed) -> Iterator[Segmented]:
+    def _segmented(self, items: list[tuple[str, Path]], failed) -> Iterator[Inferred]:
         rules = {"panoptic": {"threshold": self.threshold}, "semantic": {"confidence": self.args.confidence}}
         rules = rules.get(self.task, {})
         if not self.args.tile:
-            yield from segment(
+            yield from infer(
                 self.model,
                 self.processor,
                 items,
@@ -168,21 +168,21 @@ class PredictionRun:
             return
         for item in items:
             try:
-                result = self._segment_tiles(item, rules)
+                result = self._infer_tiles(item, rules)
             except FAILS_ALONE as error:
                 failed(item, error_line(error))
             else:
                 yield result
                 del result
 
-    def _segment_tiles(self, item: tuple[str, Path], rules: dict) -> Segmented:
+    def _infer_tiles(self, item: tuple[str, Path], rules: dict) -> Inferred:
         picture, args = _read(item, self.args.max_pixels), self.args
         size = (picture.height, picture.width)
         count = len(cut(size, args.tile, args.overlap))
         with tqdm(
             total=count + 1, desc=item[0], unit="tile", leave=False, disable=count == 1 or not self.is_main
         ) as bar:
-            prediction = segment_tiles(
+            prediction = infer_tiles(
                 self.model,
                 self.processor,
                 picture,
@@ -192,9 +192,9 @@ class PredictionRun:
                 on_tile=bar.update,
                 **rules,
             )
-        return Segmented(item, size, prediction)
+        return Inferred(item, size, prediction)
 
-    def _write(self, result: Segmented) -> None:
+    def _write(self, result: Inferred) -> None:
         """Pictures first: the results' record marks the image as done."""
         name, file = result.item
         if not self.args.no_overlays or self.args.confidence:

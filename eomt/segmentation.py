@@ -86,9 +86,9 @@ def segment(
         FileNotFoundError: when an image is missing.
     """
     from .configuration import TASK_ROWS
+    from .image_processing.inference import infer as run
     from .inference.loading import usable_device
     from .inference.prediction_files import weight_files
-    from .inference.segment import segment as run
 
     if task is not None and task not in TASK_ROWS:
         raise ValueError(f"task is {task!r}; choose from {', '.join(TASK_ROWS)}")
@@ -161,7 +161,7 @@ def _photo(source) -> Image.Image:
     import torch
 
     from .image_processing.images import scaled_to_255
-    from .inference.segment import open_source
+    from .image_processing.inference import open_source
 
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         raise ValueError(
@@ -178,7 +178,7 @@ def _photo(source) -> Image.Image:
 
 
 def _segmentation(image: Image.Image, found: dict, names: dict, task: str, threshold: float) -> Segmentation:
-    from .inference.segment import confident_instances, iter_segments
+    from .image_processing.inference import confident_instances, iter_segments
 
     labels, scores, masks = [], [], []
     for label, score, mask in iter_segments(confident_instances(found, threshold) if task == "instance" else found):

@@ -177,7 +177,7 @@ def test_two_queries_of_one_stuff_class_are_one_segment_and_score_as_one(tmp_pat
     from types import SimpleNamespace
 
     from eomt.configuration.labels import LabelSpace
-    from eomt.inference import post_process
+    from eomt.image_processing.inference import predict_image
     from eomt.training.evaluation import as_reference, metric_for
 
     *contents, _ = HUB["coco_panoptic_eomt_large_640"]
@@ -189,7 +189,7 @@ def test_two_queries_of_one_stuff_class_are_one_segment_and_score_as_one(tmp_pat
     classes[:, :, sky] = 20.0
     outputs = SimpleNamespace(masks_queries_logits=masks, class_queries_logits=classes, patch_offsets=None)
     space = LabelSpace.from_config(config)  # as the Trainer's evaluation has it
-    found = post_process(processor, outputs, (32, 32))
+    found = predict_image(processor, outputs, (32, 32))
     assert [segment["label_id"] for segment in found["segments_info"]] == [sky]
     metric = metric_for("panoptic", space)
     segment = {"id": 1, "label_id": sky, "iscrowd": 0}

@@ -20,7 +20,7 @@ from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.configuration import TASK_ROWS
 from eomt.configuration.labels import LabelSpace
-from eomt.inference import post_process
+from eomt.image_processing.inference import predict_image
 from eomt.inference.prediction_files import Results
 from eomt.training import EoMTTrainer
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
@@ -90,7 +90,7 @@ def write_files(task: str, folder: Path) -> dict:
         patch_offsets=[(0, 0, 64), (0, 32, 96)] if task == "semantic" else None,
     )
     processor = EoMTImageProcessor(task=task, size=64, stuff_label_ids=[2] if task == "panoptic" else None)
-    prediction = post_process(processor, logits, (60, 90), task)
+    prediction = predict_image(processor, logits, (60, 90), task)
     results = Results(folder, task, LabelSpace("test", ("a", "b", "c")), {"model": "given"})
     results.write("12", "12.png", prediction)
     results.finish(["12"])

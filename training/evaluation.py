@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..configuration.labels import LabelSpace
-from ..inference.segment import segment
+from ..image_processing.inference import infer
 from .metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
 from .metrics.streaming import StreamingMetric
 from .processes import gather, rank, world_size
@@ -54,7 +54,7 @@ def evaluate_model(
     rules = {}
     if task == "panoptic" and processor.stuff_label_ids is None:
         rules["stuff_classes"] = list(label_space.stuff_label_ids)
-    segmented = segment(
+    segmented = infer(
         model,
         processor,
         share,

@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 
 from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
+from ..image_processing.inference import confident_instances
 from ..image_processing.rle import encode_masks
-from ..inference import confident_instances
 from ..visualization import class_colors, draw_prediction, side_by_side
 from .evaluation import as_reference, metric_for
 from .metrics.mean_iou import confusion

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..image_processing.inference import FAILS_ALONE, error_line
 from ..inference.image_files import IMAGE_SUFFIXES
-from ..inference.segment import FAILS_ALONE, error_line
 from ..visualization import class_colors
 from .downloads import write_files
 from .predictor import Predictor, Thresholds, default_score, segments

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..configuration import TASK_ROWS
-from ..inference import confident_instances, post_process
+from ..image_processing.inference import confident_instances, predict_image
 from .limits import Limits, open_upload
 from .models import ServedModel
 
@@ -145,5 +145,5 @@ def segments(served: ServedModel, photo: Photo, view: str, thresholds: Threshold
         rules["mask_threshold"] = min(max(thresholds.mask, 1e-3), 1 - 1e-3)
     if view == "confidence":
         rules["confidence"] = True
-    found = post_process(served.processor, photo.outputs, size, task, **rules)
+    found = predict_image(served.processor, photo.outputs, size, task, **rules)
     return confident_instances(found, score) if view == "instance" else found

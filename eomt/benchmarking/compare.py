@@ -9,8 +9,8 @@ from transformers.utils import logging
 from ..configuration import as_pair
 from ..configuration.sizes import parse_size
 from ..image_processing.geometry import placement
+from ..image_processing.inference import FAILS_ALONE, error_line
 from ..inference.loading import merge_tokens, usable_device
-from ..inference.segment import FAILS_ALONE, error_line
 from ..training.files import require_free, write_json
 from .candidates import Candidate
 from .measure import device_name, measure_seconds, peak_bytes

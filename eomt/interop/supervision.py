@@ -16,7 +16,7 @@ def to_detections(result: Mapping, id2label: Mapping[int, str] | None = None) ->
 
     Args:
         result: panoptic or instance segments as `post_process_panoptic_segmentation`,
-            `post_process_instance_segmentation` (also with `return_binary_maps`) or `eomt.inference.segment` give them.
+            `post_process_instance_segmentation` (also with `return_binary_maps`) or `predict_image` give them.
         id2label: names, which become `detections["class_name"]`.
 
     Raises:

@@ -11,7 +11,7 @@ from transformers import EomtForUniversalSegmentation
 
 import eomt
 from eomt import EoMTImageProcessor
-from eomt.inference import segment
+from eomt.image_processing.inference import infer
 from tests.models import tiny_model
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -37,14 +37,14 @@ def test_every_source_and_batch_size(task, tmp_path):
         files.append(tmp_path / f"{i}.png")
         picture.save(files[-1])
         tensors.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
-    expected = [found.prediction for found in segment(model, processor, pictures)]
+    expected = [found.prediction for found in infer(model, processor, pictures)]
     for source in (files, tensors):
-        for found, picture, prediction in zip(segment(model, processor, source), pictures, expected, strict=True):
+        for found, picture, prediction in zip(infer(model, processor, source), pictures, expected, strict=True):
             assert found.size == (picture.height, picture.width)
             same(found.prediction, prediction)
     if task != "instance":
         assert all(p["segmentation"].shape == (i.height, i.width) for p, i in zip(expected, pictures))
-    together = segment(model, processor, files, batch_size=3, num_workers=1)
+    together = infer(model, processor, files, batch_size=3, num_workers=1)
     assert [found.item for found in together] == files
 
 
@@ -59,7 +59,7 @@ def test_what_acts_like_a_model(tmp_path):
             return model(pixel_values, patch_offsets=patch_offsets)
 
     exported = Exported(config=model.config, device="cpu", dtype=torch.float32)
-    for ours, theirs in zip(segment(exported, processor, photos()), segment(model, processor, photos()), strict=True):
+    for ours, theirs in zip(infer(exported, processor, photos()), infer(model, processor, photos()), strict=True):
         same(ours.prediction, theirs.prediction)
     assert calls == [torch.float32] * 4
 
@@ -78,28 +78,28 @@ def test_an_engine_computes_several_images_at_once():
 
     exported = Exported(config=model.config, device="cpu", dtype=torch.float32, num_requests=2)
     found = []
-    for one in segment(exported, processor, pictures, on_error=lambda item, reason: told.append((item, reason))):
+    for one in infer(exported, processor, pictures, on_error=lambda item, reason: told.append((item, reason))):
         found.append(one)
         told.append(one.item)
     assert told == [*pictures[:3], (pictures[3], "too large"), pictures[4]]
-    expected = segment(model, processor, [*pictures[:3], pictures[4]])
+    expected = infer(model, processor, [*pictures[:3], pictures[4]])
     for ours, theirs in zip(found, expected, strict=True):
         same(ours.prediction, theirs.prediction)
     exported.num_requests = 1
     with pytest.raises(MemoryError, match="too large"):
-        list(segment(exported, processor, pictures[3:]))
+        list(infer(exported, processor, pictures[3:]))
 
 
 def test_an_image_that_fails_is_reported_or_raised(tmp_path):
     model, processor = tiny_model().eval(), EoMTImageProcessor(size=64)
     (tmp_path / "text.jpg").write_text("no image")
     sources, failed = [photos()[0], str(tmp_path / "text.jpg"), photos()[1]], []
-    found = list(segment(model, processor, sources, batch_size=3, on_error=lambda *failure: failed.append(failure)))
+    found = list(infer(model, processor, sources, batch_size=3, on_error=lambda *failure: failed.append(failure)))
     assert [one.item for one in found] == [sources[0], sources[2]]
     assert [item for item, _ in failed] == [sources[1]]
     assert "cannot read image" in failed[0][1]
     with pytest.raises(ValueError, match="cannot read image"):
-        list(segment(model, processor, sources))
+        list(infer(model, processor, sources))
 
 
 def test_one_call_takes_floats_and_another_task_of_the_model(tmp_path):

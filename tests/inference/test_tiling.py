@@ -8,12 +8,12 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from eomt import EoMTImageProcessor
+from eomt.image_processing.inference import infer
 from eomt.image_processing.rle import encode_window
-from eomt.inference.joined_instances import InstanceJoin
-from eomt.inference.joined_panoptic import PanopticJoin
-from eomt.inference.segment import segment
-from eomt.inference.tiles import cut
-from eomt.inference.tiling import segment_tiles
+from eomt.tiling import infer_tiles
+from eomt.tiling.instances import InstanceJoin
+from eomt.tiling.panoptic import PanopticJoin
+from eomt.tiling.tiles import cut
 from eomt.training.metrics import PanopticQuality
 from tests.inference.test_segment import same
 from tests.models import tiny_model
@@ -149,9 +149,9 @@ def test_one_tile_is_the_picture_itself(task):
     model, processor = tiny_model(task=task).eval(), EoMTImageProcessor(task=task, size=64)
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
-    same(segment_tiles(model, processor, picture, tile=64), next(segment(model, processor, [picture])).prediction)
+    same(infer_tiles(model, processor, picture, tile=64), next(infer(model, processor, [picture])).prediction)
     order = []
-    tiled = segment_tiles(model, processor, picture, tile=32, batch_size=4, on_tile=lambda: order.append(1))
+    tiled = infer_tiles(model, processor, picture, tile=32, batch_size=4, on_tile=lambda: order.append(1))
     assert len(order) == 1 + len(cut((60, 50), 32, 0.25))
     assert (tiled["segmentation"].shape if task == "panoptic" else tiled["size"]) == (60, 50)
 
@@ -159,9 +159,9 @@ def test_one_tile_is_the_picture_itself(task):
 def test_unusable_tiles_are_one_line():
     model, picture = tiny_model(), Image.new("RGB", (100, 100))
     for task, options, message in (
-        ("panoptic", {"tile": 8}, "--tile 8 is smaller than a patch of the model, 16 pixels"),
-        ("panoptic", {"tile": 64, "overlap": 0.9}, "--overlap 0.9: give a share of the tile from 0 to 0.5"),
+        ("panoptic", {"tile": 8}, "a tile of 8 pixels"),
+        ("panoptic", {"tile": 64, "overlap": 0.9}, "overlap is 0.9"),
         ("semantic", {"tile": 64}, "semantic models cut windows of their own"),
     ):
         with pytest.raises(ValueError, match=message):
-            segment_tiles(model, EoMTImageProcessor(task=task, size=64), picture, **options)
+            infer_tiles(model, EoMTImageProcessor(task=task, size=64), picture, **options)

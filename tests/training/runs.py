@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from eomt import EoMTImageProcessor
-from eomt.inference import segment
+from eomt.image_processing.inference import infer
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
 from eomt.training.callbacks.curves import CurvesCallback
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
@@ -173,7 +173,7 @@ def fsdp(folder: Path) -> None:
     fully_shard(model, mesh=mesh)
     optimizer = torch.optim.AdamW(layerwise_lr_groups(model, 1e-3), weight_decay=0.05)
     processor = EoMTImageProcessor(task="panoptic", size=SIZE, stuff_label_ids=[1])
-    (found,) = segment(model.eval(), processor, [Image.new("RGB", (SIZE, SIZE))], threshold=0.0)  # before any step
+    (found,) = infer(model.eval(), processor, [Image.new("RGB", (SIZE, SIZE))], threshold=0.0)  # before any step
     assert found.prediction["segmentation"].shape == (SIZE, SIZE)
     model.train()
     model.set_attn_mask_probs([1.0, 1.0])

@@ -18,15 +18,15 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch.utils.data import DataLoader, Dataset
 
-from ..image_processing.images import to_rgb_tensor
-from ..image_processing.reading import open_image
+from .images import to_rgb_tensor
+from .reading import open_image
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
 """What one image may raise while the others continue: no picture, too large for memory, its file name too long, …"""
 
 
 @dataclass
-class Segmented:
+class Inferred:
     """One image's result."""
 
     item: object
@@ -34,7 +34,7 @@ class Segmented:
     size: tuple[int, int]
     "(height, width) of the image and of its segmentation."
     prediction: dict
-    "See `post_process`; on the host."
+    "See `predict_image`; on the host."
     before_blocks: list[dict] = field(default_factory=list)
     "The same of the predictions that masked attention makes, earliest first, where asked for."
 
@@ -44,7 +44,7 @@ def open_source(source) -> Image.Image | torch.Tensor:
     return to_rgb_tensor(source) if hasattr(source, "shape") else open_image(source)
 
 
-def segment(
+def infer(
     model,
     processor,
     images,
@@ -56,7 +56,7 @@ def segment(
     intermediate: bool = False,
     on_error: Callable[[object, str], None] | None = None,
     **rules,
-) -> Iterator[Segmented]:
+) -> Iterator[Inferred]:
     """Segment images one batch after the other, in their order.
 
     Args:
@@ -67,7 +67,7 @@ def segment(
         intermediate: also give the predictions that masked attention makes; there are none where it is off.
         on_error: called with (item, reason) for an image that cannot be read or segmented, which is then left out.
             Without it the error is raised.
-        rules: thresholds and so on; see `post_process`.
+        rules: thresholds and so on; see `predict_image`.
     """
     device, dtype = _placed(model)
     loader = DataLoader(
@@ -104,14 +104,14 @@ def segment(
         for i, (item, size) in enumerate(zip(batch["items"], batch["sizes"])):
             try:
                 found = [
-                    post_process(processor, _image_outputs(i, stage, offsets), size, task, **rules) for stage in stages
+                    predict_image(processor, _image_outputs(i, stage, offsets), size, task, **rules) for stage in stages
                 ]
             except FAILS_ALONE as error:
                 if on_error is None:
                     raise
                 on_error(item, error_line(error))
             else:
-                yield Segmented(item, size, found[0], found[1:])
+                yield Inferred(item, size, found[0], found[1:])
                 found = None  # large images' results are large
 
 
@@ -139,7 +139,7 @@ def _computed(compute: Callable, batches: Iterable, at_once: int) -> Iterator[tu
         pool.shutdown(cancel_futures=True)
 
 
-def post_process(processor, outputs, size: tuple[int, int], task: str | None = None, **rules) -> dict:
+def predict_image(processor, outputs, size: tuple[int, int], task: str | None = None, **rules) -> dict:
     """One image's outputs → its prediction at `size` (height, width), on the host.
 
     Panoptic: {"segmentation" (H, W), "segments_info"}. Instance: {"size", "masks" (COCO's run-length encoding),
@@ -170,14 +170,14 @@ def post_process(processor, outputs, size: tuple[int, int], task: str | None = N
 
 
 def confident_instances(prediction: dict, threshold: float) -> dict:
-    """An instance prediction of `post_process` → the same without instances that score below the threshold."""
+    """An instance prediction of `predict_image` → the same without instances that score below the threshold."""
     kept = (prediction["scores"] >= threshold).nonzero()[:, 0]
     masks = [prediction["masks"][k] for k in kept.tolist()]
     return prediction | {"masks": masks, "labels": prediction["labels"][kept], "scores": prediction["scores"][kept]}
 
 
 def iter_segments(prediction: dict) -> Iterator[tuple[int, float | None, np.ndarray]]:
-    """A prediction of `post_process` → label, score and mask (H, W) bool of each segment.
+    """A prediction of `predict_image` → label, score and mask (H, W) bool of each segment.
 
     Semantic: of each class that is present; its score is the mean confidence, None without `confidence=True`.
     """

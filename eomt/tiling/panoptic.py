@@ -4,7 +4,7 @@
     a pixel belongs to the tile in whose core it lies, except that
         a thing in the core that its tile sees uncut is drawn whole, over stuff and cut things of the neighbor
         where that tile has nothing, a neighbor's segment is taken
-    of the whole picture come things longer than a tile, unless the tiles see something else in most of them, and what
+    of the whole image come things longer than a tile, unless the tiles see something else in most of them, and what
     the tiles left empty
 
 A node is a segment of one tile; nodes that are one object have one root. A stuff class has one node.
@@ -63,7 +63,7 @@ class _Nodes:
 
 
 class PanopticJoin:
-    """Takes the tiles' predictions row by row, and the whole picture's, and gives the image's.
+    """Takes the tiles' predictions row by row, and the whole image's, and gives the image's.
 
     Args:
         size: (H, W) of the image.
@@ -79,7 +79,7 @@ class PanopticJoin:
         self._whole = None
 
     def add_whole(self, size: tuple[int, int], prediction: dict) -> None:
-        """The whole picture's prediction, of any size: its (h, w) map is stretched over the image."""
+        """The whole image's prediction, of any size: its (h, w) map is stretched over the image."""
         segments = prediction["segments_info"]
         ids = _renumbered(prediction, range(len(segments))).astype(np.int16)
         rows, columns = (np.arange(out) * length // out for out, length in zip(self.size, size))
@@ -168,7 +168,7 @@ class PanopticJoin:
         better = rank > ranks
         drawn[better], ranks[better] = found[better], rank[better]
 
-    # --- the whole picture -------------------------------------------------------------------------------------------
+    # --- the whole image -------------------------------------------------------------------------------------------
 
     def _blocks(self):
         return (slice(top, top + _BLOCK) for top in range(0, self.size[0], _BLOCK))
@@ -220,7 +220,7 @@ class PanopticJoin:
         self._resolve()
 
     def _shares(self) -> dict[tuple[int, int], int]:
-        """(segment of the whole picture or −1, node or −1) → pixels that are both."""
+        """(segment of the whole image or −1, node or −1) → pixels that are both."""
         shares: dict[tuple[int, int], int] = {}
         width = len(self.nodes.labels) + 1
         for rows in self._blocks():

@@ -3,7 +3,7 @@
 two neighbors' instances are one if they match where both tiles look: same class, IoU > 0.5 there; best scores first
 a mask is made of its pieces, in each tile's core of that tile's own
 a cut piece that matched nothing and lies in a better instance of its class is dropped
-of the whole picture come instances longer than a tile, in place of the tiles' that lie in them, unless one of these
+of the whole image come instances longer than a tile, in place of the tiles' that lie in them, unless one of these
 is the same; and instances where the tiles have none of the class
 """
 
@@ -31,7 +31,7 @@ class _Piece:
 
 
 class InstanceJoin:
-    """Takes the tiles' predictions row by row, and the whole picture's, and gives the image's.
+    """Takes the tiles' predictions row by row, and the whole image's, and gives the image's.
 
     Args:
         size: (H, W) of the image.
@@ -46,7 +46,7 @@ class InstanceJoin:
         self._whole: list[tuple] = []
 
     def add_whole(self, size: tuple[int, int], prediction: dict) -> None:
-        """The whole picture's prediction, of any size: its (h, w) masks are stretched over the image."""
+        """The whole image's prediction, of any size: its (h, w) masks are stretched over the image."""
         scores, labels = (np.asarray(prediction[key]).tolist() for key in ("scores", "labels"))
         rows, columns = (np.arange(out) * length // out for out, length in zip(self.size, size))
         for mask, label, score in zip(prediction["masks"], labels, scores):
@@ -129,7 +129,7 @@ class InstanceJoin:
         return found
 
     def _with_whole(self, found: list[tuple], mask: dict, label: int, score: float) -> list[tuple]:
-        """The instances so far, with one of the whole picture."""
+        """The instances so far, with one of the whole image."""
         same = [k for k, one in enumerate(found) if one[1] == label]
         if not same:
             return [*found, (mask, label, score, False)]

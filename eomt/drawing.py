@@ -1,0 +1,346 @@
+"""Pictures for people: segments with outlines, names and a legend over the image; panels side by side.
+
+H, W the image · n segments · s the whole factor that small images are enlarged by, so that lines and names stay fine
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as rle
+from scipy import ndimage
+
+from .configuration.labels import IGNORE_INDEX
+from .results import segment_boxes
+from .training.files import write_atomic
+
+Color = tuple[int, int, int]
+SHORT_SIDE = 480
+"""Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
+BAND_PIXELS = 2**21
+"""Pixels that are tinted at once."""
+NAME_INSIDE = 0.72
+"""Share of a name's box that must lie in its segment; the legend has the names that fit nowhere."""
+NAME_AREA = 0.25
+"""Share of a segment that its name may cover: small objects stay visible."""
+SHEET_WIDTH = 8000
+"""Panels side by side are at most so wide (pixels): one of 1 × 3000 is not enlarged to 480 × 1.4 million."""
+JPEG_SIDE = 65500
+"""Longest side of a JPEG file (pixels)."""
+
+
+def draw_segments(
+    image: Image.Image,
+    segmentation,
+    segments_info: Sequence[Mapping] | None = None,
+    id2label: Mapping[int, str] | None = None,
+    *,
+    opacity: float = 0.45,
+    names: bool = True,
+    legend: bool = False,
+    ignore_index: int = IGNORE_INDEX,
+    colors: Mapping[int, Color] | None = None,
+) -> Image.Image:
+    """Image and segmentation → image with tinted, outlined and named segments.
+
+    Args:
+        segmentation: (H, W) ids with `segments_info`; (n, H, W) masks or a list of n, one for each of `segments_info`;
+            or (H, W) class labels without it (−1 and `ignore_index` are void).
+        segments_info: `{"id", "label_id", "score" (optional)}`, as the post-processing returns them.
+        id2label: class names; numbers without.
+        names: write them where they fit inside their segment. With one class the legend is enough.
+        legend: add a list of the classes under the image: the number of segments, or of class labels the share of the
+            image. It says so where there is no segment.
+        colors: {label: (r, g, b)}; give `class_colors` of all labels to images that are to be compared.
+
+    Raises:
+        ValueError: if the segmentation is of another size than the image.
+    """
+    segmentation = segmentation if isinstance(segmentation, Sequence) else np.asarray(segmentation)
+    masks = segment_masks(segmentation, segments_info, ignore_index)
+    image = image.convert("RGB")
+    if masks and masks[0].shape != image.size[::-1]:
+        height, width = masks[0].shape
+        raise ValueError(f"segmentation of {height} × {width} does not fit its image of {image.height} × {image.width}")
+    factor = max(1, round(SHORT_SIDE / min(image.size))) if max(image.size) < 2 * SHORT_SIDE else 1
+    if factor > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    canvas = np.array(image)  # [H s, W s, 3]
+    class_color = {**class_colors(mask.label for mask in masks), **(colors or {})}
+    tints = segment_colors([mask.label for mask in masks], class_color)
+    line = max(2, round(min(canvas.shape[:2]) / 260))
+    order = sorted(range(len(masks)), key=lambda k: -masks[k].area)  # small segments over large ones
+    for k in order:
+        _tint(canvas, masks[k], np.asarray(tints[k], np.float32), opacity, line, factor)
+    picture = Image.fromarray(canvas)
+    name_of = {label: str((id2label or {}).get(label, label)) for label in class_color}
+    counts = Counter(mask.label for mask in masks)
+    if names and (len(counts) > 1 or len(masks) == 1):
+        _write_names(picture, [(masks[k], name_of[masks[k].label], tints[k]) for k in order], factor)
+    if legend:
+        rows = []
+        for label, count in counts.most_common():
+            text = f"{count} × {name_of[label]}"
+            if segments_info is None:
+                share = sum(mask.area for mask in masks if mask.label == label) / np.prod(masks[0].shape)
+                text = f"{name_of[label]} {share:.0%}" if share >= 0.005 else f"{name_of[label]} <1%"
+            rows.append((text, class_color[label] if len(counts) > 1 or count == 1 else None))
+        picture = _with_legend(picture, rows or [("nothing found", None)])
+    return picture
+
+
+def draw_prediction(
+    image: Image.Image, prediction, id2label: Mapping[int, str] | None = None, step: int = 1, **options
+) -> Image.Image:
+    """`draw_segments` of what `predict_image` returns, or of a metric's reference.
+
+    Args:
+        step: the image is this factor smaller than the prediction.
+    """
+    if not isinstance(prediction, Mapping):  # a semantic reference
+        prediction = {"segmentation": np.asarray(prediction)}
+    if "masks" in prediction:
+        segmentation = EncodedMasks(prediction["masks"], step)
+        info = [{"id": k, "label_id": int(label)} for k, label in enumerate(prediction["labels"])]
+    else:
+        segmentation, info = prediction["segmentation"][::step, ::step], prediction.get("segments_info")
+    return draw_segments(image, segmentation, info, id2label, **options)
+
+
+def draw_confidence(confidence) -> Image.Image:
+    """(H, W) in [0, 1] → heat map, dark where the model is unsure (paper Fig. B)."""
+    from matplotlib import colormaps
+
+    values = np.asarray(confidence, np.float32).clip(0, 1)
+    return Image.fromarray((colormaps["inferno"](values)[..., :3] * 255).round().astype(np.uint8))
+
+
+def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, gap: int = 12) -> Image.Image:
+    """(title, image), … → one image on white, all at one height (pixels; less if one is very wide), titles above."""
+    font = make_font(max(14, height // 26))
+    height = max(1, min([height, *(SHEET_WIDTH * p.height // p.width for _, p in panels)]))
+    scaled = [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for _, p in panels]
+    head = font.size + 2 * gap
+    sheet = Image.new("RGB", (sum(p.width for p in scaled) + gap * (len(scaled) + 1), height + head + gap), "white")
+    draw, left = ImageDraw.Draw(sheet), gap
+    for (title, _), panel in zip(panels, scaled):
+        draw.text((left + panel.width / 2, head / 2), title, "black", font, anchor="mm")
+        sheet.paste(panel, (left, head))
+        left += panel.width + gap
+    return sheet
+
+
+def write_jpeg(path: Path, picture: Image.Image) -> None:
+    """Picture → file, scaled down if it is longer than a JPEG can be."""
+    longest = max(picture.size)
+    if longest > JPEG_SIDE:
+        picture = picture.resize([max(1, side * JPEG_SIDE // longest) for side in picture.size])
+    write_atomic(path, lambda part: picture.save(part, quality=92))
+
+
+# --- colors ----------------------------------------------------------------------------------------------------------
+
+_TINTS = """
+    1793ff bcc849 9f3c8a 00b1bf ffa54b 6256c0 17af43 ff92a9 0074b4 b88c00
+    e49efd 00846b ed5f19 8dbbff 507800 e257a4 00d6f5 9d5500 a073f6 54db9b
+    b3363d 0099fc c9c43e 993f95 00b3b0 ffa158 545ac2 49ac27 ff92b6 0078ac
+"""
+PALETTE: list[Color] = [tuple(bytes.fromhex(tint)) for tint in _TINTS.split()]
+"""30 tints of three lightnesses, hues in golden steps: neighbors are unlike each other."""
+_CLOSE = 60
+"""Distance in RGB below which two tints over an image look the same."""
+
+
+def class_colors(labels: Iterable[int]) -> dict[int, Color]:
+    """Labels of one image (or of several to be compared) → a color for each.
+
+    A label has its own place in the palette. Where that is too close to one already taken, the farthest free one.
+    """
+    tints = np.array(PALETTE)
+    chosen: dict[int, Color] = {}
+    for label in sorted(set(labels)):
+        place = label % len(PALETTE)
+        if chosen:
+            gaps = np.linalg.norm(tints[:, None] - np.array(list(chosen.values())), axis=-1).min(1)  # [30]
+            if gaps[place] < _CLOSE:
+                place = int(gaps.argmax())
+        chosen[label] = PALETTE[place]
+    return chosen
+
+
+def segment_colors(labels: Sequence[int], class_color: Mapping[int, Color]) -> list[Color]:
+    """A color for each segment: its class's, in another shade for each further instance. Where all are of one class,
+    instances have the colors of the palette."""
+    if len(labels) > 1 and len(set(labels)) == 1:
+        return [PALETTE[k % len(PALETTE)] for k in range(len(labels))]
+    seen: Counter = Counter()
+    colors = []
+    for label in labels:
+        share = (0.0, 0.35, -0.35, 0.18, -0.18)[seen[label] % 5]
+        colors.append(tuple(round(v + share * ((255 - v) if share > 0 else v)) for v in class_color[label]))
+        seen[label] += 1
+    return colors
+
+
+# --- segmentations of any form → one mask a segment ------------------------------------------------------------------
+
+_KEPT_PIXELS = 2**18
+"""Masks with a box up to this are kept, others read again when they are drawn."""
+_MANY_IDS = 2**16
+"""Ids from here (COCO's may reach 2²⁴) are looked for one by one."""
+
+
+class EncodedMasks(Sequence):
+    """Run-length encoded masks, decoded one at a time: each is an (H, W) array, every `step`-th row and column."""
+
+    def __init__(self, encoded: Sequence[dict], step: int = 1):
+        self.encoded, self.step = encoded, step
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return rle.decode(self.encoded[index])[:: self.step, :: self.step].copy()
+
+
+class SegmentMask:
+    """A segment's box and area, and its pixels when they are asked for: all segments' pixels may not fit in memory."""
+
+    def __init__(self, read: Callable[[slice, slice], np.ndarray], label: int, shape, box=None):
+        """`read(rows, columns)`: that part of the mask, bool; `box`: rows and columns that hold all of it."""
+        self.read, self.label, self.shape = read, int(label), shape
+        start = box or (slice(0, shape[0]), slice(0, shape[1]))
+        pixels = read(*start)
+        rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+        self.area, self.box, self._kept = int(np.count_nonzero(pixels)), None, None
+        if len(rows):
+            inner = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+            self.box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(start, inner))
+            self._kept = pixels[inner].copy() if pixels[inner].size <= _KEPT_PIXELS else None
+
+    def pixels(self) -> np.ndarray:
+        """The mask in its box."""
+        return self.read(*self.box) if self._kept is None else self._kept
+
+
+def segment_masks(segmentation, segments_info, ignore_index: int) -> list[SegmentMask]:
+    """Any form that `draw_segments` takes → masks with their labels, without the empty ones."""
+
+    def of_id(segment: int) -> Callable:
+        return lambda rows, columns: segmentation[rows, columns] == segment
+
+    def of_stack(k: int) -> Callable:
+        return lambda rows, columns: np.asarray(segmentation[k])[rows, columns].astype(bool)
+
+    if segments_info is None:
+        bands = (np.unique(segmentation[top : top + 256]) for top in range(0, len(segmentation), 256))
+        present = sorted({int(c) for band in bands for c in band if c >= 0 and c != ignore_index})
+        masks = [SegmentMask(of_id(label), label, segmentation.shape) for label in present]
+    elif isinstance(segmentation, Sequence) or segmentation.ndim == 3:
+        shape = np.shape(segmentation[0]) if segments_info else ()
+        masks = [SegmentMask(of_stack(k), info["label_id"], shape) for k, info in enumerate(segments_info)]
+    else:
+        small = segmentation.max(initial=0) < _MANY_IDS and segmentation.min(initial=0) >= -1
+        boxes = segment_boxes(segmentation) if small else {}
+        masks = [
+            SegmentMask(of_id(info["id"]), info["label_id"], segmentation.shape, boxes.get(info["id"]))
+            for info in segments_info
+        ]
+    return [mask for mask in masks if mask.area]
+
+
+# --- on the canvas ---------------------------------------------------------------------------------------------------
+
+
+def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
+    """Blend the color into the mask, opaque along its outline, with a fine light edge outside of that.
+
+    In bands of rows, each with so many rows around it that its outline is that of the mask.
+    """
+    rows, columns = mask.box
+    pixels = mask.pixels()
+    height, band = len(pixels) * factor, max(64, BAND_PIXELS // (pixels.shape[1] * factor))
+    left, right = columns.start * factor, columns.stop * factor
+    for top in range(0, height, band):
+        bottom = min(top + band, height)
+        first, last = max(0, top - line - 1), min(height, bottom + line + 1)
+        part = pixels[first // factor : -(-last // factor)].repeat(factor, 0).repeat(factor, 1)
+        part = part[first % factor : first % factor + last - first]
+        part = np.pad(part, ((int(first == 0), int(last == height)), (1, 1)))
+        start = top - first + int(first == 0)
+        depth = ndimage.distance_transform_cdt(part, "chessboard")[start : start + bottom - top, 1:-1]  # to the outside
+        area = canvas[rows.start * factor + top : rows.start * factor + bottom, left:right]
+        weight = (np.where(depth > line, opacity, 0.9) * (depth > 0)).astype(np.float32)
+        blended = area + weight[..., None] * (color - area)
+        blended += np.float32(0.55) * (depth == 1)[..., None] * (255 - blended)
+        area[:] = blended.round()
+
+
+def _write_names(picture: Image.Image, named: Sequence[tuple[SegmentMask, str, Color]], factor: int) -> None:
+    """Each name once, in a rounded box inside its segment, largest segments first; none over another."""
+    draw = ImageDraw.Draw(picture, "RGBA")
+    base = max(12, round(min(picture.size) / 30))
+    taken: list[tuple[int, int, int, int]] = []
+    for mask, text, tint in named:
+        for size in (base, round(base * 0.8), round(base * 0.65)):
+            font = make_font(max(10, size))
+            left, top, right, bottom = font.getbbox(text)
+            width, height = right - left + font.size, bottom - top + round(font.size * 0.6)
+            spot = _name_place(mask, width / factor, height / factor)
+            if spot is None:
+                continue
+            y, x = spot[0] * factor, spot[1] * factor
+            box = (round(x - width / 2), round(y - height / 2), round(x + width / 2), round(y + height / 2))
+            if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                continue
+            taken.append(box)
+            dark = tuple(int(v * 0.28) for v in tint)
+            draw.rounded_rectangle(box, radius=font.size // 3, fill=(*dark, 215))
+            draw.text((x, y), text, (255, 255, 255, 255), font, anchor="mm")
+            break
+
+
+def _name_place(mask: SegmentMask, width: float, height: float) -> tuple[float, float] | None:
+    """Center (y, x) of a box of width × height that lies inside the mask as far as possible; `None` if too little."""
+    if width * height > NAME_AREA * mask.area:
+        return None
+    rows, columns = mask.box
+    part = mask.pixels()
+    step = max(1, max(part.shape) // 160)
+    small = np.pad(part[::step, ::step], 1).astype(np.float32)
+    size = (max(1, round(height / step)), max(1, round(width / step)))
+    inside = ndimage.uniform_filter(small, size, mode="constant")
+    depth = ndimage.distance_transform_edt(small > 0)
+    y, x = np.unravel_index(np.argmax(inside + depth / depth.max() * 0.25), inside.shape)
+    y_image, x_image = rows.start + (y - 0.5) * step, columns.start + (x - 0.5) * step
+    fits = height / 2 <= y_image <= mask.shape[0] - height / 2 and width / 2 <= x_image <= mask.shape[1] - width / 2
+    return (y_image, x_image) if inside[y, x] >= NAME_INSIDE and fits else None
+
+
+def _with_legend(picture: Image.Image, rows: list[tuple[str, Color | None]]) -> Image.Image:
+    """A swatch, where there is one color, and a text a class, in columns under the picture."""
+    font = make_font(max(12, round(min(picture.size) / 34)))
+    line, half = round(font.size * 1.7), font.size // 2
+    cell = min(picture.width, round(max(font.getlength(text) for text, _ in rows) + 2.8 * font.size))
+    columns = max(1, picture.width // cell)
+    height = -(-len(rows) // columns) * line + font.size
+    sheet = Image.new("RGB", (picture.width, picture.height + height), "white")
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i, (text, color) in enumerate(rows):
+        x = (i % columns) * cell + half
+        y = picture.height + half + (i // columns) * line + line // 2
+        if color is not None:
+            draw.rounded_rectangle((x, y - half, x + 2 * half, y + half), half // 2, color)
+            x += 3 * half
+        draw.text((x, y), text, "black", font, anchor="lm")
+    return sheet
+
+
+def make_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans (it comes with matplotlib and has most scripts' letters)."""
+    from matplotlib import font_manager
+
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

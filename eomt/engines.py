@@ -1,0 +1,246 @@
+"""Exported models: what `eomt export` wrote, run by OpenVINO or ONNX Runtime in the place of the model.
+
+model = ExportedEoMT.from_pretrained("exported")
+pipeline("image-segmentation", model=model, image_processor=AutoImageProcessor.from_pretrained("exported"))
+
+B images · Q queries · C labels · H, W pixels
+"""
+
+import importlib.util
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+
+from .configuration import EoMTConfig, as_pair
+from .modeling_eomt import EoMTForUniversalSegmentationOutput
+from .modeling_eomt.outputs import group_by_image, is_grouped
+
+INPUT = "pixel_values"  # (B, 3, H, W), normalized
+OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
+MAX_SIDE = 4096  # pixels, of a file with free sides; the least are two patches
+PRECISION_KEY = "eomt_precision"  # in the file's own metadata
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+Logits = tuple[np.ndarray, np.ndarray]
+
+# The pipeline checks class names against this table and would log an error for ours.
+MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["ExportedEoMT"] = "ExportedEoMT"
+
+
+class OpenVINOEngine:
+    """`openvino_model.xml` and `.bin`, on the CPU."""
+
+    name = "openvino"
+    file = "openvino_model.xml"
+    package = "openvino"
+    DTYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+    def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        self.precision = str(model.get_rt_info([PRECISION_KEY]).value) if model.has_rt_info([PRECISION_KEY]) else "fp32"
+        _, channels, *sides = model.input(0).get_partial_shape()
+        self.size = tuple(side.get_length() if side.is_static else None for side in sides)
+        if None not in self.size:  # a static shape is a quarter faster, and batches gain nothing on a CPU
+            model.reshape([1, channels.get_length(), *self.size])
+        # Processors with bf16 would compute in bf16 by themselves. Beside int8 that is wanted: int8 has cost the
+        # exactness already, and a quarter of the time is in the layers that stay in floating point.
+        if dtype is None and self.precision == "int8":
+            dtype = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.DTYPES[dtype or self.precision],
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "PERFORMANCE_HINT_NUM_REQUESTS": num_requests or 0,  # 1: all cores for one; 0: no bound
+        }
+        compiled = core.compile_model(model, "CPU", settings)
+        computed = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.dtype = next(name for name, known in self.DTYPES.items() if known == computed)  # fp32 where CPUs lack it
+        self.num_requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._outputs = [compiled.output(name) for name in OUTPUTS]
+        self._idle = SimpleQueue()
+        for _ in range(self.num_requests):
+            self._idle.put(compiled.create_infer_request())
+
+    def run(self, pixels: np.ndarray) -> Logits:
+        batches = [pixels] if None in self.size else np.split(pixels, len(pixels))
+        request, found = self._idle.get(), []
+        try:
+            for batch in batches:
+                outputs = request.infer([batch])
+                found.append([np.array(outputs[output]) for output in self._outputs])
+        finally:
+            self._idle.put(request)
+        return tuple(np.concatenate(parts) for parts in zip(*found))
+
+
+class ONNXEngine:
+    """`model.onnx`, on the CPU."""
+
+    name = "onnx"
+    file = "model.onnx"
+    package = "onnxruntime"
+    DTYPES = {"fp32": "float32"}
+    num_requests = 1
+
+    def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.precision = metadata.get(PRECISION_KEY, "fp32")
+        self.dtype = "fp32"
+        self.size = tuple(side if isinstance(side, int) else None for side in self._session.get_inputs()[0].shape[2:])
+
+    def run(self, pixels: np.ndarray) -> Logits:
+        return tuple(self._session.run(list(OUTPUTS), {INPUT: pixels}))
+
+
+ENGINES = {engine.name: engine for engine in (OpenVINOEngine, ONNXEngine)}  # fastest first
+
+
+def exported_engines(folder: str | Path) -> list[str]:
+    """The engines whose files lie in a folder, fastest first; none for anything but an exported folder."""
+    return [name for name, engine in ENGINES.items() if Path(folder, engine.file).is_file()]
+
+
+def is_installed(engine: str) -> bool:
+    return importlib.util.find_spec(ENGINES[engine].package) is not None
+
+
+def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = None, num_requests: int | None = 1):
+    """An exported folder → a running engine; arguments as for `ExportedEoMT.from_pretrained`."""
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f"engine is {engine!r}; choose from auto, {', '.join(ENGINES)}")
+    found = exported_engines(folder)
+    if not found or engine not in ("auto", *found):
+        wanted = " or ".join(e.file for e in ENGINES.values()) if engine == "auto" else ENGINES[engine].file
+        raise ValueError(f"{folder} holds no exported model ({wanted})")
+    usable = [name for name in (found if engine == "auto" else [engine]) if is_installed(name)]
+    if not usable:
+        name = found[0] if engine == "auto" else engine
+        package = ENGINES[name].package
+        raise ValueError(f"{folder} was exported for {name}, which is not installed: pip install {package}")
+    kind = ENGINES[usable[0]]
+    if dtype is not None and dtype not in kind.DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; {kind.name} computes in {', '.join(kind.DTYPES)}")
+    path = Path(folder, kind.file)
+    try:
+        return kind(path, dtype, num_requests)
+    except Exception as error:  # the engines' errors for a damaged file have no common class
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{path} cannot be read by {kind.name}: {reason[:200]}") from None
+
+
+class ExportedEoMT:
+    """Callable as the model is, for inference only. Inputs and outputs are float32 on the CPU, whatever the engine
+    computes in; masked attention is off."""
+
+    main_input_name = INPUT
+    device = torch.device("cpu")
+    dtype = torch.float32
+    training = False
+
+    def __init__(self, config: EoMTConfig, engine):
+        self.config = config
+        self.engine = engine
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, engine: str = "auto", dtype=None, num_requests: int | None = 1
+    ) -> "ExportedEoMT":
+        """A folder that `eomt export` wrote → a model.
+
+        Args:
+            engine: "openvino", "onnx", or "auto": the fastest that is there and installed.
+            dtype: what the engine computes in: "fp32", "bf16" or "fp16", or torch's types; by default what the file
+                was exported for.
+            num_requests: how many images OpenVINO computes at once at most, for calls from as many threads: 1, each
+                as soon as possible; None, as many as give the most images a second. The cores are shared out. Other
+                engines compute one at a time.
+
+        Raises:
+            ValueError: when the folder, its files, the engine or the number type cannot be used.
+        """
+        if not Path(folder, "config.json").is_file():
+            raise ValueError(f"there is no config.json in {str(folder)!r}; give a folder that eomt export wrote")
+        config = AutoConfig.from_pretrained(folder)
+        if not isinstance(config, EoMTConfig):
+            raise ValueError(f"{folder} holds a {config.model_type!r} model, not an EoMT")
+        config.name_or_path = str(folder)
+        return cls(config, open_engine(folder, engine, DTYPES.get(dtype, dtype), num_requests))
+
+    def __call__(self, pixel_values: Tensor, patch_offsets: list | None = None, **kwargs):
+        """(B, 3, H, W) → class_queries_logits (B, Q, C + 1) and masks_queries_logits (B, Q, H/4, W/4).
+
+        Raises:
+            ValueError: when the file does not take this image size, or labels are given.
+        """
+        if kwargs.get("mask_labels") is not None or kwargs.get("class_labels") is not None:
+            raise ValueError("an exported model has no loss; leave out mask_labels and class_labels")
+        self._require_size(pixel_values)
+        pixels = pixel_values.detach().to("cpu", torch.float32).contiguous().numpy()
+        classes, masks = self.engine.run(pixels)
+        output = EoMTForUniversalSegmentationOutput(
+            class_queries_logits=torch.from_numpy(classes),
+            masks_queries_logits=torch.from_numpy(masks),
+            patch_offsets=patch_offsets,
+        )
+        return group_by_image(output) if is_grouped(patch_offsets) else output
+
+    forward = __call__
+
+    def _require_size(self, pixel_values: Tensor) -> None:
+        channels, sides = self.config.num_channels, self.engine.size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}; give (batch, {channels}, height, width)"
+            )
+        height, width = pixel_values.shape[2:]
+        if any(side not in (None, given) for side, given in zip(sides, (height, width))):
+            raise ValueError(
+                f"pixel_values are {height} × {width} pixels; the file takes {sides[0]} × {sides[1]}: use its own "
+                "image processor, or export this size or a dynamic one"
+            )
+        for fixed, given, patch in zip(sides, (height, width), as_pair(self.config.patch_size)):
+            if fixed is None and (given % patch or not 2 * patch <= given <= MAX_SIDE):
+                raise ValueError(
+                    f"pixel_values are {height} × {width} pixels; the file takes sides that are multiples of {patch}, "
+                    f"from {2 * patch} to {MAX_SIDE}: use its own image processor"
+                )
+
+    @property
+    def num_requests(self) -> int:
+        """Calls that are computed at once; more wait."""
+        return self.engine.num_requests
+
+    # --- what transformers' pipeline and this library's commands ask of a model --------------------------------------
+
+    @property
+    def attn_mask_probs(self) -> Tensor:
+        return torch.zeros(self.config.num_blocks)
+
+    def set_attn_mask_probs(self, probabilities) -> None:
+        if any(probabilities):
+            raise ValueError("an exported model has no masked attention; use the model it is of")
+
+    def set_token_merging(self, *args, **kwargs) -> None:
+        raise ValueError("an exported model cannot merge tokens: its file has fixed shapes; use the model it is of")
+
+    def eval(self) -> "ExportedEoMT":
+        return self
+
+    def to(self, *args, **kwargs) -> "ExportedEoMT":
+        return self
+
+    def can_generate(self) -> bool:
+        return False
+
+    def parameters(self):
+        return iter((torch.empty(0),))  # where inputs go and in which type

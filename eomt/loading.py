@@ -1,0 +1,113 @@
+"""Model, processor and device for any command, checked before any work starts."""
+
+import re
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
+from transformers.utils import logging
+
+from .configuration import EoMTConfig
+from .engines import DTYPES, ExportedEoMT, exported_engines
+from .modeling_eomt.weights.fitting import require_all_weights
+
+
+def usable_device(name: str | None) -> torch.device:
+    """ "cpu", "cuda:1", … → the device; None: the best there is, in a group of processes this one's.
+
+    Raises:
+        ValueError: when torch knows no such device, or this machine has none.
+    """
+    if name is None:
+        return PartialState().device
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a build without the device asserts
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        raise ValueError(f"device {name} cannot be used here ({reason}); leave it out or give cpu") from None
+    return device
+
+
+def needs_cpu_group(device: str | None = None) -> bool:
+    """Whether a process group runs on the CPU: because `device` says so, or there is no accelerator."""
+    return device == "cpu" or not torch.accelerator.is_available()
+
+
+def require_model(name: str) -> None:
+    """`ValueError` unless `name` is a folder with a configuration, or may be a name on the hub."""
+    if Path(name).is_dir():
+        if not Path(name, "config.json").is_file():
+            raise ValueError(f"there is no config.json in {name!r}; give a folder that save_pretrained wrote")
+    elif Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise ValueError(f"there is no model in {name!r}; give a folder that save_pretrained wrote, or a hub name")
+
+
+def weight_files(model: str | Path) -> dict[str, list[int]]:
+    """A folder's weight files: {name: [size, mtime_ns]}, which tell a retrained model; none of a model on the hub."""
+    files = [file for suffix in ("safetensors", "bin", "onnx") for file in sorted(Path(model).glob(f"*.{suffix}"))]
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def load_model(name: str, num_requests: int | None = 1, **options):
+    """The model in a folder or on the hub; an exported one where the folder holds an engine's file.
+
+    Args:
+        num_requests: images that an exported model computes at once (`ExportedEoMT.from_pretrained`).
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: when it is not an EoMT, or weights are missing, left over, of another shape or not finite.
+            `from_pretrained` would draw random ones in their place, and the results would be wrong without an error.
+    """
+    require_model(name)
+    if exported_engines(name):
+        dtype = DTYPES[options.get("dtype") or torch.float32]
+        return ExportedEoMT.from_pretrained(name, dtype=None if dtype == "fp32" else dtype, num_requests=num_requests)
+    config = AutoConfig.from_pretrained(name)
+    if not isinstance(config, EoMTConfig):
+        raise ValueError(f"{name} holds a {config.model_type!r} model, not an EoMT")
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers' table of what does not fit: the error says it in a line
+    try:
+        model, found = AutoModelForUniversalSegmentation.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    finally:
+        logging.set_verbosity(level)
+    require_all_weights(name, model, found)
+    return model
+
+
+def load_for_inference(
+    name: str,
+    device: str | None = None,
+    *,
+    task: str | None = None,
+    masked: bool | None = None,
+    token_merging: float | None = None,
+    merging_layers: tuple[int, int] = (1, 7),
+    **options,
+):
+    """A model on its device, in evaluation mode, and its image processor.
+
+    Args:
+        task: of the processor; the model's by default.
+        masked: masked attention on or off; as the model was trained by default (`config.masked_inference`).
+        token_merging: threshold from which tokens merge (the paper's Table 9).
+        options: as for `load_model`.
+
+    Raises:
+        ValueError: when there is no such model or device, or it is not an EoMT.
+    """
+    place = usable_device(device)
+    model = load_model(name, **options).eval().to(place)
+    if masked is not None:
+        model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
+    if token_merging is not None:
+        if not hasattr(model, "set_token_merging"):
+            raise ValueError(f"tokens merge in an EoMT only; {name} is a {type(model).__name__}")
+        model.set_token_merging(layers=merging_layers, threshold=token_merging)
+    processor = AutoImageProcessor.from_pretrained(name, **({"task": task} if task else {}))
+    return model, processor

@@ -1,0 +1,281 @@
+"""The options of every command but `train`, whose options are in `training.options`. No torch: `--help` is quick.
+
+The docstring under a field is its help. Types and ranges are checked when the command line is read.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from .configuration.sizes import parse_size
+
+MODEL, DATA = Group("Model", sort_key=0), Group("Data", sort_key=1)
+RULES, WRITTEN, MACHINE = Group("Segments", sort_key=2), Group("Output", sort_key=3), Group("Machine", sort_key=4)
+
+TaskName = Literal["panoptic", "instance", "semantic"]
+SplitName = Literal["train", "val", "test"]
+FloatType = Literal["float32", "bfloat16", "float16"]
+
+
+def numbers(type_, tokens) -> tuple[int, ...]:
+    """ "7,8" or "7" "8" → (7, 8)."""
+    return tuple(int(part) for token in tokens for part in token.value.split(",") if part.strip())
+
+
+def size(type_, tokens) -> tuple[int, int]:
+    """ "640" or "480x640" → (height, width) in pixels."""
+    return parse_size(*[token.value for token in tokens])
+
+
+def sizes(type_, tokens) -> list[tuple[int, int]]:
+    return [parse_size(token.value) for token in tokens]
+
+
+def not_empty(type_, value) -> None:
+    """Refuse "", which would be the current folder."""
+    for one in value if isinstance(value, tuple | list) else [value]:
+        if one is not None and not str(one).strip():
+            raise ValueError("is empty; give a path or a name")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, at most 4: processes that read images."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(4, len(usable))
+
+
+Words = Parameter(consume_multiple=True, validator=not_empty)
+Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+Count = Annotated[int, Parameter(validator=Number(gte=0))]
+Probability = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
+Ids = Annotated[tuple[int, ...], Parameter(converter=numbers, consume_multiple=True)]
+Size = Annotated[tuple[int, int] | None, Parameter(converter=size, consume_multiple=True, n_tokens=-1)]
+
+
+@dataclass(kw_only=True)
+class DeviceOptions:
+    """Where and in which numbers a model computes."""
+
+    device: Annotated[str | None, Parameter(group=MACHINE)] = None
+    """cpu, cuda, cuda:1, mps; the best there is by default."""
+    dtype: Annotated[FloatType, Parameter(group=MACHINE)] = "float32"
+    """Floating-point type of weights and activations."""
+    batch_size: Annotated[Positive, Parameter(group=MACHINE)] = 1
+    """Images, or tiles, a batch."""
+    workers: Annotated[Count, Parameter(group=MACHINE)] = field(default_factory=usable_cores)
+    """Processes that read images; 0 reads in the main process."""
+
+
+@dataclass(kw_only=True)
+class MaskingOptions:
+    """How an EoMT's attention differs from a plain ViT's at inference."""
+
+    masked: Annotated[bool | None, Parameter(group=MODEL)] = None
+    """Masked attention on or off; as the model was trained by default."""
+    token_merging: Annotated[float | None, Parameter(group=MODEL, validator=Number(gt=0, lte=1))] = None
+    """Merge tokens whose cosine similarity reaches this threshold (ALGM, the paper's Table 9): faster, not exact."""
+    merging_layers: Annotated[tuple[int, int], Parameter(group=MODEL)] = (1, 7)
+    """Blocks in which tokens merge, among those before the queries join."""
+
+
+@dataclass(kw_only=True)
+class PredictOptions(DeviceOptions, MaskingOptions):
+    """Options of `eomt predict`."""
+
+    model: Annotated[str, Parameter(group=MODEL, validator=not_empty)]
+    """Folder of save_pretrained or of eomt export, or a name on the hub."""
+    output: Annotated[Path, Parameter(group=WRITTEN, validator=not_empty)]
+    """Folder for the results. The same command again resumes."""
+    task: Annotated[TaskName | None, Parameter(group=MODEL)] = None
+    """The model's by default."""
+    compile: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
+    """Compile the model with torch.compile: slow to start, then faster."""
+    threshold: Annotated[Probability | None, Parameter(group=RULES)] = None
+    """Panoptic: class probability that a query needs (0.8). Instance: score from which an instance is drawn (0.5);
+    instances.json always holds the best 100."""
+    tile: Annotated[Positive | None, Parameter(group=RULES)] = None
+    """Panoptic, instance: side in pixels of tiles. Larger images are cut into tiles, which are segmented and joined.
+    The model's input size keeps every pixel. Semantic models cut windows of their own."""
+    overlap: Annotated[float, Parameter(group=RULES, validator=Number(gte=0, lte=0.5))] = 0.25
+    """Share of a tile that its neighbor covers too."""
+    confidence: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
+    """Semantic: also write a confidence map and a picture of it."""
+    label_space: Annotated[str | None, Parameter(group=WRITTEN)] = None
+    """Write the category ids of this data set (coco_panoptic, cityscapes_semantic, …), not those of the model."""
+    overlays: Annotated[bool, Parameter(group=WRITTEN)] = True
+    """Write pictures beside the machine-readable results."""
+    max_pixels: Annotated[Positive, Parameter(group=MACHINE)] = 200_000_000
+    """Refuse larger images; they need about 12 bytes a pixel."""
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(DeviceOptions, MaskingOptions):
+    """Options of `eomt evaluate`."""
+
+    data: Annotated[str, Parameter(group=DATA, validator=not_empty)]
+    """Folder or zip of the data set."""
+    predictions: Annotated[str | None, Parameter(group=DATA, validator=not_empty)] = None
+    """Score these files instead of a model: COCO panoptic png + json, COCO results json with RLE, or label pngs in the
+    data set's ids."""
+    dataset: Annotated[str, Parameter(group=DATA)] = "auto"
+    """Format of the data: coco, ade20k, cityscapes, yolo, voc, folder; detected by default."""
+    task: Annotated[TaskName | None, Parameter(group=MODEL)] = None
+    """The model's by default; needed with --predictions."""
+    split: Annotated[SplitName, Parameter(group=DATA)] = "val"
+    """Split to score."""
+    ignore_ids: Annotated[Ids, Parameter(group=DATA)] = ()
+    """Values of label images that mean unlabeled, with commas: 0,255."""
+    keep_empty: Annotated[bool, Parameter(group=DATA)] = True
+    """Include images without annotations, as the official servers do. The authors leave them out."""
+    output: Annotated[Path | None, Parameter(group=WRITTEN, validator=not_empty)] = None
+    """Write metrics.json, per_class.csv and confusion.png to this folder."""
+    worst: Annotated[Count, Parameter(group=WRITTEN)] = 0
+    """With --output: also draw the N worst images beside their ground truth."""
+    save_predictions: Annotated[Path | None, Parameter(group=WRITTEN, validator=not_empty)] = None
+    """Write predictions to this folder in the formats of the official servers."""
+    json: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(kw_only=True)
+class ExportOptions:
+    """Options of `eomt export`."""
+
+    format: Annotated[list[Literal["openvino", "onnx"]], Parameter(group=MODEL, consume_multiple=True)]
+    """Engines to write for."""
+    precision: Annotated[Literal["fp32", "bf16", "fp16", "int8"], Parameter(group=MODEL)] = "fp32"
+    """OpenVINO: fp32, bf16, int8. ONNX: fp32, fp16, int8."""
+    image_size: Annotated[Size, Parameter(group=MODEL)] = None
+    """Side, or HEIGHTxWIDTH, of the inputs in pixels; the image processor's by default."""
+    dynamic_size: Annotated[bool, Parameter(group=MODEL, negative="")] = False
+    """Any image size: sides of 32 to 4096 pixels, multiples of the patch (DINOv3 models)."""
+    calibrate: Annotated[list[str], Words, Parameter(group=DATA)] = ()
+    """For int8: images or folders like those to come."""
+    calibration_images: Annotated[Positive, Parameter(group=DATA)] = 100
+    """Use at most so many of them."""
+    image: Annotated[Path | None, Parameter(group=DATA)] = None
+    """Image to check with; a synthetic one by default."""
+    data: Annotated[str | None, Parameter(group=DATA, validator=not_empty)] = None
+    """Data set to score the model and the files on."""
+    split: Annotated[SplitName, Parameter(group=DATA)] = "val"
+    """Split of --data."""
+    ignore_ids: Annotated[Ids, Parameter(group=DATA)] = ()
+    """Values of label images that mean unlabeled, with commas."""
+    max_drop: Annotated[float, Parameter(group=DATA, validator=Number(gte=0))] = 1.0
+    """Fail if a file loses more points of PQ, AP or mIoU on --data."""
+    force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
+    """Replace the output folder."""
+
+
+@dataclass(kw_only=True)
+class ConvertOptions:
+    """Options of `eomt convert`."""
+
+    task: Annotated[TaskName | None, Parameter(group=MODEL)] = None
+    """Authors' → hub: task it was trained for; inferred from classes and queries by default."""
+    labels: Annotated[str | None, Parameter(group=MODEL)] = None
+    """Authors' → hub: class names: a data set (coco_panoptic, ade20k_semantic, …), a json file (a list, or label →
+    name), or a text file with one name a line. By default the data set with that many classes, else LABEL_0, …"""
+    stuff: Annotated[Ids | None, Parameter(group=MODEL)] = None
+    """Authors' → hub, panoptic: labels that are stuff, with commas."""
+    image_size: Annotated[Size, Parameter(group=MODEL)] = None
+    """Authors' → hub: side, or HEIGHTxWIDTH; by default from the position embeddings, if square (DINOv3: 640)."""
+    heads: Annotated[Positive | None, Parameter(group=MODEL)] = None
+    """Authors' → hub: attention heads; width / 64 by default."""
+    reference_backbone: Annotated[str | None, Parameter(group=MODEL)] = None
+    """Authors' → hub: DINOv3 weights that the encoder weights are differences to."""
+    delta_from: Annotated[str | None, Parameter(group=MODEL)] = None
+    """Hub → authors': write the encoder as differences to these DINOv3 weights."""
+    force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
+    """Replace an existing destination."""
+
+
+@dataclass(kw_only=True)
+class BenchmarkOptions:
+    """Options of `eomt benchmark`."""
+
+    image_size: Annotated[
+        list[tuple[int, int]] | None, Parameter(group=MODEL, converter=sizes, consume_multiple=True, n_tokens=-1)
+    ] = None
+    """Sides or HEIGHTxWIDTH; every model is run at each. Its own by default, else 640."""
+    task: Annotated[TaskName, Parameter(group=MODEL)] = "panoptic"
+    """Task of backbones."""
+    num_labels: Annotated[Positive | None, Parameter(group=MODEL)] = None
+    """Classes of backbones; 133, 80 or 150 by task."""
+    num_queries: Annotated[Positive | None, Parameter(group=MODEL)] = None
+    """Queries of backbones; the paper's by default."""
+    num_blocks: Annotated[Positive | None, Parameter(group=MODEL)] = None
+    """L2 of backbones; the paper's by default."""
+    step: Annotated[list[Literal[0, 1, 2, 3, 4, 5]], Parameter(group=MODEL, consume_multiple=True)] = (5,)
+    """For backbones: steps of the paper's Table 1, 0 (ViT-Adapter + Mask2Former) to 5 (EoMT)."""
+    masked: Annotated[bool | None, Parameter(group=MODEL)] = None
+    """Masked attention at inference. By default as the paper infers: on in steps 0 to 4, off in step 5; a saved model
+    as it was trained."""
+    token_merging: Annotated[float | None, Parameter(group=MODEL, validator=Number(gt=0, lte=1))] = None
+    """Merge tokens from this similarity; needs --images."""
+    merging_layers: Annotated[tuple[int, int], Parameter(group=MODEL)] = (1, 7)
+    """Blocks in which tokens merge."""
+    photo: Annotated[Size, Parameter(group=DATA)] = None
+    """Semantic: count and time all windows of an image of HEIGHTxWIDTH (Cityscapes: 1024x2048)."""
+    images: Annotated[list[str], Words, Parameter(group=DATA)] = ()
+    """Images to count and time instead of noise; with merged tokens, by the tokens that are left."""
+    count_only: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
+    """Only count parameters and GFLOPs, without allocating weights."""
+    batch_size: Annotated[Positive, Parameter(group=MACHINE)] = 1
+    """Batch size of the throughput."""
+    device: Annotated[str | None, Parameter(group=MACHINE)] = None
+    """cpu, cuda, cuda:1, mps; the best there is by default."""
+    dtype: Annotated[FloatType, Parameter(group=MACHINE)] = "float32"
+    """Floating-point type."""
+    autocast: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
+    """Mixed precision, as in the paper: float32 weights, products in --dtype."""
+    compile: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
+    """Use torch.compile, as in the paper."""
+    warm_up: Annotated[Count, Parameter(group=MACHINE)] = 5
+    """Untimed runs first."""
+    repeats: Annotated[Positive, Parameter(group=MACHINE)] = 20
+    """Timed runs."""
+    json: Annotated[Path | None, Parameter(group=WRITTEN)] = None
+    """Write the results to this file."""
+    force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
+    """Replace an existing file of --json."""
+
+
+@dataclass(kw_only=True)
+class ServeOptions:
+    """Options of `eomt serve`."""
+
+    host: Annotated[str, Parameter(group=MACHINE)] = "127.0.0.1"
+    """Address to listen on; this machine only by default."""
+    port: Annotated[int, Parameter(group=MACHINE, validator=Number(gte=1, lte=65535))] = 7860
+    """Port to listen on."""
+    device: Annotated[str | None, Parameter(group=MACHINE)] = None
+    """Device of PyTorch models; the best there is by default."""
+    max_upload: Annotated[Positive, Parameter(group=MACHINE)] = 50
+    """Largest file, in megabytes."""
+    max_pixels: Annotated[Positive, Parameter(group=MACHINE)] = 50_000_000
+    """Refuse larger images before they are decoded."""
+    requests: Annotated[Positive, Parameter(group=MACHINE)] = 2
+    """Images segmented at once; others wait."""
+
+
+@dataclass(kw_only=True)
+class DemoOptions:
+    """Options of `eomt demo`."""
+
+    output: Annotated[Path, Parameter(validator=not_empty)] = Path("runs/demo")
+    """Folder for data, model, pictures and report.json."""
+    steps: Positive = 700
+    """Training steps of 16 images."""
+    train_images: Positive = 1500
+    """Synthetic training images."""
+    val_images: Positive = 100
+    """Held-out images."""
+    masking: Literal["annealed", "always", "switched-off", "never"] = "annealed"
+    """Masked attention, as in the paper's Table 7."""
+    seed: int = 0
+    """Seed of data and model."""

@@ -1,0 +1,224 @@
+"""Predictions on disk, in the formats of the reference tools: COCO panoptic (png + json), COCO instance results (RLE),
+label png. Written image by image, atomically, by any number of processes; what is done is not repeated.
+
+    OUTPUT/panoptic/NAME.png  panoptic.json    ids R + 256 G + 65536 B from 1, 0 is void
+    OUTPUT/instances.json                      [{"image_id", "category_id", "segmentation", "bbox", "score"}, …]
+    OUTPUT/labels/NAME.png                     the class's id in each pixel, 8 or 16 bit
+    OUTPUT/confidence/NAME.png                 semantic, where asked for: floor(65535 · confidence), 16 bit
+    OUTPUT/images.json                         {"images", "categories"}: ids, names, sizes; "path": the image's file
+    OUTPUT/records/NAME.json                   one image's part of the json files, written last: marks it as done.
+                                               "source": the image's file; if that changes, it is repeated
+    OUTPUT/run.json                            the settings of the run; those of another run are refused
+
+Category ids are the label space's own (COCO's 1 … 200, Cityscapes' 7 … 33), the model's labels where it has none. Image
+ids are the numbers in the files' names or those names; `eomt evaluate` matches them by file name, and `eomt train
+--more-data OUTPUT` reads the folder as data.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+from scipy import ndimage
+
+from .configuration.labels import LabelSpace
+from .image_processing.maps import id_to_rgb
+from .training.files import read_json, write_atomic, write_json
+
+BAND = 256
+"""Rows that are recoded at once."""
+VOID_VALUES = {1: 255, 2: 65535, 3: 0xFFFFFF}
+"""Value of pixels of no class in a label png, by its bytes a pixel."""
+
+
+class Results:
+    """Writes one run's predictions below a folder.
+
+    Args:
+        output: the folder, created if missing.
+        task: "panoptic", "instance" or "semantic".
+        label_space: names and category ids of the labels.
+        run: settings (model, thresholds, …).
+
+    Raises:
+        ValueError: if the folder holds results of a run with other settings.
+    """
+
+    def __init__(self, output: str | Path, task: str, label_space: LabelSpace, run: Mapping | None = None):
+        self.output, self.task, self.label_space = Path(output), task, label_space
+        run = {"task": task, **(run or {})}
+        marker = self.output / "run.json"
+        if marker.is_file():
+            before = read_json(marker)
+            for key in {**before, **run}:
+                if before.get(key) != run.get(key):
+                    raise ValueError(
+                        f"{self.output} holds results of a run with {key} {before.get(key)!r}, this one has "
+                        f"{run.get(key)!r}; choose another output folder or delete that one"
+                    )
+        else:
+            write_json(marker, run)
+
+    def path(self, folder: str, name: str, suffix: str) -> Path:
+        return self.output / folder / f"{name}{suffix}"
+
+    def is_done(self, name: str, image_id: int | str, source: Mapping) -> bool:
+        """Whether an image has results, of this version of its file (`file_state`)."""
+        try:
+            record = self._record(name)
+        except (OSError, ValueError):  # none yet; a name too long for the file system fails when it is written
+            return False
+        return record["source"] == source and record["image"]["id"] == image_id
+
+    def write(self, name: str, file_name: str, prediction: Mapping, image_id=None, source: Mapping | None = None):
+        """One image's prediction, as `predict_image` returns it.
+
+        Args:
+            name: of the result files, may have folders in it.
+            file_name: of the image, for the json.
+            source: of `file_state`, for `is_done`.
+        """
+        image_id = image_id_from_name(name) if image_id is None else image_id
+        category_ids = self.label_space.dataset_ids
+        annotations = []
+        if self.task == "panoptic":
+            coded, segments = panoptic_png(prediction["segmentation"], prediction["segments_info"], category_ids)
+            size = coded.shape[:2]
+            write_atomic(self.path("panoptic", name, ".png"), Image.fromarray(coded).save)
+            annotations.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
+        elif self.task == "instance":
+            size = prediction["size"]
+            annotations = instance_results(image_id, prediction, category_ids)
+        else:
+            size = prediction["segmentation"].shape
+            labels = label_png(prediction["segmentation"], category_ids)
+            write_atomic(self.path("labels", name, ".png"), labels.save)
+            if "confidence" in prediction:
+                confidence = confidence_png(prediction["confidence"])
+                write_atomic(self.path("confidence", name, ".png"), confidence.save)
+        image = {"id": image_id, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
+        if source is not None:
+            image["path"] = source["file"]
+        if self.task == "semantic":
+            image["sem_seg_file_name"] = f"labels/{name}.png"
+        record = {"image": image, "annotations": annotations, "source": source}
+        write_json(self.path("records", name, ".json"), record)
+
+    def finish(self, names: Iterable[str]) -> None:
+        """Join the records of these images to the json files. One process calls it, after all have written."""
+        names = [name for name in names if self.path("records", name, ".json").is_file()]
+        listing = {"images": [self._record(n)["image"] for n in names], "categories": self.label_space.categories}
+        write_json(self.output / "images.json", listing)
+        annotations = (entry for name in names for entry in self._record(name)["annotations"])
+        if self.task == "panoptic":
+            head = json.dumps(listing)[:-1] + ', "annotations": '
+            write_atomic(self.output / "panoptic.json", lambda part: _stream(part, head, annotations, "}"))
+        elif self.task == "instance":
+            write_atomic(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
+
+    def _record(self, name: str) -> dict:
+        return read_json(self.path("records", name, ".json"))
+
+
+def image_id_from_name(name: str) -> int | str:
+    """COCO's ids are the numbers in its file names: "000000142238" → 142238; any other name is its own id."""
+    return int(name) if name.isdecimal() else name
+
+
+def image_ids_by_name(names: Iterable[str]) -> dict[str, int | str]:
+    """Names of one run → {name: id}; names that are the same number ("1" and "01") are their own ids, as strings."""
+    ids = {name: image_id_from_name(name) for name in names}
+    uses = Counter(ids.values())
+    return {name: i if uses[i] == 1 else name for name, i in ids.items()}
+
+
+def file_state(file: Path) -> dict:
+    """What identifies a file and its version."""
+    stat = file.stat()
+    return {"file": str(file.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):
+    """(H, W) ids, segments → (H, W, 3) uint8 of COCO's coding, its `segments_info`. Ids start at 1: 0 is void."""
+    ids, segments = np.asarray(segmentation), []
+    coded = np.zeros((*ids.shape, 3), np.uint8)
+    boxes = segment_boxes(ids)
+    for number, info in enumerate(segments_info, start=1):
+        rows, columns = boxes.get(info["id"], (slice(0, 0), slice(0, 0)))
+        inside = ids[rows, columns] == info["id"]
+        coded[rows, columns][inside] = id_to_rgb(np.array(number))
+        entry = {
+            "id": number,
+            "category_id": int(category_ids[info["label_id"]]),
+            "iscrowd": 0,
+            "area": int(np.count_nonzero(inside)),
+            "bbox": [int(v) for v in (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)],
+        }
+        segments.append(entry | ({"score": float(info["score"])} if "score" in info else {}))
+    return coded, segments
+
+
+def instance_results(image_id, prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
+    """n encoded masks, their labels and scores → COCO results, without empty masks."""
+    results = []
+    for mask, label, score in zip(prediction["masks"], prediction["labels"], prediction["scores"]):
+        if rle.area(mask):
+            results.append({
+                "image_id": image_id,
+                "category_id": int(category_ids[int(label)]),
+                "segmentation": {"size": [int(v) for v in mask["size"]], "counts": mask["counts"].decode("ascii")},
+                "bbox": [float(v) for v in rle.toBbox(mask)],
+                "score": float(score),
+            })  # fmt: skip
+    return results
+
+
+def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
+    """(H, W) labels → image with the category id of each pixel; void is 255, or 65535 where ids need 16 bits.
+
+    Ids beyond 16 bits are colors, R + 256 G + 65536 B, and so is the image; void is white.
+    """
+    labels, highest = np.asarray(segmentation), max(category_ids)
+    size = next(size for size, void in VOID_VALUES.items() if highest < void or size == 3)
+    values = np.array([*category_ids, VOID_VALUES[size]])
+    table = id_to_rgb(values) if size == 3 else values.astype(f"u{size}")
+    coded = np.empty((*labels.shape, *table.shape[1:]), table.dtype)
+    for top in range(0, len(labels), BAND):
+        band = labels[top : top + BAND]
+        coded[top : top + BAND] = table[np.where((band >= 0) & (band < len(category_ids)), band, -1)]
+    return Image.fromarray(coded)
+
+
+def confidence_png(confidence) -> Image.Image:
+    """(H, W) of 0 … 1 → 16 bit image of floor(65535 · confidence), as BRAVO stores it."""
+    values = np.asarray(confidence)
+    coded = np.empty(values.shape, np.uint16)
+    for top in range(0, len(values), BAND):
+        coded[top : top + BAND] = np.floor(values[top : top + BAND].astype(np.float64) * 65535)
+    return Image.fromarray(coded)
+
+
+def segment_boxes(ids: np.ndarray) -> dict[int, tuple[slice, slice]]:
+    """(H, W) segment ids, void below 0 → {id: the rows and columns it lies in}."""
+    boxes: dict[int, tuple[slice, slice]] = {}
+    for top in range(0, len(ids), BAND):
+        for number, found in enumerate(ndimage.find_objects(ids[top : top + BAND].astype(np.int32) + 1)):
+            if found is not None:
+                rows, columns = found
+                before = boxes.get(number, (slice(top + rows.start, 0), columns))
+                columns = slice(min(before[1].start, columns.start), max(before[1].stop, columns.stop))
+                boxes[number] = (slice(before[0].start, top + rows.stop), columns)
+    return boxes
+
+
+def _stream(path: Path, head: str, entries: Iterable[dict], tail: str) -> None:
+    """A json list written entry by entry: a data set's masks do not have to fit in memory."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(head + "[")
+        for i, entry in enumerate(entries):
+            file.write((",\n" if i else "\n") + json.dumps(entry))
+        file.write("\n]" + tail)

@@ -1,0 +1,112 @@
+"""Large images: overlapping tiles and the whole image through the model, their segments joined to one result.
+
+H, W the image (pixels) · h, w a tile
+
+Tiles see small objects at full resolution, the whole image sees objects that no tile holds. Beside the image and the
+result nothing grows with the image but one row of tiles.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..image_processing.inference import FAILS_ALONE, Inferred, error_line, infer
+from .instances import InstanceJoin
+from .panoptic import PanopticJoin
+from .tiles import Tile, cut
+
+WHOLE_SIDE = 4096
+"""The whole image is segmented at most so long (pixels): its masks have a cell for every 4 pixels of the input."""
+
+
+def infer_tiled(
+    model,
+    processor,
+    items: Sequence,
+    *,
+    tile: int,
+    overlap: float = 0.25,
+    read: Callable[[object], Image.Image],
+    on_error: Callable[[object, str], None],
+    batch_size: int = 1,
+    show_progress: bool = False,
+    **rules,
+) -> Iterator[Inferred]:
+    """As `infer`, image by image in tiles. `batch_size` counts tiles; other arguments as for `infer_tiles`."""
+    require_tiles(tile, overlap, processor.task, model.config.patch_size)
+    for item in items:
+        try:
+            image = read(item)
+            size = (image.height, image.width)
+            count = len(cut(size, tile, overlap)) + 1
+            hidden = not show_progress or count == 2
+            with tqdm(total=count, desc=str(item), unit="tile", leave=False, disable=hidden) as bar:
+                options = {"tile": tile, "overlap": overlap, "batch_size": batch_size, "on_tile": bar.update}
+                prediction = infer_tiles(model, processor, image, **options, **rules)
+        except FAILS_ALONE as error:
+            on_error(item, error_line(error))
+        else:
+            yield Inferred(item, size, prediction)
+            del prediction  # large images' results are large
+
+
+def infer_tiles(
+    model,
+    processor,
+    image: Image.Image,
+    *,
+    tile: int,
+    overlap: float = 0.25,
+    batch_size: int = 1,
+    on_tile: Callable[[], object] | None = None,
+    **rules,
+) -> dict:
+    """A large image → its prediction, as `predict_image` returns it: panoptic segments or instances.
+
+    Args:
+        model, processor, rules: as for `infer`.
+        image: RGB, in memory.
+        tile: side of a tile in pixels of the image; the model's input size shows them as they are.
+        overlap: least share of a tile that its neighbor sees too, 0 to 0.5. Objects are joined there.
+        on_tile: called after each of the tiles and the whole image.
+
+    Instances that score below 0.05 are left out. An image that fits in a tile is segmented as without tiles.
+
+    Raises:
+        ValueError: for a semantic processor, tiles smaller than a patch, or such an overlap.
+    """
+    require_tiles(tile, overlap, processor.task, model.config.patch_size)
+    size = (image.height, image.width)
+    tiles = cut(size, tile, overlap)
+    if len(tiles) == 1:
+        return next(infer(model, processor, [image], **rules)).prediction
+
+    def part(tile: Tile | None) -> Image.Image:
+        if tile is not None:
+            return image.crop((tile.columns.start, tile.rows.start, tile.columns.stop, tile.rows.stop))
+        factor = math.ceil(max(image.size) / WHOLE_SIDE)
+        return image.reduce(factor) if factor > 1 else image
+
+    join = (PanopticJoin if processor.task == "panoptic" else InstanceJoin)(size, tile)
+    for result in infer(model, processor, [None, *tiles], batch_size=batch_size, read=part, **rules):
+        if result.item is None:
+            join.add_whole(result.size, result.prediction)
+        else:
+            join.add(result.item, result.prediction)
+        if on_tile:
+            on_tile()
+    return join.result()
+
+
+def require_tiles(side: int, overlap: float, task: str, patch_size) -> None:
+    """`ValueError` for tiles that cannot be used."""
+    patch = int(np.max(patch_size))
+    if task == "semantic":
+        raise ValueError("tiles are for panoptic and instance segmentation; semantic models cut windows of their own")
+    if side < patch:
+        raise ValueError(f"a tile of {side} pixels is smaller than a patch of the model; give {patch} or more")
+    if not 0 <= overlap <= 0.5:
+        raise ValueError(f"overlap is {overlap}; give a share of the tile from 0 to 0.5")
