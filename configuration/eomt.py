@@ -25,6 +25,8 @@ class EoMTConfig(PreTrainedConfig):
             `eomt predict` writes; by name, so that a model given other classes does not keep the ids of the old ones.
         masked_attention (`bool`): train with masked attention and supervise its intermediate predictions. False is
             the row "never" of Table 7: only the last prediction exists.
+        masked_inference (`bool`): infer with the masks of `attn_mask_probs`, too; right for a model trained with them
+            to the end (the row "always" of Table 7). A loaded checkpoint without this field infers without masks.
 
     Raises:
         ValueError: on construction, when a field is out of its range or two fields contradict each other.
@@ -77,6 +79,7 @@ class EoMTConfig(PreTrainedConfig):
     stuff_label_ids: list[int] | tuple[int, ...] | None = ()
     dataset_ids: dict[str, int] | None = None
     masked_attention: bool = True
+    masked_inference: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -32,6 +32,7 @@ class LadderConfig(EoMTConfig):
         stem_width (`int`): first convolutions of the adapter (step 0).
         deform_num_points (`int`), deform_ratio (`float`): points and relative width of its deformable attention.
         conv_ffn_ratio (`float`): relative width of its convolutional feed-forward layers.
+        masked_inference (`bool`): True by default: steps 0 to 3 are not trained to do without masks (Section 3.3).
     """
 
     model_type = "eomt_ladder"
@@ -50,6 +51,7 @@ class LadderConfig(EoMTConfig):
     deform_num_points: int = 4
     deform_ratio: float = 0.5
     conv_ffn_ratio: float = 0.25
+    masked_inference: bool = True
 
     @property
     def strides(self) -> tuple[int, ...]:

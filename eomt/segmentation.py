@@ -8,7 +8,7 @@ found.picture().save("segments.png")
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -140,19 +140,13 @@ def _processor_of(model):
 @contextmanager
 def _inferring(model) -> Iterator[None]:
     """The model in evaluation mode, with the masks of inference."""
-    from .inference.loading import set_inference_masks
-
-    ours = hasattr(model, "set_attn_mask_probs")  # transformers' own EoMT computes here, too
-    probabilities = model.attn_mask_probs.tolist() if ours else None
     training = getattr(model, "training", False)
-    if ours:
-        set_inference_masks(model)
     model.eval()
     try:
-        yield
+        # transformers' own EoMT and exported models have no masks to switch
+        with model.inference_masking() if hasattr(model, "inference_masking") else nullcontext():
+            yield
     finally:
-        if ours:
-            model.set_attn_mask_probs(probabilities)
         if training:
             model.train()
 

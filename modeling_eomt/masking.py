@@ -3,6 +3,9 @@
 B images · Q queries · P prefix tokens · N patches = h · w, patches down, across
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,9 +17,14 @@ class MaskSchedule:
     The probabilities are a buffer, `attn_mask_probs`, as in the authors' checkpoints. The host mirrors which blocks
     are masked at all, which spares forward a device sync; as the mirror holds no probability, a compiled model is
     compiled anew only when a block's annealing ends.
+
+    Training always follows the probabilities. Inference follows `config.masked_inference` until the probabilities are
+    set on this object: those in a checkpoint are the state of its training (Table 7: inference with masks after
+    annealing, or without them after training with masks to the end, costs up to 29 PQ).
     """
 
     def init_mask_schedule(self, num_blocks: int) -> None:
+        self._infers_by_schedule = self.config.masked_inference
         self.register_buffer("attn_mask_probs", torch.ones(num_blocks, dtype=torch.float32))
         self.register_load_state_dict_post_hook(_read_after_loading)
         self._masked_blocks = (True,) * num_blocks
@@ -25,7 +33,9 @@ class MaskSchedule:
     def set_attn_mask_probs(self, probabilities) -> None:
         """Set with which probability a query's attention is masked in each of the masked blocks, earliest first.
 
-        All zero turns masking off: outside training, inference is then a plain ViT. Annealing calls this every step.
+        In training and inference alike. All zero turns masking off: inference is then a plain ViT. Annealing calls
+        this every step. (Writing to the buffer in place works, too; a write through `attn_mask_probs.data` cannot be
+        seen from the host and has no defined effect.)
 
         Raises:
             ValueError: when there is not one probability in [0, 1] for each block.
@@ -35,12 +45,34 @@ class MaskSchedule:
             raise ValueError(f"attn_mask_probs are {values}; give {len(self._masked_blocks)} numbers in [0, 1]")
         with torch.no_grad():
             self.attn_mask_probs.copy_(torch.tensor(values))
+        self._infers_by_schedule = True
         self._masked_blocks = tuple(value > 0 for value in values)
         self._mask_probs_version = self._current_version()
 
+    @property
+    def infers_with_masks(self) -> bool:
+        """Whether the attention of some block is masked outside training."""
+        self.refresh_masked_blocks()
+        return self.config.masked_attention and self._infers_by_schedule and any(self._masked_blocks)
+
+    @contextmanager
+    def inference_masking(self, masked: bool | None = None) -> Iterator[None]:
+        """Within this context inference has masks in all blocks, or in none; by default as the configuration says."""
+        before = self.attn_mask_probs.tolist(), self._infers_by_schedule
+        masked = self.config.masked_inference if masked is None else masked
+        self.set_attn_mask_probs([float(masked)] * len(self._masked_blocks))
+        try:
+            yield
+        finally:
+            self.set_attn_mask_probs(before[0])
+            self._infers_by_schedule = before[1]
+
     def predicts_before(self, block: int) -> bool:
         """Intermediate predictions are supervised to the end of training; without training they serve masking only."""
-        return self.config.masked_attention and (self.training or self._masked_blocks[block])
+        return self.config.masked_attention and (self.training or self._masks(block))
+
+    def _masks(self, block: int) -> bool:
+        return self._masked_blocks[block] and (self.training or self._infers_by_schedule)
 
     @torch.no_grad()
     def visible_cells(self, block: int, prediction, grid: tuple[int, int]) -> Tensor | None:
@@ -49,7 +81,7 @@ class MaskSchedule:
         A query sees the inside of its predicted mask. Each query of each image keeps its mask with the block's
         probability and otherwise sees the whole map.
         """
-        if not self._masked_blocks[block]:
+        if not self._masks(block):
             return None
         visible = prediction.logits_on(grid).flatten(2) > 0  # [B, Q, N]
         dropped = torch.rand(*visible.shape[:2], device=visible.device) > self.attn_mask_probs[block]  # [B, Q]
@@ -58,6 +90,7 @@ class MaskSchedule:
     def refresh_masked_blocks(self) -> None:
         """Update the host's mirror when the buffer was written to from outside."""
         if not torch.compiler.is_compiling() and self._mask_probs_version != self._current_version():
+            self._infers_by_schedule = True
             self.read_attn_mask_probs()
 
     def read_attn_mask_probs(self) -> None:

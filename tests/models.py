@@ -36,9 +36,9 @@ def tiny_config(kind: str = "dinov2", **overrides) -> EoMTConfig:
 
 
 def tiny_model(kind: str = "dinov2", seed: int = 0, **overrides) -> EoMTForUniversalSegmentation:
-    """A model with random weights in evaluation mode, masking on, as a fresh one is."""
+    """A model with random weights in evaluation mode, masking on."""
     torch.manual_seed(seed)
-    model = EoMTForUniversalSegmentation(tiny_config(kind, **overrides)).eval()
+    model = EoMTForUniversalSegmentation(tiny_config(kind, **{"masked_inference": True, **overrides})).eval()
     randomise(model)
     return model
 

@@ -143,7 +143,7 @@ class Candidate:
             probabilities = [float(self.masked)] * self.config.num_blocks if self.masked is not None else None
             if probabilities is None:
                 probabilities = model.attn_mask_probs.tolist() if model is not None else [0.0] * self.config.num_blocks
-            counted._masked_blocks = tuple(p > 0 for p in probabilities)
+            counted.set_attn_mask_probs(probabilities)
             device, dtype = "meta", torch.float32
         else:
             counted = model or AutoModelForUniversalSegmentation.from_config(self.config)

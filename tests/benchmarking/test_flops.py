@@ -79,7 +79,7 @@ def test_closed_form(kind, masked):
     config = tiny_config(kind, image_size=16 * grid)
     with torch.device("meta"):
         model = EoMTForUniversalSegmentation(config)
-    model._masked_blocks = (masked,) * blocks
+    model.set_attn_mask_probs([float(masked)] * blocks)
     before = grid**2 + config.num_prefix_tokens
     joint = before + queries
 

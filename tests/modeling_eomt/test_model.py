@@ -1,5 +1,6 @@
 """The model: sizes, masking, targets, errors, and what transformers offers around a model."""
 
+import json
 import pickle
 from functools import partial
 
@@ -325,7 +326,7 @@ def test_forward_never_waits_for_the_device(training, probabilities):
 def test_checkpoint_loads_at_another_size(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
-    for arguments in ({"image_size": 128}, {"config": tiny_config(image_size=(128, 128))}):
+    for arguments in ({"image_size": 128}, {"config": tiny_config(image_size=(128, 128), masked_inference=True)}):
         larger, info = EoMTForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True, **arguments)
         assert not info["missing_keys"]
         assert not info["mismatched_keys"]
@@ -352,3 +353,31 @@ def test_weights_that_a_checkpoint_lacks_are_initialized(tmp_path):
     assert deviations == pytest.approx([1, 0.02, (1 / 96 / 3) ** 0.5], rel=0.1)
     more = EoMTForUniversalSegmentation.from_pretrained(tmp_path, num_queries=60, ignore_mismatched_sizes=True)
     assert more.query.weight.std().item() == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("trained_with_masks", [True, False, None])
+@torch.no_grad()
+def test_a_loaded_model_infers_as_it_was_trained(trained_with_masks, tmp_path):
+    """Whatever its buffer holds; a checkpoint without the field infers without masks."""
+    model = tiny_model()
+    pixels = torch.randn(1, 3, 64, 64)
+    with model.inference_masking(False):
+        free = model(pixels).masks_queries_logits
+    with model.inference_masking(True):
+        masked = model(pixels).masks_queries_logits
+    assert not torch.equal(free, masked)
+    assert model.attn_mask_probs.tolist() == [1, 1]
+    model.config.masked_inference = bool(trained_with_masks)
+    model.save_pretrained(tmp_path)
+    if trained_with_masks is None:
+        file = tmp_path / "config.json"
+        fields = json.loads(file.read_text())
+        del fields["masked_inference"]
+        file.write_text(json.dumps(fields))
+    loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path)
+    assert loaded.infers_with_masks is bool(trained_with_masks)
+    assert torch.equal(loaded(pixels).masks_queries_logits, masked if trained_with_masks else free)
+    assert loaded.attn_mask_probs.tolist() == [1, 1]  # the state of training is as saved
+    assert len(loaded.train()(pixels).auxiliary_logits) == 2
+    loaded.eval().set_attn_mask_probs([1, 1])
+    assert torch.equal(loaded(pixels).masks_queries_logits, masked)
