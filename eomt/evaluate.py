@@ -1,23 +1,26 @@
-"""What `eomt evaluate` does: score a model, or files of predictions, and report."""
+"""`eomt evaluate`: PQ, AP or mIoU of a model, or of predictions that any tool wrote."""
 
+import csv
 import json
+import math
 import os
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from .benchmarking.flops import CountedModel
-from .configuration import EoMTConfig
+from .configuration import TASK_ROWS, EoMTConfig
 from .configuration.labels import LabelSpace, label_space
 from .configuration.recipes import RECIPES
-from .image_processing.inference import counted
-from .inference.loading import load_for_inference, merge_tokens
-from .inference.prediction_files import Results
+from .loading import load_for_inference, needs_cpu_group
+from .options import EvaluateOptions
+from .report import ImageReport
+from .results import Results
+from .speed.flops import CountedModel
 from .training.data import EvaluationTransform, load_data
 from .training.data.load import splits_of
 from .training.data.prediction_index import PredictionIndex
@@ -25,78 +28,102 @@ from .training.data.predictions import predictions_folder, read_predictions
 from .training.data.readers import UnknownClass
 from .training.evaluation import as_reference, evaluate_model, metric_for
 from .training.files import finite, read_json, require_writable, write_json
-from .training.metrics.tables import table, write_classes
 from .training.processes import gather, rank
-from .training.report import ImageReport
+
+SHOWN_CLASSES = 40
+"""Classes that are printed; per_class.csv has any number."""
+_PQ = [("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ")]
+COLUMNS = {  # of the printed table: the metric's keys and their names in papers
+    "panoptic": [
+        (key + group, name + short)
+        for group, short in (("", ""), ("_things", " th"), ("_stuff", " st"))
+        for key, name in _PQ
+    ],
+    "instance": [
+        ("ap", "AP"), ("ap_50", "AP50"), ("ap_75", "AP75"),
+        ("ap_small", "AP S"), ("ap_medium", "AP M"), ("ap_large", "AP L"),
+    ],
+    "semantic": [("mean_iou", "mIoU"), ("mean_accuracy", "mAcc"), ("overall_accuracy", "aAcc")],
+}  # fmt: skip
+CLASS_COLUMNS = {"panoptic": ["pq", "sq", "rq"], "instance": ["ap", "ap_50", "ap_75"], "semantic": ["iou", "accuracy"]}
 
 
-def evaluate(args) -> None:
-    """Score, print and write what the options ask for; `args` as the command's parser gives them."""
-    for folder in (args.output, args.save_predictions):
+def evaluate(source: str | None, options: EvaluateOptions) -> int:
+    """Score a model, or `options.predictions`; print and write what the options ask for. Returns the exit code."""
+    require_options(source, options)
+    for folder in (options.output, options.save_predictions):
         if folder:
-            require_writable(Path(folder))
-    start_group(args)
-    model, processor = load(args) if args.model else (None, None)
-    task = processor.task if processor else args.task
-    dataset, space = evaluation_data(
-        args.data,
+            require_writable(folder)
+    device = options.device
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        state = PartialState(cpu=needs_cpu_group(device))  # joins the processes; on CPUs by gloo
+        device = device or str(state.device)
+    model = processor = None
+    if source:
+        disable_progress_bar()  # of loading weights; the evaluation has its own
+        model, processor = load_for_inference(
+            source,
+            device,
+            task=options.task,
+            masked=options.masked,
+            token_merging=options.token_merging,
+            merging_layers=options.merging_layers,
+            dtype=getattr(torch, options.dtype),
+            num_requests=None,
+        )
+    task = processor.task if processor else options.task
+    rows, space = evaluation_data(
+        options.data,
         task,
         model,
-        dataset=args.dataset,
-        split=args.split,
-        ignore_ids=args.ignore_ids,
-        keep_empty=args.keep_empty,
+        dataset=options.dataset,
+        split=options.split,
+        ignore_ids=list(options.ignore_ids),
+        keep_empty=options.keep_empty,
     )
-    if args.predictions:
-        written = PredictionIndex.find(predictions_folder(args.predictions))
-        space = written.named(space) if written else space
-    dataset = dataset.with_transform(EvaluationTransform(space, task=task))
-    images = ImageReport(task, space, args.worst)
-    result = _score_model(args, model, processor, dataset, space, task, images) if model else None
-    if result is None:
-        result = _score_files(args, dataset, space, task, images)
-    images.gathered()
-    if rank() != 0:
-        return
-    summary = _summary(args, result, task, space, dataset)
-    if args.output:
-        folder = Path(args.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_classes(result, task, space, folder / "per_class.csv")
-        images.draw_confusion(folder / "confusion.png")
-        if args.worst:
-            summary["worst"] = images.draw_worst(folder / "worst")
-        write_json(folder / "metrics.json", summary, indent=2)
-    if args.json:
-        print(json.dumps(finite(summary)))
+    if options.predictions and (written := PredictionIndex.find(predictions_folder(options.predictions))):
+        space = written.named(space)
+    dataset = rows.with_transform(EvaluationTransform(space, task=task))
+    report = ImageReport(task, space, options.worst)
+    if model:
+        result = score_model(source, options, model, processor, dataset, space, report)
     else:
-        print(table(result, task, [(r["where"], r["percent"]) for r in summary["reported"]]))
-        print(_images_line(summary))
-        if "gflops_per_image" in result:
-            print(f"{result['gflops_per_image']:.2f} GFLOPs an image with token merging at {args.token_merging:g}")
-        if args.output:
-            print(f"metrics.json, per_class.csv, confusion.png{', worst/' if args.worst else ''}: {args.output}")
+        result = score_files(options, task, dataset, space, report)
+    report.gathered()
+    if rank() == 0:
+        summary = {
+            "task": task,
+            "data": options.data,
+            "split": options.split,
+            "images": len(dataset),
+            "keep_empty": options.keep_empty,
+            "images_without_annotations": count_empty(rows),
+            "of": source or options.predictions,
+            "classes": space.name,
+            "token_merging": options.token_merging,
+            "metrics": result,
+            "reported": reported_results(model.config, task, space) if model else [],
+        }
+        write_report(options, summary, space, report)
+    return 0
 
 
-def start_group(args) -> None:
-    """Under torchrun: join the processes; on CPUs by gloo."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from accelerate import PartialState
+def require_options(source: str | None, options: EvaluateOptions) -> None:
+    """`ValueError` for options that contradict each other or would have no effect."""
+    if (source is None) == (options.predictions is None):
+        raise ValueError("give either a model or --predictions")
+    if options.predictions:
+        if not options.task:
+            raise ValueError(f"--predictions needs --task: {', '.join(TASK_ROWS)}")
+        for name in ("save_predictions", "token_merging", "masked"):
+            if getattr(options, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} needs a model; --predictions reads files that exist already")
+    if options.worst and not options.output:
+        raise ValueError("--worst needs --output, the folder for its pictures")
 
-        from .inference.loading import needs_cpu_group
 
-        state = PartialState(cpu=needs_cpu_group(args.device))
-        args.device = args.device or str(state.device)
-
-
-def load(args):
-    """The model, on its device and without masked attention unless asked for, and its processor."""
-    disable_progress_bar()  # of loading weights; the evaluation has its own
-    dtype = getattr(torch, args.dtype)
-    model = load_for_inference(args.model, args.device, masked=args.masked or None, num_requests=None, dtype=dtype)
-    merge_tokens(model, args.token_merging, args.merging_layers)
-    processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
-    return model, processor
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
 def evaluation_data(
@@ -110,7 +137,7 @@ def evaluation_data(
         ValueError: when the data has other classes than the model.
     """
     wanted = LabelSpace.from_config(model.config, model.config.name_or_path) if model else None
-    options |= {"task": task, "split": split, "automatic_split": _scores_held_out(path, dataset, task, split, model)}
+    options |= {"task": task, "split": split, "automatic_split": scores_held_out(path, dataset, task, split, model)}
     try:
         rows, space = load_data(path, dataset, label_space=wanted, **options)
         if options["automatic_split"]:
@@ -120,7 +147,7 @@ def evaluation_data(
     except UnknownClass as error:
         rows, space = load_data(path, dataset, **options)
         if space.num_labels != wanted.num_labels:
-            hint = "; --ignore-ids leaves values of the label images out" if task == "semantic" else ""
+            hint = "; ignored ids leave values of the label images out" if task == "semantic" else ""
             raise ValueError(f"{error}; the data has {space.num_labels} classes{hint}") from None
         moved = [name for i, name in enumerate(space.names) if wanted.label2id.get(name, i) != i]
         if moved:
@@ -131,14 +158,15 @@ def evaluation_data(
         return rows, space
 
 
-def _scores_held_out(path: str, dataset: str, task: str, split: str, model) -> bool:
-    """Whether of data without a validation split only what `eomt train` holds out is scored: where there is a training
-    split, or where the model was trained on the rest. Data that names no split is whole for any other model."""
+def scores_held_out(path: str, dataset: str, task: str, split: str, model) -> bool:
+    """Whether of data without a validation split only the images that `eomt train` holds out are scored: where there is
+    a training split, or where the model was trained on the rest. Any other model is scored on the whole of data that
+    names no split."""
     if split != "val":
         return False
     splits = splits_of(path, dataset, task)
     folder = Path(model.config.name_or_path) if model else None
-    records = [folder / "split.json", folder.parent / "split.json"] if model else []  # best/ is below the run's folder
+    records = [folder / "split.json", folder.parent / "split.json"] if model else []  # a checkpoint is below its run
     record = next((file for file in records if file.is_file()), None)
     if splits or record is None:
         return splits == ["train"]
@@ -147,80 +175,67 @@ def _scores_held_out(path: str, dataset: str, task: str, split: str, model) -> b
     return isinstance(trained, dict) and trained.get("val") == rows.with_format(None)["file_name"][:]
 
 
-def _score_model(args, model, processor, dataset, space, task: str, images) -> dict:
-    files, written = None, []
-    if args.save_predictions:
+def count_empty(rows: Dataset) -> int | None:
+    """Images without annotations; unknown for label images, which would have to be read again."""
+    plain = rows.with_format(None)
+    return sum(not s for s in plain["segments"]) if plain[0]["layout"] in ("panoptic", "instance") else None
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def score_model(source: str, options: EvaluateOptions, model, processor, dataset, space: LabelSpace, report) -> dict:
+    files, names = None, []
+    if options.save_predictions:
         missing = [name for name, i in zip(space.names, space.dataset_ids) if i < 0]
         if missing:
-            raise ValueError(f"class {missing[0]!r} has no id in {args.data}, so predictions of it cannot be written")
-        run = {"model": args.model, "data": str(args.data), "split": args.split}
-        files = Results(args.save_predictions, task, space, run)
+            raise ValueError(f"class {missing[0]!r} has no id in {options.data}; its predictions cannot be written")
+        run = {"model": source, "data": options.data, "split": options.split}
+        files = Results(options.save_predictions, processor.task, space, run)
 
-    def on_image(sample, prediction):
+    def on_image(sample: dict, prediction) -> None:
         if files:
             image_id = sample["image_id"]
-            written.append(image_id if isinstance(image_id, str) else str(Path(sample["file_name"]).with_suffix("")))
-            files.write(written[-1], sample["file_name"], prediction, image_id)
-        if args.output:
-            images(sample, prediction)
+            names.append(image_id if isinstance(image_id, str) else str(Path(sample["file_name"]).with_suffix("")))
+            files.write(names[-1], sample["file_name"], prediction, image_id)
+        if options.output:
+            report(sample, prediction)
 
-    options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "intermediate": args.masked}
-    called = model if args.token_merging is None else CountedModel(model)
-    result = evaluate_model(called, processor, dataset, task=task, label_space=space, on_image=on_image, **options)
+    called = model if options.token_merging is None else CountedModel(model)
+    result = evaluate_model(
+        called,
+        processor,
+        dataset,
+        task=processor.task,
+        label_space=space,
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+        intermediate=bool(options.masked),
+        on_image=on_image,
+    )
     if called is not model:
         result["gflops_per_image"] = sum(gather(called.flops)) / len(dataset) / 1e9
     if files:
-        names = [name for of_process in gather(written) for name in of_process]
+        everyones = [name for part in gather(names) for name in part]
         if rank() == 0:
-            files.finish(sorted(names))
+            files.finish(sorted(everyones))
     return result
 
 
-def _score_files(args, dataset, space, task: str, images) -> dict:
+def score_files(options: EvaluateOptions, task: str, dataset, space: LabelSpace, report) -> dict:
     metric = metric_for(task, space)
-    pairs = read_predictions(args.predictions, task, space, dataset)
+    pairs = read_predictions(options.predictions, task, space, dataset)
     for sample, prediction in tqdm(pairs, total=len(dataset), desc="scoring", leave=False):
         metric.add(prediction=prediction, reference=as_reference(sample))
-        if args.output:
-            images(sample, prediction)
+        if options.output:
+            report(sample, prediction)
     return metric.compute()
 
 
-def _summary(args, result: dict, task: str, space, dataset) -> dict:
-    return {
-        "task": task,
-        "data": str(args.data),
-        "split": args.split,
-        "images": len(dataset),
-        "keep_empty": args.keep_empty,
-        "images_without_annotations": _empty(dataset),
-        "of": args.model or args.predictions,
-        "classes": space.name,
-        "token_merging": args.token_merging,
-        "metrics": result,
-        "reported": _reported(args, task, space),
-    }
-
-
-def _empty(dataset) -> int | None:
-    """Images without annotations; not known of label images, which would have to be read again."""
-    rows = dataset.with_format(None)
-    return sum(not s for s in rows["segments"]) if rows[0]["layout"] in ("panoptic", "instance") else None
-
-
-def _images_line(summary: dict) -> str:
-    line, empty = counted(summary["images"]), summary["images_without_annotations"]
-    if not summary["keep_empty"]:
-        return f"{line}; those without annotations are left out (--no-keep-empty)"
-    return f"{line}, {empty} of them without annotations; --no-keep-empty leaves these out" if empty else line
-
-
-def _reported(args, task: str, space) -> list[dict]:
-    """What the paper or its model zoo reports for the recipes this model may be of: same data, task, architecture."""
-    if not args.model:
-        return []
+def reported_results(config, task: str, space: LabelSpace) -> list[dict]:
+    """The results that the paper or its model zoo reports for recipes of the same data, task and architecture."""
     fields = ("model_type", "hidden_size", "num_hidden_layers", "num_blocks", "num_queries", "patch_size", "image_size")
-    config, found = AutoConfig.from_pretrained(args.model), []
+    found = []
     for recipe in RECIPES.values():
         if recipe.task != task or label_space(f"{recipe.dataset}_{task}").names != space.names:
             continue
@@ -231,3 +246,82 @@ def _reported(args, task: str, space) -> list[dict]:
             where = f"{recipe.reported.metric}, {recipe.reported.table}: {recipe.name}"
             found.append({"recipe": recipe.name, "where": where, "percent": recipe.reported.value})
     return found
+
+
+# --- for people and machines -----------------------------------------------------------------------------------------
+
+
+def write_report(options: EvaluateOptions, summary: dict, space: LabelSpace, report: ImageReport) -> None:
+    result, task = summary["metrics"], summary["task"]
+    classes = class_rows(result, task, space)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_classes(classes, options.output / "per_class.csv")
+        report.draw_confusion(options.output / "confusion.png")
+        if options.worst:
+            summary["worst"] = report.draw_worst(options.output / "worst")
+        write_json(options.output / "metrics.json", summary, indent=2)
+    if options.json:
+        print(json.dumps(finite(summary)))
+        return
+    print(metric_table(result, task, [(row["where"], row["percent"]) for row in summary["reported"]]))
+    if len(classes) <= SHOWN_CLASSES:
+        print(class_table(classes, task))
+    images, empty = summary["images"], summary["images_without_annotations"]
+    if not options.keep_empty:
+        print(f"{images} images; those without annotations are left out (--no-keep-empty)")
+    elif empty:
+        print(f"{images} images, {empty} of them without annotations; --no-keep-empty leaves these out")
+    else:
+        print(f"{images} images")
+    if "gflops_per_image" in result:
+        print(f"{result['gflops_per_image']:.2f} GFLOPs an image with token merging at {options.token_merging:g}")
+    if options.output:
+        worst = ", worst/" if options.worst else ""
+        print(f"metrics.json, per_class.csv, confusion.png{worst}: {options.output}")
+
+
+def percent(value) -> str:
+    return f"{100 * value:.2f}" if value not in ("", None) and value == value and value >= 0 else "–"
+
+
+def metric_table(result: dict, task: str, reported: list[tuple[str, float]] = ()) -> str:
+    """The metric's main numbers in percent, of intermediate predictions too, and the paper's [(where, percent), …]."""
+    main = TASK_ROWS[task].metric_key
+    suffixes = sorted({key.removeprefix(main) for key in result if key.startswith(f"{main}_block_")})
+    columns = [(key, name) for key, name in COLUMNS[task] if key in result]
+    lines = ["".join(f"{name:>9}" for _, name in columns)]
+    for suffix in ("", *suffixes):
+        title = f"  before block {suffix.rpartition('_')[2]}" if suffix else ""
+        lines.append("".join(f"{percent(result.get(key + suffix)):>9}" for key, _ in columns) + title)
+    return "\n".join(lines + [f"{value:9.2f}  {where}" for where, value in reported])
+
+
+def class_rows(result: dict, task: str, space: LabelSpace) -> list[dict]:
+    """One a class, fractions 0 … 1; blank where a class has neither ground truth nor prediction."""
+    rows: list[dict] = []
+    for label, name in enumerate(space.names):
+        if task == "semantic":
+            values = {"iou": result["per_category_iou"][label], "accuracy": result["per_category_accuracy"][label]}
+        else:
+            values = dict(result["per_class"][label])
+            if task == "panoptic" and not values["tp"] + values["fp"] + values["fn"]:
+                values |= dict.fromkeys(("pq", "sq", "rq"), math.nan)
+        blank = {k: "" if isinstance(v, float) and (v != v or v < 0) else v for k, v in values.items()}
+        rows.append({"label": label, "name": name, "dataset_id": space.dataset_ids[label]} | blank)
+    return rows
+
+
+def class_table(rows: list[dict], task: str) -> str:
+    """The main numbers of each class, in percent."""
+    columns = [name for name in CLASS_COLUMNS[task] if name in rows[0]]
+    lines = ["".join(f"{name.replace('_', ''):>9}" for name in columns)]
+    lines += ["".join(f"{percent(row[name]):>9}" for name in columns) + f"  {row['name']}" for row in rows]
+    return "\n".join(lines)
+
+
+def write_classes(rows: list[dict], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,228 +1,269 @@
-"""What `eomt predict` does: segment image files, write results for machines and overlays for people."""
+"""`eomt predict`: image files in; results for machines and pictures for people out."""
 
+import glob
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor
 
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
-from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
-from .image_processing.reading import allow_pixels, count_frames, read_image
-from .inference.image_files import find_images
-from .inference.loading import (
-    load_model,
-    merge_tokens,
-    needs_cpu_group,
-    require_model,
-    set_inference_masks,
-    usable_device,
-)
-from .inference.prediction_files import Results, file_state, image_ids_by_name, weight_files
-from .inference.pseudo_labels import write_dataset
-from .tiling import infer_tiles, require_tiles
-from .tiling.tiles import cut
-from .training.files import write_atomic
-from .visualization import draw_confidence, draw_prediction, side_by_side
-from .visualization.sheets import write_jpeg
+from .drawing import draw_confidence, draw_prediction, side_by_side, write_jpeg
+from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, error_line, infer
+from .image_processing.reading import allow_pixels, count_frames, open_image, read_image
+from .loading import load_for_inference, needs_cpu_group, require_model, weight_files
+from .options import PredictOptions
+from .results import Results, file_state, image_ids_by_name
+from .tiling import infer_tiled
+from .training.data.files import IMAGE_SUFFIXES, files_below
 
-WAITING_PIXELS = 50_000_000  # of results that wait to be written, beside one
-DRAWN_PIXELS = 25_000_000  # of an overlay: those of larger images are reduced
+WAITING_PIXELS = 50_000_000
+"""Of results that wait to be written, beside one."""
+DRAWN_PIXELS = 25_000_000
+"""Of an overlay: those of larger images are reduced."""
+
+Item = tuple[str, Path | str]
+"""An image's name in the results, and its file or URL."""
 
 
-def predict(args) -> int:
-    """Segment all images; the exit code: 1 where some could not be, which are listed at the end with the reason."""
-    require_model(args.model)
-    images = find_images(args.images, exclude=args.output)
-    state = PartialState(cpu=needs_cpu_group(args.device))
-    run = PredictionRun(args, state, image_ids_by_name(images))
-    items = run.remaining(list(images.items())[state.process_index :: state.num_processes])
+def predict(sources: Sequence[str], options: PredictOptions) -> int:
+    """Segment images. Returns the exit code: 1 where some failed, which are listed at the end with the reason."""
+    require_model(options.model)
+    images = find_images(sources, exclude=options.output)
+    image_ids = image_ids_by_name(images)
+    state = PartialState(cpu=needs_cpu_group(options.device))
+    model, processor = load_for_inference(
+        options.model,
+        options.device,
+        task=options.task,
+        masked=options.masked,
+        token_merging=options.token_merging,
+        merging_layers=options.merging_layers,
+        dtype=getattr(torch, options.dtype),
+        num_requests=1 if options.tile or len(images) == 1 else None,
+    )
+    require_options(options, processor.task, model)
+    threshold = TASK_ROWS[processor.task].drawing_threshold if options.threshold is None else options.threshold
+    with state.main_process_first():  # run.json is written once
+        results = Results(options.output, processor.task, written_labels(options, model), settings(options, threshold))
+    share = list(images.items())[state.process_index :: state.num_processes]  # fixed before what is done changes
+    states = {name: file_state(file) for name, file in share}
+    items = [item for item in share if not results.is_done(item[0], image_ids[item[0]], states[item[0]])]
+    if options.compile:
+        model = torch.compile(model)
+
     started = time.perf_counter()
-    run(items)
-    done, failures = len(items) - len(run.failures), run.failures
+    failures: list[tuple[str, str]] = []
+    bar = tqdm(total=len(items), desc="predict", unit="image", disable=not state.is_main_process)
+
+    def failed(item: Item, reason: str) -> None:
+        failures.append((str(item[1]), reason))
+        bar.update()
+
+    def write(result: Inferred) -> None:
+        """Pictures first: the results' record marks the image as done."""
+        name, file = result.item
+        if options.overlays or options.confidence:
+            draw_files(results, result, options, threshold, model.config.id2label)
+        file_name = str(Path(name).with_name(Path(file).name))  # with its folders: names alone may repeat
+        results.write(name, file_name, result.prediction, image_ids[name], states[name])
+
+    allow_pixels(options.max_pixels)
+    common = {"read": partial(read_item, max_pixels=options.max_pixels), "on_error": failed}
+    common["batch_size"] = options.batch_size
+    common |= {"panoptic": {"threshold": threshold}, "semantic": {"confidence": options.confidence}}.get(
+        processor.task, {}
+    )
+    if options.tile:
+        tiles = {"tile": options.tile, "overlap": options.overlap, "show_progress": state.is_main_process}
+        found = infer_tiled(model, processor, items, **tiles, **common)
+    else:
+        found = infer(model, processor, items, num_workers=options.workers, **common)
+    with bar, writing_threads(write, failures, most_results=2 * options.batch_size + 2) as submit:
+        for result in found:
+            if (frames := count_frames(result.item[1])) > 1:
+                tqdm.write(f"note: {result.item[1]}: the first of {frames} frames", file=sys.stderr)
+            submit(result)
+            del result  # large images' results are large
+            bar.update()
+    return finish(results, images, len(items), failures, state, time.perf_counter() - started)
+
+
+def require_options(options: PredictOptions, task: str, model) -> None:
+    """`ValueError` for options that would have no effect."""
+    if options.confidence and task != "semantic":
+        raise ValueError(f"--confidence is for semantic segmentation, this model's task is {task}")
+    if options.threshold is not None and task == "semantic":
+        raise ValueError(f"--threshold {options.threshold} is not for semantic segmentation, this model's task")
+    if options.compile and not isinstance(model, torch.nn.Module):
+        raise ValueError(f"--compile is for models in PyTorch; {options.model} is exported and runs on its engine")
+
+
+def written_labels(options: PredictOptions, model) -> LabelSpace:
+    """Names and category ids to write."""
+    own = LabelSpace.from_config(model.config, name=str(options.model))
+    space = label_space(options.label_space) if options.label_space else own
+    if space.num_labels != own.num_labels:
+        raise ValueError(
+            f"--label-space {options.label_space} has {space.num_labels} classes, the model has {own.num_labels}"
+        )
+    return space
+
+
+def settings(options: PredictOptions, threshold: float) -> dict:
+    """What makes two runs' results different; `Results` refuses to mix them."""
+    names = ("label_space", "confidence", "dtype", "overlays", "masked", "tile", "token_merging")
+    found = {name: getattr(options, name) for name in names}
+    if options.tile:
+        found["overlap"] = options.overlap
+    if options.token_merging is not None:
+        found["merging_layers"] = list(options.merging_layers)
+    return {"model": options.model, "weights": weight_files(options.model), "threshold": threshold} | found
+
+
+def read_item(item: Item, max_pixels: int) -> Image.Image:
+    """Called in the data-loading processes."""
+    allow_pixels(max_pixels)
+    return read_image(item[1], max_pixels=max_pixels) if isinstance(item[1], Path) else open_image(item[1])
+
+
+@contextmanager
+def writing_threads(
+    write: Callable[[Inferred], None], failures: list[tuple[str, str]], most_results: int
+) -> Iterator[Callable[[Inferred], None]]:
+    """→ a function that writes a result in one of two threads, and waits where too much waits to be written."""
+    waiting: list[tuple[str, int, Future]] = []  # file, pixels, its writing
+
+    def finish_first() -> None:
+        file, _, future = waiting.pop(0)
+        try:
+            future.result()
+        except FAILS_ALONE as error:
+            failures.append((file, error_line(error)))
+
+    def submit(result: Inferred) -> None:
+        waiting.append((str(result.item[1]), math.prod(result.size), pool.submit(write, result)))
+        while len(waiting) > most_results or sum(pixels for _, pixels, _ in waiting) > WAITING_PIXELS:
+            finish_first()
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield submit
+        while waiting:
+            finish_first()
+
+
+def draw_files(results: Results, result: Inferred, options: PredictOptions, threshold: float, id2label: dict) -> None:
+    name, file = result.item
+    prediction = result.prediction
+    image = read_item((name, file), options.max_pixels)
+    step = math.ceil(math.sqrt(image.width * image.height / DRAWN_PIXELS))
+    image = image.reduce(step) if step > 1 else image
+    shown = confident_instances(prediction, threshold) if "masks" in prediction else prediction
+    if options.overlays:
+        overlay = draw_prediction(image, shown, id2label, step, legend=True)
+        write_jpeg(results.path("overlays", name, ".jpg"), overlay)
+    if options.confidence:
+        plain = draw_prediction(image, shown, id2label, step)
+        heat = draw_confidence(prediction["confidence"].numpy()[::step, ::step])
+        sheet = side_by_side([("image", image), ("prediction", plain), ("confidence", heat)])
+        write_jpeg(results.path("confidence_pictures", name, ".jpg"), sheet)
+
+
+def finish(results: Results, images: dict, tried: int, failures: list, state: PartialState, seconds: float) -> int:
+    """Join and report what all processes did."""
     state.wait_for_everyone()
     if state.num_processes > 1:
-        done, failures = sum(gather_object([done])), gather_object(failures)
+        tried, failures = sum(gather_object([tried])), gather_object(failures)
     if state.is_main_process:
-        run.results.finish(images)
-        if args.as_dataset:
-            names = {str(Path(name).with_name(file.name)): file for name, file in images.items()}
-            count = write_dataset(args.output, args.as_dataset, run.task, names, args.least_score)
-            print(f"{counted(count)} with pseudo-labels: eomt train --data {args.as_dataset} --task {run.task}")
-        seconds = time.perf_counter() - started
-        skipped = len(images) - done - len(failures)
-        before = f" ({skipped} were there already)" if skipped else ""
-        print(f"{counted(done)}{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {args.output}")
+        results.finish(images)
+        done = tried - len(failures)
+        before = f" ({len(images) - tried} were there already)" if tried < len(images) else ""
+        print(f"{done} images{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {results.output}")
         for path, reason in sorted(failures):
             print(f"eomt predict: {path}: {reason}", file=sys.stderr)
         if failures:
-            print(f"eomt predict: {len(failures)} of {counted(len(images))} could not be segmented", file=sys.stderr)
+            print(f"eomt predict: {len(failures)} of {len(images)} images failed", file=sys.stderr)
     return 1 if failures else 0
 
 
-class PredictionRun:
-    """One process's part: model, processor, results; `image_ids` are the whole run's {name: id}."""
-
-    def __init__(self, args, state: PartialState, image_ids: dict[str, int | str]):
-        self.args, self.is_main, self.image_ids = args, state.is_main_process, image_ids
-        self.failures: list[tuple[str, str]] = []  # (file, reason)
-        device = usable_device(args.device)
-        at_once = None if args.tile else len(image_ids)
-        self.model = load_model(args.model, at_once, dtype=getattr(torch, args.dtype)).eval().to(device)
-        saved = self.model.attn_mask_probs.any()
-        set_inference_masks(self.model)
-        if self.is_main and saved and not self.model.attn_mask_probs.any():
-            print("note: masked attention is on in this checkpoint; it is turned off", file=sys.stderr)
-        if args.compile and not isinstance(self.model, torch.nn.Module):
-            raise ValueError(f"--compile is for models in PyTorch; {args.model} is exported and runs on its engine")
-        merge_tokens(self.model, args.token_merging, args.merging_layers)
-        self.processor = AutoImageProcessor.from_pretrained(args.model, **({"task": args.task} if args.task else {}))
-        self.task = self.processor.task
-        if args.confidence and self.task != "semantic":
-            raise ValueError(f"--confidence is for semantic segmentation, this model's task is {self.task}")
-        if args.threshold is not None and self.task == "semantic":
-            raise ValueError(f"--threshold {args.threshold} is not for semantic segmentation, this model's task")
-        args.confidence |= bool(args.as_dataset) and self.task == "semantic"  # decides which pixels become labels
-        self.threshold = TASK_ROWS[self.task].drawing_threshold if args.threshold is None else args.threshold
-        self.id2label = dict(self.model.config.id2label)
-        own = LabelSpace.from_config(self.model.config, name=str(args.model))
-        space = label_space(args.label_space) if args.label_space else own
-        if space.num_labels != own.num_labels:
-            raise ValueError(
-                f"--label-space {args.label_space} has {space.num_labels} classes, the model has {own.num_labels}"
-            )
-        settings = {"model": str(args.model), "label_space": args.label_space, "confidence": args.confidence}
-        settings |= {"threshold": self.threshold, "dtype": args.dtype, "overlays": not args.no_overlays}
-        settings["weights"] = weight_files(args.model)
-        if args.tile:
-            require_tiles(args.tile, args.overlap, self.task, self.model.config.patch_size)
-            settings |= {"tile": args.tile, "overlap": args.overlap}
-        if args.token_merging is not None:
-            settings["token_merging"] = [args.token_merging, *args.merging_layers]
-        with state.main_process_first():  # run.json is written once
-            self.results = Results(args.output, self.task, space, settings)
-        if args.compile:
-            self.model = torch.compile(self.model)
-
-    def remaining(self, items: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-        """Those of the (name, file) pairs that an earlier run has not done, or from another version of the file."""
-        self.sources = {name: file_state(file) for name, file in items}
-        for name, source in self.sources.items():
-            self.results.discard_outdated(name, self.image_ids[name], source)
-        return [(name, file) for name, file in items if not self.results.is_done(name)]
-
-    def __call__(self, items: list[tuple[str, Path]]) -> None:
-        """Segment the (name, file) pairs and write their results in threads."""
-        allow_pixels(self.args.max_pixels)
-        writing: list[tuple[Path, int, Future]] = []  # file, pixels
-        bar = tqdm(total=len(items), desc="predict", unit="image", disable=not self.is_main)
-
-        def failed(item: tuple[str, Path], reason: str) -> None:
-            self.failures.append((str(item[1]), reason))
-            bar.update()
-
-        def finish(file: Path, pixels: int, future: Future) -> None:
-            try:
-                future.result()
-            except FAILS_ALONE as error:
-                self.failures.append((str(file), error_line(error)))
-
-        with ThreadPoolExecutor(max_workers=2) as pool, bar:
-            for result in self._segmented(items, failed):
-                file = result.item[1]
-                if (frames := count_frames(file)) > 1:
-                    tqdm.write(f"note: {file}: the first of {frames} frames", file=sys.stderr)
-                writing.append((file, result.size[0] * result.size[1], pool.submit(self._write, result)))
-                del result
-                while len(writing) > 2 * self.args.batch_size + 2 or sum(w[1] for w in writing) > WAITING_PIXELS:
-                    finish(*writing.pop(0))
-                bar.update()
-            for waiting in writing:
-                finish(*waiting)
-
-    def _segmented(self, items: list[tuple[str, Path]], failed) -> Iterator[Inferred]:
-        rules = {"panoptic": {"threshold": self.threshold}, "semantic": {"confidence": self.args.confidence}}
-        rules = rules.get(self.task, {})
-        if not self.args.tile:
-            yield from infer(
-                self.model,
-                self.processor,
-                items,
-                batch_size=self.args.batch_size,
-                num_workers=self.args.workers,
-                read=partial(_read, max_pixels=self.args.max_pixels),
-                on_error=failed,
-                **rules,
-            )
-            return
-        for item in items:
-            try:
-                result = self._infer_tiles(item, rules)
-            except FAILS_ALONE as error:
-                failed(item, error_line(error))
-            else:
-                yield result
-                del result
-
-    def _infer_tiles(self, item: tuple[str, Path], rules: dict) -> Inferred:
-        picture, args = _read(item, self.args.max_pixels), self.args
-        size = (picture.height, picture.width)
-        count = len(cut(size, args.tile, args.overlap))
-        with tqdm(
-            total=count + 1, desc=item[0], unit="tile", leave=False, disable=count == 1 or not self.is_main
-        ) as bar:
-            prediction = infer_tiles(
-                self.model,
-                self.processor,
-                picture,
-                tile=args.tile,
-                overlap=args.overlap,
-                batch_size=args.batch_size,
-                on_tile=bar.update,
-                **rules,
-            )
-        return Inferred(item, size, prediction)
-
-    def _write(self, result: Inferred) -> None:
-        """Pictures first: the results' record marks the image as done."""
-        name, file = result.item
-        if not self.args.no_overlays or self.args.confidence:
-            self._draw(name, file, result.prediction)
-        file_name = str(Path(name).with_name(file.name))  # with its folders: names alone may repeat
-        self.results.write(name, file_name, result.prediction, self.image_ids[name], self.sources[name])
-
-    def _draw(self, name: str, file: Path, prediction: dict) -> None:
-        picture = read_image(file)
-        step = math.ceil(math.sqrt(picture.width * picture.height / DRAWN_PIXELS))
-        picture = picture.reduce(step) if step > 1 else picture
-        shown = confident_instances(prediction, self.threshold) if self.task == "instance" else prediction
-        if not self.args.no_overlays:
-            overlay = draw_prediction(picture, shown, self.id2label, step, legend=True)
-            write_jpeg(self.results.path("overlays", name, ".jpg"), overlay)
-        if self.args.confidence:
-            confidence = prediction["confidence"].numpy()
-            stored = np.empty(confidence.shape, np.uint16)
-            for row, values in zip(stored, confidence):
-                row[:] = np.floor(values * 65535)  # as BRAVO wants it
-            write_atomic(self.results.path("confidence", name, ".png"), Image.fromarray(stored).save)
-            plain = draw_prediction(picture, shown, self.id2label, step)
-            heat = draw_confidence(confidence[::step, ::step])
-            sheet = side_by_side([("image", picture), ("prediction", plain), ("confidence", heat)])
-            write_jpeg(self.results.path("confidence_pictures", name, ".jpg"), sheet)
+# --- which files are meant -------------------------------------------------------------------------------------------
 
 
-def _read(item: tuple[str, Path], max_pixels: int) -> Image.Image:
-    """Called in the data-loading processes."""
-    allow_pixels(max_pixels)
-    return read_image(item[1], max_pixels=max_pixels)
+def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> dict[str, Path | str]:
+    """Files, folders (searched to the bottom), globs and URLs → {name: file or URL}, in a fixed order.
+
+    A name is the path below the folder (or below the glob's fixed part) without its suffix. Files that would share
+    one get the path from their common root, and then their suffix: "a/1", "b/1"; "1_jpg", "1_png". A "1_jpg.png" beside
+    these keeps its name, and "1.jpg" becomes "1_jpg_".
+
+    Args:
+        exclude: a folder to leave out: the results of an earlier run.
+
+    Raises:
+        ValueError: for a source without images.
+        FileNotFoundError: for a source that does not exist.
+    """
+    named: dict[Path | str, str] = {}
+    for source in map(str, sources):
+        if source.startswith(("http://", "https://")):
+            named[source] = Path(source.partition("?")[0]).stem or "image"
+            continue
+        found = [(base, path.absolute()) for base, path in _expand(source)]
+        found = [(base, path) for base, path in found if exclude is None or exclude.absolute() not in path.parents]
+        if not found:
+            raise ValueError(f"no images in {source!r}; give image files, a folder that holds some, or a glob")
+        for base, path in found:
+            named.setdefault(path, path.relative_to(base.absolute()).with_suffix("").as_posix())
+    if len(set(named.values())) < len(named):
+        files = [path for path in named if isinstance(path, Path)]
+        root = Path(os.path.commonpath([path.parent for path in files])) if files else None
+        for path in files:
+            named[path] = path.relative_to(root).with_suffix("").as_posix()
+    uses = Counter(named.values())
+    taken = {name for name, count in uses.items() if count == 1}
+    unique = {}
+    for path, name in named.items():
+        if uses[name] > 1:
+            name = f"{name}_{Path(path).suffix[1:]}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        unique[name] = path
+    return unique
+
+
+def _expand(source: str) -> Iterator[tuple[Path, Path]]:
+    """One source → (base, file) pairs."""
+    path = Path(source)
+    if path.is_dir():
+        for name in sorted(files_below(str(path))):
+            file = path / name
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+                yield path, file
+    elif path.is_file():
+        yield path.parent, path
+    elif path.exists():
+        raise ValueError(f"{source!r} is neither a file nor a folder but a pipe or a device; give an image file")
+    elif glob.has_magic(source):
+        fixed = Path()
+        for part in path.parts[:-1]:
+            if glob.has_magic(part):
+                break
+            fixed /= part
+        for match in sorted(glob.glob(source, recursive=True)):
+            if Path(match).is_file():
+                yield fixed, Path(match)
+    else:
+        raise FileNotFoundError(f"there is no file or folder {source!r}")

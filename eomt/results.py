@@ -136,8 +136,10 @@ def image_ids_by_name(names: Iterable[str]) -> dict[str, int | str]:
     return {name: i if uses[i] == 1 else name for name, i in ids.items()}
 
 
-def file_state(file: Path) -> dict:
-    """What identifies a file and its version."""
+def file_state(file: Path | str) -> dict:
+    """What identifies a file and its version; of a URL the address."""
+    if isinstance(file, str):
+        return {"file": file}
     stat = file.stat()
     return {"file": str(file.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from eomt import EoMTImageProcessor
 from eomt.image_processing import read_image
 from eomt.image_processing.maps import rgb_to_id
-from eomt.inference.image_files import find_images
+from eomt.predict import find_images
 from tests.modeling_eomt.ladder.test_ladder import ladder
 from tests.pairs import ENVIRONMENT
 from tests.predicting import SIZES, predict

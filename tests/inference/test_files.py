@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eomt.inference.encoding import VOID_LABELS, label_png
-from eomt.inference.image_files import find_images
+from eomt.predict import find_images
 from eomt.training.files import write_atomic, write_json
 
 

@@ -12,8 +12,10 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from ...inference.image_files import files_below
-
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
+)  # fmt: skip
+"""What is taken from a folder; a file named outright may be called anything."""
 SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held out
     "train": ("train",),
     "val": ("val", "valid", "validation", "test"),
@@ -24,6 +26,27 @@ MOST_TEXT = 1 << 24  # of a yaml, a list of classes or an image's polygons
 MOST_ARCHIVE = 1 << 36  # of a zip inside a zip, which is copied to disk
 MOST_COMPRESSED, SMALL = 200, 1 << 26  # a zip's members shrink to a 200th at the most, but for small ones
 _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
+
+
+def files_below(base: str) -> list[str]:
+    """Every regular file's name relative to a folder; links are followed, except back to a folder that they lie in.
+
+    Pipes and devices are left out: reading one may wait for ever.
+    """
+    found = []
+    waiting = [("", frozenset({os.path.realpath(base)}))]  # folder, where it and those it lies in really are
+    while waiting:
+        below, inside = waiting.pop()
+        with os.scandir(os.path.join(base, below)) as entries:
+            for entry in entries:
+                name = below + entry.name
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    if real not in inside:
+                        waiting.append((f"{name}/", inside | {os.path.realpath(entry.path)}))
+                elif entry.is_file():
+                    found.append(name)
+    return found
 
 
 def mentions(name: str, word: str) -> bool:

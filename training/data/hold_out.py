@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets import Dataset
 
-from ...inference.image_files import IMAGE_SUFFIXES
+from .files import IMAGE_SUFFIXES
 from .files import SPLIT_NAMES, Tree, mentions
 from .readers.coco_layout import is_task, search_trees
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from ...configuration.labels import LabelSpace
-from ...inference.image_files import files_below
+from .files import files_below
 from ..files import atomic, read_json
 
 MIN_BYTES = 1 << 25  # of annotation files: smaller ones are read in a second or two

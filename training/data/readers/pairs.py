@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from transformers.utils import logging
 
-from ....inference.image_files import IMAGE_SUFFIXES
+from ..files import IMAGE_SUFFIXES
 from ..files import SPLIT_NAMES, Tree, mentions
 from ..rows import Rows, is_id
 

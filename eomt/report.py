@@ -1,4 +1,4 @@
-"""What an evaluation leaves for people: the worst images as pictures, a confusion matrix.
+"""A report of an evaluation for people: pictures of the worst images, a confusion matrix.
 
 C classes · H, W image · n instances
 """
@@ -10,21 +10,21 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..configuration import TASK_ROWS
-from ..configuration.labels import LabelSpace
-from ..image_processing.inference import confident_instances
-from ..image_processing.rle import encode_masks
-from ..visualization import class_colors, draw_prediction, side_by_side
-from .evaluation import as_reference, metric_for
-from .metrics.mean_iou import confusion
-from .processes import gather
+from .configuration import TASK_ROWS
+from .configuration.labels import LabelSpace
+from .drawing import class_colors, draw_prediction, side_by_side
+from .image_processing.inference import confident_instances
+from .image_processing.rle import encode_masks
+from .training.evaluation import as_reference, metric_for
+from .training.metrics.mean_iou import confusion
+from .training.processes import gather
 
 SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5  # instances below these are neither drawn nor counted in the confusion
 MOST_CLASSES = 40  # of a confusion picture
 
 
 class ImageReport:
-    """Give it every (sample, prediction): it keeps the `worst` images by the metric of each alone, and a confusion."""
+    """Collects every (sample, prediction): the `worst` images by the metric of each alone, and a confusion matrix."""
 
     def __init__(self, task: str, label_space: LabelSpace, worst: int = 0):
         self.task, self.space, self.worst = task, label_space, worst
@@ -46,7 +46,7 @@ class ImageReport:
         self._keep([(score, sample["file_name"], drawn)])
 
     def gathered(self) -> None:
-        """Join what all processes have; all of them must call this."""
+        """Join the processes' parts; all of them must call this."""
         self.confusion = np.sum(gather(self.confusion), 0)
         parts, self.kept = gather(self.kept), []
         self._keep([entry for part in parts for entry in part])
@@ -55,7 +55,7 @@ class ImageReport:
         self.kept = sorted([*self.kept, *entries], key=lambda entry: entry[:2])[: self.worst]
 
     def draw_worst(self, folder: Path) -> list[dict]:
-        """Write photo, ground truth and prediction side by side, the worst first; returns their names and scores."""
+        """Write image, ground truth and prediction side by side, the worst first; returns their names and scores."""
         folder.mkdir(parents=True, exist_ok=True)
         listed = []
         for number, (score, name, (pixels, prediction, reference)) in enumerate(self.kept, 1):
