@@ -11,7 +11,6 @@ for folder in FOLDERS:
     packages += [f"eomt.{folder}", *(f"eomt.{folder}.{name}" for name in find_packages(folder))]
 
 package_data = {
-    "eomt.app": ["*.js", "*.css"],
     "eomt.configuration": ["data/*.json", "data/*.csv"],
     "eomt.training": ["configs/*"],
 }

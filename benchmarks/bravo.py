@@ -28,7 +28,7 @@ from transformers import AutoImageProcessor
 from eomt.configuration.labels import IGNORE_INDEX, label_space
 from eomt.configuration.paper import REPORTED
 from eomt.image_processing.inference import infer
-from eomt.inference.loading import load_for_inference
+from eomt.loading import load_for_inference
 from eomt.training.files import write_atomic, write_json
 from eomt.training.metrics import OutOfDistribution
 from eomt.training.metrics.out_of_distribution import confidence_levels

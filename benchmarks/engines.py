@@ -40,7 +40,7 @@ def export_all(folder: Path) -> None:
     from transformers import EomtImageProcessor
 
     from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
-    from eomt.inference.exporting import export, exportable
+    from eomt.export import export, exportable
 
     ours, theirs = pair(BACKBONE)
     theirs.save_pretrained(folder / "built-in")
@@ -84,7 +84,7 @@ def load(folder: Path, row: Row):
         processor = transformers.EomtImageProcessor.from_pretrained(folder / row.engine)
     else:
         import eomt
-        from eomt.inference.exported import ExportedEoMT
+        from eomt.engines import ExportedEoMT
 
         if row.engine == "torch":
             source = folder / row.engine

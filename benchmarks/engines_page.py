@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from eomt.benchmarking.measure import cpu_name
+from eomt.speed.measure import cpu_name
 
 from .engine_rows import DTYPES, ENGINE_ROWS, FULL, MODEL_ROWS, OTHER_ROWS, Row
 

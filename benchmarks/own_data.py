@@ -19,9 +19,10 @@ from transformers import EomtForUniversalSegmentation, Trainer, TrainerCallback,
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.auto import register
-from eomt.cli.train import parse
 from eomt.configuration import TASK_ROWS
+from eomt.drawing import draw_prediction, side_by_side
 from eomt.image_processing.inference import confident_instances
+from eomt.train import parse
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.cpu import has_fast_bf16, keep_memory
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
@@ -29,7 +30,6 @@ from eomt.training.evaluation import as_reference, evaluate_model, metric_for
 from eomt.training.files import write_json
 from eomt.training.options import listed
 from eomt.training.run_setup import build_trainer
-from eomt.visualization import draw_prediction, side_by_side
 
 OURS = {  # variant → what it adds to `eomt train`'s own defaults
     "ours": "",

@@ -14,7 +14,7 @@ import torch
 from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
 
 from eomt import EoMTImageProcessor
-from eomt.benchmarking.measure import extra_cpu_bytes
+from eomt.speed.measure import extra_cpu_bytes
 
 from .measure import seconds
 

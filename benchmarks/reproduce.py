@@ -24,12 +24,11 @@ from transformers import (
 )
 from transformers.utils import is_natten_available
 
-from eomt.benchmarking.candidates import ONEFORMER_TASK_TOKENS, Candidate
-from eomt.benchmarking.flops import count_flops
-from eomt.benchmarking.measure import measure_seconds, peak_bytes
-from eomt.benchmarking.text_table import text_table
 from eomt.configuration.paper import REPORTED, Reported
 from eomt.image_processing.geometry import placement
+from eomt.speed.candidates import ONEFORMER_TASK_TOKENS, Candidate
+from eomt.speed.flops import count_flops
+from eomt.speed.measure import measure_seconds, peak_bytes, text_table
 from eomt.training.files import read_json, write_json
 
 TABLES = {**{str(n): f"Table {n}" for n in range(1, 10)}, **{c: f"Table {c}" for c in "BCDE"}}

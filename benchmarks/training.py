@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from eomt.benchmarking.measure import extra_cpu_bytes
+from eomt.speed.measure import extra_cpu_bytes
 
 from .bound import matrix_products
 from .measure import paired

@@ -1,4 +1,4 @@
-"""What `eomt demo` does: synthetic shapes → training from scratch → evaluation → reloading → pictures."""
+"""`eomt demo`: synthetic shapes, training from scratch, evaluation, reloading, pictures: minutes on a CPU."""
 
 import time
 from pathlib import Path
@@ -10,13 +10,14 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, 
 from transformers.utils.logging import disable_progress_bar
 
 from .configuration import EoMTConfig
+from .drawing import draw_prediction, draw_segments, side_by_side
 from .image_processing import EoMTImageProcessor
 from .modeling_eomt import EoMTForUniversalSegmentation
+from .options import DemoOptions
 from .training import EoMTTrainer, EoMTTrainingArguments
 from .training.callbacks.progress import ReadableProgress
 from .training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
 from .training.files import write_json
-from .visualization import draw_prediction, draw_segments, side_by_side
 
 # 1.1 M parameters on 64 × 64 pixels: 8 × 8 patches of 8 pixels, masks at a quarter of the image's resolution.
 MODEL = {
@@ -33,15 +34,15 @@ IMAGE_SIZE = 64
 PICTURES = 4
 
 
-def run(args) -> None:
-    """The whole demo; `args` as the command's parser gives them."""
+def demo(options: DemoOptions) -> int:
+    """Run all of it. Returns the exit code."""
     started = time.time()
-    trainer, space, folder = train(args)
+    trainer, space, folder = train(options)
     metrics = trainer.evaluate()
-    model_folder = Path(args.output, "model")
+    model_folder = Path(options.output, "model")
     trainer.save_model(model_folder)
     reloaded = reload_and_compare(model_folder, trainer)
-    pictures = draw_pictures(reloaded, folder, space, Path(args.output))
+    pictures = draw_pictures(reloaded, folder, space, options.output)
     report = {
         "pq": 100 * metrics["eval_pq"],
         "pq_things": 100 * metrics["eval_pq_things"],
@@ -50,23 +51,25 @@ def run(args) -> None:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seconds": round(time.time() - started, 1),
     }
-    write_json(Path(args.output, "report.json"), report, indent=2)
+    write_json(Path(options.output, "report.json"), report, indent=2)
     print(
         f"held-out PQ {report['pq']:.1f} (things {report['pq_things']:.1f}, stuff {report['pq_stuff']:.1f}) after "
         f"{report['steps']} steps, {report['seconds']:.0f} s; masking off, reloaded through the Auto classes"
     )
-    print("\n".join(f"  {path}" for path in [model_folder, *pictures, Path(args.output, "curves.png")]))
+    print("\n".join(f"  {path}" for path in [model_folder, *pictures, Path(options.output, "curves.png")]))
+    return 0
 
 
-def train(args):
+def train(options: DemoOptions):
     """Make the data and train → (trainer, label space, data folder)."""
     disable_progress_bar()
-    folder = make_shapes(Path(args.output, "data"), train=args.train_images, val=args.val_images, seed=args.seed)
+    counts = {"train": options.train_images, "val": options.val_images}
+    folder = make_shapes(options.output / "data", **counts, seed=options.seed)
     train_set, space = load_data(folder, task="panoptic", split="train")
     val_set, _ = load_data(folder, task="panoptic", split="val")
     print(f"{len(train_set)} images to train on, {len(val_set)} held out: {', '.join(space.names)}")
 
-    torch.manual_seed(args.seed)
+    torch.manual_seed(options.seed)
     config = EoMTConfig.for_backbone(
         "vit_small_patch14_reg4_dinov2",
         image_size=IMAGE_SIZE,
@@ -78,22 +81,22 @@ def train(args):
     trainer = EoMTTrainer(
         EoMTForUniversalSegmentation(config),
         EoMTTrainingArguments(
-            output_dir=args.output,
-            max_steps=args.steps,
+            output_dir=str(options.output),
+            max_steps=options.steps,
             total_batch_size=16,
             per_device_train_batch_size=16,
             learning_rate=2e-3,
             llrd=1.0,  # from scratch: no pre-trained layer to protect
             head_warmup_steps=0,
-            backbone_warmup_steps=args.steps // 20,
-            masking=args.masking,
+            backbone_warmup_steps=options.steps // 20,
+            masking=options.masking,
             eval_strategy="steps",
-            eval_steps=max(1, args.steps // 4),
+            eval_steps=max(1, options.steps // 4),
             per_device_eval_batch_size=16,
-            logging_steps=max(1, args.steps // 40),
+            logging_steps=max(1, options.steps // 40),
             save_strategy="no",
             report_to=[],
-            seed=args.seed,
+            seed=options.seed,
         ),
         train_dataset=train_set.with_transform(
             TrainTransform(space, task="panoptic", size=IMAGE_SIZE, scale_range=(0.7, 1.4))

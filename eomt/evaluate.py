@@ -11,11 +11,11 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers.utils.logging import disable_progress_bar
 
 from .configuration import TASK_ROWS, EoMTConfig
 from .configuration.labels import LabelSpace, label_space
 from .configuration.recipes import RECIPES
+from .image_processing.inference import counted
 from .loading import load_for_inference, needs_cpu_group
 from .options import EvaluateOptions
 from .report import ImageReport
@@ -60,7 +60,6 @@ def evaluate(source: str | None, options: EvaluateOptions) -> int:
         device = device or str(state.device)
     model = processor = None
     if source:
-        disable_progress_bar()  # of loading weights; the evaluation has its own
         model, processor = load_for_inference(
             source,
             device,
@@ -267,13 +266,13 @@ def write_report(options: EvaluateOptions, summary: dict, space: LabelSpace, rep
     print(metric_table(result, task, [(row["where"], row["percent"]) for row in summary["reported"]]))
     if len(classes) <= SHOWN_CLASSES:
         print(class_table(classes, task))
-    images, empty = summary["images"], summary["images_without_annotations"]
+    images, empty = counted(summary["images"]), summary["images_without_annotations"]
     if not options.keep_empty:
-        print(f"{images} images; those without annotations are left out (--no-keep-empty)")
+        print(f"{images}; those without annotations are left out (--no-keep-empty)")
     elif empty:
-        print(f"{images} images, {empty} of them without annotations; --no-keep-empty leaves these out")
+        print(f"{images}, {empty} of them without annotations; --no-keep-empty leaves these out")
     else:
-        print(f"{images} images")
+        print(images)
     if "gflops_per_image" in result:
         print(f"{result['gflops_per_image']:.2f} GFLOPs an image with token merging at {options.token_merging:g}")
     if options.output:
@@ -293,7 +292,8 @@ def metric_table(result: dict, task: str, reported: list[tuple[str, float]] = ()
     lines = ["".join(f"{name:>9}" for _, name in columns)]
     for suffix in ("", *suffixes):
         title = f"  before block {suffix.rpartition('_')[2]}" if suffix else ""
-        lines.append("".join(f"{percent(result.get(key + suffix)):>9}" for key, _ in columns) + title)
+        cells = [f"{percent(result[key + suffix]):>9}" for key, _ in columns if key + suffix in result]
+        lines.append("".join(cells) + title)
     return "\n".join(lines + [f"{value:9.2f}  {where}" for where, value in reported])
 
 

@@ -1,50 +1,367 @@
-"""What `eomt export` does: check the options, load the model, write the exported folder."""
+"""`eomt export`: a model as a file for an engine, checked against the model. Nothing is left unless the check passed.
 
+B images · Q queries · C labels · H, W pixels
+"""
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from .configuration import TASK_ROWS
-from .configuration.sizes import parse_size
+from .configuration import TASK_ROWS, as_pair
+from .engines import ENGINES, INPUT, MAX_SIDE, OUTPUTS, PRECISION_KEY, ExportedEoMT
 from .evaluate import evaluation_data
-from .inference.export_folder import MAX_DROP, ExportOptions, export_folder, require_options
-from .inference.exported import ExportedEoMT
-from .inference.loading import load_model, require_model
+from .image_processing.geometry import input_size_of
+from .image_processing.reading import read_image
+from .loading import load_model
+from .options import ExportOptions
+from .predict import find_images
 from .training.data import EvaluationTransform
 from .training.evaluation import evaluate_model
-from .training.files import require_free, require_writable
+from .training.files import atomic, require_free, require_writable
+
+# Precisions of each format. Half precision where the engine's kernels have it: bf16 OpenVINO's, fp16 ONNX's.
+PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "fp16", "int8")}
+PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+INT8_PACKAGES = {"openvino": ("nncf",), "onnx": ()}
+LARGEST_ONNX = 1_900_000_000  # bytes; a protobuf ends at 2 GiB, larger weights go beside it
+TOLERANCE = 1e-4  # of the largest logit: fp32 sums in another order
 
 
-def export(args) -> None:
-    """Export by the options, `args` as the command's parser gives them."""
-    size = parse_size(*args.image_size) if args.image_size else None
-    require_free(args.output, args.force, args.model)
-    require_writable(args.output.parent)
-    options = ExportOptions(
-        formats=tuple(dict.fromkeys(args.format)),
-        precision=args.precision,
-        calibrate=args.calibrate,
-        calibration_images=args.calibration_images,
-        max_drop=MAX_DROP if args.max_drop is None else args.max_drop,
-        image=args.image,
-        dynamic_size=args.dynamic_size,
-    )
+def export(source: str, output: Path, options: ExportOptions) -> int:
+    """Write the folder `output`. Returns the exit code.
+
+    Raises:
+        ValueError: when a file differs from the model, or loses too much of the metric.
+    """
+    require_free(output, options.force, source)
+    require_writable(output.parent)
     require_options(options)
-    require_model(args.model)
-    processor = AutoImageProcessor.from_pretrained(args.model, **({"size": size} if size else {}))
-    model = load_model(args.model, dtype="float32", **({"image_size": size} if size else {}))
+    size = {"size": options.image_size} if options.image_size else {}
+    processor = AutoImageProcessor.from_pretrained(source, **size)
+    image_size = {"image_size": options.image_size} if options.image_size else {}
+    model = load_model(source, dtype=torch.float32, **image_size)
     if isinstance(model, ExportedEoMT):
-        raise ValueError(f"{args.model} is exported already; give an EoMT that save_pretrained wrote")
-    score = _score(args, processor, model) if args.data else None
-    export_folder(model, processor, args.output, options, score, args.force)
+        raise ValueError(f"{source} is exported already; give an EoMT that save_pretrained wrote")
+    if model.config.masked_inference:
+        print("note: this model was trained with masks to the end; the files have none, and lose accuracy")
+    score = scorer(model, processor, options) if options.data else None
+    pixels, image_name = check_input(options, processor)
+    calibration = calibration_inputs(options, processor)
+    input_size = input_size_of(processor.size, processor.do_split_image)
+    wrapped = exportable(model)
+    before = score(model) if score else None
+    with atomic(output, folder=True, force=options.force) as folder:
+        model.config.masked_inference = False
+        model.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for kind in dict.fromkeys(options.format):
+            file = write_file(wrapped, kind, folder, input_size, options.precision, calibration, options.dynamic_size)
+            exported = ExportedEoMT.from_pretrained(folder, engine=kind)
+            gap = compare(exported, wrapped, pixels)
+            if options.precision == "fp32" and gap.relative > TOLERANCE:
+                raise ValueError(
+                    f"{file.name} differs from the model by {gap.logits:.2g} in a logit ({gap.relative:.1g} of the "
+                    f"largest; {TOLERANCE:g} is allowed); nothing was written"
+                )
+            print(summary(file, "any size" if options.dynamic_size else f"{input_size[0]} × {input_size[1]} pixels"))
+            print(
+                f"  on {image_name} logits differ by at most {gap.logits:.1g}, {100 * gap.pixels:.4f} % of mask pixels "
+                f"change sides, {100 * gap.classes:.1f} % of queries their class"
+            )
+            if options.precision == "bf16" != exported.engine.dtype:
+                print(f"note: this CPU has no bf16, so {file.name} was checked in {exported.engine.dtype}")
+            if score:
+                require_score(file, before, score(exported), options, TASK_ROWS[processor.task].metric)
+    print(f"done: {output}")
+    return 0
 
 
-def _score(args, processor, model):
-    """`model → (name, points)` of the task's metric on --data."""
-    task, key = processor.task, TASK_ROWS[processor.task].metric_key
-    data, space = evaluation_data(args.data, task, model, split=args.split or "val", ignore_ids=args.ignore_ids)
-    data = data.with_transform(EvaluationTransform(space, task=task))
+def require_options(options: ExportOptions) -> None:
+    """`ValueError` when a package is missing or options contradict each other."""
+    int8 = options.precision == "int8"
+    for kind in options.format:
+        if options.precision not in PRECISIONS[kind]:
+            raise ValueError(
+                f"--format {kind} has no --precision {options.precision}; choose from {', '.join(PRECISIONS[kind])}"
+            )
+        packages = PACKAGES[kind] + (INT8_PACKAGES[kind] if int8 else ())
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(f"--format {kind} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    if int8 != bool(options.calibrate):
+        raise ValueError("--precision int8 and --calibrate IMAGES go together; the images are like those to come")
+    if options.ignore_ids and not options.data:
+        raise ValueError("--ignore-ids is for --data, which is missing")
 
-    def score(model) -> tuple[str, float]:
-        result = evaluate_model(model, processor, data, task=task, label_space=space)
-        return TASK_ROWS[task].metric, 100 * result[key]
+
+def scorer(model, processor, options: ExportOptions) -> Callable[[object], float]:
+    """→ a function: model → points of the task's metric on --data."""
+    task = processor.task
+    rows, space = evaluation_data(options.data, task, model, split=options.split, ignore_ids=list(options.ignore_ids))
+    rows = rows.with_transform(EvaluationTransform(space, task=task))
+
+    def score(model) -> float:
+        result = evaluate_model(model, processor, rows, task=task, label_space=space)
+        return 100 * result[TASK_ROWS[task].metric_key]
 
     return score
+
+
+def require_score(file: Path, before: float, after: float, options: ExportOptions, metric: str) -> None:
+    print(f"{file.name}: {metric} {after:.2f}, the model {before:.2f}")
+    if before - after > options.max_drop:
+        raise ValueError(
+            f"{file.name} loses {before - after:.2f} points of {metric} (--max-drop {options.max_drop:g}); calibrate "
+            "on more images that are like those of the data, or export fp32; nothing was written"
+        )
+
+
+def check_input(options: ExportOptions, processor) -> tuple[Tensor, str]:
+    """The image to check with as model inputs (B, 3, H, W), and its name."""
+    image = read_image(options.image) if options.image else synthetic_image()
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    return pixels, str(options.image) if options.image else "a synthetic image"
+
+
+def calibration_inputs(options: ExportOptions, processor) -> list[np.ndarray]:
+    """Inputs (1, 3, H, W) of the images to calibrate on, windows one by one."""
+    if not options.calibrate:
+        return []
+    files = list(find_images(options.calibrate).values())
+    inputs, step = [], max(1, len(files) // options.calibration_images)
+    for file in files[::step][: options.calibration_images]:
+        inputs += processor(read_image(file), return_tensors="pt")["pixel_values"].split(1)
+    return [pixels.numpy() for pixels in inputs]
+
+
+def synthetic_image(height: int = 480, width: int = 640) -> Image.Image:
+    """An image with areas, edges and texture, always the same."""
+    random = np.random.default_rng(0)
+    blobs = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
+    pixels = np.asarray(blobs.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    for _ in range(6):
+        top, left = random.integers(0, height // 2), random.integers(0, width // 2)
+        pixels[top : top + height // 3, left : left + width // 4] = random.integers(0, 256, 3)
+    pixels += random.integers(-12, 13, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def summary(file: Path, sides: str) -> str:
+    weights = (file.with_suffix(".bin"), file.with_name(f"{file.name}.data"))  # OpenVINO's, a large ONNX file's
+    megabytes = sum(part.stat().st_size for part in (file, *weights) if part.exists()) / 1e6
+    return f"{file.name}: {megabytes:.1f} MB, {sides}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an exported file is from the model, over several batch sizes."""
+
+    logits: float
+    """Largest difference of a logit."""
+    relative: float
+    """The same, divided by the largest logit of its kind."""
+    pixels: float
+    """Share of mask pixels on the other side of 0."""
+    classes: float
+    """Share of queries whose class differs."""
+
+
+def compare(exported, model: "Exportable", pixels: Tensor) -> Difference:
+    """Run file and model on (B, 3, H, W), and on one image less and one more: the batch must be free.
+
+    Raises:
+        ValueError: when an output has another shape or is not finite.
+    """
+    batches = [pixels, torch.cat([pixels, pixels[:1].flip(-1)]), pixels[:1]]
+    worst = [0.0, 0.0, 0.0, 0.0]
+    for batch in batches:
+        with torch.no_grad():
+            expected = model(batch)
+        output = exported(batch)
+        found = (output.class_queries_logits, output.masks_queries_logits)
+        for ours, theirs in zip(expected, found):
+            if ours.shape != theirs.shape or not theirs.isfinite().all():
+                raise ValueError(f"the file gives {tuple(theirs.shape)} for {tuple(ours.shape)}, or no finite numbers")
+        gaps = [(ours - theirs).abs().max().item() for ours, theirs in zip(expected, found)]
+        relative = [gap / ours.abs().max().clamp(min=1).item() for gap, ours in zip(gaps, expected)]
+        flipped = ((expected[1] > 0) != (found[1] > 0)).float().mean().item()
+        changed = (expected[0].argmax(-1) != found[0].argmax(-1)).float().mean().item()
+        worst = [max(pair) for pair in zip(worst, (max(gaps), max(relative), flipped, changed))]
+    return Difference(*worst)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class Exportable(nn.Module):
+    """EoMT as a program that can be exported: tensors in, tensors out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(pixel_values)
+        return output.class_queries_logits, output.masks_queries_logits
+
+
+def exportable(model: nn.Module) -> Exportable:
+    """`model`, in evaluation mode and with its masking turned off, ready for export."""
+    model.eval()
+    model.set_attn_mask_probs([0.0] * model.config.num_blocks)
+    return Exportable(model).eval()
+
+
+def write_file(
+    model: Exportable,
+    kind: str,
+    folder: Path,
+    size: tuple[int, int],
+    precision: str = "fp32",
+    calibration: Sequence[np.ndarray] = (),
+    dynamic_size: bool = False,
+) -> Path:
+    """Write `model` for an engine → the file.
+
+    Args:
+        kind: "openvino" or "onnx".
+        size: (H, W) in pixels, fixed in the file unless `dynamic_size`.
+        precision: "fp32", "bf16" (OpenVINO), "fp16" (ONNX), or "int8": matrix products of the encoder, calibrated.
+        calibration: for int8, inputs (B, 3, H, W) of real images.
+
+    Raises:
+        ValueError: when the model has no int8 form, or its learned positions fix the size.
+    """
+    config = model.model.config
+    if precision == "int8" and not config.blocks_are_the_encoders:
+        raise ValueError("int8 is for EoMT; export steps 0 to 3 of the ladder in floating point")
+    if dynamic_size and config.has_position_embeddings:
+        raise ValueError(
+            f"a {config.model_type!r} model has learned positions, resampled at each size, which the engines cannot; "
+            "export each size by itself (DINOv3's rotary positions take any)"
+        )
+    path = folder / ENGINES[kind].file
+    with torch.no_grad():
+        if kind == "onnx":
+            _write_onnx(model, path, size, precision, calibration, dynamic_size)
+        else:
+            example = torch.zeros(2, config.num_channels, *size)
+            program = torch.export.export(model, (example,), dynamic_shapes=_shapes(config, dynamic_size))
+            _write_openvino(program, path, config, size, precision, calibration, dynamic_size)
+    return path
+
+
+def _shapes(config, dynamic_size: bool) -> dict:
+    free = {0: torch.export.Dim("batch", min=1)}
+    if dynamic_size:
+        patch = as_pair(config.patch_size)
+        for axis, name, side in ((2, "rows", patch[0]), (3, "columns", patch[1])):
+            free[axis] = side * torch.export.Dim(name, min=2, max=MAX_SIDE // side)
+    return {INPUT: free}
+
+
+def _write_openvino(program, path: Path, config, size, precision: str, calibration, dynamic_size: bool) -> None:
+    import openvino
+
+    model = openvino.convert_model(program)
+    for output, name in zip(model.outputs, OUTPUTS):
+        output.get_tensor().set_names({name})
+    if not dynamic_size:
+        model.reshape([-1, config.num_channels, *size])
+    if precision == "int8":
+        model = _quantize_openvino(model, config, calibration)
+    model.set_rt_info(precision, [PRECISION_KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _quantize_openvino(model, config, calibration):
+    """The encoder's matrix products in int8 by NNCF's transformer preset; the heads stay as they are."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)  # else it lists every ignored operation
+    norms = [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
+    heads = nncf.Subgraph(
+        inputs=[norms[-1 - config.num_upscale_blocks]],  # the final norm; each upscaling block has one after it
+        outputs=[result.get_friendly_name() for result in model.get_results()],
+    )
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(calibration)),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(calibration),
+        ignored_scope=nncf.IgnoredScope(subgraphs=[heads]),
+    )
+
+
+def _write_onnx(model: Exportable, path: Path, size, precision: str, calibration, dynamic_size: bool) -> None:
+    import onnx
+
+    config = model.model.config
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(2, config.num_channels, *size),),
+        dynamo=True,
+        dynamic_shapes=_shapes(config, dynamic_size),
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        verbose=False,
+    )
+    large = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) > LARGEST_ONNX
+    proto = program.model_proto
+    if precision == "fp16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        proto = convert_float_to_float16(proto, keep_io_types=True, disable_shape_infer=large)
+    onnx.helper.set_model_props(proto, {PRECISION_KEY: precision})
+    if precision == "int8":
+        plain = path.with_suffix(".float.onnx")
+        onnx.save(proto, plain, save_as_external_data=large)
+        _quantize_onnx(plain, path, config, calibration, large)
+        for part in path.parent.glob(f"{plain.name}*"):
+            part.unlink()
+    else:
+        onnx.save(proto, path, save_as_external_data=large, location=f"{path.name}.data")
+
+
+def _quantize_onnx(source: Path, path: Path, config, calibration, large: bool) -> None:
+    """The encoder's matrix products in int8, one scale a column, by ONNX Runtime's static quantization."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):
+        def __init__(self):
+            self._images = iter(calibration)
+
+        def get_next(self):
+            pixels = next(self._images, None)
+            return None if pixels is None else {INPUT: pixels}
+
+    nodes = onnx.load(source, load_external_data=False).graph.node
+    norms = [index for index, node in enumerate(nodes) if node.op_type == "LayerNormalization"]
+    heads = [node.name for node in list(nodes)[norms[-1 - config.num_upscale_blocks] :]]
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it advises to optimize the graph first, as torch's exporter has
+    try:
+        quantize_static(
+            source,
+            path,
+            Images(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=heads,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=large,
+        )
+    finally:
+        logging.disable(disabled)

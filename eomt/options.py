@@ -18,6 +18,7 @@ RULES, WRITTEN, MACHINE = Group("Segments", sort_key=2), Group("Output", sort_ke
 
 TaskName = Literal["panoptic", "instance", "semantic"]
 SplitName = Literal["train", "val", "test"]
+EngineName = Literal["openvino", "onnx"]
 FloatType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -145,7 +146,7 @@ class EvaluateOptions(DeviceOptions, MaskingOptions):
 class ExportOptions:
     """Options of `eomt export`."""
 
-    format: Annotated[list[Literal["openvino", "onnx"]], Parameter(group=MODEL, consume_multiple=True)]
+    format: Annotated[tuple[EngineName, ...], Parameter(group=MODEL, consume_multiple=True)] = ("onnx",)
     """Engines to write for."""
     precision: Annotated[Literal["fp32", "bf16", "fp16", "int8"], Parameter(group=MODEL)] = "fp32"
     """OpenVINO: fp32, bf16, int8. ONNX: fp32, fp16, int8."""
@@ -153,7 +154,7 @@ class ExportOptions:
     """Side, or HEIGHTxWIDTH, of the inputs in pixels; the image processor's by default."""
     dynamic_size: Annotated[bool, Parameter(group=MODEL, negative="")] = False
     """Any image size: sides of 32 to 4096 pixels, multiples of the patch (DINOv3 models)."""
-    calibrate: Annotated[list[str], Words, Parameter(group=DATA)] = ()
+    calibrate: Annotated[tuple[str, ...], Words, Parameter(group=DATA)] = ()
     """For int8: images or folders like those to come."""
     calibration_images: Annotated[Positive, Parameter(group=DATA)] = 100
     """Use at most so many of them."""
@@ -210,7 +211,7 @@ class BenchmarkOptions:
     """Queries of backbones; the paper's by default."""
     num_blocks: Annotated[Positive | None, Parameter(group=MODEL)] = None
     """L2 of backbones; the paper's by default."""
-    step: Annotated[list[Literal[0, 1, 2, 3, 4, 5]], Parameter(group=MODEL, consume_multiple=True)] = (5,)
+    step: Annotated[tuple[Literal[0, 1, 2, 3, 4, 5], ...], Parameter(group=MODEL, consume_multiple=True)] = (5,)
     """For backbones: steps of the paper's Table 1, 0 (ViT-Adapter + Mask2Former) to 5 (EoMT)."""
     masked: Annotated[bool | None, Parameter(group=MODEL)] = None
     """Masked attention at inference. By default as the paper infers: on in steps 0 to 4, off in step 5; a saved model
@@ -221,7 +222,7 @@ class BenchmarkOptions:
     """Blocks in which tokens merge."""
     photo: Annotated[Size, Parameter(group=DATA)] = None
     """Semantic: count and time all windows of an image of HEIGHTxWIDTH (Cityscapes: 1024x2048)."""
-    images: Annotated[list[str], Words, Parameter(group=DATA)] = ()
+    images: Annotated[tuple[str, ...], Words, Parameter(group=DATA)] = ()
     """Images to count and time instead of noise; with merged tokens, by the tokens that are left."""
     count_only: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
     """Only count parameters and GFLOPs, without allocating weights."""

@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
 from .drawing import draw_confidence, draw_prediction, side_by_side, write_jpeg
-from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, error_line, infer
+from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
 from .image_processing.reading import allow_pixels, count_frames, open_image, read_image
 from .loading import load_for_inference, needs_cpu_group, require_model, weight_files
 from .options import PredictOptions
 from .results import Results, file_state, image_ids_by_name
-from .tiling import infer_tiled
+from .tiling import infer_tiled, require_tiles
 from .training.data.files import IMAGE_SUFFIXES, files_below
 
 WAITING_PIXELS = 50_000_000
@@ -60,7 +60,7 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
         results = Results(options.output, processor.task, written_labels(options, model), settings(options, threshold))
     share = list(images.items())[state.process_index :: state.num_processes]  # fixed before what is done changes
     states = {name: file_state(file) for name, file in share}
-    items = [item for item in share if not results.is_done(item[0], image_ids[item[0]], states[item[0]])]
+    items = [(name, file) for name, file in share if results.needs(name, image_ids[name], states[name])]
     if options.compile:
         model = torch.compile(model)
 
@@ -107,6 +107,8 @@ def require_options(options: PredictOptions, task: str, model) -> None:
         raise ValueError(f"--confidence is for semantic segmentation, this model's task is {task}")
     if options.threshold is not None and task == "semantic":
         raise ValueError(f"--threshold {options.threshold} is not for semantic segmentation, this model's task")
+    if options.tile:
+        require_tiles(options.tile, options.overlap, task, model.config.patch_size)
     if options.compile and not isinstance(model, torch.nn.Module):
         raise ValueError(f"--compile is for models in PyTorch; {options.model} is exported and runs on its engine")
 
@@ -190,11 +192,11 @@ def finish(results: Results, images: dict, tried: int, failures: list, state: Pa
         results.finish(images)
         done = tried - len(failures)
         before = f" ({len(images) - tried} were there already)" if tried < len(images) else ""
-        print(f"{done} images{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {results.output}")
+        print(f"{counted(done)}{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {results.output}")
         for path, reason in sorted(failures):
             print(f"eomt predict: {path}: {reason}", file=sys.stderr)
         if failures:
-            print(f"eomt predict: {len(failures)} of {len(images)} images failed", file=sys.stderr)
+            print(f"eomt predict: {len(failures)} of {counted(len(images))} failed", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -66,13 +66,15 @@ class Results:
     def path(self, folder: str, name: str, suffix: str) -> Path:
         return self.output / folder / f"{name}{suffix}"
 
-    def is_done(self, name: str, image_id: int | str, source: Mapping) -> bool:
-        """Whether an image has results, of this version of its file (`file_state`)."""
-        try:
-            record = self._record(name)
-        except (OSError, ValueError):  # none yet; a name too long for the file system fails when it is written
+    def needs(self, name: str, image_id: int | str, source: Mapping) -> bool:
+        """Whether an image has no results yet. Those of another version of its file (`file_state`) are forgotten."""
+        if not self._has_record(name):
+            return True
+        record = self._record(name)
+        if record["source"] == source and record["image"]["id"] == image_id:
             return False
-        return record["source"] == source and record["image"]["id"] == image_id
+        self.path("records", name, ".json").unlink()
+        return True
 
     def write(self, name: str, file_name: str, prediction: Mapping, image_id=None, source: Mapping | None = None):
         """One image's prediction, as `predict_image` returns it.
@@ -80,7 +82,7 @@ class Results:
         Args:
             name: of the result files, may have folders in it.
             file_name: of the image, for the json.
-            source: of `file_state`, for `is_done`.
+            source: of `file_state`, for `needs`.
         """
         image_id = image_id_from_name(name) if image_id is None else image_id
         category_ids = self.label_space.dataset_ids
@@ -110,7 +112,7 @@ class Results:
 
     def finish(self, names: Iterable[str]) -> None:
         """Join the records of these images to the json files. One process calls it, after all have written."""
-        names = [name for name in names if self.path("records", name, ".json").is_file()]
+        names = [name for name in names if self._has_record(name)]
         listing = {"images": [self._record(n)["image"] for n in names], "categories": self.label_space.categories}
         write_json(self.output / "images.json", listing)
         annotations = (entry for name in names for entry in self._record(name)["annotations"])
@@ -119,6 +121,12 @@ class Results:
             write_atomic(self.output / "panoptic.json", lambda part: _stream(part, head, annotations, "}"))
         elif self.task == "instance":
             write_atomic(self.output / "instances.json", lambda part: _stream(part, "", annotations, ""))
+
+    def _has_record(self, name: str) -> bool:
+        try:
+            return self.path("records", name, ".json").is_file()
+        except OSError:  # a name too long for the file system fails when it is written
+            return False
 
     def _record(self, name: str) -> dict:
         return read_json(self.path("records", name, ".json"))
@@ -152,7 +160,8 @@ def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: S
     for number, info in enumerate(segments_info, start=1):
         rows, columns = boxes.get(info["id"], (slice(0, 0), slice(0, 0)))
         inside = ids[rows, columns] == info["id"]
-        coded[rows, columns][inside] = id_to_rgb(np.array(number))
+        for channel, value in enumerate(id_to_rgb(np.array(number))):  # an index array would take 8 bytes a pixel
+            np.copyto(coded[rows, columns, channel], value, where=inside)
         entry = {
             "id": number,
             "category_id": int(category_ids[info["label_id"]]),

@@ -14,7 +14,15 @@ from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
+import torch
 from PIL import Image
+from transformers import AutoImageProcessor
+
+from .configuration import TASK_ROWS
+from .drawing import draw_segments
+from .image_processing.images import scaled_to_255
+from .image_processing.inference import Inferred, confident_instances, infer, iter_segments, open_source
+from .loading import load_for_inference, usable_device, weight_files
 
 _LISTED = 12
 """Segments named by `repr`."""
@@ -50,9 +58,7 @@ class Segmentation:
         return buffer.getvalue()
 
     def picture(self, **options) -> Image.Image:
-        """The photo with its segments drawn; options are those of `eomt.visualization.draw_segments`."""
-        from .visualization import draw_segments
-
+        """The photo with its segments drawn; options are those of `eomt.drawing.draw_segments`."""
         info = [{"id": k, "label_id": label} for k, label in enumerate(self.labels)]
         return draw_segments(
             self.image, self.masks, info, dict(zip(self.labels, self.names)), **{"legend": True} | options
@@ -66,6 +72,7 @@ def segment(
     processor=None,
     task: str | None = None,
     threshold: float | None = None,
+    masked: bool | None = None,
     device: str | None = None,
     batch_size: int = 1,
 ) -> Segmentation | list[Segmentation]:
@@ -78,6 +85,7 @@ def segment(
         processor: of a model that is given as an object; its own folder's by default.
         task: "panoptic", "instance" or "semantic"; the model's by default.
         threshold: panoptic: probability that a segment needs (0.8); instance: score from which it counts (0.5).
+        masked: masked attention on or off; as the model was trained by default (`config.masked_inference`).
         device: "cpu", "cuda", …; the best there is by default. A model that is given as an object moves there if asked.
 
     Raises:
@@ -85,21 +93,16 @@ def segment(
             probability.
         FileNotFoundError: when an image is missing.
     """
-    from .configuration import TASK_ROWS
-    from .image_processing.inference import infer as run
-    from .inference.loading import usable_device
-    from .inference.prediction_files import weight_files
-
     if task is not None and task not in TASK_ROWS:
         raise ValueError(f"task is {task!r}; choose from {', '.join(TASK_ROWS)}")
-    if isinstance(model, str) or hasattr(model, "__fspath__"):
+    if isinstance(model, str | os.PathLike):
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
         model, own = _load(name, device, task, str(weight_files(name)))
         processor = processor or own
     else:
         processor = processor or _processor_of(model)
         if device is not None:
-            model = model.to(usable_device(device, option="device"))
+            model = model.to(usable_device(device))
     task = task or processor.task
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a probability from 0 to 1")
@@ -108,43 +111,36 @@ def segment(
     several = isinstance(images, Sequence) and not isinstance(images, str)
     photos = [_photo(image) for image in (images if several else [images])]
     names = model.config.id2label
-    with _inferring(model):
+    with _inferring(model, masked):
         found = [
-            _segmentation(result.item, result.prediction, names, task, threshold)
-            for result in run(model, processor, photos, task=task, batch_size=batch_size, **rules)
+            _segmentation(result, names, task, threshold)
+            for result in infer(model, processor, photos, task=task, batch_size=batch_size, **rules)
         ]
     return found if several else found[0]
 
 
 @lru_cache(maxsize=2)
 def _load(name: str, device: str | None, task: str | None, weights: str):
-    """`weights` says which state of the folder is meant: one that was trained anew is loaded anew."""
-    from transformers import AutoImageProcessor
-
-    from .inference.loading import load_for_inference
-
-    model = load_for_inference(name, device, option="device")  # first: it says what a wrong name is
-    return model, AutoImageProcessor.from_pretrained(name, **({"task": task} if task else {}))
+    """`weights` is part of the cache's key, so that a retrained model is loaded again."""
+    return load_for_inference(name, device, task=task)
 
 
 def _processor_of(model):
-    from transformers import AutoImageProcessor
-
     source = model.config.name_or_path
     try:
         return AutoImageProcessor.from_pretrained(source)
     except OSError:
-        raise ValueError(f"there is no image processor where the model is from ({source!r}); pass processor=") from None
+        raise ValueError(f"there is no image processor beside the model ({source!r}); pass processor=") from None
 
 
 @contextmanager
-def _inferring(model) -> Iterator[None]:
-    """The model in evaluation mode, with the masks of inference."""
+def _inferring(model, masked: bool | None) -> Iterator[None]:
+    """The model in evaluation mode, with the masks of inference; afterwards as it was."""
     training = getattr(model, "training", False)
     model.eval()
     try:
         # transformers' own EoMT and exported models have no masks to switch
-        with model.inference_masking() if hasattr(model, "inference_masking") else nullcontext():
+        with model.inference_masking(masked) if hasattr(model, "inference_masking") else nullcontext():
             yield
     finally:
         if training:
@@ -152,11 +148,6 @@ def _inferring(model) -> Iterator[None]:
 
 
 def _photo(source) -> Image.Image:
-    import torch
-
-    from .image_processing.images import scaled_to_255
-    from .image_processing.inference import open_source
-
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         raise ValueError(
             f"{str(source)!r} is a folder; give its images, such as sorted(Path({str(source)!r}).iterdir())"
@@ -171,13 +162,16 @@ def _photo(source) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def _segmentation(image: Image.Image, found: dict, names: dict, task: str, threshold: float) -> Segmentation:
-    from .image_processing.inference import confident_instances, iter_segments
-
-    labels, scores, masks = [], [], []
-    for label, score, mask in iter_segments(confident_instances(found, threshold) if task == "instance" else found):
-        labels.append(label)
-        scores.append(score)
-        masks.append(mask)
-    stacked = np.stack(masks) if masks else np.zeros((0, image.height, image.width), bool)
-    return Segmentation(image, stacked, labels, [names[label] for label in labels], scores, task)
+def _segmentation(result: Inferred, names: dict, task: str, threshold: float) -> Segmentation:
+    found = confident_instances(result.prediction, threshold) if task == "instance" else result.prediction
+    segments = list(iter_segments(found))
+    masks = [mask for _, _, mask in segments]
+    labels = [label for label, _, _ in segments]
+    return Segmentation(
+        image=result.item,
+        masks=np.stack(masks) if masks else np.zeros((0, *result.size), bool),
+        labels=labels,
+        names=[names[label] for label in labels],
+        scores=[score for _, score, _ in segments],
+        task=task,
+    )

@@ -4,7 +4,7 @@ import pytest
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.inference.engines import ENGINES, missing_packages
+from eomt.engines import ENGINES, is_installed
 from eomt.training.callbacks import curves
 from eomt.training.callbacks.curves import plot_curves
 from tests.models import make_confident, save_confident, tiny_model
@@ -41,7 +41,7 @@ def demo_folder(tmp_path_factory, undrawn_curves):
 def exported(tmp_path_factory):
     """`model`, saved with its masks on, and `out`: exported for every engine that is installed."""
     folder = tmp_path_factory.mktemp("exported")
-    formats = [name for name in ENGINES if not missing_packages(name)]
+    formats = [name for name in ENGINES if is_installed(name)]
     save_confident(folder / "model", num_labels=8, masking=1.0)  # as many labels as the synthetic shapes have
     assert main(["export", str(folder / "model"), str(folder / "out"), "--format", *formats]) == 0
     return folder

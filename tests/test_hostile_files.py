@@ -23,8 +23,8 @@ from transformers import EomtImageProcessor as BuiltInProcessor
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.inference.prediction_files import Results
 from eomt.modeling_eomt import convert_to_authors
+from eomt.results import Results
 from eomt.training.data import load_data
 
 from .models import tiny_model
@@ -44,7 +44,7 @@ from .training.data.synthetic import (
 SLOW_CASES = int(os.environ.get("EOMT_HOSTILE_CASES", "500"))
 SECONDS = 30  # a case takes a fraction of one
 MEGABYTES = 1500  # more than the process had before
-EVALUATE = ("evaluate", "--num-workers", "0", "--device", "cpu", "--predictions", "predictions", "--data")
+EVALUATE = ("evaluate", "--workers", "0", "--device", "cpu", "--predictions", "predictions", "--data")
 PREDICT = ("predict", "photos", "--output", "out", "--workers", "0", "--device", "cpu", "--model", "model")
 PREDICT_HUB = (*PREDICT[:-1], "hub")
 

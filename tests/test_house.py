@@ -9,17 +9,27 @@ from pathlib import Path
 import pytest
 
 import eomt
-from eomt.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configuration", "image_processing", "modeling_eomt", "training", "eomt")
-BELOW = {  # a room imports from these only
+BELOW = {  # a room imports from itself and these only
     "configuration": (),
     "image_processing": ("configuration",),
     "modeling_eomt": ("configuration",),
     "training": ("configuration", "image_processing", "modeling_eomt"),
-    "eomt": FOLDERS,
 }
+LEVELS = (  # of the modules of eomt/: each imports from the lines above its own, and from the rooms
+    ("options", "results", "engines", "auto", "interop"),
+    ("drawing", "loading", "tiling", "inference"),
+    ("pipeline", "report", "check"),
+    ("segmentation", "predict"),
+    ("speed", "train", "convert", "serve", "demo"),
+    ("evaluate",),
+    ("export",),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
 
@@ -43,22 +53,25 @@ def imports(path: Path, top_level_only: bool = False):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-UPWARD = {  # to be moved down
-    ("training", "eomt.inference"),
-    ("training", "eomt.visualization"),
-}
-
-
-@pytest.mark.parametrize("room", FOLDERS[:4])
-def test_imports_point_downwards(room):
+@pytest.mark.parametrize("room", BELOW)
+def test_rooms_import_downwards(room):
     for path in modules(room):
         for name in imports(path):
             top, _, rest = name.partition(".")
             assert top not in FOLDERS[:4], f"{path}: {name} would need a generic name in site-packages"
             if top == "eomt" and rest:
-                folder = rest.split(".")[0]
-                known = (room, f"eomt.{folder}") in UPWARD
-                assert folder in (room, *BELOW[room]) or known, f"{path} imports {name}"
+                assert rest.split(".")[0] in (room, *BELOW[room]), f"{path} imports {name}"
+
+
+def test_the_front_door_imports_downwards():
+    names = {path.relative_to(ROOT / "eomt").parts[0].removesuffix(".py") for path in modules("eomt")}
+    assert names == {*LEVEL, "__init__"}
+    for path in modules("eomt"):
+        module = path.relative_to(ROOT / "eomt").parts[0].removesuffix(".py")
+        for name in imports(path):
+            parts = name.split(".")
+            if module != "__init__" and parts[0] == "eomt" and len(parts) > 1 and parts[1] in {*LEVEL} - {module}:
+                assert LEVEL[parts[1]] < LEVEL[module], f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -86,27 +99,6 @@ def test_importing_eomt_leaves_training_and_generic_names_alone():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("started", ["-m eomt", "eomt"])
-def test_help_and_wrong_options_import_no_torch(started):
-    """Counted in modules, not in seconds; one process asks for the help of every command and misspells an option."""
-    if started == "eomt":  # as the console script does
-        start = "sys.argv[0] = '/bin/eomt'; from eomt.cli import main; main()"
-    else:
-        start = "runpy.run_module('eomt', run_name='__main__', alter_sys=True)"
-        start = f"sys.argv[0] = '-m'; sys.orig_argv = [sys.executable, '-m', 'eomt']; {start}"
-    asked = [(["--help"], 0), *(([name, "--help"], 0) for name in COMMANDS)]
-    asked += [([name, "--mdoel=x"], 2) for name in COMMANDS if name != "train"]  # which takes all of the Trainer's
-    script = f"import runpy, sys\nfor options, code in {asked}:\n"
-    script += f"    try:\n        sys.argv[1:] = options; {start}\n"
-    script += "    except SystemExit as end:\n        assert (end.code or 0) == code, (options, end.code)\n"
-    script += "    else:\n        assert options == ['--help'], options\n"
-    script += "assert not {'torch', 'torchao', 'transformers.modeling_utils'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for name in COMMANDS:
-        assert f"usage: eomt {name} " in done.stdout
 
 
 @pytest.mark.parametrize(("program", "started", "command"), [

@@ -44,7 +44,7 @@ def confident(tmp_path_factory):
 
 
 def evaluate(model, shapes, out) -> list[str]:
-    options = ["--output", out, "--worst", "2", "--save-predictions", out / "files", "--num-workers", "0"]
+    options = ["--output", out, "--worst", "2", "--save-predictions", out / "files", "--workers", "0"]
     return [str(part) for part in ["evaluate", model, "--data", shapes, "--device", "cpu", *options]]
 
 

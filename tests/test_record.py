@@ -21,7 +21,7 @@ from eomt.cli import main
 from eomt.configuration import TASK_ROWS
 from eomt.configuration.labels import LabelSpace
 from eomt.image_processing.inference import predict_image
-from eomt.inference.prediction_files import Results
+from eomt.results import Results
 from eomt.training import EoMTTrainer
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.data.shapes import make_shapes

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..configuration import TASK_ROWS, EoMTConfig
@@ -9,7 +10,6 @@ from ..configuration.backbones import SIZES
 from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
 from ..configuration.sizes import parse_size
-from ..inference.loading import load_config
 from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
 from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from ..modeling_eomt.weights.fitting import require_all_weights
@@ -23,6 +23,14 @@ DEFAULT_BACKBONE = BY_SIZE["base"]
 # May differ in shape from a checkpoint whose classes differ.
 FRESH = ("class_predictor.", "heads.class_predictor.", "criterion.", "query.")
 SCRATCH_LAYER_SCALE = 0.1  # pre-training starts at 1e-5; without it the blocks would do nothing for thousands of steps
+
+
+def load_config(name: str) -> EoMTConfig:
+    """The configuration in a folder or on the hub; `ValueError` unless it is an EoMT's or a ladder model's."""
+    config = AutoConfig.from_pretrained(name)
+    if not isinstance(config, EoMTConfig):
+        raise ValueError(f"{name} holds a {config.model_type!r} model, not an EoMT")
+    return config
 
 
 def build_model(

@@ -8,8 +8,8 @@ from transformers import ConvNextConfig, SwinConfig
 
 from benchmarks import reproduce
 from benchmarks.reproduce import TABLES, Peer, add_run, deviates, read_table, report, why_deviates
-from eomt.benchmarking.candidates import Candidate
-from eomt.benchmarking.flops import count_flops
+from eomt.speed.candidates import Candidate
+from eomt.speed.flops import count_flops
 from tests.models import tiny_config, tiny_model
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eomt import EoMTForUniversalSegmentation
-from eomt.benchmarking.measure import extra_cpu_bytes
 from eomt.modeling_eomt import heads, layers
+from eomt.speed.measure import extra_cpu_bytes
 from tests.models import BACKBONE_OF_KIND, targets, tiny_config, tiny_model
 
 KINDS = list(BACKBONE_OF_KIND)

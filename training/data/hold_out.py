@@ -8,8 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets import Dataset
 
-from .files import IMAGE_SUFFIXES
-from .files import SPLIT_NAMES, Tree, mentions
+from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions
 from .readers.coco_layout import is_task, search_trees
 
 SHARE = 0.1

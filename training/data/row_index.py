@@ -16,8 +16,8 @@ from datasets import Dataset
 from filelock import FileLock
 
 from ...configuration.labels import LabelSpace
-from .files import files_below
 from ..files import atomic, read_json
+from .files import files_below
 
 MIN_BYTES = 1 << 25  # of annotation files: smaller ones are read in a second or two
 VERSION = 2  # of the rows; another one is another index

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
-from eomt.benchmarking.flops import count_flops
-from eomt.inference.loading import load_for_inference
+from eomt.loading import load_for_inference
 from eomt.modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
+from eomt.speed.flops import count_flops
 from eomt.training import layerwise_lr_groups
 from tests.models import BACKBONE_OF_KIND, TINY, randomise, targets
 

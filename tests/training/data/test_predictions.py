@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from eomt.inference.prediction_files import Results
+from eomt.results import Results
 from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
 from eomt.training.evaluation import as_reference, metric_for

@@ -6,8 +6,7 @@ for beside the json, in a folder of the split, then anywhere, and panoptic pngs 
 
 from pathlib import Path, PurePosixPath
 
-from ..files import IMAGE_SUFFIXES
-from ..files import SPLIT_NAMES, Tree, mentions, safe_name
+from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions, safe_name
 from ..nested_zip import unpacked
 
 

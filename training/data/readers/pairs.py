@@ -12,8 +12,7 @@ from pathlib import PurePosixPath
 
 from transformers.utils import logging
 
-from ..files import IMAGE_SUFFIXES
-from ..files import SPLIT_NAMES, Tree, mentions
+from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions
 from ..rows import Rows, is_id
 
 logger = logging.get_logger(__name__)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.testing_utils import CaptureLogger
 
-from eomt.inference.encoding import label_png
+from eomt.results import label_png
 from eomt.training import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.data.decode import decode

@@ -1,1 +1,0 @@
-"""`eomt serve`: a page and an HTTP API to try models on photos."""

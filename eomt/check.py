@@ -1,0 +1,174 @@
+"""A look at a data set before training: every file decoded, counted, and a sheet of augmented samples with their masks.
+
+`check_data(dataset, labels, transform, folder)` is what `eomt train --check` runs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .configuration.labels import LabelSpace
+from .drawing import class_colors, draw_segments
+from .image_processing.rle import rle_areas
+from .training.data import TrainTransform
+from .training.data.decode import decode
+from .training.files import write_json
+
+TILE, GAP, COLUMNS = 360, 8, 4  # pixels of the contact sheet
+MAX_LISTED = 20  # problems in a report
+
+
+def check_data(
+    dataset,
+    label_space: LabelSpace,
+    transform: TrainTransform,
+    folder: str | Path,
+    *,
+    samples: int = 16,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> dict:
+    """Decode every image of a data set from `load_data`; write `check.json` and `check.png` to a folder.
+
+    Returns {"images", "unreadable": [message, …], "without_segments", "height" and "width": {"min", "median", "max"},
+    "segments_per_image", "crowds", "classes": [{"label", "name", "images", "segments", "pixels": share}, …],
+    "sheet": path}. Unreadable files are listed, not raised, so that all are found in one go.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    loader = DataLoader(
+        dataset.with_transform(_Counted(label_space)), batch_size=None, num_workers=num_workers, collate_fn=_same
+    )
+    found = list(tqdm(loader, desc="reading every image", leave=False))
+    good = [i for i, f in enumerate(found) if "error" not in f]
+    report = _report([found[i] for i in good], label_space)
+    report = {"images": len(dataset), "unreadable": [f["error"] for f in found if "error" in f]} | report
+    if good:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            order = torch.randperm(len(good)).tolist()
+            drawn = dataset.with_transform(transform)
+            chosen = [good[order[i % len(good)]] for i in range(samples)]  # a small data set's images come again
+            sheet = contact_sheet([drawn[i] for i in chosen], label_space)
+        sheet.save(folder / "check.png")
+        report["sheet"] = str(folder / "check.png")
+    write_json(folder / "check.json", report, indent=2)
+    return report
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """One problem per line, at most 20, then the number of the others."""
+    more = [f"  and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+    return "\n".join([f"  {problem}" for problem in problems[:MAX_LISTED]] + more)
+
+
+def describe(report: dict) -> str:
+    """A report for people: the counts, then a histogram of the classes."""
+    lines = [f"{report['images']} images, {len(report['unreadable'])} unreadable"]
+    if report["unreadable"]:
+        lines.append(list_problems(report["unreadable"]))
+    if "height" in report:
+        height, width, count = report["height"], report["width"], report["segments_per_image"]
+        lines += [
+            f"height {height['min']} … {height['max']} (median {height['median']:g}), "
+            f"width {width['min']} … {width['max']} (median {width['median']:g})",
+            f"{count['min']} … {count['max']} segments an image (median {count['median']:g}), "
+            f"{report['without_segments']} images without any, {report['crowds']} crowds",
+            f"{'class':<28}{'images':>8}{'segments':>10}{'pixels':>8}",
+        ]
+        most = max((c["pixels"] for c in report["classes"]), default=0) or 1
+        for c in sorted(report["classes"], key=lambda c: -c["pixels"]):
+            bar = "█" * round(20 * c["pixels"] / most)
+            lines.append(f"{c['name'][:27]:<28}{c['images']:>8}{c['segments']:>10}{c['pixels']:>8.1%}  {bar}".rstrip())
+    if "sheet" in report:
+        lines.append(f"augmented samples with their masks: {report['sheet']}")
+    return "\n".join(lines)
+
+
+def contact_sheet(samples: list[dict], label_space: LabelSpace) -> Image.Image:
+    """TrainTransform's samples → one picture, each tile an augmented image with its masks and class names."""
+    columns = min(COLUMNS, len(samples))
+    rows = -(-len(samples) // columns)
+    step = TILE + GAP
+    sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "white")
+    colors = class_colors(sorted({label for s in samples for label in s["class_labels"].tolist()}))
+    for i, sample in enumerate(samples):
+        image = Image.fromarray(sample["pixel_values"].permute(1, 2, 0).numpy())
+        info = [{"id": k, "label_id": label} for k, label in enumerate(sample["class_labels"].tolist())]
+        masks = sample["mask_labels"].numpy()  # [n, S_h, S_w]
+        tile = draw_segments(image, masks, info, label_space.id2label, colors=colors)
+        tile.thumbnail((TILE, TILE))
+        sheet.paste(tile, (GAP + i % columns * step, GAP + i // columns * step))
+    return sheet
+
+
+class _Counted:
+    """Rows → what one image adds to the report, or its error."""
+
+    def __init__(self, label_space: LabelSpace):
+        self.label_space = label_space
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        return {"found": [self._row(dict(zip(rows, values))) for values in zip(*rows.values())]}
+
+    def _row(self, row: dict) -> dict:
+        try:
+            sample = decode(row, self.label_space)
+        except ValueError as error:
+            return {"error": str(error)}
+        if sample.rles is None:
+            ids, counts = np.unique(sample.ids, return_counts=True)
+            pixels = dict(zip(ids.tolist(), counts.tolist()))
+            areas = [pixels.get(s["id"], 0) for s in sample.segments]
+        else:
+            areas = rle_areas(sample.rles).tolist()
+        segments = [(s["label_id"], bool(s["iscrowd"]), area) for s, area in zip(sample.segments, areas)]
+        return {"size": tuple(sample.image.shape[1:]), "segments": segments}
+
+
+def _same(row: dict) -> dict:
+    return row["found"]
+
+
+def _report(found: list[dict], label_space: LabelSpace) -> dict:
+    if not found:
+        return {}
+    segments = np.zeros(label_space.num_labels, np.int64)
+    images, pixels = segments.copy(), segments.copy()
+    crowds = 0
+    for f in found:
+        plain = [(label, area) for label, crowd, area in f["segments"] if not crowd]
+        crowds += len(f["segments"]) - len(plain)
+        for label, area in plain:
+            segments[label] += 1
+            pixels[label] += area
+        images[list({label for label, _ in plain})] += 1
+    heights, widths = np.array([f["size"] for f in found]).T
+    counts = [sum(not crowd for _, crowd, _ in f["segments"]) for f in found]
+    share = pixels / (heights * widths).sum()
+    return {
+        "without_segments": counts.count(0),
+        "height": _spread(heights),
+        "width": _spread(widths),
+        "segments_per_image": _spread(counts),
+        "crowds": crowds,
+        "classes": [
+            {
+                "label": label,
+                "name": name,
+                "images": int(images[label]),
+                "segments": int(segments[label]),
+                "pixels": float(share[label]),
+            }
+            for label, name in enumerate(label_space.names)
+        ],
+    }
+
+
+def _spread(values) -> dict:
+    return {"min": int(np.min(values)), "median": float(np.median(values)), "max": int(np.max(values))}

@@ -1,0 +1,248 @@
+"""The `eomt` command: a function a verb, and the one place that turns an error into a line and an exit code.
+
+Exit codes: 0 success, 1 some items failed, 2 bad input, 130 interrupted, 141 broken pipe, as in `eomt … | head`.
+`EOMT_DEBUG=1` shows tracebacks and what libraries log.
+"""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from . import __version__
+from .options import (
+    BenchmarkOptions,
+    ConvertOptions,
+    DemoOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    ServeOptions,
+    Words,
+    not_empty,
+)
+
+app = App(
+    name="eomt",
+    version=__version__,
+    help="EoMT: panoptic, instance and semantic segmentation by a plain ViT.",
+    default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,
+)
+AFTER_AN_INTERRUPTION = {
+    "predict": "; the same command continues",
+    "train": "; the same command with --resume continues from the last checkpoint",
+}
+Flat = Parameter(name="*")
+Name = Parameter(validator=not_empty)
+
+
+@app.command
+def demo(options: Annotated[DemoOptions, Flat] = DemoOptions()) -> int:  # noqa: B008 (cyclopts asks for it)
+    """Train a small model on synthetic shapes, evaluate it, write pictures: minutes on a CPU.
+
+    Makes a data set of shapes in COCO panoptic format, trains a small EoMT from scratch with mask annealing, evaluates
+    it on held-out images without masks, saves it, and reloads it through the Auto classes and the pipeline.
+    """
+    from .demo import demo as run
+
+    return run(options)
+
+
+@app.command
+def predict(*images: Annotated[str, Name], options: Annotated[PredictOptions, Flat]) -> int:
+    """Segment images; write overlays and machine-readable results.
+
+    Failures are listed at the end. An interrupted run resumes. Several processes share the work:
+    torchrun --nproc_per_node 4 -m eomt predict …
+
+    Parameters
+    ----------
+    images
+        Image files, folders (searched to the bottom), globs, URLs.
+    """
+    from .predict import predict as run
+
+    return run(require_some(images, "images to segment"), options)
+
+
+@app.command(help_flags=[], version_flags=[])
+def train(*options: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+    """Train a recipe of the paper, or fine-tune on your own data."""
+    from .train import main as run
+
+    return run(list(options))
+
+
+@app.command
+def evaluate(model: Annotated[str | None, Name] = None, *, options: Annotated[EvaluateOptions, Flat]) -> int:
+    """Compute PQ, AP or mIoU of a model, or of predictions that any tool wrote.
+
+    Percent on the terminal, fractions in files. Several processes share the work:
+    torchrun --nproc_per_node 4 --no-python eomt evaluate runs/mine --data COCO
+
+    Parameters
+    ----------
+    model
+        Local folder or name on the hub; or give --predictions.
+    """
+    from .evaluate import evaluate as run
+
+    return run(model, options)
+
+
+@app.command
+def convert(
+    source: Annotated[str, Name],
+    destination: Annotated[Path, Name],
+    *,
+    options: Annotated[ConvertOptions, Flat] = ConvertOptions(),  # noqa: B008
+) -> int:
+    """Convert an authors' checkpoint to a folder that transformers loads, or such a folder to an authors' file.
+
+    Parameters
+    ----------
+    source
+        Authors' file or its folder; or a saved model's folder or hub name.
+    destination
+        Folder to create; or, from a saved model, a file such as eomt.bin.
+    """
+    from .convert import convert as run
+
+    return run(source, destination, options)
+
+
+@app.command
+def export(
+    model: Annotated[str, Name],
+    output: Annotated[Path, Name],
+    *,
+    options: Annotated[ExportOptions, Flat] = ExportOptions(),  # noqa: B008
+) -> int:
+    """Write a model for an inference engine, checked against the model: OpenVINO or ONNX Runtime.
+
+    Any batch size, masked attention off; config.json and preprocessor_config.json lie beside the file.
+
+    Parameters
+    ----------
+    model
+        Local folder or name on the hub.
+    output
+        Folder to write.
+    """
+    from .export import export as run
+
+    return run(model, output, options)
+
+
+@app.command
+def benchmark(
+    model: Annotated[list[str], Words],
+    *,
+    options: Annotated[BenchmarkOptions, Flat] = BenchmarkOptions(),  # noqa: B008
+) -> int:
+    """Compare models by parameters, GFLOPs, latency, throughput and memory.
+
+    By the paper's protocol (Section 4.1): batch 1, warm-up, median of synchronized runs. A multiply-add is one FLOP.
+
+    Parameters
+    ----------
+    model
+        Local folders, also of eomt export; hub names; or names of backbones (vit_large_patch14_reg4_dinov2), which
+        become an EoMT with random weights.
+    """
+    from .speed import benchmark as run
+
+    return run(model, options)
+
+
+@app.command
+def serve(*models: Annotated[str, Name], options: Annotated[ServeOptions, Flat] = ServeOptions()) -> int:  # noqa: B008
+    """Open a page (and an HTTP API, endpoint /segment) to try models on images.
+
+    Parameters
+    ----------
+    models
+        Local folders, exported ones too, or hub names.
+    """
+    from .serve import serve as run
+
+    return run(require_some(models, "models to serve"), options)
+
+
+def require_some(values: tuple, what: str) -> tuple:
+    if not values:
+        raise ValueError(f"give {what}")
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `eomt COMMAND …` and return the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    command = f"eomt {argv[0]}" if argv and argv[0] in app else "eomt"
+    debug = os.environ.get("EOMT_DEBUG") == "1"
+    if not debug:
+        quiet_libraries()
+    try:
+        try:
+            return run_command(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return 141
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted{AFTER_AN_INTERRUPTION.get(command.removeprefix('eomt '), '')}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"{command}: {user_message(error)}", file=sys.stderr)
+        return 2
+
+
+def run_command(argv: list[str]) -> int:
+    asks_for_help = bool({"-h", "--help", "--version"} & {*argv})
+    if argv and argv[0] in app and not asks_for_help:
+        app.parse_args(argv, exit_on_error=False, print_error=False)  # importing torch takes seconds: not before
+        from .auto import register
+
+        register()
+        if os.environ.get("EOMT_DEBUG") != "1":
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()  # of loading and saving weights; commands have their own
+    return app(argv or ["--help"], exit_on_error=False, print_error=False, result_action="return_value") or 0
+
+
+def user_message(error: Exception) -> str:
+    """One line for any error; where it may be our own bug, with the way to see more."""
+    text = str(error)
+    if "in DataLoader worker process" in text:  # the original message, without its traceback
+        text = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)[-1]
+    line = " ".join(text.split())
+    if "ignore_mismatched_sizes" in text:
+        return "the weights have other shapes than config.json says; both must come from the same checkpoint"
+    if isinstance(error, MemoryError) or "out of memory" in text or "t allocate memory" in text:
+        return f"out of memory; use a smaller batch or smaller images ({line[:200]})"
+    if re.search(r"DataLoader worker \(pid.*(killed|exited)", text):
+        return "a data-loading worker was killed, probably out of memory; use fewer workers, or 0"
+    signs = ("Error while serializing", "PytorchStreamWriter", "unexpected pos", "No space left", "File too large")
+    if any(sign in text for sign in signs):  # of safetensors, torch, the system
+        return f"a file could not be written, the disk may be full: {line[:200]}"
+    if isinstance(error, ValueError | OSError | ImportError | CycloptsError):
+        return line or type(error).__name__
+    return f"{type(error).__name__}: {line[:300]} (EOMT_DEBUG=1 shows the traceback)"
+
+
+def quiet_libraries() -> None:
+    """Libraries report loading, retries and probes; the command reports what matters itself."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")

@@ -1,1 +1,0 @@
-"""Results for other tools: supervision, and COCO json for FiftyOne, CVAT and Label Studio."""

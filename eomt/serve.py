@@ -1,0 +1,260 @@
+"""`eomt serve`: a page to try models on images, by Gradio's components, and the same as an HTTP API.
+
+The model runs once an image. Its logits are kept, so that the sliders act at once.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .configuration import TASK_ROWS
+from .configuration.labels import LabelSpace
+from .drawing import class_colors, draw_confidence, draw_prediction, segment_colors, write_jpeg
+from .image_processing.inference import FAILS_ALONE, confident_instances, error_line, iter_segments, predict_image
+from .image_processing.reading import allow_pixels, read_image
+from .loading import load_for_inference, require_model
+from .options import ServeOptions
+from .results import Results
+
+VIEWS = {
+    "panoptic": ("panoptic", "instance", "semantic", "confidence"),
+    "instance": ("instance", "semantic", "confidence"),
+    "semantic": ("semantic", "confidence"),
+}
+"""Views by the task that a model was trained for; its own first."""
+KEPT_IMAGES = 8
+"""Images whose logits are kept; the oldest go first."""
+SHOWN_SIDE = 1280
+"""Longest side of a view (pixels)."""
+WAITING = 32
+"""Requests that wait; further ones are refused."""
+KEPT_SECONDS = 3600
+"""Age from which uploads and results are deleted."""
+
+
+def serve(models: Sequence[str], options: ServeOptions) -> int:
+    """Serve the page until interrupted. Returns the exit code."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs Gradio: pip install '.[app]' in the checkout")
+    for model in models:
+        require_model(model)
+    folder = Path(tempfile.mkdtemp(prefix="eomt-serve-"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is deleted then, too
+    try:
+        page = start(Predictor(models, options), options, folder)
+        page.block_thread()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def start(predictor: "Predictor", options: ServeOptions, folder: Path):
+    """The page, listening; uploads and results lie below `folder`.
+
+    Raises:
+        OSError: when the port cannot be used.
+    """
+    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    tempfile.tempdir = str(folder)  # uploads are written here before Gradio moves them
+    allow_pixels(options.max_pixels)
+    page = build_page(predictor, options, folder)
+    page.queue(max_size=WAITING, default_concurrency_limit=options.requests)
+    page.launch(
+        server_name=options.host,
+        server_port=options.port,
+        max_file_size=f"{options.max_upload}mb",
+        allowed_paths=[],
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+    )
+    print(f"{', '.join(predictor.folders)}: http://{options.host}:{options.port} (Ctrl+C ends it)", flush=True)
+    return page
+
+
+def build_page(predictor: "Predictor", options: ServeOptions, folder: Path):
+    import gradio as gr
+
+    names = list(predictor.folders)
+    views = VIEWS[predictor.load(names[0]).task]
+
+    def answer(compute):
+        """Bad input is one line for the visitor, never a traceback."""
+
+        def run(photo, model, view, score, mask, overlap):  # the names of the API's parameters
+            try:
+                if not photo:
+                    raise ValueError("give an image")
+                return compute(Request(predictor, photo, model, view, score, mask, overlap))
+            except FAILS_ALONE as error:
+                line = error_line(error).replace(str(photo), Path(str(photo)).name)
+                raise gr.Error(line, print_exception=False) from None
+
+        return run
+
+    def draw_view(request: Request):
+        drawn, annotations, colors = request.draw()
+        return gr.AnnotatedImage(value=(drawn, annotations), color_map=colors)
+
+    def fit_model(name: str):
+        own = VIEWS[predictor.load(name).task]
+        return gr.Radio(own, value=own[0])
+
+    def fit_view(view: str):
+        threshold = TASK_ROWS[view].drawing_threshold if view in TASK_ROWS else None
+        shown = {"visible": threshold is not None}
+        return gr.Slider(value=threshold or 0.5, **shown), gr.Slider(**shown), gr.Slider(visible=view == "panoptic")
+
+    with gr.Blocks(title="EoMT", delete_cache=(KEPT_SECONDS // 10, KEPT_SECONDS)) as page, gr.Row():
+        with gr.Column():
+            image = gr.File(
+                label="Image", file_types=["image"], height=140
+            )  # not decoded before our limits are checked
+            model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
+            view = gr.Radio(views, value=views[0], label="View")
+            threshold = TASK_ROWS[views[0]].drawing_threshold
+            score = gr.Slider(0, 1, threshold or 0.5, step=0.01, label="Score", visible=threshold is not None)
+            mask = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Mask probability", visible=threshold is not None)
+            overlap = gr.Slider(0, 1, 0.8, step=0.01, label="Visible share", visible=views[0] == "panoptic")
+            button = gr.Button("Get files")
+        with gr.Column(scale=2):
+            shown = gr.AnnotatedImage(label="Segments")
+            result = gr.JSON(label="Result")
+            files = gr.File(label="Files", file_count="multiple")
+        inputs = [image, model, view, score, mask, overlap]
+        draw = {"fn": answer(draw_view), "inputs": inputs, "outputs": shown, "api_visibility": "private"}
+        model.input(fit_model, model, view, api_visibility="private").then(**draw)
+        view.change(fit_view, view, [score, mask, overlap], api_visibility="private").then(**draw)
+        image.upload(**draw)
+        for slider in (score, mask, overlap):
+            slider.release(**draw)
+        button.click(answer(lambda request: request.write(folder)), inputs, [result, files], api_name="segment")
+    return page
+
+
+class Predictor:
+    """Loads models when they are first asked for, and keeps the logits of the last images.
+
+    Args:
+        models: folders or names on the hub.
+    """
+
+    def __init__(self, models: Sequence[str], options: ServeOptions):
+        titles = [Path(model).name if Path(model).is_dir() else model for model in models]
+        self.folders = {title if titles.count(title) == 1 else model: model for title, model in zip(titles, models)}
+        self.options = options
+        self._loaded: dict[str, SimpleNamespace] = {}
+        self._outputs: OrderedDict[tuple[str, str], tuple] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self, name: str) -> SimpleNamespace:
+        """The model, its processor and task; `ValueError` for a name that is not on the page."""
+        if name not in self.folders:
+            raise ValueError(f"there is no model {name!r}; choose from {', '.join(self.folders)}")
+        with self._lock:
+            if name not in self._loaded:
+                model, processor = load_for_inference(self.folders[name], self.options.device)
+                self._loaded[name] = SimpleNamespace(model=model, processor=processor, task=processor.task)
+            return self._loaded[name]
+
+    def run(self, path: str, name: str) -> tuple[Image.Image, SimpleNamespace]:
+        """An uploaded file → RGB image and the model's outputs.
+
+        Raises:
+            ValueError: for a file that is no image, cut short or too large.
+        """
+        key = (hashlib.sha256(Path(path).read_bytes()).hexdigest(), name)
+        with self._lock:
+            if key in self._outputs:
+                self._outputs.move_to_end(key)
+                return self._outputs[key]
+        loaded = self.load(name)
+        image = read_image(path, max_pixels=self.options.max_pixels)
+        inputs = loaded.processor(image, return_tensors="pt")
+        offsets = [tuple(int(v) for v in row) for row in inputs["patch_offsets"]] or None
+        with torch.no_grad():
+            outputs = loaded.model(pixel_values=inputs["pixel_values"].to(loaded.model.device), patch_offsets=offsets)
+        outputs = SimpleNamespace(
+            masks_queries_logits=outputs.masks_queries_logits.cpu(),
+            class_queries_logits=outputs.class_queries_logits.cpu(),
+            patch_offsets=offsets,
+        )
+        with self._lock:
+            self._outputs[key] = image, outputs
+            if len(self._outputs) > KEPT_IMAGES:
+                self._outputs.popitem(last=False)
+        return image, outputs
+
+
+class Request:
+    """One image, one model, one view, the sliders."""
+
+    def __init__(
+        self, predictor: Predictor, path: str, name: str, view: str, score: float, mask: float, overlap: float
+    ):
+        self.loaded = predictor.load(name)
+        if view not in VIEWS[self.loaded.task]:
+            raise ValueError(f"{name} has no {view} view; choose from {', '.join(VIEWS[self.loaded.task])}")
+        self.path, self.view, self.score = path, view, score
+        self.task = "semantic" if view == "confidence" else view
+        self.rules = {}
+        if view == "panoptic":
+            self.rules = {"threshold": score, "overlap_mask_area_threshold": overlap}
+        if view in ("panoptic", "instance"):
+            self.rules["mask_threshold"] = min(max(mask, 1e-3), 1 - 1e-3)
+        if view == "confidence":
+            self.rules["confidence"] = True
+        self.image, self.outputs = predictor.run(path, name)
+
+    def predict(self, size: tuple[int, int]) -> dict:
+        found = predict_image(self.loaded.processor, self.outputs, size, self.task, **self.rules)
+        return confident_instances(found, self.score) if self.view == "instance" else found
+
+    def segments(self, prediction: dict) -> list[tuple[int, str, float | None, np.ndarray]]:
+        """Label, name, score and mask (H, W) of each segment."""
+        names = self.loaded.model.config.id2label
+        return [(label, names[label], score, mask) for label, score, mask in iter_segments(prediction)]
+
+    def draw(self) -> tuple:
+        """For `gr.AnnotatedImage`: the image at the size of a view, each segment's mask and text, and their colors."""
+        factor = min(1.0, SHOWN_SIDE / max(self.image.size))
+        width, height = (max(1, round(side * factor)) for side in self.image.size)
+        image = self.image.resize((width, height), reducing_gap=2.0) if factor < 1 else self.image
+        prediction = self.predict((height, width))
+        if self.view == "confidence":
+            return draw_confidence(prediction["confidence"].numpy()), [], {}
+        segments = self.segments(prediction)
+        labels = [label for label, *_ in segments]
+        tints = segment_colors(labels, class_colors(labels))
+        annotations, colors = [], {}
+        for number, ((_, name, score, mask), tint) in enumerate(zip(segments, tints), 1):
+            text = f"{number} {name}" + ("" if score is None else f" {score:.2f}")
+            annotations.append((mask.astype(np.float32), text))
+            colors[text] = "#{:02x}{:02x}{:02x}".format(*tint)
+        return image, annotations, colors
+
+    def write(self, folder: Path) -> tuple[dict, list[str]]:
+        """The segments, and the files that `eomt predict` writes: overlay, json, png."""
+        config, stem = self.loaded.model.config, Path(self.path).stem
+        prediction = self.predict((self.image.height, self.image.width))
+        target = Path(tempfile.mkdtemp(dir=folder))
+        results = Results(target, self.task, LabelSpace.from_config(config))
+        results.write(stem, Path(self.path).name, prediction)
+        results.finish([stem])
+        write_jpeg(target / f"{stem}.jpg", draw_prediction(self.image, prediction, config.id2label, legend=True))
+        listed = [{"label": name, "score": score} for _, name, score, _ in self.segments(prediction)]
+        written = sorted(str(file) for file in target.rglob("*") if file.is_file() and file.parent.name != "records")
+        return {"view": self.view, "segments": listed}, [file for file in written if not file.endswith("run.json")]

@@ -1,0 +1,154 @@
+"""The models that `eomt benchmark` compares: from a folder, the hub, or a backbone's name with random weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForUniversalSegmentation
+
+from ..configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from ..configuration.labels import label_space
+from ..configuration.ladder import LadderConfig
+from ..configuration.paper import Reported, reported_for
+from ..engines import ExportedEoMT, exported_engines
+from ..modeling_eomt.weights.inferred_config import nearest_backbone
+from .flops import count_flops
+
+DATASETS = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}
+"""The paper's data set of each task, which says the number of classes of a backbone."""
+DEFAULT_SIZE = 640  # pixels, where a configuration says none
+ONEFORMER_TASK_TOKENS = 77  # of its task text
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a name is a backbone's; `ValueError` for one that cannot be a model on the hub either."""
+    try:
+        find_backbone(name)
+    except ValueError as unknown:
+        if "/" not in name:
+            raise ValueError(f"{name!r} is not a folder; {unknown}") from None
+        return False
+    return True
+
+
+@dataclass
+class Candidate:
+    """One model at one image size. `load` gets its weights."""
+
+    name: str
+    config: object
+    image_size: tuple[int, int]
+    pretrained: bool
+    masked: bool | None = None
+    "Masked attention at inference; None: as saved."
+    exported: bool = False
+
+    @classmethod
+    def find(
+        cls, name: str, image_size=None, task: str = "panoptic", masked: bool | None = None, step: int = 5, **overrides
+    ) -> "Candidate":
+        """A row of `BACKBONES` → EoMT with random weights; a folder or the hub's name → that model.
+
+        Args:
+            image_size: side or (height, width) in pixels; the model's own by default.
+            masked: masked attention at inference on or off. By default as the paper infers: on in steps 0 to 4, off in
+                step 5; a saved model as it was trained.
+            step: of the paper's Table 1, for backbones: 0 to 3 are `LadderConfig`'s, 4 and 5 are EoMT.
+            **overrides: fields of the configuration, of backbones only.
+
+        Raises:
+            ValueError: when there is no such model, or it is not for universal segmentation.
+        """
+        if not Path(name).exists() and is_backbone(name):
+            return cls._of_backbone(name, image_size, task, masked, step, overrides)
+        if step != 5:
+            overrides["step"] = step
+        if overrides:
+            raise ValueError(f"{', '.join(overrides)} can be set for backbones only; {name} has its own")
+        config = AutoConfig.from_pretrained(name)
+        if type(config) not in AutoModelForUniversalSegmentation._model_mapping:
+            raise ValueError(f"{name} is a {config.model_type!r}, not a model of AutoModelForUniversalSegmentation")
+        if isinstance(config, EoMTConfig):
+            config.image_size = image_size or config.image_size
+            image_size = config.image_size
+        exported = bool(exported_engines(name))
+        if exported and masked:
+            raise ValueError(f"{name} is an exported model, which has no masked attention; leave out --masked")
+        return cls(name, config, as_pair(image_size or DEFAULT_SIZE), True, masked, exported)
+
+    @classmethod
+    def _of_backbone(cls, name: str, image_size, task: str, masked, step: int, overrides: dict) -> "Candidate":
+        space = label_space(f"{DATASETS[task]}_{task}")
+        options = {"image_size": image_size or DEFAULT_SIZE, "task": task, "num_labels": space.num_labels, **overrides}
+        if step < 4:
+            config = LadderConfig.for_backbone(name, step=step, **options)
+        else:
+            config = EoMTConfig.for_backbone(name, **options)
+        return cls(name, config, as_pair(config.image_size), False, step < 5 if masked is None else masked)
+
+    @property
+    def is_eomt(self) -> bool:
+        return isinstance(self.config, EoMTConfig)
+
+    @property
+    def is_ladder(self) -> bool:
+        return isinstance(self.config, LadderConfig)
+
+    @property
+    def label(self) -> str:
+        """Name in the table."""
+        name = Path(self.name).name if self.pretrained else self.name
+        step = f" step {self.config.step}" if self.is_ladder else ""
+        masked = " masked" if self.masked and not (self.is_ladder and not self.pretrained) else ""
+        engine = f" {exported_engines(self.name)[0]}" if self.exported else ""
+        return f"{name}{step} {'×'.join(map(str, self.image_size))}{masked}{engine}"
+
+    def reported(self) -> Reported | None:
+        """The result that the paper, or the authors' model zoo, reports for this model."""
+        if not self.is_eomt or self.is_ladder or self.masked:
+            return None
+        if self.pretrained:
+            return reported_for(Path(self.name).name)
+        row, exact = nearest_backbone(self.config)
+        if not exact or self.image_size[0] != self.image_size[1]:
+            return None
+        suffix = FAMILIES[row.family].recipe_suffix
+        recipe = f"{DATASETS[self.config.task]}_{self.config.task}_eomt_{row.size}_{self.image_size[0]}"
+        return reported_for(recipe + suffix) or reported_for(f"{recipe}_2x{suffix}")
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module | ExportedEoMT:
+        """The model, ready for inference; an exported one computes in what it was exported for, on the CPU."""
+        if self.exported:
+            return ExportedEoMT.from_pretrained(self.name)
+        if self.pretrained:
+            sizes = {"image_size": self.config.image_size} if self.is_eomt else {}
+            model = AutoModelForUniversalSegmentation.from_pretrained(self.name, dtype=dtype, **sizes)
+        else:
+            model = AutoModelForUniversalSegmentation.from_config(self.config, dtype=dtype)
+        if self.is_eomt and self.masked is not None:
+            model.set_attn_mask_probs([float(self.masked)] * self.config.num_blocks)
+        return model.eval().to(device)
+
+    def inputs(self, batch: int, device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Random images (batch, 3, H, W), and OneFormer's task text."""
+        inputs = {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device, dtype=dtype)}
+        if self.config.model_type == "oneformer":
+            inputs["task_inputs"] = torch.zeros(batch, ONEFORMER_TASK_TOKENS, dtype=torch.long, device=device)
+        return inputs
+
+    def count(self, model: nn.Module | None = None) -> tuple[int, int]:
+        """(parameters, multiply-adds of one input). EoMT is counted on the meta device, without weights; others, whose
+        code needs values, by a forward pass of `model` or of one with random weights."""
+        if self.is_eomt:
+            with torch.device("meta"):
+                counted = AutoModelForUniversalSegmentation._model_mapping[type(self.config)](self.config)
+            masked = self.config.masked_inference if self.masked is None else self.masked
+            counted.set_attn_mask_probs([float(masked)] * self.config.num_blocks)
+            device, dtype = "meta", torch.float32
+        else:
+            counted = model or AutoModelForUniversalSegmentation.from_config(self.config)
+            first = next(counted.parameters())
+            device, dtype = first.device, first.dtype
+        parameters = sum(parameter.numel() for parameter in counted.parameters())
+        return parameters, count_flops(counted, **self.inputs(1, device, dtype))

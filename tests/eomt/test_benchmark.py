@@ -1,0 +1,211 @@
+"""`eomt benchmark` as a user calls it: EoMT, Mask2Former and OneFormer side by side."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    OneFormerConfig,
+    OneFormerForUniversalSegmentation,
+    SwinConfig,
+)
+
+from eomt.cli import main
+from eomt.speed.measure import device_name, measure_seconds, peak_bytes
+from tests.models import tiny_model
+
+CPU = torch.device("cpu")
+QUICK = ("--warm-up", "0", "--repeats", "2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    model = tiny_model()
+    model.set_attn_mask_probs([0.0, 0.0])
+    model.save_pretrained(folder / "eomt")
+    swin = SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    size = {"hidden_dim": 32, "num_attention_heads": 2, "num_queries": 5, "num_labels": 3, "dim_feedforward": 16}
+    mask2former = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, encoder_layers=1, decoder_layers=2,
+        encoder_feedforward_dim=16, **size,
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(mask2former).save_pretrained(folder / "mask2former")
+    oneformer = OneFormerConfig(
+        backbone_config=swin, is_training=False, conv_dim=32, mask_dim=32, encoder_layers=1, decoder_layers=2,
+        text_encoder_width=32, text_encoder_num_layers=1, text_encoder_vocab_size=50, **size,
+    )  # fmt: skip
+    OneFormerForUniversalSegmentation(oneformer).save_pretrained(folder / "oneformer")
+    return folder
+
+
+def benchmark(*arguments) -> int:
+    return main(["benchmark", "--model", *map(str, arguments)])
+
+
+def test_side_by_side(models, tmp_path, capsys):
+    names = [models / name for name in ("eomt", "mask2former", "oneformer")]
+    options = ("--image-size", "64", "--batch-size", "2", "--json", tmp_path / "out.json", *QUICK)
+    assert benchmark(*names, *options) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[2:]] == ["eomt", "mask2former", "oneformer"]
+    assert "images/s at 2" in table[0]
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["setting"]["dtype"] == "float32"
+    from transformers import AutoModelForUniversalSegmentation
+
+    for row, name in zip(results["rows"], names):
+        model = AutoModelForUniversalSegmentation.from_pretrained(name)
+        assert row["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        assert row["gflops"] > 0
+        assert 0 < row["latency_ms"]["p10"] <= row["latency_ms"]["median"] <= row["latency_ms"]["p90"]
+        assert row["images_per_second"] == pytest.approx(1000 / row["latency_ms"]["median"])
+        assert row["throughput"] > 0
+        assert row["peak_memory_bytes"] > 4 * row["parameters"]
+
+
+def test_exported_folders_run_on_their_engine(exported, tmp_path, capsys):
+    folder, file = tmp_path / "exported", tmp_path / "out.json"
+    shutil.copytree(exported / "out", folder, ignore=shutil.ignore_patterns("openvino*"))
+    assert benchmark(exported / "model", folder, "--json", file, "--dtype", "bfloat16", "--no-masked", *QUICK) == 0
+    model, row = json.loads(file.read_text())["rows"]
+    assert (row["engine"], row["precision"], row["computes_in"]) == ("onnx", "fp32", "fp32")
+    assert (row["parameters"], row["gflops"]) == (model["parameters"], model["gflops"])
+    assert row["latency_ms"]["median"] > 0
+    assert row["peak_memory_bytes"] is None
+    assert "exported 64×64 onnx" in capsys.readouterr().out
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+    assert benchmark(folder, "--images", tmp_path / "photo.png", "--json", file, "--force", *QUICK) == 0
+    assert json.loads(file.read_text())["rows"][0]["gflops"] == model["gflops"]
+    assert benchmark(folder, "--image-size", "32", *QUICK) == 2
+    assert "the file takes 64 × 64" in capsys.readouterr().err
+    assert benchmark(folder, "--masked", *QUICK) == 2
+    assert "leave out --masked" in capsys.readouterr().err
+
+
+def test_devices_have_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    assert device_name(torch.device("cuda")) == "NVIDIA H100"
+    assert device_name(CPU).endswith("(CPU)")
+
+
+def test_masks_cost(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "eomt")  # whose configuration says that it infers with masks
+    assert benchmark(tmp_path / "eomt", "--json", tmp_path / "default.json", *QUICK) == 0
+    assert json.loads((tmp_path / "default.json").read_text())["rows"][0]["masked"]
+    found = {}
+    for option in ("--masked", "--no-masked"):
+        file = tmp_path / f"{option}.json"
+        assert benchmark(tmp_path / "eomt", option, "--json", file, *QUICK) == 0
+        (found[option],) = json.loads(file.read_text())["rows"]
+    assert found["--masked"]["masked"]
+    assert found["--masked"]["label"] == "eomt 64×64 masked"
+    assert not found["--no-masked"]["masked"]
+    assert found["--masked"]["gflops"] > found["--no-masked"]["gflops"]
+
+
+def test_count_only_and_photos(tmp_path, capsys):
+    options = ("--task", "semantic", "--num-labels", 19, "--image-size", 1024, "--photo", "1024x2048", "--count-only")
+    assert benchmark("vit_large_patch14_reg4_dinov2", *options, "--json", tmp_path / "out.json") == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["inputs_per_image"] == 2
+    assert round(row["gflops"], 1) == 4350.6  # Table 5
+    assert row["parameters"] == 319_032_340
+    assert "4350.6" in capsys.readouterr().out
+
+
+def test_several_sizes_and_mixed_precision(models, tmp_path):
+    file = tmp_path / "out.json"
+    sizes = ("--image-size", "64", "32x96", "--dtype", "bfloat16", "--autocast")
+    assert benchmark(models / "eomt", *sizes, "--json", file, *QUICK) == 0
+    assert [row["image_size"] for row in json.loads(file.read_text())["rows"]] == [[64, 64], [32, 96]]
+
+
+def test_the_paper_gives_the_quality_of_its_models():
+    from eomt.speed.candidates import Candidate
+
+    reported = {
+        ("vit_large_patch14_reg4_dinov2", 640, "panoptic"): 56.0,
+        ("vit_giant_patch14_reg4_dinov2", 1280, "panoptic"): 59.2,
+        ("vit_large_patch14_reg4_dinov2", 1280, "instance"): 48.8,
+        ("vit_large_patch14_reg4_dinov2", 512, "semantic"): 58.4,
+        ("vit_small_patch16_dinov3", 640, "panoptic"): 47.2,
+        ("eva02_large_patch14_224", 640, "panoptic"): 55.5,
+        ("deit3_large_patch16_384", 640, "panoptic"): 50.0,
+    }
+    for (name, size, task), value in reported.items():
+        assert Candidate.find(name, size, task).reported().value == value
+    assert Candidate.find("vit_large_patch14_reg4_dinov2", 320).reported() is None
+    assert Candidate.find("vit_large_patch14_reg4_dinov2", 640, masked=True).reported() is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, ValueError])
+def test_one_that_cannot_run_leaves_the_others_their_turn(error, models, tmp_path, capsys, monkeypatch):
+    from eomt.speed.candidates import Candidate
+
+    load = Candidate.load
+
+    def too_large(self, *args):
+        if "mask2former" in self.name:
+            raise error("CUDA out of memory\nlong tale")
+        return load(self, *args)
+
+    monkeypatch.setattr(Candidate, "load", too_large)
+    options = ("--image-size", "64", "--json", tmp_path / "out.json", *QUICK)
+    assert benchmark(models / "mask2former", models / "eomt", *options) == 1
+    first, second = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert first["error"] == "CUDA out of memory"
+    assert second["images_per_second"] > 0
+    assert "mask2former 64×64: CUDA out of memory" in capsys.readouterr().err
+
+
+def test_timing_is_of_the_runs_after_warming_up():
+    import time
+
+    durations = iter([0.05, 0.05, 0.001, 0.002, 0.003])
+    found = measure_seconds(lambda: time.sleep(next(durations)), CPU, warm_up=2, repeats=3)
+    assert 0.002 <= found["median"] < 0.02
+    assert found["p10"] <= found["median"] <= found["p90"]
+
+
+def test_peak_memory_counts_weights_and_what_is_alive_at_once():
+    layer = torch.nn.Linear(4, 4, bias=False)  # 64 bytes
+
+    def run():
+        a = torch.empty(1_000_000)  # 4 MB
+        del a
+        b = torch.empty(500_000)
+        c = torch.empty(1_000_000)  # with b: 6 MB
+        return b, c
+
+    assert peak_bytes(run, layer, CPU) == pytest.approx(6_000_064, rel=0.01)
+
+
+def test_steps_of_the_ladder(tmp_path):
+    """Table 3's ViT-S: parameters and GFLOPs as printed."""
+    file = tmp_path / "out.json"
+    steps = ("--step", 0, 4, 5, "--count-only", "--json", file)
+    assert benchmark("vit_small_patch14_reg4_dinov2", *steps) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [round(row["gflops"]) for row in rows] == [165, 89, 68]
+    assert [round(row["parameters"] / 1e6) for row in rows] == [47, 24, 24]
+    assert [row["label"].split(" ", 1)[1] for row in rows] == ["step 0 640×640", "640×640 masked", "640×640"]
+
+
+def test_a_saved_step_is_run_and_counted(tmp_path, capsys):
+    from tests.modeling_eomt.ladder.test_ladder import ladder
+
+    ladder(2).save_pretrained(tmp_path / "step2")
+    assert benchmark(tmp_path / "step2", "--json", tmp_path / "out.json", *QUICK) == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["masked"]
+    assert row["parameters"] == sum(parameter.numel() for parameter in ladder(2).parameters())
+    assert benchmark(tmp_path / "step2", "--step", "3") == 2
+    assert "step can be set for backbones only" in capsys.readouterr().err

@@ -1,0 +1,267 @@
+"""The command line: help, wrong options, one line for every error, exit codes, outputs that cannot be written."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+
+from eomt import EoMTImageProcessor
+from eomt.cli import app, main, user_message
+from eomt.loading import require_model, usable_device
+from eomt.modeling_eomt import convert_to_authors
+from eomt.training.data.shapes import make_shapes
+from tests.models import tiny_model
+from tests.pairs import ENVIRONMENT
+
+COMMANDS = ("demo", "predict", "train", "evaluate", "convert", "export", "benchmark", "serve")
+
+
+class Failing(Dataset):
+    """A data set whose worker raises, or is killed as by the out-of-memory killer."""
+
+    def __init__(self, error: Exception | None):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        if self.error:
+            raise self.error
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def error_of(compute) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (any)
+        compute()
+    return caught.value
+
+
+@pytest.mark.parametrize(("compute", "word"), [
+    (lambda: next(iter(DataLoader(Failing(ValueError("a.png: 40×70,\nnot 50×70")), num_workers=1))), "a.png"),
+    (lambda: next(iter(DataLoader(Failing(None), num_workers=1))), "workers"),
+    (lambda: torch.empty(1 << 60, dtype=torch.uint8), "memory"),
+    (lambda: np.empty(1 << 60, np.uint8), "memory"),
+    (lambda: {}["query"], "EOMT_DEBUG=1"),
+])  # fmt: skip
+def test_any_error_is_one_line(compute, word):
+    line = user_message(error_of(compute))
+    assert word in line
+    assert "\n" not in line
+    assert "Traceback" not in line
+
+
+def test_every_command_is_there_and_helps(capsys):
+    assert {name for name in app if not name.startswith("-")} == set(COMMANDS)
+    for name in COMMANDS:
+        if name != "train":
+            assert main([name, "--help"]) == 0
+            assert f"Usage: eomt {name}" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert main([]) == 0
+
+
+@pytest.mark.parametrize(("argv", "word"), [
+    (["predikt"], '"predict"'),
+    (["predict", "a.png", "--modle", "m", "--output", "o"], "--model?"),
+    (["predict", "", "--model", "m", "--output", "o"], "IMAGES"),
+    (["predict", "--model", "m", "--output", "o"], "images"),
+    (["predict", "a.png", "--model", "m", "--output", "o", "--threshold", "3"], "--threshold"),
+    (["predict", "a.png", "--model", "m", "--output", "o", "--token-merging", "7"], "--token-merging"),
+    (["predict", "a.png", "--model", "m", "--output", "o", "--batch-size", "0"], "--batch-size"),
+    (["predict", "a.png", "--model", "m", "--output", "o", "--overlap", "0.9"], "--overlap"),
+    (["predict", "a.png", "--model", "/none/such", "--output", "o"], "/none/such"),
+    (["evaluate", "m", "--data", ""], "--data"),
+    (["evaluate", "--data", "x"], "--predictions"),
+    (["evaluate", "--data", "x", "--predictions", "p"], "--task"),
+    (["evaluate", "--data", "x", "--predictions", "p", "--task", "panoptic", "--masked"], "--masked"),
+    (["evaluate", "m", "--data", "x", "--worst", "3"], "--output"),
+    (["export", "m", "o", "--format", "pt2"], "--format"),
+    (["export", "m", "o", "--format", "onnx", "--precision", "bf16"], "bf16"),
+    (["export", "m", "o", "--format", "onnx", "--precision", "int8"], "--calibrate"),
+    (["export", "m", "o", "--format", "onnx", "--max-drop", "-1"], "--max-drop"),
+    (["export", "m", "o", "--format", "onnx", "--ignore-ids", "3"], "--ignore-ids"),
+    (["export", "m", "o", "--format", "onnx", "--image-size", "0"], "--image-size"),
+    (["convert", "m.bin", "o", "--image-size", "ten"], "ten"),
+    (["benchmark", "nothing"], "nothing"),
+    (["benchmark", "vit_small_patch14_reg4_dinov2", "--autocast"], "--dtype"),
+    (["benchmark", "vit_small_patch14_reg4_dinov2", "--token-merging", "0.9"], "--images"),
+    (["benchmark", "vit_small_patch14_reg4_dinov2", "--image-size", "100"], "96"),
+    (["benchmark", "vit_small_patch14_reg4_dinov2", "--repeats", "0"], "--repeats"),
+    (["serve", "m", "--port", "0"], "--port"),
+    (["serve"], "models"),
+    (["demo", "--steps", "0"], "--steps"),
+])  # fmt: skip
+def test_wrong_options_are_one_line(argv, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert word in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--help"], ["train", "--list-recipes"]])
+def test_a_broken_pipe_is_no_error(options):
+    read, write = os.pipe()
+    os.close(read)  # as head does when it has enough
+    command = [sys.executable, "-m", "eomt", *options]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode in (1, 141)  # of the help, which rich prints; of ours
+    assert done.stderr == ""
+
+
+def test_devices():
+    assert usable_device("cpu") == torch.device("cpu")
+    for name in ("nonsense", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ValueError, match=name):
+            usable_device(name)
+
+
+@pytest.mark.parametrize("name", ["/none/such", "a/b/c", "./runs"])
+def test_no_such_model(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the working folder may well have a ./runs
+    with pytest.raises(ValueError, match=name):
+        require_model(name)
+    require_model("tue-mps/coco_panoptic_eomt_large_640")  # the hub says whether it has it
+
+
+def test_help_and_wrong_options_import_no_torch():
+    """Counted in modules, not in seconds."""
+    script = "import sys; from eomt.cli import main\n"
+    for argv in (["--help"], ["predict", "--help"], ["export", "--mdoel=x"]):
+        script += f"sys.argv[0] = '/bin/eomt'; main({argv!r})\n"
+    script = "import sys; sys.argv[0] = '/bin/eomt'\n" + script
+    script += "assert not {'torch', 'transformers'} & set(sys.modules), 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    model = tiny_model(task="semantic")
+    model.set_attn_mask_probs([0.0] * 2)
+    model.save_pretrained(root / "model")
+    EoMTImageProcessor(task="semantic", size=64).save_pretrained(root / "model")
+    torch.save(convert_to_authors(model), root / "authors.bin")
+    Image.new("RGB", (8, 8)).save(root / "a.png")
+    make_shapes(root / "data", train=1, val=1)
+    return root
+
+
+def every_command(folder, model, out):
+    """The commands that load a model, on `model`."""
+    train = "--task panoptic --class-head new --use-cpu --max-steps 1 --total-batch-size 1 --dataloader-num-workers 0"
+    commands = (
+        ["predict", folder / "a.png", "--model", model, "--output", out],
+        ["evaluate", model, "--data", folder / "data"],
+        ["export", model, out, "--format", "onnx"],
+        ["convert", model, f"{out}.bin"],
+        ["train", "--data", folder / "data", "--checkpoint", model, "--output-dir", out, *train.split()],
+    )
+    return [[str(part) for part in command] for command in commands]
+
+
+def _remove(folder):
+    state = load_file(folder / "model.safetensors")
+    save_file({k: t for k, t in state.items() if k != "query.weight"}, folder / "model.safetensors", {"format": "pt"})
+
+
+def _add_nan(folder):
+    state = load_file(folder / "model.safetensors")
+    state["query.weight"][0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def _change(**fields):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
+
+    return change
+
+
+@pytest.mark.parametrize(("damage", "word"), [
+    (_remove, "query.weight"),
+    (_add_nan, "query.weight"),
+    (_change(num_hidden_layers=3), "layers"),
+    (_change(model_type="vit"), "'vit'"),
+], ids=["removed", "nan", "fewer layers", "another kind"])  # fmt: skip
+def test_every_command_refuses_weights_that_are_not_the_models(folder, damage, word, tmp_path, capsys):
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    EoMTImageProcessor(task="panoptic", size=64).save_pretrained(model)
+    damage(model)
+    for command in every_command(folder, model, tmp_path / "out"):
+        assert main(command) == 2, command
+        assert word in capsys.readouterr().err.strip().splitlines()[-1], command
+        assert [path.name for path in tmp_path.iterdir()] == ["model"], command
+
+
+@pytest.fixture
+def full_disk():
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # bytes of a file: the weights do not fit
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("command", [
+    "convert {0}/authors.bin {1}/new --heads 4", "convert {0}/model {1}/new.bin",
+    "export {0}/model {1}/new --format onnx",
+])  # fmt: skip
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, full_disk, capsys, command):
+    assert main(command.format(folder, tmp_path).split()) == 2
+    error = capsys.readouterr().err
+    assert any(text in error for text in ("the disk may be full", "File too large"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--output", "--save-predictions"])
+def test_an_output_that_cannot_be_is_found_before_the_scoring(folder, tmp_path, capsys, option):
+    (tmp_path / "file").write_text("")
+    assert main(["evaluate", str(folder / "model"), "--data", "nowhere", option, str(tmp_path / "file/out")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["run", "run/inner"])
+def test_force_replaces_no_model_by_what_is_made_from_it(folder, tmp_path, target):
+    shutil.copytree(folder / "model", tmp_path / "run/inner")
+    shutil.copytree(folder / "model", tmp_path / "run", dirs_exist_ok=True)
+    command = ["export", str(tmp_path / "run/inner"), str(tmp_path / target), "--format", "onnx", "--force"]
+    assert main(command) == 2
+    assert (tmp_path / "run/inner/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("work", ["trainer_state.json", "checkpoint-10/model.safetensors"])
+def test_force_replaces_no_training_run(folder, tmp_path, work):
+    shutil.copytree(folder / "model", tmp_path / "run")
+    (tmp_path / "run" / work).parent.mkdir(exist_ok=True)
+    (tmp_path / "run" / work).write_text("hours of work")
+    assert main(["convert", str(folder / "authors.bin"), str(tmp_path / "run"), "--heads", "4", "--force"]) == 2
+    assert (tmp_path / "run" / work).read_text() == "hours of work"
+
+
+def test_a_quantized_folder_is_not_converted(folder, tmp_path, capsys):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    _change(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})(tmp_path / "model")
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "out.bin")]) == 2
+    assert "quantized" in capsys.readouterr().err
+    assert not (tmp_path / "out.bin").exists()

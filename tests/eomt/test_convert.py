@@ -1,0 +1,241 @@
+"""`eomt convert` as a user calls it: there and back bit for bit, nothing half-written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+from eomt import EoMTImageProcessor
+from eomt.cli import main
+from eomt.modeling_eomt import convert_to_authors
+from eomt.modeling_eomt.weights.inferred_config import config_from_checkpoint
+from tests.models import BACKBONE_OF_KIND, GOLDEN, golden_config, tiny_model
+
+KINDS = list(BACKBONE_OF_KIND)
+SHAPE = ("--heads", "2", "--image-size", "64", "96")  # what the golden checkpoints' shapes do not tell
+
+
+def golden_file(kind: str) -> Path:
+    return GOLDEN / f"{kind}.checkpoint.safetensors"
+
+
+def convert(*arguments) -> int:
+    return main(["convert", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".ckpt"])
+def test_there_and_back_is_bitwise(kind, suffix, tmp_path, capsys):
+    assert convert(golden_file(kind), tmp_path / "hub", *SHAPE) == 0
+    said = capsys.readouterr().out
+    assert BACKBONE_OF_KIND[kind].split("_")[0] in said
+    assert "queries   7" in said
+    assert "blocks    3 of 5" in said
+    assert "64 × 96" in said
+    assert convert(tmp_path / "hub", tmp_path / f"back{suffix}") == 0
+    if suffix == ".safetensors":
+        back = load_file(tmp_path / "back.safetensors")
+    else:
+        back = torch.load(tmp_path / f"back{suffix}", weights_only=True)
+        back = back["state_dict"] if suffix == ".ckpt" else back
+    theirs = load_file(golden_file(kind))
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[key], theirs[key]) for key in theirs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["hub", f"back{suffix}"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_what_is_written_gives_the_authors_logits(kind, tmp_path):
+    assert convert(golden_file(kind), tmp_path / "hub", *SHAPE, "--task", "instance") == 0
+    model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "hub").eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "hub")
+    assert model.config.task == processor.task == "instance"
+    io = load_file(GOLDEN / f"{kind}.io.safetensors")
+    pixels = processor(list(io["images"]), return_tensors="pt")["pixel_values"]  # already of the model's size
+    assert pixels.shape[-2:] == (64, 96)
+    model.set_attn_mask_probs([0] * 3)
+    torch.testing.assert_close(model(pixels).masks_queries_logits, io["plain.mask_logits"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_configuration_is_that_of_the_shapes(kind):
+    found = config_from_checkpoint(load_file(golden_file(kind)), heads=2, image_size=(64, 96))
+    assert found.to_dict() == golden_config(kind).to_dict()
+
+
+@pytest.mark.parametrize(("labels", "queries", "task", "expected"), [
+    (133, 7, None, ("panoptic", "person", 53)),
+    (80, 7, None, ("instance", "person", 0)),
+    (150, 100, None, ("semantic", "wall", 0)),
+    (150, 200, None, ("panoptic", "wall", 50)),
+    (150, 200, "semantic", ("semantic", "wall", 0)),
+    (19, 100, None, ("semantic", "road", 0)),
+    (5, 100, None, ("semantic", "LABEL_0", 0)),
+    (5, 7, None, ("panoptic", "LABEL_0", 0)),
+    (5, 7, "instance", ("instance", "LABEL_0", 0)),
+])  # fmt: skip
+def test_labels_and_task_from_the_numbers(labels, queries, task, expected):
+    state = convert_to_authors(tiny_model(num_labels=labels, num_queries=queries))
+    config = config_from_checkpoint(state, heads=4, task=task)
+    assert (config.task, config.id2label[0], len(config.stuff_label_ids)) == expected
+    assert config.image_size == 64  # the square grid's
+
+
+@pytest.mark.parametrize(("kind", "width", "depth", "name"), [
+    ("dinov2", 384, 12, "vit_small_patch14_reg4_dinov2"),
+    ("dinov3", 384, 12, "vit_small_patch16_dinov3"),
+])  # fmt: skip
+def test_full_size_backbones_are_recognized(kind, width, depth, name):
+    from eomt.modeling_eomt.weights.inferred_config import nearest_backbone
+
+    model = tiny_model(kind, hidden_size=width, num_hidden_layers=depth, num_attention_heads=6)
+    config = config_from_checkpoint(convert_to_authors(model))
+    row, exact = nearest_backbone(config)
+    assert (row.name, exact, config.num_attention_heads) == (name, True, 6)
+    assert config.image_size == (640 if kind == "dinov3" else 64)
+
+
+@pytest.mark.parametrize("form", ["list", "map", "text"])
+def test_own_labels(form, tmp_path):
+    names = [f"class {i}" for i in range(11)]
+    file = tmp_path / ("names.txt" if form == "text" else "names.json")
+    file.write_text(
+        {"list": json.dumps(names), "map": json.dumps(dict(enumerate(names))), "text": "\n".join(names)}[form]
+    )
+    source = golden_file("dinov2")
+    assert convert(source, tmp_path / "hub", *SHAPE, "--labels", file, "--stuff", "9", "10") == 0
+    config = json.loads((tmp_path / "hub/config.json").read_text())
+    assert [config["id2label"][str(i)] for i in range(11)] == names
+    assert config["stuff_label_ids"] == [9, 10]
+    assert json.loads((tmp_path / "hub/preprocessor_config.json").read_text())["stuff_label_ids"] == [9, 10]
+
+
+def test_deltas_there_and_back(tmp_path, capsys):
+    """The file holds deltas: refused without the reference, and exact to rounding with it."""
+    model, reference = tiny_model("dinov3"), tiny_model("dinov3", seed=5)
+    model.set_attn_mask_probs([0.25, 0])
+    model.save_pretrained(tmp_path / "hub")
+    backbone = {
+        key.removeprefix("network.encoder.backbone."): tensor
+        for key, tensor in convert_to_authors(reference).items()
+        if "encoder.backbone" in key
+    }
+    renamed = {_hf_name(key): tensor for key, tensor in backbone.items()}
+    save_file(renamed, tmp_path / "reference.safetensors")
+    assert convert(tmp_path / "hub", tmp_path / "delta.bin", "--delta-from", tmp_path / "reference.safetensors") == 0
+    assert convert(tmp_path / "delta.bin", tmp_path / "again", "--heads", 4, "--image-size", 64) == 2
+    assert "give its weights as --reference-backbone" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+    options = ("--heads", 4, "--image-size", 64, "--reference-backbone", tmp_path / "reference.safetensors")
+    assert convert(tmp_path / "delta.bin", tmp_path / "again", *options) == 0
+    again = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "again").state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=1e-6)
+
+
+def _hf_name(key: str) -> str:
+    for ours, theirs in (("patch_embed.", "embeddings."), ("blocks.", "layer.")):
+        key = key.replace(ours, theirs)
+    return key
+
+
+def test_refuses_to_overwrite(tmp_path, capsys):
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub/thesis.tex").write_text("years of work")
+    assert convert(golden_file("dinov2"), tmp_path / "hub", *SHAPE) == 2
+    assert "exists" in capsys.readouterr().err
+    assert convert(golden_file("dinov2"), tmp_path / "hub", *SHAPE, "--force") == 2  # not a model's folder
+    assert "other files" in capsys.readouterr().err
+    assert (tmp_path / "hub/thesis.tex").read_text() == "years of work"
+    assert convert(golden_file("dinov2"), tmp_path / "model", *SHAPE) == 0
+    assert convert(golden_file("eva02"), tmp_path / "model", *SHAPE, "--force") == 0
+    assert json.loads((tmp_path / "model/config.json").read_text())["model_type"] == "eomt_eva02"
+    assert convert(tmp_path / "model", tmp_path / "file.bin") == 0
+    before = (tmp_path / "file.bin").read_bytes()
+    assert convert(tmp_path / "model", tmp_path / "file.bin") == 2
+    assert (tmp_path / "file.bin").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.bin", "hub", "model"]
+
+
+def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    def full_disk(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(EoMTImageProcessor, "save_pretrained", full_disk)
+    assert convert(golden_file("dinov2"), tmp_path / "hub", *SHAPE) == 2
+    assert list(tmp_path.iterdir()) == []
+    out, err = capsys.readouterr()
+    assert "no space left" in err
+    assert "backbone" in out  # what it understood was said before it wrote
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([golden_file("dinov2"), "hub"], "give --heads"),
+    ([golden_file("dinov2"), "hub", "--heads", "2"], "give --image-size HEIGHT WIDTH"),
+    ([golden_file("dinov2"), "hub", "--heads", "2", "--image-size", "1", "2", "3"], "HEIGHTxWIDTH"),
+    ([golden_file("dinov2"), "hub", "--heads", "2", "--image-size", "64"], "mis-shaped"),
+    ([golden_file("dinov2"), "hub", *SHAPE, "--labels", "nothing"], "neither a file nor one of"),
+    ([golden_file("dinov2"), "hub", *SHAPE, "--labels", "coco_panoptic"], "133 labels were given"),
+    ([golden_file("dinov2"), "hub", *SHAPE, "--stuff", "11"], "lie outside"),
+    ([golden_file("dinov2"), "hub.bin", *SHAPE], "must be a folder"),
+    ([GOLDEN / "resize.safetensors", "hub"], "the checkpoint has no network.q.weight"),
+    (["./nothing.bin", "hub"], "there is no file"),
+])  # fmt: skip
+def test_bad_input_is_one_clear_error(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert convert(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".ckpt"])
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_swiglu", "dinov3", "eva02"])
+def test_a_model_of_our_own_is_the_same_after_there_and_back(kind, suffix, tmp_path):
+    """Heads, classes, stuff, task and size are in no shape; flags still win."""
+    names = {0: "cat", 1: "sky", 2: "road"}
+    labels = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    model = tiny_model(kind, num_labels=3, **labels, stuff_label_ids=[1, 2], task="panoptic", image_size=96)
+    model.save_pretrained(tmp_path / "hub")
+    file = tmp_path / f"authors{suffix}"
+    assert convert(tmp_path / "hub", file) == 0
+    assert convert(file, tmp_path / "back") == 0
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hub", "back"))
+    assert after == before
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, 96, 96)
+        again = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "back").eval()
+        assert torch.equal(again(pixels).class_queries_logits, model(pixels).class_queries_logits)
+    assert convert(file, tmp_path / "other", "--task", "instance", "--stuff") == 0
+    other = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert (other["task"], other["stuff_label_ids"], other["num_attention_heads"]) == ("instance", [], 4)
+
+
+def test_mean_and_deviation_are_the_image_processors(tmp_path, capsys):
+    tiny_model("dinov3").save_pretrained(tmp_path / "hub")
+    statistics = {"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.5, 0.25]}
+    EoMTImageProcessor(task="panoptic", size=64, **statistics).save_pretrained(tmp_path / "hub")
+    assert convert(tmp_path / "hub", tmp_path / "file.bin") == 0
+    assert convert(tmp_path / "file.bin", tmp_path / "back") == 0
+    saved = json.loads((tmp_path / "back/preprocessor_config.json").read_text())
+    assert {key: saved[key] for key in statistics} == statistics
+    assert convert(tmp_path / "hub", tmp_path / "delta.bin", "--delta-from", tmp_path / "none.safetensors") == 2
+    assert "--delta-from needs ImageNet's mean and deviation" in capsys.readouterr().err
+
+
+def test_damaged_and_nan_weights_are_refused(tmp_path, capsys):
+    state = convert_to_authors(tiny_model())
+    torch.save(state, tmp_path / "good.bin")
+    content = bytearray((tmp_path / "good.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.bin").write_bytes(content)
+    state["network.q.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.bin")
+    for name, message in (("flipped", "checksum"), ("nan", "NaN or infinite weights (1): network.q.weight")):
+        assert convert(tmp_path / f"{name}.bin", tmp_path / "hub", "--heads", "4") == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "hub").exists()
+    assert convert(tmp_path / "good.bin", tmp_path / "hub", "--heads", "4") == 0

@@ -1,0 +1,64 @@
+"""The code of docs/deployment.md: without this package it gives the library's segments."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from eomt.engines import is_installed
+from eomt.export import synthetic_image
+from tests.models import load_unmasked
+
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/deployment.md").read_text(encoding="utf-8"), re.DOTALL
+)
+
+
+@pytest.fixture(scope="module", params=["openvino", "onnx"])
+def folder(request, exported, tmp_path_factory):
+    """One engine's files, and a photo."""
+    if not is_installed(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    folder = tmp_path_factory.mktemp("deployment")
+    (folder / "exported").mkdir()
+    for file in exported.glob("out/*"):
+        if file.suffix == ".json" or request.param in file.name or file.suffix == f".{request.param}":
+            shutil.copy(file, folder / "exported")
+    synthetic_image(60, 90).save(folder / "photo.png")
+    return folder
+
+
+def run(code: str, folder: Path, *arguments: str) -> str:
+    (folder / "run.py").write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, "run.py", *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_runner_gives_the_librarys_map(folder, exported):
+    _, code = BLOCKS
+    assert not re.search(r"\b(torch|transformers|eomt)\b", code.replace("as torch's", ""))
+    said = run(code, folder, "exported", "photo.png", "segments.png").splitlines()
+    processor = AutoImageProcessor.from_pretrained(exported / "model")
+    photo = Image.open(folder / "photo.png")
+    with torch.no_grad():
+        outputs = load_unmasked(exported / "model")(**processor(photo, return_tensors="pt"))
+    (result,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=[(60, 90)], stuff_classes=[])
+    expected = [[str(s["id"] + 1), f"LABEL_{s['label_id']}", f"{s['score']:.3f}"] for s in result["segments_info"]]
+    assert len(expected) > 1
+    assert [line.split() for line in said] == expected
+    found = np.asarray(Image.open(folder / "segments.png"))
+    assert (found != result["segmentation"].numpy() + 1).mean() < 2e-3  # a pixel whose logit is 0 within rounding
+
+
+def test_the_pipeline_runs(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    exec(compile(BLOCKS[0], "deployment.md", "exec"), {})
+    assert "LABEL_" in capsys.readouterr().out

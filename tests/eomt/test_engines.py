@@ -1,0 +1,247 @@
+"""Exported folders in the model's place: same outputs, same segments, every engine and precision; bad folders."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, pipeline
+
+from eomt import EoMTImageProcessor
+from eomt.cli import main
+from eomt.engines import ENGINES, is_installed, open_engine
+from eomt.export import synthetic_image
+from eomt.inference import ExportedEoMT
+from eomt.tiling import infer_tiles
+from eomt.training.data import make_shapes
+from eomt.training.evaluation import evaluate_model
+from tests.models import load_unmasked, save_confident
+
+FORMATS = [name for name in ENGINES if is_installed(name)]
+openvino = pytest.mark.skipif("openvino" not in FORMATS, reason="openvino is not installed")
+
+
+def export(*arguments) -> int:
+    return main(["export", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_outputs_are_the_models(exported, engine):
+    model = ExportedEoMT.from_pretrained(exported / "out", engine=engine)
+    assert (model.engine.name, model.engine.precision, model.engine.size) == (engine, "fp32", (64, 64))
+    for batch in (1, 3):
+        pixels = torch.randn(batch, 3, 64, 64)
+        with torch.no_grad():
+            expected = load_unmasked(exported / "model")(pixels)
+            found = model(pixels, patch_offsets=[(0, 0, 64)] * batch)
+        assert type(found) is type(expected)
+        assert found.patch_offsets == [(0, 0, 64)] * batch
+        for name in ("class_queries_logits", "masks_queries_logits"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_calls_from_threads_give_the_same(exported, engine):
+    """As many at once as the engine takes, and more callers than that."""
+    model = ExportedEoMT.from_pretrained(exported / "out", engine=engine, num_requests=None)
+    assert model.num_requests >= 1
+    images = torch.randn(12, 1, 3, 64, 64)
+    with ThreadPoolExecutor(model.num_requests + 2) as pool:
+        together = list(pool.map(model, images))
+    for pixels, found in zip(images, together):
+        torch.testing.assert_close(found.masks_queries_logits, model(pixels).masks_queries_logits)
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_tiles_of_a_large_picture_are_the_models(exported, engine):
+    photo, processor = synthetic_image(90, 140), AutoImageProcessor.from_pretrained(exported / "out")
+    models = load_unmasked(exported / "model"), ExportedEoMT.from_pretrained(exported / "out", engine=engine)
+    ours, theirs = (
+        infer_tiles(model, processor, photo, tile=64, batch_size=4, threshold=0.3, overlap_mask_area_threshold=0.2)
+        for model in models
+    )
+    assert [s["label_id"] for s in theirs["segments_info"]] == [s["label_id"] for s in ours["segments_info"]] != []
+    assert (theirs["segmentation"] != ours["segmentation"]).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_the_pipeline_gives_the_same_segments(exported, task, tmp_path):
+    """The files hold no task: their folder's configuration says it."""
+    for name in ("model", "out"):
+        shutil.copytree(exported / name, tmp_path / name)
+        config = json.loads((exported / name / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"task": task}))
+        EoMTImageProcessor(task=task, size=64).save_pretrained(tmp_path / name)
+    photos = [synthetic_image(50, 80), synthetic_image(90, 60), synthetic_image(40, 130)]
+    results = []
+    for model in (load_unmasked(tmp_path / "model"), ExportedEoMT.from_pretrained(tmp_path / "out")):
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+        segment = pipeline("image-segmentation", model=model, image_processor=processor)
+        results += [[segment(photo, threshold=0.3) for photo in photos], segment(photos, batch_size=3, threshold=0.3)]
+    plain, *others = results
+    assert sum(map(len, plain)) > 0
+    for ours in others:
+        for found, expected in zip(ours, plain, strict=True):
+            assert [segment["label"] for segment in found] == [segment["label"] for segment in expected]
+            for one, other in zip(found, expected):
+                assert (np.asarray(one["mask"]) != np.asarray(other["mask"])).mean() < 1e-3
+
+
+@pytest.mark.parametrize(("format", "precision"), [
+    pytest.param("openvino", "bf16", marks=openvino), pytest.param("openvino", "int8", marks=openvino),
+    ("onnx", "fp16"), ("onnx", "int8"),
+])  # fmt: skip
+def test_smaller_number_types(format, precision, tmp_path, capfd):
+    if not is_installed(format):
+        pytest.skip(f"{format} is not installed")
+    save_confident(tmp_path / "model")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(3):
+        synthetic_image(60 + index, 80).save(photos / f"{index}.png")
+    calibrate = ["--calibrate", photos] if precision == "int8" else []
+    options = ("--format", format, "--precision", precision, *calibrate)
+    assert export(tmp_path / "model", tmp_path / "out", *options) == 0
+    model = ExportedEoMT.from_pretrained(tmp_path / "out")
+    assert model.engine.precision == precision
+    pixels = EoMTImageProcessor(task="panoptic", size=64)(synthetic_image(), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected, found = load_unmasked(tmp_path / "model")(pixels), model(pixels)
+    gap = (expected.masks_queries_logits - found.masks_queries_logits).abs().max()
+    assert 0 < gap < 0.2 * expected.masks_queries_logits.abs().max()
+
+
+@openvino
+def test_any_size_where_positions_are_rotary(tmp_path, capsys):
+    save_confident(tmp_path / "v3", "dinov3", num_hidden_layers=1)  # with free sides each takes ten seconds
+    assert export(tmp_path / "v3", tmp_path / "out", "--format", "openvino", "--dynamic-size") == 0
+    pixels = torch.randn(2, 3, 96, 32)
+    with torch.no_grad():
+        expected = load_unmasked(tmp_path / "v3")(pixels).masks_queries_logits
+    found = ExportedEoMT.from_pretrained(tmp_path / "out")(pixels).masks_queries_logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    for height, width in ((96, 40), (16, 32), (32, 4112)):
+        with pytest.raises(ValueError, match=rf"{height} × {width} pixels; .* multiples of 16, from 32 to 4096"):
+            ExportedEoMT.from_pretrained(tmp_path / "out")(torch.zeros(1, 3, height, width))
+    save_confident(tmp_path / "v2")
+    capsys.readouterr()
+    assert export(tmp_path / "v2", tmp_path / "none", "--format", "openvino", "--dynamic-size") == 2
+    assert "a 'eomt' model has learned positions" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@openvino
+def test_bfloat16_only_when_asked_for(exported):
+    """Processors with bf16 infer in bf16 unless a precision is set."""
+    model, pixels = load_unmasked(exported / "model"), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(pixels).masks_queries_logits
+    rough = ExportedEoMT.from_pretrained(exported / "out", engine="openvino", dtype=torch.bfloat16)
+    capable = "BF16" in import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert rough.engine.dtype == ("bf16" if capable else "fp32")  # what it computes in, not what was asked for
+    torch.testing.assert_close(rough(pixels).masks_queries_logits, expected, rtol=0.1, atol=0.5)
+
+
+@openvino
+def test_a_check_in_other_numbers_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ENGINES["openvino"], "DTYPES", {"fp32": "f32", "bf16": "f32"})  # as on a CPU without bf16
+    save_confident(tmp_path / "model", num_hidden_layers=1)
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "openvino", "--precision", "bf16") == 0
+    assert "note: this CPU has no bf16, so openvino_model.xml was checked in fp32" in capsys.readouterr().out
+
+
+def test_commands_refuse_what_an_engine_cannot(exported, tmp_path, capsys):
+    synthetic_image(50, 80).save(tmp_path / "a.png")
+    run = ["predict", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--model", str(exported / "out")]
+    assert main([*run, "--compile"]) == 2
+    assert "--compile is for models in PyTorch" in capsys.readouterr().err
+    assert export(exported / "out", tmp_path / "again") == 2
+    assert "is exported already; give an EoMT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_commands_take_an_exported_folder(exported, command, tmp_path):
+    if command == "predict":
+        synthetic_image(50, 80).save(tmp_path / "a.png")
+        run = ["predict", tmp_path / "a.png", "--model"]
+    else:
+        make_shapes(tmp_path / "data", train=1, val=3)
+        run = ["evaluate"]
+    results = []
+    for model in ("model", "out"):
+        output = tmp_path / model
+        place = [exported / model] if command == "predict" else [exported / model, "--data", tmp_path / "data"]
+        masks = ["--no-masked"] if model == "model" else []  # its configuration says that it infers with them
+        assert main([*map(str, [*run, *place, *masks, "--output", output, "--device", "cpu"])]) == 0
+        file = output / ("panoptic.json" if command == "predict" else "metrics.json")
+        results.append(json.loads(file.read_text()))
+    if command == "evaluate":
+        assert results[0]["metrics"]["pq"] == results[1]["metrics"]["pq"]
+    else:
+        assert results[0]["annotations"] == results[1]["annotations"]
+
+
+def test_what_cannot_be_run(exported, tmp_path, monkeypatch):
+    model = ExportedEoMT.from_pretrained(exported / "out", engine="onnx")
+    with pytest.raises(ValueError, match="32 × 64 pixels; the file takes 64 × 64"):
+        model(torch.zeros(1, 3, 32, 64))
+    with pytest.raises(ValueError, match="has no loss"):
+        model(torch.zeros(1, 3, 64, 64), mask_labels=[], class_labels=[])
+    with pytest.raises(ValueError, match="cannot merge tokens"):
+        model.set_token_merging(threshold=0.9)
+    with pytest.raises(ValueError, match="has no masked attention"):
+        model.set_attn_mask_probs([1.0])
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        ExportedEoMT.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="engine is 'tensorrt'; choose from auto, openvino, onnx"):
+        open_engine(exported / "out", "tensorrt")
+    with pytest.raises(ValueError, match="dtype is 'bf16'; onnx computes in fp32"):
+        open_engine(exported / "out", "onnx", "bf16")
+    (tmp_path / "config.json").write_text((exported / "out/config.json").read_text())
+    with pytest.raises(ValueError, match="holds no exported model"):
+        ExportedEoMT.from_pretrained(tmp_path)
+    for engine in ENGINES.values():
+        (tmp_path / engine.file).write_bytes(b"<net name='cut")
+    for engine in FORMATS:
+        with pytest.raises(ValueError, match="cannot be read"):
+            ExportedEoMT.from_pretrained(tmp_path, engine=engine)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install openvino"):
+        ExportedEoMT.from_pretrained(tmp_path, engine="openvino")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ValueError, match="holds a 'vit' model, not an EoMT"):
+        ExportedEoMT.from_pretrained(tmp_path)
+
+
+def test_a_picture_that_cannot_be_read_for_calibration(tmp_path, capsys):
+    save_confident(tmp_path / "model")
+    (tmp_path / "cut.png").write_bytes(Image.new("RGB", (8, 8)).tobytes()[:20])
+    options = ("--format", "onnx", "--precision", "int8", "--calibrate", tmp_path / "cut.png")
+    assert export(tmp_path / "model", tmp_path / "out", *options) == 2
+    assert "cut.png" in capsys.readouterr().err
+    assert len(capsys.readouterr().err.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(("after", "code"), [(39.5, 0), (38.5, 2)])
+def test_a_file_that_loses_too_much_is_not_left(after, code, tmp_path, monkeypatch, capsys):
+    """The exported file is scored on the data; the second score is made up, as a tiny model has nothing to lose."""
+    data = make_shapes(tmp_path / "shapes", train=1, val=2)
+    save_confident(tmp_path / "model", num_labels=8)
+    scores, evaluated = iter((0.4, after / 100)), []
+
+    def evaluate(model, *arguments, **options):
+        evaluated.append(evaluate_model(model, *arguments, **options)["pq"])
+        return {"pq": next(scores)}
+
+    monkeypatch.setattr("eomt.export.evaluate_model", evaluate)
+    options = ("--format", "onnx", "--data", data, "--max-drop", "1")
+    assert export(tmp_path / "model", tmp_path / "out", *options) == code
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-6)  # fp32 loses nothing
+    said = capsys.readouterr()
+    assert f"PQ {after:.2f}, the model 40.00" in said.out
+    assert ("loses 1.50 points of PQ (--max-drop 1)" in said.err) == bool(code)
+    assert (tmp_path / "out").exists() == (not code)

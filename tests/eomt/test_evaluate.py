@@ -1,0 +1,172 @@
+"""`eomt evaluate` from end to end: a model, its saved predictions scored the same, and one line for what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from eomt.cli import main
+from eomt.configuration import EoMTConfig
+from eomt.image_processing import EoMTImageProcessor
+from eomt.modeling_eomt import EoMTForUniversalSegmentation
+from eomt.training.data import load_data, make_shapes
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train=1, val=5, size=(40, 70))
+
+
+@pytest.fixture(scope="module")
+def model(shapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    _, space = load_data(shapes, task="panoptic")
+    torch.manual_seed(0)
+    config = EoMTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_blocks=1,
+        num_queries=1,
+        patch_size=8,
+        image_size=64,
+        id2label=space.id2label,
+        label2id=space.label2id,
+        task="panoptic",
+    )
+    model = EoMTForUniversalSegmentation(config)
+    with torch.no_grad():
+        model.class_predictor.weight.mul_(400)  # decided, and never for "no object": it does find segments
+        model.class_predictor.bias[-1] = -1000
+    model.save_pretrained(folder)
+    EoMTImageProcessor(task="panoptic", size=64).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments) -> int:
+    return main(["evaluate", *map(str, arguments), "--workers", "0"])
+
+
+def test_a_model_and_its_saved_predictions_score_the_same(shapes, model, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(model, "--data", shapes, "--output", out, "--worst", 2, "--save-predictions", tmp_path / "files") == 0
+    assert "PQ th" in capsys.readouterr().out
+    first = json.loads((out / "metrics.json").read_text())
+    assert first["images"] == 5
+    assert len(first["worst"]) == 2
+    assert all(Path(entry["picture"]).is_file() for entry in first["worst"])
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "per_class.csv", "confusion.png", "worst"}
+    assert sum(c["fp"] for c in first["metrics"]["per_class"].values()) > 0  # the model did find segments
+    assert first["metrics"]["num_classes_stuff"] == 4  # stuff is the data's to say where the model does not
+
+    assert run("--predictions", tmp_path / "files", "--data", shapes, "--task", "panoptic", "--json") == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second["metrics"] == first["metrics"]
+
+
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_other_tasks_of_the_same_weights(model, tmp_path, task, capsys):
+    """A model is scored by its own task's data; here boxes and label maps made for the purpose."""
+    from PIL import Image
+
+    data, copy = tmp_path / "data", tmp_path / "model"
+    (data / "images").mkdir(parents=True)
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(data / "images/a.png")
+    names = json.loads((model / "config.json").read_text())["id2label"]
+    if task == "semantic":
+        (data / "labels").mkdir()
+        Image.new("L", (60, 40), 3).save(data / "labels/a.png")
+        (data / "classes.json").write_text(json.dumps(names))
+    else:
+        box = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[5, 5, 30, 5, 30, 30, 5, 30]]}
+        categories = [{"id": int(i), "name": name} for i, name in names.items()]
+        image = {"id": 1, "file_name": "a.png", "height": 40, "width": 60}
+        (data / "val.json").write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
+    EoMTForUniversalSegmentation.from_pretrained(model).save_pretrained(copy)
+    EoMTImageProcessor(task=task, size=64).save_pretrained(copy)
+    files = tmp_path / "files"
+    arguments = ("--data", data, "--task", task, "--output", tmp_path / "out", "--worst", 1)
+    assert run(copy, *arguments, "--save-predictions", files, "--masked") == 0
+    assert "before block 0" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]
+    assert run("--predictions", files, *arguments, "--json") == 0
+    again = json.loads(capsys.readouterr().out)["metrics"]
+    assert again == {key: value for key, value in result.items() if "_block_" not in key}
+
+
+def test_another_tools_coco_files_give_panopticapis_number(tmp_path, capsys):
+    """The golden predictions against COCO's truth; the photos are not in the repository: black ones stand in."""
+    from PIL import Image
+
+    truth = json.loads((GOLDEN / "coco-sample/panoptic_examples.json").read_text())
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    for image in truth["images"]:
+        Image.new("RGB", (image["width"], image["height"])).save(data / "images" / image["file_name"])
+    for name in ("panoptic_examples.json", "panoptic_examples"):
+        (data / name).symlink_to(GOLDEN / "coco-sample" / name)
+    assert run("--predictions", GOLDEN / "panoptic_pred.json", "--data", data, "--task", "panoptic", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    expected = json.loads((GOLDEN / "panoptic_pq.json").read_text())
+    assert result["classes"] == "coco_panoptic"
+    assert result["metrics"]["pq"] == pytest.approx(expected["all"]["pq"], abs=1e-9)
+    assert result["metrics"]["pq_stuff"] == pytest.approx(expected["stuff"]["pq"], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "nowhere"), "give either a model or --predictions"),
+        (("model", "--predictions", "x", "--data", "y"), "give either a model or --predictions"),
+        (("--predictions", "x", "--data", "y"), "--predictions needs --task"),
+        (("--predictions", "x", "--data", "y", "--task", "panoptic"), "y: there is no such file or folder"),
+        (("model", "--data", "y", "--worst", "3"), "--worst needs --output"),
+        (("model", "--data", "y", "--output", "o", "--worst", "-3"), "--worst"),
+        (("--predictions", "x", "--data", "y", "--task", "panoptic", "--masked"), "--masked needs a model"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_classes_that_are_not_the_models(shapes, model, tmp_path, capsys, swapped):
+    for split in ("train", "val"):
+        path = shapes / f"annotations/panoptic_{split}.json"
+        data = json.loads(path.read_text())
+        first, second, third, *_ = data["categories"]
+        first["name"] = "disc"
+        if swapped:
+            second["name"], third["name"] = third["name"], second["name"]
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / path.name).write_text(json.dumps(data))
+        (tmp_path / "annotations" / path.stem).symlink_to(path.with_suffix(""))
+        (tmp_path / split).symlink_to(shapes / split)
+    if swapped:  # names that both have contradict the order
+        assert run(model, "--data", tmp_path) == 2
+        assert "has another place among the model's" in capsys.readouterr().err
+        return
+    assert run(model, "--data", tmp_path) == 0  # as many classes: taken in order, and said so
+    assert "its 8 classes are taken in order" in capsys.readouterr().err
+
+
+def test_the_papers_number_stands_beside_a_result_of_its_recipe(tmp_path):
+    """Told by data, task and architecture; for a ViT-S on COCO panoptic at 640² the model zoo has one."""
+    from eomt.configuration.labels import label_space
+    from eomt.configuration.recipes import get_recipe
+    from eomt.evaluate import reported_results
+
+    recipe, space = get_recipe("coco_panoptic_eomt_small_640_2x"), label_space("coco_panoptic")
+    config = EoMTConfig.for_backbone(recipe.backbone, image_size=640, id2label=space.id2label, label2id=space.label2id)
+    found = {entry["recipe"]: entry["percent"] for entry in reported_results(config, "panoptic", space)}
+    assert found[recipe.name] == 46.7
+    assert all("small" in name for name in found)
+    assert not reported_results(config, "instance", label_space("coco_instance"))

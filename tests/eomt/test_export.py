@@ -1,0 +1,103 @@
+"""`eomt export` as a user calls it: files that equal the model."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+from eomt import EoMTImageProcessor
+from eomt.cli import main
+from eomt.engines import ONNXEngine
+from eomt.export import synthetic_image
+from eomt.inference import ExportedEoMT
+from tests.modeling_eomt.ladder.test_ladder import ladder
+from tests.models import load_unmasked, save_confident
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def export(*arguments) -> int:
+    return main(["export", *map(str, arguments)])
+
+
+def test_files_and_settings(exported, tmp_path, capsys):
+    names = {path.name for path in (exported / "out").iterdir() if not path.name.startswith("openvino")}
+    assert names == {"model.onnx", "config.json", "preprocessor_config.json"}
+    config = json.loads((exported / "out/config.json").read_text())
+    assert config["id2label"]["4"] == "LABEL_4"
+    processor = AutoImageProcessor.from_pretrained(exported / "out")
+    assert processor.to_dict() == AutoImageProcessor.from_pretrained(exported / "model").to_dict()
+    assert export(exported / "model", tmp_path / "out", "--format", "onnx") == 0
+    said = float(capsys.readouterr().out.split(" MB")[0].split()[-1])
+    assert said == pytest.approx((tmp_path / "out/model.onnx").stat().st_size / 1e6, abs=0.06)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@torch.no_grad()
+def test_the_file_equals_the_unmasked_model(exported, batch):
+    pixels = torch.randn(batch, 3, 64, 64)
+    output = load_unmasked(exported / "model")(pixels)
+    expected = (output.class_queries_logits, output.masks_queries_logits)
+    session = onnxruntime.InferenceSession(exported / "out/model.onnx", providers=["CPUExecutionProvider"])
+    from_onnx = session.run(["class_queries_logits", "masks_queries_logits"], {"pixel_values": pixels.numpy()})
+    for ours, onnx in zip(expected, from_onnx):
+        torch.testing.assert_close(torch.from_numpy(onnx), ours, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dinov2_swiglu", "deit3", "dinov3", "eva02"])
+def test_every_family(kind, tmp_path, capsys):
+    """The command compares; here it must only succeed, and say by how much they differ."""
+    save_confident(tmp_path / "model", kind)
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx") == 0
+    said = capsys.readouterr().out
+    assert said.count("on a synthetic image logits differ by at most") == 1
+    assert "done:" in said
+
+
+@torch.no_grad()
+def test_a_step_of_the_ladder_takes_any_batch(tmp_path):
+    ladder(3).save_pretrained(tmp_path / "model")
+    EoMTImageProcessor(task="panoptic", size=64).save_pretrained(tmp_path / "model")
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx") == 0
+    model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "model").eval()
+    pixels = torch.randn(3, 3, 64, 64)
+    model.set_attn_mask_probs([0.0] * model.config.num_blocks)
+    found = ExportedEoMT.from_pretrained(tmp_path / "out")(pixels).masks_queries_logits
+    torch.testing.assert_close(found, model(pixels).masks_queries_logits, rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_another_size_windows_and_masks(tmp_path, capsys):
+    """A semantic model cuts the photo into several inputs: they are the batch of the check. Masks are turned off."""
+    save_confident(tmp_path / "model", task="semantic", masking=0.5)
+    synthetic_image(40, 150).save(tmp_path / "photo.png")
+    options = ("--format", "onnx", "--image-size", "32", "48", "--image", tmp_path / "photo.png")
+    assert export(tmp_path / "model", tmp_path / "out", *options) == 0
+    pixels = torch.randn(3, 3, 32, 48)
+    assert "masks" in capsys.readouterr().out
+    model = load_unmasked(tmp_path / "model", image_size=(32, 48))
+    found = ExportedEoMT.from_pretrained(tmp_path / "out")(pixels).masks_queries_logits
+    torch.testing.assert_close(found, model(pixels).masks_queries_logits, rtol=1e-5, atol=1e-4)
+    assert tuple(json.loads((tmp_path / "out/config.json").read_text())["image_size"]) == (32, 48)
+
+
+def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch, capsys):
+    save_confident(tmp_path / "model")
+    correct = ONNXEngine.run
+    monkeypatch.setattr(ONNXEngine, "run", lambda *args: tuple(t + 0.1 for t in correct(*args)))
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx") == 2
+    assert "model.onnx differs from the model by 0.1 in a logit" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_refuses_to_overwrite(tmp_path, capsys):
+    save_confident(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx") == 2
+    assert "exists" in capsys.readouterr().err
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx", "--force") == 0
+    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx", "--image", tmp_path / "none.png") == 2
+    assert export(tmp_path / "model", tmp_path / "new", "--format", "onnx", "--image", tmp_path / "none.png") == 2
+    assert not (tmp_path / "new").exists()

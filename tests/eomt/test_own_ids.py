@@ -1,0 +1,290 @@
+"""The ids and names of own data through every command: trained on, predicted, scored as they are in its files."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
+from eomt.cli import main
+from eomt.configuration import EoMTConfig
+from eomt.configuration.labels import LabelSpace
+from eomt.training import EoMTTrainingArguments
+from eomt.training.data import load_data
+from eomt.training.data.hold_out import hold_out
+from eomt.training.options import DataOptions
+from eomt.training.run_setup import load_split
+from tests.models import tiny_config
+
+SIZE = (48, 64)
+
+
+def train(data, output, task: str, *options) -> int:
+    command = (
+        "--backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 --num-hidden-layers 2 "
+        "--num-attention-heads 2 --num-blocks 1 --num-queries 6 --patch-size 8 --train-num-points 64 --image-size 64 "
+        "--total-batch-size 2 --max-steps 1 --use-cpu --dataloader-num-workers 0 --eval-strategy no"
+    )
+    output = ["--output-dir", str(output), "--data", str(data), "--task", task]
+    return main(["train", *output, *command.split(), *options])
+
+
+def evaluate(*arguments) -> int:
+    return main(["evaluate", *map(str, arguments), "--workers", "0", "--device", "cpu"])
+
+
+def predict(images, model, output) -> int:
+    return main(["predict", str(images), "--model", str(model), "--output", str(output), "--workers", "0"])
+
+
+@pytest.fixture(scope="module")
+def label_maps(tmp_path_factory):
+    """Label pngs with the values 1 … 3 and 255, nobody has named them; 3 is not in the validation split."""
+    root = tmp_path_factory.mktemp("maps")
+    rng = np.random.default_rng(0)
+    for split, values in (("train", (1, 2, 3, 255)), ("val", (1, 2, 2, 255))):
+        for kind in ("images", "labels"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(2):
+            labels = np.repeat(np.array(values, np.uint8), 16)[None].repeat(SIZE[0], 0)
+            Image.fromarray(labels).save(root / split / "labels" / f"{i}.png")
+            Image.fromarray(rng.integers(0, 255, (*SIZE, 3), np.uint8)).save(root / split / "images" / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def roboflow(tmp_path_factory):
+    """An export as Roboflow writes it: category 0 is the data set, image ids are counted, names have a hash."""
+    root = tmp_path_factory.mktemp("roboflow")
+    rng = np.random.default_rng(1)
+    for split in ("train", "valid"):
+        data = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": [
+            {"id": 0, "name": "cells", "supercategory": "none"},
+            {"id": 1, "name": "red", "supercategory": "cells"},
+            {"id": 2, "name": "white", "supercategory": "cells"},
+        ]}  # fmt: skip
+        (root / split).mkdir()
+        for i, stem in enumerate(("b_jpg.rf.07", "a_jpg.rf.5c")):
+            Image.fromarray(rng.integers(0, 255, (*SIZE, 3), np.uint8)).save(root / split / f"{stem}.jpg")
+            data["images"].append({"id": i, "license": 1, "file_name": f"{stem}.jpg", "height": 48, "width": 64})
+            for k, left in enumerate((4, 36)):
+                x, y = left, 8 + 4 * i
+                polygon = [[x, y, x + 20, y, x + 20, y + 20, x, y + 20]]
+                data["annotations"].append({"id": 2 * i + k, "image_id": i, "category_id": 1 + k, "area": 400,
+                                            "bbox": [x, y, 20, 20], "segmentation": polygon, "iscrowd": 0})  # fmt: skip
+        (root / split / "_annotations.coco.json").write_text(json.dumps(data))
+    return root
+
+
+def test_semantic_ids_are_the_datas_in_every_command(label_maps, tmp_path, capsys):
+    assert (
+        train(label_maps, tmp_path / "run", "semantic", "--class-names", "void,sky,road,car", "--ignore-ids", "0") == 0
+    )
+    config = EoMTConfig.from_pretrained(tmp_path / "run")
+    assert config.dataset_ids == {"sky": 1, "road": 2, "car": 3}
+    assert predict(label_maps / "val/images", tmp_path / "run", tmp_path / "out") == 0
+    written = np.asarray(Image.open(tmp_path / "out/labels/0.png"))
+    assert set(np.unique(written)) <= {1, 2, 3}
+    scores = []
+    for source in (tmp_path / "run", "--predictions"):
+        more = [tmp_path / "out", "--task", "semantic"] if source == "--predictions" else []
+        capsys.readouterr()
+        assert evaluate(source, *more, "--data", label_maps, "--json", "--output", tmp_path / "report") == 0
+        scores.append(json.loads(capsys.readouterr().out)["metrics"])
+        table = (tmp_path / "report/per_class.csv").read_text()
+        assert [line.split(",")[1:3] for line in table.splitlines()[1:]] == [["sky", "1"], ["road", "2"], ["car", "3"]]
+    assert scores[0]["per_category_iou"] == scores[1]["per_category_iou"]
+    values = np.asarray(Image.open(label_maps / "val/labels/0.png"))
+    known = values != 255
+    assert scores[0]["overall_accuracy"] == pytest.approx((written == values)[known].mean(), abs=0.05)
+
+
+def test_predictions_with_other_ids_are_matched_by_name_or_refused(label_maps, tmp_path, capsys):
+    """A model of plain transformers knows names only, its maps hold labels; unnamed, they fit nothing."""
+    names = ["sky", "road", "car"]
+    data = shutil.copytree(label_maps, tmp_path / "data")
+    (data / "classes.json").write_text(json.dumps(dict(enumerate(names, 1))))
+    scores = {}
+    for name, labels in (("named", dict(enumerate(names))), ("unnamed", None)):
+        torch.manual_seed(0)
+        model = EoMTForUniversalSegmentation(tiny_config(task="semantic", num_labels=3))
+        model.set_attn_mask_probs([0.0] * 2)  # as annealed to the end
+        if labels:
+            model.config.id2label, model.config.label2id = labels, {v: k for k, v in labels.items()}
+        model.save_pretrained(tmp_path / name)
+        EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path / name)
+        assert predict(data / "val/images", tmp_path / name, tmp_path / f"{name}-out") == 0
+        assert np.asarray(Image.open(tmp_path / f"{name}-out/labels/0.png")).max() < 3
+        capsys.readouterr()
+        code = evaluate("--predictions", tmp_path / f"{name}-out", "--data", data, "--task", "semantic", "--json")
+        scores[name] = code, capsys.readouterr()
+    assert scores["named"][0] == 0
+    found = json.loads(scores["named"][1].out)["metrics"]
+    assert evaluate(tmp_path / "named", "--data", data, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["per_category_iou"] == found["per_category_iou"]
+    assert scores["unnamed"][0] == 2
+    assert "category ids 0, 1, 2, the data set has 1, 2, 3" in scores["unnamed"][1].err
+
+
+def test_roboflow_predictions_score_as_the_model_does(roboflow, tmp_path, capsys):
+    assert train(roboflow, tmp_path / "run", "instance") == 0
+    assert EoMTConfig.from_pretrained(tmp_path / "run").dataset_ids == {"red": 1, "white": 2}
+    assert predict(roboflow / "valid", tmp_path / "run", tmp_path / "out") == 0
+    results = json.loads((tmp_path / "out/instances.json").read_text())
+    truth = json.loads((roboflow / "valid/_annotations.coco.json").read_text())
+    assert {r["category_id"] for r in results} <= {1, 2}
+    # predictions as good as they can be, in what `predict` wrote: its ids, its images.json
+    ids = {
+        image["file_name"]: image["id"] for image in json.loads((tmp_path / "out/images.json").read_text())["images"]
+    }
+    assert set(ids) == {image["file_name"] for image in truth["images"]}
+    of_truth = {image["id"]: image["file_name"] for image in truth["images"]}
+    perfect = []
+    for annotation in truth["annotations"]:
+        mask = rle.merge(rle.frPyObjects(annotation["segmentation"], *SIZE))
+        mask["counts"] = mask["counts"].decode()
+        perfect.append({"image_id": ids[of_truth[annotation["image_id"]]], "category_id": annotation["category_id"],
+                        "segmentation": mask, "score": 0.9})  # fmt: skip
+    (tmp_path / "out/instances.json").write_text(json.dumps(perfect))
+    capsys.readouterr()
+    assert evaluate("--predictions", tmp_path / "out", "--data", roboflow, "--task", "instance", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["metrics"]["ap"] == pytest.approx(1)
+    assert summary["images"] == 2
+    assert summary["images_without_annotations"] == 0
+
+    assert evaluate(tmp_path / "run", "--data", roboflow, "--save-predictions", tmp_path / "server", "--json") == 0
+    expected = json.loads(capsys.readouterr().out)["metrics"]["ap"]
+    coco = COCO(str(roboflow / "valid/_annotations.coco.json"))
+    saved = json.loads((tmp_path / "server/instances.json").read_text())
+    evaluator = COCOeval(coco, coco.loadRes(saved), "segm")
+    evaluator.params.catIds = [1, 2]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    assert evaluator.stats[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_image_that_the_data_set_lacks_is_named(label_maps, tmp_path, capsys):
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "foreign.jpg")
+    model = EoMTForUniversalSegmentation(tiny_config(task="semantic", num_labels=3))
+    model.save_pretrained(tmp_path / "model")
+    EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path / "model")
+    assert predict(tmp_path / "foreign.jpg", tmp_path / "model", tmp_path / "out") == 0
+    assert evaluate("--predictions", tmp_path / "out", "--data", label_maps, "--task", "semantic") == 2
+    assert "the data set has no image 'foreign.jpg'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_trained_on_for_its_own_task(roboflow, tmp_path):
+    assert train(roboflow, tmp_path / "run", "instance") == 0
+    again = f"train --data {roboflow} --checkpoint {tmp_path / 'run'} --output-dir {tmp_path / 'more'} --image-size 64 "
+    again += "--total-batch-size 2 --max-steps 1 --use-cpu --dataloader-num-workers 0 --eval-strategy no"
+    assert main(again.split()) == 0
+    config = EoMTConfig.from_pretrained(tmp_path / "more")
+    assert (config.task, config.dataset_ids) == ("instance", {"red": 1, "white": 2})
+
+
+def test_label_spaces_and_configurations(roboflow):
+    _, space = load_data(roboflow, task="instance")
+    config = EoMTConfig(**space.config_fields)
+    assert LabelSpace.from_config(config).dataset_ids == (1, 2)
+    config.id2label = {0: "cat", 1: "dog"}  # a new head: other classes, so these ids are nobody's
+    assert not LabelSpace.from_config(config).knows_dataset_ids
+    absent = LabelSpace("some", ("a", "b", "c"), (), (-1, 7, -2))  # classes that a data set does not have
+    assert absent.config_fields["dataset_ids"] == {"a": 8, "b": 7, "c": 9}
+    with pytest.raises(ValueError, match=r"dataset_ids is \{'a': 'x'\}; it must be an object"):
+        tiny_config(dataset_ids={"a": "x"})
+
+
+def test_training_and_evaluate_score_the_same_images(roboflow, tmp_path, capsys):
+    """Those without annotations too, with a recipe or not; the list is in the output, and can be chosen."""
+    data = shutil.copytree(roboflow, tmp_path / "data")
+    for split in ("train", "valid"):
+        file = data / split / "_annotations.coco.json"
+        content = json.loads(file.read_text())
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 0]
+        file.write_text(json.dumps(content))
+    args = EoMTTrainingArguments(str(tmp_path), recipe="coco_instance_eomt_large_640", use_cpu=True, report_to=[])
+    splits = {split: len(load_split(DataOptions(str(data)), args, split)[0]) for split in ("train", "val")}
+    assert splits == {"train": 1, "val": 2}
+    model = EoMTForUniversalSegmentation(tiny_config(task="instance", num_labels=2))
+    model.save_pretrained(tmp_path / "model")
+    EoMTImageProcessor(task="instance", size=64).save_pretrained(tmp_path / "model")
+    assert evaluate(tmp_path / "model", "--data", data) == 0
+    assert "2 images, 1 of them without annotations; --no-keep-empty leaves these out" in capsys.readouterr().out
+    assert evaluate(tmp_path / "model", "--data", data, "--no-keep-empty") == 0
+    assert "1 image; those without annotations are left out (--no-keep-empty)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["train/", ""])
+def test_data_without_val_is_split_the_same_in_every_command(folder, label_maps, tmp_path, capsys):
+    data = tmp_path / "data"
+    for i in range(12):
+        for kind, suffix in (("images", "jpg"), ("labels", "png")):
+            (data / folder / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(label_maps / "train" / kind / f"0.{suffix}", data / folder / kind / f"{i}.{suffix}")
+    assert train(data, tmp_path / "run", "semantic", "--eval-strategy", "steps") == 0
+    split = json.loads((tmp_path / "run/split.json").read_text())
+    assert f"{len(split['val'])} of 12 images held out" in capsys.readouterr().out
+    assert len(split["val"]) in range(1, 5)
+    assert sorted(split["train"] + split["val"]) == sorted(f"{folder}images/{i}.jpg" for i in range(12))
+    assert evaluate(tmp_path / "run", "--data", data, "--save-predictions", tmp_path / "out") == 0
+    images = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert sorted(image["file_name"] for image in images) == sorted(split["val"])
+    assert f"note: {data} has no val split; evaluated are the {len(images)} images" in capsys.readouterr().err
+    if not folder:
+        assert evaluate(tmp_path / "run/best", "--data", data) == 0
+        assert f"evaluated are the {len(images)} images" in capsys.readouterr().err
+        assert len(load_data(data, task="semantic", split="val")[0]) == 12
+        (tmp_path / "run/split.json").unlink()  # a model that was not trained on this data
+        assert evaluate(tmp_path / "run", "--data", data) == 0
+        assert "12 images" in capsys.readouterr().out
+        return
+    with pytest.raises(ValueError, match="the data set is empty"):
+        load_data(data, task="semantic", split="val")  # the library splits nothing that it was not asked to
+
+
+@pytest.mark.parametrize("folders", [
+    ("Train/{0}", "Val/{0}"), ("{0}/train2017", "{0}/val2017"), ("{0}", "{0}"),
+])  # fmt: skip
+def test_no_image_is_in_both_splits(folders, label_maps, tmp_path):
+    data = tmp_path / "my-test"  # is no split's name
+    for i in range(10):
+        for kind, suffix in (("images", "jpg"), ("labels", "png")):
+            folder = data / folders[i % 2].format(kind)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(label_maps / "train" / kind / f"0.{suffix}", folder / f"{i}.{suffix}")
+    (data / "docs/test").mkdir(parents=True)
+    (data / "docs/test/notes.txt").write_text("no image")
+    rows = [
+        load_data(data, task="semantic", split=split, automatic_split=True)[0].with_format(None)["file_name"][:]
+        for split in ("train", "val")
+    ]
+    assert min(map(len, rows)) > 0
+    assert sorted(rows[0] + rows[1]) == sorted({*rows[0], *rows[1]})
+    assert len(rows[0] + rows[1]) == 10
+
+
+def test_images_in_both_splits_are_refused_before_training(label_maps, tmp_path, capsys):
+    data = tmp_path / "val"  # whole, whatever split is asked for
+    for i in range(6):
+        for kind, suffix in (("images", "jpg"), ("labels", "png")):
+            (data / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(label_maps / "train" / kind / f"0.{suffix}", data / kind / f"{i}.{suffix}")
+    assert train(data, tmp_path / "run", "semantic", "--eval-strategy", "steps") == 2
+    assert "6 images are in train and in val" in capsys.readouterr().err
+
+
+def test_few_images_are_not_all_held_out():
+    names = ["92e7e86e765e.png", "1ee4a111f0e0.png", "7ac468eb217b.png", "1c2f9e121fc2.png", "a.png"]
+    table = Dataset.from_dict({"file_name": names})  # three have low hashes
+    assert hold_out(table, "val")["file_name"][:] == ["7ac468eb217b.png"]
+    assert len(hold_out(table, "train")) == 4
+    assert len(hold_out(table.select(range(4)), "val")) == len(hold_out(table.select(range(4)), "train")) == 4

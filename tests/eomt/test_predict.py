@@ -1,0 +1,349 @@
+"""`eomt predict` as a user calls it: files in, files out; bad files, interruption, several processes."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from transformers import AutoModelForUniversalSegmentation
+
+from eomt import EoMTImageProcessor
+from eomt.image_processing import read_image
+from eomt.image_processing.maps import rgb_to_id
+from eomt.predict import find_images
+from tests.pairs import ENVIRONMENT
+from tests.predicting import SIZES, predict
+
+SIDES = (2400, 4200)  # pixels of the pictures whose memory is measured
+
+
+def expected(model_directory, photo):
+    """The same by the Python interface."""
+    from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+    model = AutoModelForUniversalSegmentation.from_pretrained(model_directory).eval()
+    processor = AutoImageProcessor.from_pretrained(model_directory)
+    picture = read_image(photo)
+    with torch.inference_mode():
+        outputs = model(**processor(picture, return_tensors="pt"))
+    return processor, outputs, [(picture.height, picture.width)]
+
+
+def test_panoptic_is_coco_format(models, photos, tmp_path, capsys):
+    assert predict(photos, models["panoptic"], tmp_path / "out", "--batch-size", "2", "--threshold", "0.3") == 0
+    assert "3 images in" in capsys.readouterr().out
+    data = json.loads((tmp_path / "out/panoptic.json").read_text())
+    assert [image["id"] for image in data["images"]] == [139, 285, 632]
+    assert [c["isthing"] for c in data["categories"]] == [1, 1, 1, 0, 0]
+    for image, annotation in zip(data["images"], data["annotations"]):
+        png = np.asarray(Image.open(tmp_path / "out/panoptic" / annotation["file_name"]))
+        ids = rgb_to_id(png)
+        processor, outputs, size = expected(models["panoptic"], photos / image["file_name"])
+        result = processor.post_process_panoptic_segmentation(outputs, size, threshold=0.3)[0]
+        assert (ids - 1 != result["segmentation"].numpy()).mean() < 2e-3
+        assert [s["category_id"] for s in annotation["segments_info"]] == [
+            s["label_id"] for s in result["segments_info"]
+        ]
+        assert set(np.unique(ids)) - {0} == {s["id"] for s in annotation["segments_info"]}
+        for segment in annotation["segments_info"]:
+            assert segment["area"] == (ids == segment["id"]).sum()
+        assert png.shape == (image["height"], image["width"], 3)
+        assert Image.open(tmp_path / f"out/overlays/{Path(image['file_name']).stem}.jpg").width >= image["width"]
+    assert sum(len(a["segments_info"]) for a in data["annotations"]) > 1
+
+
+def test_instances_are_coco_results(models, photos, tmp_path):
+    assert predict(photos, models["instance"], tmp_path / "out", "--no-overlays") == 0
+    results = json.loads((tmp_path / "out/instances.json").read_text())
+    coco = COCO()
+    coco.dataset = {**json.loads((tmp_path / "out/images.json").read_text()), "annotations": []}
+    coco.createIndex()
+    loaded = coco.loadRes(results)  # pycocotools takes them as they are
+    assert len(loaded.anns) == len(results) > 10
+    processor, outputs, size = expected(models["instance"], photos / "000000000139.png")
+    whole = processor.post_process_instance_segmentation(outputs, size, return_binary_maps=True)[0]
+    ours = [r for r in results if r["image_id"] == 139]
+    kept = [i for i, mask in enumerate(whole["segmentation"]) if mask.any()]
+    np.testing.assert_allclose(
+        [r["score"] for r in ours], [whole["segments_info"][i]["score"] for i in kept], atol=1e-5
+    )
+    for result, i in list(zip(ours, kept))[:5]:
+        assert (rle.decode(result["segmentation"]).astype(bool) != whole["segmentation"][i].numpy()).mean() < 2e-3
+    assert not (tmp_path / "out/overlays").exists()
+
+
+def test_semantic_with_confidence(models, photos, tmp_path):
+    assert predict(photos, models["semantic"], tmp_path / "out", "--confidence", "--batch-size", "3") == 0
+    for name, (height, width) in SIZES.items():
+        labels = np.asarray(Image.open(tmp_path / f"out/labels/{name}.png"))
+        processor, outputs, size = expected(models["semantic"], photos / f"{name}.png")
+        result = processor.post_process_semantic_confidence(outputs, size)[0]
+        assert labels.shape == (height, width)
+        assert (labels != result["segmentation"].numpy()).mean() < 2e-3
+        stored = np.asarray(Image.open(tmp_path / f"out/confidence/{name}.png"))
+        assert stored.dtype == np.uint16
+        assert np.abs(stored / 65535 - result["confidence"].numpy()).max() < 1e-3
+        assert (tmp_path / f"out/confidence_pictures/{name}.jpg").is_file()
+        assert (tmp_path / f"out/overlays/{name}.jpg").is_file()
+
+
+def test_unreadable_files_are_listed_at_the_end(models, photos, tmp_path, capsys):
+    (photos / "broken.png").write_bytes((photos / "000000000139.png").read_bytes()[:120])
+    (photos / "text.jpg").write_text("no image")
+    assert predict(photos, models["panoptic"], tmp_path / "out", "--batch-size", "2") == 1
+    printed = capsys.readouterr()
+    assert "3 images in" in printed.out
+    for name in ("broken.png", "text.jpg"):
+        assert f"{photos / name}: cannot read image" in printed.err
+    assert "2 of 5 images" in printed.err
+    assert len(json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]) == 3
+
+
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_images_that_cannot_be_segmented_or_written_are_listed_at_the_end(models, photos, tmp_path, capsys, task):
+    Image.new("RGB", (66_000, 4)).save(photos / "long.png")  # no JPEG can be so long; windows of 64: 16 000 of them
+    (photos / "000000000139.png").rename(photos / f"{'n' * 251}.png")
+    options = ["--confidence"] if task == "semantic" else []
+    assert predict(photos, models[task], tmp_path / "out", "--batch-size", "2", *options) == 1
+    printed = capsys.readouterr()
+    assert f"{'n' * 251}.png: [Errno 36] File name too long" in printed.err
+    found = [image["file_name"] for image in json.loads((tmp_path / "out/images.json").read_text())["images"]]
+    if task == "panoptic":
+        assert found == ["000000000285.png", "000000000632.png", "long.png"]
+        assert Image.open(tmp_path / "out/overlays/long.jpg").width == 65_500
+    else:
+        assert found == ["000000000285.png", "000000000632.png"]
+        assert "long.png: image of 4 × 66000 is too narrow for windows" in printed.err
+
+
+def test_a_failing_post_processing_costs_one_image(models, photos, tmp_path, capsys, monkeypatch):
+    semantic_segmentation = EoMTImageProcessor.post_process_semantic_segmentation
+
+    def out_of_memory(self, outputs, sizes):
+        if sizes == [SIZES["000000000285"]]:
+            raise MemoryError
+        return semantic_segmentation(self, outputs, sizes)
+
+    monkeypatch.setattr(EoMTImageProcessor, "post_process_semantic_segmentation", out_of_memory)
+    assert predict(photos, models["semantic"], tmp_path / "out", "--batch-size", "3") == 1
+    assert "000000000285.png: MemoryError" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert [image["id"] for image in found] == [139, 632]
+
+
+def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monkeypatch):
+    from eomt.results import Results
+
+    write, calls = Results.write, []
+
+    def interrupted(self, name, *args, **kwargs):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(name)
+        write(self, name, *args, **kwargs)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(Results, "write", interrupted)
+    assert predict(photos, models["panoptic"], out) == 130
+    monkeypatch.setattr(Results, "write", write)
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("panoptic/*.png")}
+    assert len(done) == 2
+    capsys.readouterr()
+    assert predict(photos, models["panoptic"], out) == 0
+    assert "1 image (2 were there already)" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+    assert len(json.loads((out / "panoptic.json").read_text())["annotations"]) == 3
+    assert predict(photos, models["panoptic"], tmp_path / "at_once") == 0
+    assert (out / "panoptic.json").read_text() == (tmp_path / "at_once/panoptic.json").read_text()
+    assert not list(out.rglob(".*"))  # no half-written files
+    assert predict(photos, models["instance"], out) == 2  # another run's results are not mixed in
+    assert "holds results of a run with" in capsys.readouterr().err
+
+
+def test_results_of_another_photo_or_other_weights_do_not_count(models, photos, tmp_path, capsys):
+    model, out = shutil.copytree(models["panoptic"], tmp_path / "model"), tmp_path / "out"
+    assert predict(photos, model, out) == 0
+    Image.new("RGB", (30, 20), "red").save(photos / "000000000139.png")  # changed
+    shutil.copytree(photos, tmp_path / "other")
+    capsys.readouterr()
+    assert predict(photos, model, out) == 0
+    assert "1 image (2 were there already)" in capsys.readouterr().out
+    assert json.loads((out / "panoptic.json").read_text())["images"][0]["width"] == 30
+    assert predict(tmp_path / "other", model, out) == 0
+    assert "3 images in" in capsys.readouterr().out
+    (tmp_path / "other/000000000139.png").write_text("no image any more")
+    assert predict(tmp_path / "other", model, out) == 1  # and its earlier result is not shown as its own
+    found = json.loads((out / "panoptic.json").read_text())["images"]
+    assert [image["id"] for image in found] == [285, 632]
+    os.utime(model / "model.safetensors", (1, 1))  # trained on
+    assert predict(photos, model, out) == 2
+    assert "holds results of a run with weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--dtype", "bfloat16"], pytest.param(["--compile"], marks=pytest.mark.slow)])
+def test_ways_to_run(models, photos, tmp_path, options):
+    assert predict(photos, models["panoptic"], tmp_path / "way", *options) == 0
+    assert predict(photos, models["panoptic"], tmp_path / "plain") == 0
+    for name in SIZES:
+        assert (tmp_path / f"way/overlays/{name}.jpg").is_file()
+        way, plain = (
+            rgb_to_id(np.asarray(Image.open(tmp_path / f"{run}/panoptic/{name}.png"))) for run in ("way", "plain")
+        )
+        assert (way != plain).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--confidence"], "--confidence is for semantic"),
+        (["--label-space", "coco_panoptic"], "133 classes, the model has 5"),
+        (["--label-space", "none"], "no label space 'none'"),
+    ],
+)
+def test_bad_options_are_one_line(models, photos, tmp_path, capsys, options, message):
+    assert predict(photos, models["panoptic"], tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("eomt predict: ")
+    assert message in error
+
+
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(models, photos, tmp_path, capsys):
+    assert predict(photos, models["panoptic"], tmp_path / "out", "--max-pixels", "3000") == 1
+    printed = capsys.readouterr()
+    assert "2 images in" in printed.out
+    assert "000000000285.png: cannot read image" in printed.err
+    assert "--max-pixels 4096 allows it" in printed.err
+
+
+def test_masks_are_as_the_model_was_trained_or_as_asked(models, photos, tmp_path):
+    """`masked_inference` in the configuration decides, not the probabilities in the checkpoint (Table 7)."""
+    trained = shutil.copytree(models["panoptic"], tmp_path / "trained")
+    model = AutoModelForUniversalSegmentation.from_pretrained(trained)
+    model.set_attn_mask_probs([1.0] * 2)
+    model.config.masked_inference = False
+    model.save_pretrained(trained)
+    always = shutil.copytree(trained, tmp_path / "always")
+    config = json.loads((always / "config.json").read_text())
+    (always / "config.json").write_text(json.dumps(config | {"masked_inference": True}))
+    runs = {"plain": (models["panoptic"], []), "trained": (trained, []), "always": (always, [])}
+    runs |= {"asked": (trained, ["--masked"]), "not asked": (always, ["--no-masked"])}
+    found = {}
+    for name, (folder, options) in runs.items():
+        assert predict(photos, folder, tmp_path / name / "out", *options) == 0
+        found[name] = (tmp_path / name / "out/panoptic.json").read_text()
+    assert found["plain"] == found["trained"] == found["not asked"]
+    assert found["always"] == found["asked"] != found["plain"]
+
+
+@pytest.fixture(scope="module")
+def peaks(models, tmp_path_factory):
+    """Peak bytes of a process that segments one gray picture, by task and side; without overlays, of a limited size."""
+    folder = tmp_path_factory.mktemp("peaks")
+    commands = {}
+    for task, side in itertools.product(models, SIDES):
+        Image.new("RGB", (side, side), "gray").save(folder / f"{side}.png")
+        run = ["predict", folder / f"{side}.png", "--model", models[task], "--output", folder / f"{task}-{side}"]
+        commands[task, side] = [str(part) for part in [*run, "--workers", "0", "--no-overlays", "--device", "cpu"]]
+    script = """if True:
+        import json, os, resource, sys
+        import eomt.predict  # before forking: it takes longest
+        from eomt.cli import main
+        for command in json.loads(sys.argv[1]):
+            child = os.fork()
+            if not child:
+                code = main(command)
+                sys.stdout.flush()
+                os._exit(code)
+            _, status, usage = os.wait4(child, 0)
+            assert status == 0
+            print("peak", usage.ru_maxrss)
+    """
+    environment = os.environ | ENVIRONMENT
+    program = [sys.executable, "-c", script, json.dumps(list(commands.values()))]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(commands, (1024 * int(kilobytes) for kilobytes in re.findall(r"^peak (\d+)$", done.stdout, re.M))))
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_memory_a_pixel(peaks, task):
+    """At most 12 bytes a pixel, from the difference of two sizes."""
+    small, large = SIDES
+    assert (peaks[task, large] - peaks[task, small]) / (large**2 - small**2) < 12.5
+
+
+def test_missing_and_empty_sources(models, tmp_path, capsys):
+    assert predict(tmp_path / "nowhere", models["panoptic"], tmp_path / "out") == 2
+    (tmp_path / "empty").mkdir()
+    assert predict(tmp_path / "empty", models["panoptic"], tmp_path / "out") == 2
+    assert predict(tmp_path / "*.jpg", models["panoptic"], tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "no file or folder" in error
+    assert error.count("no images in") == 2
+
+
+def test_names_and_ids_are_unique(models, photos, tmp_path):
+    for name in ("1.jpg", "1.png", "1_jpg.png", "01.png", "1_jpg_.png"):
+        Image.new("RGB", (9, 7)).save(photos / name)
+    names = [path.name for path in photos.iterdir()]
+    assert sorted(path.name for path in find_images([photos]).values()) == sorted(names)
+    assert find_images([photos])["1_jpg__"].name == "1.jpg"
+    (photos / "1.jpg").unlink()
+    assert predict(photos, models["panoptic"], tmp_path / "out") == 0
+    data = json.loads((tmp_path / "out/panoptic.json").read_text())
+    assert [image["id"] for image in data["images"]] == [139, 285, 632, "01", "1", "1_jpg", "1_jpg_"]
+    assert [a["image_id"] for a in data["annotations"]] == [image["id"] for image in data["images"]]
+
+
+def test_out_of_memory_in_one_forward_costs_its_images(models, photos, tmp_path, capsys, monkeypatch):
+    from eomt import EoMTForUniversalSegmentation
+
+    forward, calls = EoMTForUniversalSegmentation.forward, []
+
+    def scarce(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(EoMTForUniversalSegmentation, "forward", scarce)
+    assert predict(photos, models["panoptic"], tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert "2 images in" in printed.out
+    assert "can't allocate memory" in printed.err
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_tiles(models, photos, tmp_path, task):
+    """Results of the same form; the settings belong to the run; a picture within a tile is as without."""
+    assert predict(photos, models[task], tmp_path / "out", "--tile", "48", "--batch-size", "4") == 0
+    file = {"panoptic": "panoptic.json", "instance": "instances.json"}[task]
+    assert json.loads((tmp_path / "out" / file).read_text())
+    assert json.loads((tmp_path / "out/run.json").read_text())["tile"] == 48
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 3
+    assert predict(photos, models[task], tmp_path / "out", "--no-overlays") == 2
+    assert predict(photos, models[task], tmp_path / "plain", "--no-overlays") == 0
+    assert predict(photos, models[task], tmp_path / "one", "--no-overlays", "--tile", "90") == 0
+    assert (tmp_path / "plain" / file).read_text() == (tmp_path / "one" / file).read_text()
+
+
+def test_tiles_that_cannot_be_are_one_line(models, photos, tmp_path, capsys):
+    for task, options, message in (
+        ("panoptic", ["--tile", "8"], "8 pixels"),
+        ("panoptic", ["--tile", "0"], "--tile"),
+        ("semantic", ["--tile", "64"], "windows"),
+    ):
+        assert predict(photos, models[task], tmp_path / "out", *options) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert message in error[-1]
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,44 @@
+"""Image files found, label pngs coded, outputs written atomically."""
+
+import numpy as np
+import pytest
+
+from eomt.predict import find_images
+from eomt.results import VOID_VALUES, label_png
+from eomt.training.files import write_atomic, write_json
+
+
+def test_names_of_found_images(tmp_path):
+    for name in ("a/1.png", "a/2.JPG", "b/1.png", "b/1.jpg", "b/c/3.webp", "b/note.txt", "b/.hidden.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(find_images([tmp_path / "a"])) == ["1", "2"]
+    assert list(find_images([tmp_path / "b"])) == ["1_jpg", "1_png", "c/3"]
+    assert list(find_images([tmp_path / "a/1.png", tmp_path / "b/1.png"])) == ["a/1", "b/1"]
+    assert list(find_images([tmp_path / "a", tmp_path / "a/1.png"])) == ["1", "2"]  # once each
+    assert list(find_images([f"{tmp_path}/**/*.png"])) == ["a/1", "b/1"]
+    assert list(find_images([tmp_path], exclude=tmp_path / "b")) == ["a/1", "a/2"]
+    assert find_images([tmp_path / "b/note.txt"])["note"].name == "note.txt"  # named outright
+
+
+def test_label_png_has_the_data_sets_ids(tmp_path):
+    labels = np.array([[0, 1, -1, 255]])
+    assert np.asarray(label_png(labels, [7, 33])).tolist() == [[7, 33, VOID_VALUES[1], VOID_VALUES[1]]]
+    wide = np.asarray(label_png(labels, [7, 300]))
+    assert wide.dtype == np.uint16
+    assert wide.tolist() == [[7, 300, 65535, 65535]]
+
+
+def test_atomic_writing_leaves_nothing_behind(tmp_path):
+    def fails(part):
+        part.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(tmp_path / "a" / "b.json", fails)
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_nan_and_infinity_become_null(tmp_path):
+    write_json(tmp_path / "a.json", {"ap": float("nan"), "of": [np.float32(0.5), float("inf")]})
+    assert (tmp_path / "a.json").read_text() == '{"ap": null, "of": [0.5, null]}\n'

@@ -1,0 +1,167 @@
+"""Tiles: a known scene comes back whole from what each tile sees of it; what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from scipy import ndimage
+
+from eomt import EoMTImageProcessor
+from eomt.image_processing.inference import infer
+from eomt.image_processing.rle import encode_window
+from eomt.tiling import infer_tiles
+from eomt.tiling.instances import InstanceJoin
+from eomt.tiling.panoptic import PanopticJoin
+from eomt.tiling.tiles import cut
+from eomt.training.metrics import PanopticQuality
+from tests.eomt.test_segment import same
+from tests.models import tiny_model
+
+SIZE, SIDE = (300, 410), 96
+STUFF = 3  # labels from here
+
+
+def scene(count: int = 60, seed: int = 0) -> tuple[np.ndarray, dict[int, int]]:
+    """(H, W) ids and their labels: two stuff regions, discs over them, one of them larger than a tile."""
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[: SIZE[0], : SIZE[1]]
+    ids, labels = (y + 20 * np.sin(x / 30) > 150).astype(int), {0: STUFF, 1: STUFF + 1}
+    for i in range(2, count + 2):
+        radius = 80 if i == 2 else rng.integers(3, 14)
+        ids[(y - rng.integers(SIZE[0])) ** 2 + (x - rng.integers(SIZE[1])) ** 2 < radius**2] = i
+        labels[i] = int(rng.integers(STUFF))
+    for i in range(2, count + 2):  # in one piece each
+        parts, n = ndimage.label(ids == i)
+        for part in range(2, n + 1):
+            ids[parts == part] = 0
+    return ids, {i: labels[i] for i in np.unique(ids).tolist()}
+
+
+def seen(ids: np.ndarray, labels: dict[int, int]) -> dict:
+    """What a perfect model says of a part of the scene."""
+    present = np.random.default_rng(ids.size).permutation(np.unique(ids)).tolist()
+    mapped = np.searchsorted(np.sort(present), ids)
+    order = np.argsort(present)
+    segments = [
+        {"id": k, "label_id": labels[i], "score": 0.9, "was_fused": labels[i] >= STUFF} for k, i in enumerate(present)
+    ]
+    return {"segmentation": torch.from_numpy(order[mapped].astype(np.int32)), "segments_info": segments}
+
+
+def quality(prediction: dict, ids: np.ndarray, labels: dict[int, int]) -> float:
+    metric = PanopticQuality(num_labels=STUFF + 2, stuff_label_ids=[STUFF, STUFF + 1])
+    reference = {
+        "segmentation": ids,
+        "segments_info": [{"id": i, "label_id": c, "iscrowd": 0} for i, c in labels.items()],
+    }
+    metric.add_batch(predictions=[prediction], references=[reference])
+    return metric.compute()["pq"]
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "overlap"),
+    [(SIZE, 96, 0.25), ((640, 100), 640, 0.25), ((97, 96), 96, 0.5), ((50, 1000), 64, 0.0)],
+)
+def test_cores_cover_the_image_once(size, side, overlap):
+    covered = np.zeros(size, int)
+    for tile in cut(size, side, overlap):
+        assert max(tile.shape) <= side
+        covered[tile.core_rows, tile.core_columns] += 1
+        assert tile.rows.start <= tile.core_rows.start < tile.core_rows.stop <= tile.rows.stop
+        assert tile.columns.start <= tile.core_columns.start < tile.core_columns.stop <= tile.columns.stop
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_panoptic_scene_comes_back(whole):
+    """From perfect tiles exactly; a whole picture at a third of the resolution changes nothing."""
+    ids, labels = scene()
+    join = PanopticJoin(SIZE, SIDE)
+    if whole:
+        join.add_whole((100, 137), seen(ids[1::3, 1::3][:, :137], labels))
+    for tile in cut(SIZE, SIDE, 0.25):
+        join.add(tile, seen(ids[tile.rows, tile.columns], labels))
+    found = join.result()
+    assert [s["id"] for s in found["segments_info"]] == list(range(len(labels)))
+    assert quality(found, ids, labels) == 1.0
+
+
+def test_panoptic_object_missed_cut_or_too_large():
+    """A thing that one tile sees whole is drawn whole though the neighbor misses it; one that no tile knows comes from
+    the whole picture; a large one that the tiles contradict does not."""
+    ids = np.zeros(SIZE, int)
+    labels = {0: STUFF, 1: 0, 2: 1}
+    tiles = cut(SIZE, SIDE, 0.25)
+    seam = tiles[0].core_columns.stop
+    ids[30:50, seam - 6 : seam + 6] = 1  # in the overlap of tiles 0 and 1
+    ids[150:290, 150:300] = 2  # larger than a tile
+    for contradicted in (False, True):
+        join = PanopticJoin(SIZE, SIDE)
+        join.add_whole(SIZE, seen(ids, labels))
+        for number, tile in enumerate(tiles):
+            part = ids[tile.rows, tile.columns].copy()
+            if number == 1:
+                part[part == 1] = 0
+            void = part == 2
+            part[void] = 0
+            prediction = seen(part, labels)
+            if not contradicted:
+                prediction["segmentation"][torch.from_numpy(void)] = -1
+            join.add(tile, {**prediction, "segments_info": prediction["segments_info"]})
+        found = join.result()
+        expected = np.where(ids == 2, 0, ids) if contradicted else ids
+        assert quality(found, expected, {i: labels[i] for i in np.unique(expected).tolist()}) == 1.0
+
+
+def instances(ids, labels, size=None) -> dict:
+    things = [i for i in np.unique(ids).tolist() if labels[i] < STUFF]
+    masks = [rle.encode(np.asfortranarray((ids == i).astype(np.uint8))) for i in things]
+    scores = torch.linspace(0.9, 0.5, len(things), dtype=torch.float64)
+    return {"size": ids.shape, "masks": masks, "labels": torch.tensor([labels[i] for i in things]), "scores": scores}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_instances_of_a_scene_come_back(whole):
+    ids, labels = scene(seed=4)
+    join = InstanceJoin(SIZE, SIDE)
+    if whole:
+        join.add_whole(SIZE, instances(ids, labels))
+    for tile in cut(SIZE, SIDE, 0.25):
+        join.add(tile, instances(ids[tile.rows, tile.columns], labels))
+    found = join.result()
+    assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
+    expected = {(int(c), m.tobytes()) for c, m in ((labels[i], ids == i) for i in labels if labels[i] < STUFF)}
+    result = {(int(c), rle.decode(m).astype(bool).tobytes()) for c, m in zip(found["labels"], found["masks"])}
+    assert result == expected
+
+
+def test_window_encoding_is_pycocotools():
+    rng = np.random.default_rng(0)
+    for height, width, top, left in ((5, 7, 3, 2), (12, 4, 0, 0), (1, 1, 11, 8), (12, 9, 0, 0)):
+        for pixels in (rng.integers(0, 2, (height, width)), np.ones((height, width)), np.zeros((height, width))):
+            whole = np.zeros((12, 9), np.uint8)
+            whole[top : top + height, left : left + width] = pixels
+            assert encode_window(pixels, top, left, (12, 9)) == rle.encode(np.asfortranarray(whole))
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_one_tile_is_the_picture_itself(task):
+    model, processor = tiny_model(task=task).eval(), EoMTImageProcessor(task=task, size=64)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    same(infer_tiles(model, processor, picture, tile=64), next(infer(model, processor, [picture])).prediction)
+    order = []
+    tiled = infer_tiles(model, processor, picture, tile=32, batch_size=4, on_tile=lambda: order.append(1))
+    assert len(order) == 1 + len(cut((60, 50), 32, 0.25))
+    assert (tiled["segmentation"].shape if task == "panoptic" else tiled["size"]) == (60, 50)
+
+
+def test_unusable_tiles_are_one_line():
+    model, picture = tiny_model(), Image.new("RGB", (100, 100))
+    for task, options, message in (
+        ("panoptic", {"tile": 8}, "a tile of 8 pixels"),
+        ("panoptic", {"tile": 64, "overlap": 0.9}, "overlap is 0.9"),
+        ("semantic", {"tile": 64}, "semantic models cut windows of their own"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            infer_tiles(model, EoMTImageProcessor(task=task, size=64), picture, **options)
