@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from transformers.configuration_utils import PreTrainedConfig
 
 from .backbones import Backbone, find_backbone
-from .checkpoint import applicable_stuff, checkpoint_stuff, checkpoint_task, new_labels, read_beside
+from .checkpoint import HUB_ARGUMENTS, applicable_stuff, checkpoint_stuff, checkpoint_task, new_labels, read_beside
 from .field_types import check_types
 from .sizes import as_pair
 from .tasks import TASK_ROWS, Task
@@ -166,17 +166,19 @@ class EoMTConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return fields, {"checkpoint": str(pretrained_model_name_or_path), **kwargs}
+        return fields, {"checkpoint": (str(pretrained_model_name_or_path), hub), **kwargs}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As transformers'. What the hub's files leave out is inferred: the task and the stuff classes."""
         given = {name: kwargs.pop(name) for name in ("task", "stuff_label_ids") if kwargs.get(name) is not None}
-        path = kwargs.pop("checkpoint", None) or kwargs.get("name_or_path")  # the latter from AutoConfig
+        path, hub = kwargs.pop("checkpoint", (kwargs.get("name_or_path"), {}))  # the latter from AutoConfig
         fields = {**config_dict, **given}
         if fields.get("task") is None:
-            processor = read_beside(path, "preprocessor_config.json", revision=fields.get("_commit_hash"))
+            hub = {**hub, "revision": fields.get("_commit_hash") or hub.get("revision")}
+            processor = read_beside(path, "preprocessor_config.json", **hub)
             fields["task"] = checkpoint_task(fields, fields, processor, path)
         labels = new_labels(fields.get("id2label"), kwargs)
         if labels is not None:

@@ -36,8 +36,13 @@ class Criterion(nn.Module):
     def __init__(self, config: EoMTConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("empty_weight", torch.ones(config.num_labels + 1, dtype=torch.float32))
-        self.empty_weight[-1] = config.no_object_weight
+        self.register_buffer("empty_weight", self.class_weights())
+
+    def class_weights(self) -> Tensor:
+        """(C + 1,) fp32: weights of the classes in the cross-entropy, `no_object_weight` for the last."""
+        weights = torch.ones(self.config.num_labels + 1, dtype=torch.float32)
+        weights[-1] = self.config.no_object_weight
+        return weights
 
     def forward(
         self, masks_queries_logits: Tensor, class_queries_logits: Tensor, mask_labels, class_labels
@@ -81,7 +86,7 @@ class Criterion(nn.Module):
         with torch.autocast(masks[0].device.type, enabled=False):
             logits = torch.stack(class_logits).float()  # [P, B, Q, C + 1]
             classes = self._classes(matches, labels, logits.shape[:3])
-            weights = self.empty_weight.float()
+            weights = self.empty_weight.to(logits)
             cross_entropy = F.cross_entropy(
                 logits.flatten(0, 2), classes.flatten(), weights, reduction="none"
             ).unflatten(0, classes.shape)  # [P, B, Q]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import EoMTConfig, as_pair
-from .weights.resample import resample_patch_kernel, resample_positions
+from .resample import resample_patch_kernel, resample_positions
 
 
 class PositionEmbeddings(nn.Embedding):
@@ -74,6 +74,12 @@ class Embeddings(nn.Module):
     def resize(self, image_size, patch_size) -> None:
         """Resample positions and patch kernels to another image and patch size and note both in the configuration."""
         old = self.config.grid_size
+        sizes = [as_pair(self.config.image_size), as_pair(self.config.patch_size)]
+        if sizes != [as_pair(image_size), as_pair(patch_size)] and any(p.is_meta for p in self.parameters()):
+            raise ValueError(
+                f"image_size {image_size} cannot be set while the embeddings are offloaded; load the model without a "
+                "device_map, save it at that size, and load that"
+            )
         self.config.image_size, self.config.patch_size = image_size, patch_size
         self.config.check_fields()
         if as_pair(patch_size) != self.projection.kernel_size:

@@ -35,7 +35,7 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
         grid = self.patch_grid(pixel_values)
         hidden_states, rotary, merged = self._encode(pixel_values, grid, **kwargs)
-        queries = self.query(hidden_states.shape[0]).to(hidden_states.dtype)  # [B, Q, D]
+        queries = self.query(hidden_states.shape[0]).to(hidden_states)  # [B, Q, D]
         hidden_states = torch.cat([queries, hidden_states], dim=1)  # [B, T, D]
         if rotary is not None:
             rotary = rotary.with_prefix(self.config.num_queries)
@@ -60,8 +60,10 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
         """Normalized tokens (B, T, D) → classes and masks (paper, Section 3.1)."""
         sizes = [self.config.num_queries, self.config.num_prefix_tokens, grid[0] * grid[1]]
         queries, _, patches = normalized.split(sizes, dim=1)  # [B, Q, D], [B, P, D], [B, N, D]
-        patches = patches.unflatten(1, grid)  # [B, h, w, D]
-        return MaskPrediction(self.class_predictor(queries), self.mask_head(queries), self.upscale_block(patches))
+        mask_features = self.upscale_block(patches.unflatten(1, grid))  # [B, H, W, D]
+        device = mask_features.device  # the heads may lie on several
+        class_logits, mask_embeddings = self.class_predictor(queries).to(device), self.mask_head(queries).to(device)
+        return MaskPrediction(class_logits, mask_embeddings, mask_features)
 
     def _encode(
         self, pixel_values: Tensor, grid: tuple[int, int], **kwargs

@@ -100,7 +100,8 @@ class ScaleLayer(nn.Module):
         self.layernorm2d = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, features: Tensor) -> Tensor:
-        return recomputed(self._refine, self.conv1(features))
+        upscaled = self.conv1(features)
+        return recomputed(self._refine, upscaled, modules=[self.activation, self.conv2, self.layernorm2d])
 
     def _refine(self, upscaled: Tensor) -> Tensor:
         """GELU, depthwise convolution and norm: (B, 2h, 2w, D) → (B, 2h, 2w, D)."""

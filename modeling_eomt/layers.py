@@ -3,7 +3,6 @@
 B images · T tokens · D width · M width of the MLP
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -42,41 +41,36 @@ class SwiGLU(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)  # [B, T, M] each
-        return recomputed(self._project, gate, up)
+        return recomputed(self._project, gate, up, modules=[self.activation, self.norm, self.down_proj])
 
     def _project(self, gate: Tensor, up: Tensor) -> Tensor:
         """(B, T, M) each → (B, T, D)."""
         return self.down_proj(self.norm(self.activation(gate) * up))
 
 
-class MLP(nn.Sequential):
-    """Linear, activation, linear: (B, T, D) → (B, T, D).
+class MLP(nn.Module):
+    """Linear, activation, linear: (B, T, D) → (B, T, D). The linear layers have the hub's names.
 
-    What the activation gives is the most a block would keep for its backward pass; it is computed again there.
+    The activation's output is the largest tensor that a block would keep for its backward pass.
     """
 
+    def __init__(self, config: EoMTConfig):
+        super().__init__()
+        width, hidden, bias = config.hidden_size, config.mlp_width, config.mlp_biased
+        self.expand_name, self.reduce_name = config.mlp_names
+        self.add_module(self.expand_name, nn.Linear(width, hidden, bias=bias))
+        self.activation = ACT2FN[config.hidden_act]
+        self.add_module(self.reduce_name, nn.Linear(hidden, width, bias=bias))
+
     def forward(self, hidden_states: Tensor) -> Tensor:
-        first, _, _ = self
-        expanded = first(hidden_states)  # [B, T, M]
-        return recomputed(self._project, expanded)
+        expand = getattr(self, self.expand_name)
+        expanded = expand(hidden_states)  # [B, T, M]
+        return recomputed(self._reduce, expanded, modules=[self.activation, getattr(self, self.reduce_name)])
 
-    def _project(self, expanded: Tensor) -> Tensor:
-        """Activation and second linear layer: (B, T, M) → (B, T, D)."""
-        _, activation, second = self
-        return second(activation(expanded))
-
-
-def feed_forward(config: EoMTConfig) -> nn.Module:
-    """The block's MLP; its layers are named as the hub names them."""
-    if config.gated_mlp:
-        return SwiGLU(config)
-    first, second = config.mlp_names
-    layers = [
-        (first, nn.Linear(config.hidden_size, config.mlp_width, bias=config.mlp_biased)),
-        ("activation", ACT2FN[config.hidden_act]),
-        (second, nn.Linear(config.mlp_width, config.hidden_size, bias=config.mlp_biased)),
-    ]
-    return MLP(OrderedDict(layers))
+    def _reduce(self, expanded: Tensor) -> Tensor:
+        """(B, T, M) → (B, T, D)."""
+        reduce = getattr(self, self.reduce_name)
+        return reduce(self.activation(expanded))
 
 
 class DropPath(nn.Module):
@@ -107,7 +101,7 @@ class EoMTLayer(GradientCheckpointingLayer):
         self.attention = Attention(config)
         self.layer_scale1 = LayerScale(config) if config.has_layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = feed_forward(config)
+        self.mlp = SwiGLU(config) if config.gated_mlp else MLP(config)
         self.layer_scale2 = LayerScale(config) if config.has_layer_scale else nn.Identity()
         self.drop_path = DropPath(config.drop_path_rate)
 

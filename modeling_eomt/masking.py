@@ -84,7 +84,8 @@ class MaskSchedule:
         if not self._masks(block):
             return None
         visible = prediction.logits_on(grid).flatten(2) > 0  # [B, Q, N]
-        dropped = torch.rand(*visible.shape[:2], device=visible.device) > self.attn_mask_probs[block]  # [B, Q]
+        kept_share = self.attn_mask_probs[block].to(visible.device)
+        dropped = torch.rand(*visible.shape[:2], device=visible.device) > kept_share  # [B, Q]
         return visible | dropped[..., None]
 
     def refresh_masked_blocks(self) -> None:

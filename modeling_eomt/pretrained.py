@@ -7,11 +7,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import CONFIG_MAPPING
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import is_peft_available, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, is_peft_available, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..configuration import EoMTConfig, EoMTDINOv3Config
@@ -26,6 +30,20 @@ from .weights.backbones import load_backbone
 logger = logging.get_logger(__name__)
 
 
+def register_older_layout() -> None:
+    """transformers 4.56 to 5.12 wrote EoMT's SwiGLU as `weights_in` (gate and up in one) and `weights_out`."""
+    halves = [
+        WeightConverter(
+            source_patterns=f"mlp.weights_in.{kind}",
+            target_patterns=[f"mlp.gate_proj.{kind}", f"mlp.up_proj.{kind}"],
+            operations=[Chunk(dim=0)],
+        )
+        for kind in ("weight", "bias")
+    ]
+    rule = [*halves, WeightRenaming("mlp.weights_out", "mlp.down_proj")]
+    register_checkpoint_conversion_mapping("EoMTForUniversalSegmentation", rule, overwrite=True)
+
+
 def own_config(config: PreTrainedConfig) -> EoMTConfig:
     """transformers' own `EomtConfig` or `EomtDinov3Config` → the same as ours; ours stay as they are."""
     if isinstance(config, EoMTConfig):
@@ -36,6 +54,44 @@ def own_config(config: PreTrainedConfig) -> EoMTConfig:
     ours = own.from_dict(config.to_dict())
     ours._attn_implementation = config._attn_implementation
     return ours
+
+
+def config_class_of(fields: dict, where: str) -> type[PreTrainedConfig]:
+    """Content of config.json → the configuration class registered for its `model_type`."""
+    kind = fields.get("model_type")
+    if kind not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[kind], EoMTConfig):
+        raise ValueError(f"{where}: config.json is of model_type {kind!r}, not of an EoMT")
+    return CONFIG_MAPPING[kind]
+
+
+def _read_config(path, hub: dict) -> dict:
+    """Content of config.json; {} where weights lie without one."""
+    try:
+        return EoMTConfig.get_config_dict(path, **hub)[0]
+    except OSError:
+        return {}
+
+
+def _refuse_tensor_parallelism(kwargs: dict) -> None:
+    plan, size = kwargs.get("tp_plan"), kwargs.get("tp_size")
+    if kwargs.get("distributed_config") is not None:
+        plan, size = kwargs["distributed_config"].tp_plan, kwargs["distributed_config"].tp_size
+    if plan or (size or 1) > 1:
+        raise ValueError(f"tensor parallelism (plan {plan!r}, size {size!r}) gives wrong numbers with EoMT; use FSDP")
+
+
+def _require_index(folder: Path) -> None:
+    """`ValueError` unless the index of a sharded checkpoint maps names of tensors to files of the folder."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        missing = sorted({file for file in files if not (folder / file).is_file()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{index} is damaged: it must hold a weight_map of tensors to files; copy it again") from None
+    if missing:
+        raise ValueError(f"{index} names {missing[0]}, which is not there; copy it again")
 
 
 def _base_model(path, hub: dict) -> str:
@@ -60,7 +116,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EoMTLayer"]
+    _no_split_modules = ["EoMTLayer", "Embeddings"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -92,9 +148,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):  # of positions
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, Criterion):
-            empty_weight = torch.ones(self.config.num_labels + 1)
-            empty_weight[-1] = self.config.no_object_weight
-            init.copy_(module.empty_weight, empty_weight)
+            init.copy_(module.empty_weight, module.class_weights())
         elif isinstance(module, EoMTPreTrainedModel):
             init.ones_(module.attn_mask_probs)
 
@@ -103,32 +157,53 @@ class EoMTPreTrainedModel(PreTrainedModel):
         """Like transformers'; a checkpoint of another image or patch size is resampled to the one asked for.
 
         `from_pretrained(path, image_size=1280)` resizes learned positions (bicubic) and patch kernels (PI-resize)
-        once, at load; the saved configuration has the sizes the weights have.
+        once, at load; the saved configuration has the sizes the weights have. Class weights of the loss are those of
+        the configuration (`no_object_weight`), whatever the file holds.
+
+        Raises:
+            ValueError: for a tensor-parallel plan, a damaged index of shards, or another size with offloaded weights.
         """
         path = pretrained_model_name_or_path
+        _refuse_tensor_parallelism(kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         base = path if path is None else _base_model(path, hub)
         if isinstance(config, PreTrainedConfig):
             config = own_config(config)
+            stored = {} if path is None else _read_config(base, hub)
         elif path is not None:  # the type may be any of ours; "dtype" is the model's argument, not the configuration's
             dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
-            config, kwargs = AutoConfig.from_pretrained(config or base, return_unused_kwargs=True, **kwargs)
-            config = own_config(config)
+            fields, kwargs = EoMTConfig.get_config_dict(config or base, **kwargs)
+            stored = fields if config is None else _read_config(base, hub)
+            config, kwargs = config_class_of(fields, base).from_dict(fields, return_unused_kwargs=True, **kwargs)
             kwargs |= hub | dtypes
-        try:
-            stored = config if path is None else AutoConfig.from_pretrained(base, **hub)
-        except (OSError, ValueError, TypeError):  # weights without a configuration beside them
-            stored = config
+        if path is not None:
+            _require_index(Path(path, hub.get("subfolder") or ""))
         wanted, config = config, copy.deepcopy(config)
-        config.image_size, config.patch_size = stored.image_size, stored.patch_size
+        if stored:
+            config.image_size = stored.get("image_size", EoMTConfig.image_size)
+            config.patch_size = stored.get("patch_size", EoMTConfig.patch_size)
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.resize(wanted.image_size, wanted.patch_size)
+        if not model.criterion.empty_weight.is_meta:
+            model.criterion.empty_weight.copy_(model.criterion.class_weights())
         model.read_attn_mask_probs()
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Like transformers'; says so where plain transformers, without this package, could not load what is saved."""
+        """Like transformers', always under the names of the current layout. Warns where plain transformers, without
+        this package, cannot load what is saved.
+
+        Raises:
+            ValueError: for weights quantized by torchao, whose files do not load.
+        """
+        for name, parameter in self.named_parameters():
+            if is_traceable_wrapper_subclass(parameter) and not isinstance(parameter, DTensor):
+                raise ValueError(
+                    f"{name} is a {type(parameter).__name__}, quantized by torchao, which no file of this format can "
+                    "hold; save the model before quantizing it"
+                )
+        self._weight_conversions = []  # else transformers would restore the older names that were loaded
         lacking = self.config.plain_transformers_lacks
         if lacking:
             logger.warning_once(f"this model loads with this package only, not in plain transformers: {lacking}")

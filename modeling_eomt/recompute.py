@@ -1,14 +1,27 @@
 """Cheap activations are computed again in the backward pass instead of being kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """function(*inputs), of which training keeps the inputs only; the function must use no random numbers."""
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor, modules: Iterable[nn.Module]) -> Tensor:
+    """function(*inputs), of which training keeps the inputs only. Random numbers are the same in both passes.
+
+    Args:
+        modules: those that `function` calls. With what a user attached to them it runs once, as in plain PyTorch.
+    """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler itself chooses what to keep
         return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    if torch.jit.is_tracing() or not torch._C._autograd._saved_tensors_hooks_is_enabled():  # torch.func's transforms
+        return function(*inputs)
+    if any(_acts_on_every_call(part) for module in modules for part in module.modules()):
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False)
+
+
+def _acts_on_every_call(module: nn.Module) -> bool:
+    """Whether a second forward may differ or count: hooks, or state of its own (observers, spectral norm)."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._buffers)

@@ -38,6 +38,11 @@ class RotaryTable:
         sin = torch.cat([self.sin.new_zeros(shape), self.sin], dim=-2)
         return RotaryTable(cos, sin, self.interleaved, self.angles)
 
+    def to(self, device: torch.device, **kwargs) -> "RotaryTable":
+        """The same on another device; accelerate's hooks move a module's inputs by this method."""
+        tensors = (self.cos.to(device, **kwargs), self.sin.to(device, **kwargs))
+        return RotaryTable(*tensors, self.interleaved, self.angles.to(device, **kwargs))
+
     def rotate(self, x: Tensor) -> Tensor:
         """Queries or keys (B, A, T, E) → the same, patches rotated by their position."""
         if self.interleaved:

@@ -87,6 +87,7 @@ class MergedTokens:
         prefix, tokens = hidden_states[:, : self.num_prefix], hidden_states[:, self.num_prefix :]
         if self.place is None:
             self.place = torch.arange(self.count, device=tokens.device).expand(self.batch, -1)
+        self.place = self.place.to(tokens.device)  # layers may lie on several devices
         sums = _sums(tokens.float() * self._sizes()[..., None], targets, count)
         self.place, self.count = targets.gather(1, self.place), count
         return torch.cat([prefix, (sums / self._sizes()[..., None]).to(tokens.dtype)], dim=1)
@@ -103,7 +104,7 @@ class MergedTokens:
         """
         if table is None or self.place is None:
             return table
-        angles = table.angles.expand(self.batch, -1, -1)  # [B, N, E]
+        angles = table.angles.to(self.place.device).expand(self.batch, -1, -1)  # [B, N, E]
         angles = _sums(angles, self.place, self.count) / self._sizes()[..., None]
         return RotaryTable.from_angles(angles, table.cos.dtype, table.interleaved).with_prefix(self.num_prefix)
 
@@ -112,14 +113,15 @@ class MergedTokens:
         if cells is None or self.place is None:
             return cells
         tokens = torch.zeros(*cells.shape[:2], self.count, dtype=torch.uint8, device=cells.device)
-        place = self.place[:, None].expand_as(cells)
+        place = self.place.to(cells.device)[:, None].expand_as(cells)
         return tokens.scatter_reduce_(2, place, cells.to(torch.uint8), "amax").bool()
 
     def restore(self, tokens: Tensor) -> Tensor:
         """Merged tokens (B, M, D) → (B, N, D): every patch gets the token that holds it."""
         if self.place is None:
             return tokens
-        return tokens.gather(1, self.place[..., None].expand(-1, -1, tokens.shape[-1]))
+        place = self.place.to(tokens.device)
+        return tokens.gather(1, place[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def local_targets(tokens: Tensor, grid: tuple[int, int], threshold: float) -> tuple[Tensor, int]:

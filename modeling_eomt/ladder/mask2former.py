@@ -87,7 +87,13 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
                 visible = visible_cells(index, predictions[-1], tuple(levels[level].shape[-2:]))
                 mask = None if visible is None else self._attention_mask(visible)
             hidden_states = layer(
-                hidden_states, level, None, positions, query_positions, features, encoder_attention_mask=mask
+                hidden_states,
+                0,
+                None,
+                positions[level][None],  # tensors: reentrant checkpointing does not look into lists
+                query_positions,
+                features[level][None],
+                encoder_attention_mask=mask,
             )[0]
         return [*predictions, self._predict(hidden_states, mask_features)]
 

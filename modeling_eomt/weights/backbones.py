@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ...configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from ..resample import resample_patch_kernel, resample_positions
 from .fitting import StateDict, require_fit, take
 from .key_maps import hf_table, timm_table
-from .resample import resample_patch_kernel, resample_positions
 from .state_dicts import read_state_dict
 
 logger = logging.get_logger(__name__)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .fitting import StateDict, require_finite
 
 LONGEST_CONFIG = 10_000_000  # bytes
+CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 WRAPPERS = re.compile(r"(^|\.)_orig_mod(?=\.)")
 
 
@@ -44,12 +45,16 @@ def read_state_dict(source: str | Path | Mapping | nn.Module) -> StateDict:
     }
     if not state:
         raise ValueError("the state dict holds no tensor")
+    for name, tensor in state.items():
+        if tensor.dtype in CODES:
+            raise ValueError(f"{name} holds {tensor.dtype}, codes of quantized weights; give the original checkpoint")
     require_finite("the state dict", state)
     return state
 
 
 def _read_files(path: Path) -> Mapping:
     if path.is_dir():
+        _refuse_quantized(path / "config.json")
         shards = sorted(path.glob("*.safetensors")) or sorted([*path.glob("*.bin"), *path.glob("*.pth")])
         if not shards:
             raise FileNotFoundError(f"{path} holds no .safetensors, .bin or .pth file")
@@ -74,6 +79,12 @@ def _read_files(path: Path) -> Mapping:
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}; a state dict is needed")
     return state
+
+
+def _refuse_quantized(config: Path) -> None:
+    """`ValueError` for a folder whose weights are codes, which mean nothing without their scales."""
+    if config.is_file() and "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+        raise ValueError(f"{config.parent} holds quantized weights; give the checkpoint that they were made from")
 
 
 # The configuration travels in a weights file where other loaders do not look: in the header of a safetensors file, as

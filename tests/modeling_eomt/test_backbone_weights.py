@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation
+from eomt.modeling_eomt.resample import resample_patch_kernel, resample_positions
 from eomt.modeling_eomt.rope import rotary_table
-from eomt.modeling_eomt.weights.resample import resample_patch_kernel, resample_positions
 
 timm = pytest.importorskip("timm")
 GRID = {14: 56, 16: 64}  # pixels: 4 × 4 patches of either size

@@ -1,5 +1,6 @@
 """The model: sizes, masking, targets, errors, and what transformers offers around a model."""
 
+import copy
 import json
 import pickle
 from functools import partial
@@ -193,7 +194,7 @@ def test_recomputing_changes_memory_only(kind, monkeypatch):
     for recompute in (True, False):
         if not recompute:
             for module in (heads, layers):
-                monkeypatch.setattr(module, "recomputed", lambda function, *inputs: function(*inputs))
+                monkeypatch.setattr(module, "recomputed", lambda function, *inputs, modules: function(*inputs))
         model = tiny_model(kind).train()
         torch.manual_seed(3)
         loss = partial(model, pixels, mask_labels=masks, class_labels=labels)
@@ -381,3 +382,98 @@ def test_a_loaded_model_infers_as_it_was_trained(trained_with_masks, tmp_path):
     assert len(loaded.train()(pixels).auxiliary_logits) == 2
     loaded.eval().set_attn_mask_probs([1, 1])
     assert torch.equal(loaded(pixels).masks_queries_logits, masked)
+
+
+# --- what users hang on layers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3", "eva02"])
+def test_gradients_with_dropout_in_an_adapter_of_the_second_layer(kind):
+    """The same dropout in both passes: the gradient is the finite difference of the loss."""
+    peft = pytest.importorskip("peft")
+    model = tiny_model(kind, num_hidden_layers=2, num_blocks=1, masked_inference=False).double()
+    name = "fc2" if kind == "dinov2" else "down_proj"
+    lora = peft.LoraConfig(target_modules=[name], lora_dropout=0.5, init_lora_weights=False)
+    model = peft.inject_adapter_in_model(lora, model).train()
+    model.set_attn_mask_probs([0])
+    weight = next(p for n, p in model.named_parameters() if "lora_A" in n)
+    pixels = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+
+    def loss():
+        torch.manual_seed(0)
+        return model(pixels).masks_queries_logits.square().mean()
+
+    loss().backward()
+    step, direction = 1e-6, torch.randn_like(weight)
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight.add_(sign * step * direction)
+            values.append(loss())
+            weight.sub_(sign * step * direction)
+    expected = (values[0] - values[1]) / (2 * step)
+    torch.testing.assert_close((weight.grad * direction).sum(), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "eva02"])
+def test_observed_layers_run_once(kind):
+    model = tiny_model(kind).train()
+    calls = []
+    mlp = model.layers[0].mlp
+    last = mlp.fc2 if kind == "dinov2" else mlp.down_proj
+    last.register_forward_hook(lambda *_: calls.append(1))
+    norm = model.upscale_block.block[0].layernorm2d
+    norm.register_forward_pre_hook(lambda *_: calls.append(2))
+    name = "fc2" if kind == "dinov2" else "down_proj"
+    torch.nn.utils.parametrizations.spectral_norm(model.layers[1].mlp.get_submodule(name))
+    out = model(torch.randn(1, 3, 64, 64))
+    state = {name: value.clone() for name, value in model.named_buffers()}
+    counted = list(calls)
+    out.masks_queries_logits.sum().backward()
+    assert calls == counted
+    assert all(torch.equal(value, state[name]) for name, value in model.named_buffers())
+
+
+def test_function_transforms_and_tracing_with_gradients():
+    model = tiny_model().eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, (image[None],)).masks_queries_logits.square().mean()
+
+    per_sample = torch.func.grad(loss)(parameters, pixels[0])
+    model(pixels[:1]).masks_queries_logits.square().mean().backward()
+    torch.testing.assert_close(per_sample["query.weight"], model.query.weight.grad, rtol=1e-4, atol=1e-7)
+    model.set_attn_mask_probs([0, 0])
+    traced = torch.jit.trace(model, pixels, strict=False, check_trace=False)
+    torch.testing.assert_close(traced(pixels)["masks_queries_logits"], model(pixels).masks_queries_logits)
+
+
+def test_compiled_training_and_exported_programs_at_several_sizes():
+    model = tiny_model(num_hidden_layers=2, num_blocks=1)
+    dynamic = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    model.set_attn_mask_probs([0])
+    sizes = [(64, 64), (96, 80)]
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes={"pixel_values": dynamic})
+        for size in sizes:
+            pixels = torch.randn(3, 3, *size)
+            found, expected = program.module()(pixels), model(pixels)
+            torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=1e-4)
+    torch._dynamo.reset()
+    plain = copy.deepcopy(model).train()
+    compiled = torch.compile(model.train(), backend="aot_eager")
+    for size in sizes:
+        pixels, (masks, labels) = torch.randn(2, 3, *size), targets((2, 1), size=size)
+        losses = []
+        for network in (plain, compiled):
+            torch.manual_seed(0)
+            network.zero_grad()
+            out = network(pixels, masks, labels)
+            out.loss.backward()
+            losses.append(out.loss)
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(
+            model.embeddings.cls_token.grad, plain.embeddings.cls_token.grad, rtol=1e-3, atol=1e-5
+        )

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
-from eomt.modeling_eomt.weights.resample import resample_patch_kernel, resample_positions
+from eomt.modeling_eomt.resample import resample_patch_kernel, resample_positions
 from tests.models import BACKBONE_OF_KIND, GOLDEN, golden_config
 
 KINDS = list(BACKBONE_OF_KIND)

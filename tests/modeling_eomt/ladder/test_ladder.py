@@ -140,3 +140,19 @@ def test_a_grid_that_cannot_be_halved():
     with pytest.raises(ValueError, match="48 × 64 pixels; step 1 has a feature map of stride 32"):
         ladder(1)(torch.zeros(1, 3, 48, 64))
     assert ladder(3)(torch.zeros(1, 3, 48, 64)).masks_queries_logits.shape == (1, 7, 12, 16)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_reentrant_gradient_checkpointing(step):
+    pixels, (masks, labels) = torch.randn(2, 3, 64, 64), targets((3, 1))
+    gradients = []
+    for checkpointing in (False, True):
+        model = ladder(step).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+        torch.manual_seed(0)
+        model(pixels.clone().requires_grad_(), masks, labels).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
