@@ -22,7 +22,7 @@ from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
 from .drawing import draw_confidence, draw_prediction, side_by_side, write_jpeg
 from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
-from .image_processing.reading import allow_pixels, count_frames, open_image, read_image
+from .image_processing.reading import allow_pixels, is_animated, open_image, read_image
 from .loading import load_for_inference, needs_cpu_group, require_model, weight_files
 from .options import PredictOptions
 from .results import Results, file_state, image_ids_by_name
@@ -93,8 +93,8 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
         found = infer(model, processor, items, num_workers=options.workers, **common)
     with bar, writing_threads(write, failures, most_results=2 * options.batch_size + 2) as submit:
         for result in found:
-            if (frames := count_frames(result.item[1])) > 1:
-                tqdm.write(f"note: {result.item[1]}: the first of {frames} frames", file=sys.stderr)
+            if is_animated(result.item[1]):
+                tqdm.write(f"note: {result.item[1]}: the first of several frames", file=sys.stderr)
             submit(result)
             del result  # large images' results are large
             bar.update()

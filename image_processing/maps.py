@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .reading import open_file
+
 
 def read_maps(maps, count: int) -> list[Tensor]:
     """One map, its path, a list or a stack of them, for `count` images → (H, W) int64 ids of each."""
@@ -15,7 +17,7 @@ def read_maps(maps, count: int) -> list[Tensor]:
     maps = [maps] if single else list(maps)
     if len(maps) != count:
         raise ValueError(f"{len(maps)} segmentation_maps for {count} images; give one an image")
-    return [read_map(Image.open(m) if isinstance(m, (str, os.PathLike)) else m) for m in maps]
+    return [read_map(open_file(m) if isinstance(m, (str, os.PathLike)) else m) for m in maps]
 
 
 def read_map(segmentation_map) -> Tensor:

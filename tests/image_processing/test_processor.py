@@ -177,7 +177,7 @@ def test_a_url_that_gives_no_picture_is_one_line_with_a_timeout(monkeypatch):
     def hang(url, timeout):
         raise TimeoutError(f"no answer in {timeout} s")
 
-    monkeypatch.setattr(reading, "load_image", hang)
+    monkeypatch.setattr(reading, "_download", hang)
     with pytest.raises(ValueError, match=r"cannot read image 'https://a\.b/c\.png': no answer in 30\.0 s"):
         reading.open_image("https://a.b/c.png")
 

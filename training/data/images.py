@@ -8,14 +8,14 @@ from PIL import Image
 
 from ...image_processing.images import to_rgb_tensor
 from ...image_processing.maps import picture_ids
-from ...image_processing.reading import as_annotated, orientation
+from ...image_processing.reading import as_annotated, open_file, orientation
 from .files import read_bytes
 
 
 def open_image(location: str, name: str) -> Image.Image:
     """A decoded PIL image; `ValueError` naming the file where it is missing, unreadable or truncated."""
     try:
-        image = Image.open(io.BytesIO(read_bytes(location)))
+        image = open_file(io.BytesIO(read_bytes(location)))
         image.load()
     except Exception as error:  # what Pillow's decoders raise for damaged files has no common class
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"unreadable image ({error})"
@@ -66,7 +66,7 @@ def image_size(location: str, name: str) -> tuple[int, int]:
     """(H, W) of the upright image out of its header, without decoding it."""
     try:
         source = io.BytesIO(read_bytes(location)) if location.startswith("zip://") else location
-        with Image.open(source) as image:
+        with open_file(source) as image:
             turned = orientation(image) > 4  # a quarter to the left or right
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # see open_image
