@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import cached_file, logging
 
-from .labels import KnownLabels, known_labels
+from .labels import PACKAGED, KnownLabels, known_labels, label_space
 from .tasks import TASK_ROWS, TASKS
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -68,12 +68,26 @@ def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str
     return task
 
 
-def checkpoint_stuff(config: Mapping, task: str) -> list[int] | None:
-    """Stuff labels of a panoptic checkpoint: the saved ones, else those of the data set that its classes are of."""
+def checkpoint_stuff(config: Mapping, task: str, processor: Mapping | None = None) -> list[int] | None:
+    """Stuff labels of a panoptic checkpoint: its configuration's, else those of the data set that its classes are of,
+    else the image processor's.
+
+    A processor keeps the labels of the model that it came from. Of these count the ones whose classes the configuration
+    still has under the same name.
+    """
     if config.get("stuff_label_ids") is not None:
         return config["stuff_label_ids"]
     labels = known_labels(config.get("id2label"))
-    return list(labels.stuff_label_ids) if labels and task == "panoptic" else None
+    if labels and task == "panoptic":
+        return list(labels.stuff_label_ids)
+    saved = (processor or {}).get("stuff_label_ids")
+    if not saved or not config.get("id2label"):
+        return saved
+    names = {int(label): name for label, name in config["id2label"].items()}
+    for space in (label_space(name) for name in PACKAGED):
+        if list(space.stuff_label_ids) == sorted(saved):
+            return [label for label in saved if names.get(label) == space.names[label]]
+    return saved
 
 
 def checkpoint_name(path: str | None) -> str:

@@ -197,6 +197,8 @@ def _unpack(outputs) -> tuple[Tensor, Tensor, list[tuple[int, int, int]] | None]
     classes = torch.cat(list(classes)) if isinstance(classes, (list, tuple)) else classes
     masks = masks.flatten(0, 1) if masks.ndim == 5 else masks
     classes = classes.flatten(0, 1) if classes.ndim == 4 else classes
+    if not (masks.isfinite().all() and classes.isfinite().all()):  # they would look like "no segments"
+        raise ValueError("the model's logits are not finite; its weights, or the number type, are damaged or too small")
     if offsets is None or len(offsets) == 0:
         return masks, classes, None
     offsets = [group.tolist() if isinstance(group, Tensor) else list(group) for group in offsets]

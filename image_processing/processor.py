@@ -223,7 +223,7 @@ class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):
         return self.resize(image, SizeDict(height=size[0], width=size[1]), resample=resample, antialias=True)
 
     def _finish(self, inputs: list[Tensor], options: Mapping) -> list[Tensor]:
-        """uint8 0..255 → (x / 255 − mean) / std."""
+        """uint8 0..255 → (x / 255 − mean) / std; float32 whatever is left out."""
         return [
             self.rescale_and_normalize(
                 image[None],
@@ -232,7 +232,9 @@ class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):
                 options["do_normalize"],
                 options["image_mean"],
                 options["image_std"],
-            )[0].contiguous()
+            )[0]
+            .float()
+            .contiguous()
             for image in inputs
         ]
 

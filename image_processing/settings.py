@@ -23,7 +23,7 @@ class SavedSettings:
         """Also reads config.json, which knows what the hub's processors do not: the classes, and with them the task."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
         saved, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if isinstance(saved, dict) and (saved.get("task") is None or saved.get("stuff_label_ids") is None):
+        if isinstance(saved, dict):
             path = str(pretrained_model_name_or_path)
             saved = {**saved, "checkpoint": (read_beside(path, "config.json", **hub), path)}
         return saved, kwargs
@@ -38,8 +38,7 @@ class SavedSettings:
         if not own:
             saved["task"] = checkpoint_task(saved, config, saved, path)
         task = kwargs.get("task") or saved["task"]
-        if saved.get("stuff_label_ids") is None:
-            saved["stuff_label_ids"] = checkpoint_stuff(config, task)
+        saved["stuff_label_ids"] = checkpoint_stuff(config, task, saved)
         check_settings({**saved, "task": task}, cls.valid_kwargs)
         if not own or (task == "semantic") != (saved["task"] == "semantic"):
             saved.pop("do_split_image", None)  # windows cannot be joined to segments, and semantic models expect them

@@ -51,8 +51,9 @@ def label_ids(
     else:
         ignored = IGNORE_INDEX if ignore_index is None else ignore_index
         labels = {i: i for i in present if i != ignored}
-    if do_reduce_labels:
-        labels = {i: label - 1 for i, label in labels.items() if label != 0}
+    if do_reduce_labels:  # as Mask2Former: of a map of instances, id 0 is the background, whatever its class
+        background = 0 if instance_id_to_semantic_id is not None else None
+        labels = {i: label - 1 for i, label in labels.items() if label != 0 and i != background}
     for i, label in labels.items():
         if label < 0 or (num_labels is not None and label >= num_labels):
             known = f"0..{num_labels - 1}" if num_labels is not None else "0, 1, …"

@@ -382,3 +382,15 @@ def test_positional_arguments_are_the_built_ins():
     image, ids = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
     inputs = EoMTImageProcessor(size=8)([image], [ids], {0: 1})
     assert inputs["class_labels"][0].tolist() == [1]
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(task, value):
+    """Not "no segments"."""
+    outputs = SimpleNamespace(
+        masks_queries_logits=torch.randn(1, 4, 16, 16), class_queries_logits=torch.full((1, 4, 6), value)
+    )
+    processor = EoMTImageProcessor(task=task, size=64)
+    with pytest.raises(ValueError, match="finite"):
+        getattr(processor, f"post_process_{task}_segmentation")(outputs, [(64, 64)])

@@ -10,8 +10,10 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor
 from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
 
+from eomt.configuration.labels import label_space
 from eomt.image_processing import (
     EoMTImageProcessor,
     EomtImageProcessor,
@@ -327,3 +329,21 @@ def test_images_too_narrow_for_windows_are_named():
     with pytest.raises(ValueError, match=r"2000 × 2 is too narrow for windows of 512 × 512.*512000 × 512.*32768"):
         EoMTImageProcessor(task="semantic", size=512)(narrow)
     assert EoMTImageProcessor(task="panoptic", size=512)(narrow, return_tensors="pt").pixel_values.shape[-1] == 512
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_are_float32_whatever_is_left_out(backend):
+    values = backend(size=50, do_rescale=False, do_normalize=False)(picture(), return_tensors="pt")["pixel_values"]
+    assert values.dtype == torch.float32
+    assert values.max() > 1
+
+
+def test_stuff_labels_of_another_models_classes_are_dropped(tmp_path):
+    """A processor of a COCO model beside a model that was fine-tuned on other classes."""
+    coco = label_space("coco_panoptic")
+    EoMTImageProcessor(task="panoptic", size=64, stuff_label_ids=list(coco.stuff_label_ids)).save_pretrained(tmp_path)
+    names = {label: f"part {label}" for label in range(100)} | {95: coco.names[95]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "eomt", "id2label": names}))
+    assert AutoImageProcessor.from_pretrained(tmp_path).stuff_label_ids == [95]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "eomt", "id2label": names, "stuff_label_ids": [3]}))
+    assert AutoImageProcessor.from_pretrained(tmp_path).stuff_label_ids == [3]

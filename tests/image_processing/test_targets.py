@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from eomt.configuration.labels import VOID
 from eomt.image_processing import EoMTImageProcessor, placement
 from eomt.image_processing.maps import read_map, rgb_to_id
 from eomt.image_processing.targets import label_ids, masks_and_labels, nearest_index, place_map
@@ -161,3 +162,11 @@ def test_numpy_everywhere():
     for found in (by_array, by_dict):
         assert found["class_labels"][0].tolist() == [4, 2]
         assert np.array_equal(found["mask_labels"][0][1].numpy(), ids == 2)
+
+
+def test_reduced_labels_of_instances_leave_out_the_background():
+    """Id 0 of an instance map is background as in Mask2Former, whatever class the mapping gives it."""
+    ids = torch.tensor([[0, 0, 1], [0, 2, 2]])
+    found, labels = label_ids(ids, instance_id_to_semantic_id={0: 3, 1: 1, 2: 2}, do_reduce_labels=True)
+    assert labels == {1: 0, 2: 1}
+    assert (found[ids == 0] == VOID).all()

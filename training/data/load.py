@@ -12,6 +12,7 @@ from .hold_out import UNSPLIT, hold_out, named_splits
 from .images import read_map
 from .readers import READERS, ReadOptions, detect_format
 from .row_index import indexed
+from .rows import Rows
 
 
 def load_data(
@@ -25,6 +26,7 @@ def load_data(
     ignore_ids: Sequence[int] = (),
     keep_empty: bool = True,
     automatic_split: bool = False,
+    crowds_as_instances: bool = False,
 ) -> tuple[Dataset, LabelSpace]:
     """One split of a data set and its classes; see this package's docstring for the columns.
 
@@ -32,6 +34,7 @@ def load_data(
     class_names, ignore_ids: for a folder of label pngs, what the values are called and which mean "unlabeled" (255
         always); an error for other data, which says so itself.
     keep_empty: keep images without any segment. False gives the authors' selection, and their steps an epoch.
+    crowds_as_instances: ignore `iscrowd` of COCO instances; CVAT sets it on every mask that it exports.
     automatic_split: where the data names no split, or only train, hold a tenth of it out as "val" (hold_out.py).
 
     Raises:
@@ -53,7 +56,7 @@ def load_data(
         )
     if class_names:
         class_names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
-    options = ReadOptions(label_space, class_names or None, tuple(ignore_ids), keep_empty)
+    options = ReadOptions(label_space, class_names or None, tuple(ignore_ids), keep_empty, crowds_as_instances)
     if split == "test" and dataset in ("ade20k", "cityscapes"):
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
     held_out = automatic_split and split != "test" and named_splits(path, dataset, task) in UNSPLIT
@@ -61,6 +64,8 @@ def load_data(
     def read(path: Path) -> tuple[Dataset, LabelSpace]:
         rows, space = reader.read(path, task, "train" if held_out else split, options)
         table = hold_out(rows.table(), split) if held_out else rows.table()
+        if split == "train":
+            _require_segments(table, rows)
         if not keep_empty and rows.layout in ("semantic", "semantic_colors", "ade20k_panoptic"):
             table = table.select(_labeled(table))
         return table, space
@@ -74,6 +79,20 @@ def splits_of(path: str | Path, dataset: str, task: str) -> list[str]:
     """The splits that the data's paths name; those in `UNSPLIT` are what `automatic_split` is for."""
     path = Path(path)
     return named_splits(path, detect_format(path, task) if dataset == "auto" else dataset, task)
+
+
+def _require_segments(table: Dataset, rows: Rows) -> None:
+    """`ValueError` for data that there is nothing to learn from; label images are not read for that."""
+    if rows.layout not in ("panoptic", "instance"):
+        return
+    crowds = [segment["iscrowd"] for segments in table["segments"] for segment in segments]
+    if not crowds:
+        raise ValueError(f"{rows.source}: no image has a segment; training needs some")
+    if all(crowds):
+        raise ValueError(
+            f"{rows.source}: all of its {len(crowds)} segments are crowds (iscrowd 1), which are not learned; "
+            "crowds_as_instances takes them as instances (CVAT marks every mask so)"
+        )
 
 
 def _labeled(table: Dataset) -> list[int]:

@@ -8,12 +8,16 @@ Labels are the json's categories in ascending id order, which for COCO gives the
 
 from pathlib import Path, PurePosixPath
 
+from transformers.utils import logging
+
 from ....configuration.labels import LabelSpace, label_space
 from ..files import SPLIT_NAMES, Tree, safe_name
 from ..polygons import check_shape
 from ..rows import Rows, is_id, is_number, segment
 from .coco_layout import Finder, annotation_file, png_tree, search_trees
 from .options import ReadOptions
+
+logger = logging.get_logger(__name__)
 
 
 def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
@@ -37,7 +41,7 @@ def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
     if task == "panoptic":
         _panoptic(data, images, space, rows, finder, png_tree(tree, name), source, options.keep_empty)
     else:
-        _instance(data, images, space, rows, finder, source, options.keep_empty)
+        _instance(data, images, space, rows, finder, source, options.keep_empty, options.crowds_as_instances)
     return rows, space
 
 
@@ -136,9 +140,9 @@ def _panoptic(data, images, space, rows, finder, pngs: Tree, source: str, keep_e
             rows.add(key, name, image, png, segments=sorted(segments, key=lambda s: s["id"]), size=_size(images[key]))
 
 
-def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) -> None:
+def _instance(data, images, space, rows, finder, source: str, keep_empty: bool, crowds_as_instances: bool) -> None:
     segments: dict[int, list[dict]] = {key: [] for key in images}
-    seen = set()
+    seen, skipped = set(), 0
     for annotation in data["annotations"]:
         key, number = annotation.get("image_id"), annotation.get("id")
         where = f"{source}: annotation {number!r}"
@@ -150,13 +154,21 @@ def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) 
             rows.problem(where, "an annotation needs an integer id of its own")
         elif not is_id(annotation.get("category_id")) or annotation["category_id"] not in space.dataset_id_to_label:
             rows.problem(where, f"category {annotation.get('category_id')!r} is not in the categories")
-        elif fault := check_shape(annotation.get("segmentation"), size) or _check_flags(annotation):
+        elif not (shape := _drawn(annotation.get("segmentation"))):
+            skipped += 1
+            seen.add(number)
+        elif fault := check_shape(shape, size) or _check_flags(annotation):
             rows.problem(where, fault)
         else:
             label = space.dataset_id_to_label[annotation["category_id"]]
-            crowd, area = annotation.get("iscrowd", 0), annotation.get("area", -1)
-            segments[key].append(segment(number, label, crowd, area, annotation["segmentation"]))
+            crowd = 0 if crowds_as_instances else annotation.get("iscrowd", 0)
+            segments[key].append(segment(number, label, crowd, annotation.get("area", -1), shape))
             seen.add(number)
+    if skipped:
+        left = f"{skipped} of {len(data['annotations'])} annotations have no mask (boxes only, or two points)"
+        if skipped == len(data["annotations"]):
+            raise ValueError(f"{source}: {left}; instance segmentation needs polygons or RLE")
+        logger.warning(f"{source}: {left} and are left out")
     for key in _order(images):
         try:
             image = finder(images[key]["file_name"], source)
@@ -165,6 +177,13 @@ def _instance(data, images, space, rows, finder, source: str, keep_empty: bool) 
             continue
         if keep_empty or segments[key]:
             rows.add(key, images[key]["file_name"], image, segments=segments[key], size=_size(images[key]))
+
+
+def _drawn(shape):
+    """A COCO `segmentation` without polygons of fewer than three points; anything false where nothing is left."""
+    if isinstance(shape, list):
+        return [polygon for polygon in shape if not (isinstance(polygon, list) and len(polygon) < 6)]
+    return shape
 
 
 def _check_flags(entry: dict) -> str | None:

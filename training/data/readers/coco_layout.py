@@ -37,6 +37,10 @@ def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tup
     neutral = [pair for pair in found if not any(mentions(pair[1], word) for word in other)]
     if len(neutral) == 1:
         return neutral[0]
+    for tree in trees:
+        for name in tree.names:
+            if name.endswith(".json"):
+                tree.json(name)  # one that is no JSON is the likelier reason
     have = ", ".join(name for _, name in found) or "none"
     hint = "; for data of another kind give --task instance or --task semantic" if task == "panoptic" else ""
     raise ValueError(

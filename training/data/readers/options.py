@@ -37,6 +37,8 @@ class ReadOptions:
     "Pixel values that mean unlabeled (folders of label pngs)."
     keep_empty: bool = True
     "Whether images without any segment are rows."
+    crowds_as_instances: bool = False
+    "Whether `iscrowd` is ignored (COCO instances): CVAT sets it on every mask that it exports."
 
     @property
     def known_names(self) -> dict[int, str] | None:

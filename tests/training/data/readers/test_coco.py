@@ -204,11 +204,7 @@ def test_malformed_panoptic_json_is_told_before_training(tmp_path, change, messa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"segmentation": [[1, 2, 3, 4]]},
-            "annotation 1: a polygon needs an even number of at least 6 coordinates, not 4",
-        ),
-        ({"segmentation": []}, "annotation 1: it has no segmentation"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "annotation 1: .* not 7"),
         ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"its RLE has size \[5, 5\], its image \[12, 16\]"),
         ({"segmentation": {"size": list(SIZE), "counts": [3]}}, "its RLE counts add up to 3 pixels"),
         ({"segmentation": [[0, 0, "a", 1, 1, 1]]}, "a coordinate that is not a number"),
@@ -232,6 +228,48 @@ def test_malformed_instance_json_is_told_before_training(tmp_path, change, messa
     root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
     with pytest.raises(ValueError, match=message):
         load_data(root, task="instance", split="val")
+
+
+@pytest.mark.parametrize("nothing", [None, [], [[1, 2, 3, 4]], "absent"])
+def test_annotations_without_a_mask_are_left_out(tmp_path, nothing):
+    data = instance_json()
+    if nothing == "absent":
+        del data["annotations"][0]["segmentation"]
+    else:
+        data["annotations"][0]["segmentation"] = nothing
+    data["annotations"][1]["segmentation"] = [[1, 1, 2, 2], [2, 2, 8, 2, 8, 6]]  # one of its polygons is a line
+    root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
+    rows, _ = load_data(root, task="instance", split="val")
+    assert [segment["id"] for row in rows for segment in row["segments"]] == [2, 3]
+    for entry in data["annotations"]:
+        entry["segmentation"] = []
+    write(root, {"annotations/instances_val2017.json": data})
+    with pytest.raises(ValueError, match="3 of 3"):
+        load_data(root, task="instance", split="val")
+
+
+def test_training_data_without_a_segment_to_learn_is_an_error(tmp_path):
+    """CVAT writes iscrowd 1 for every mask that it exports."""
+    data = instance_json()
+    for entry in data["annotations"]:
+        entry["iscrowd"] = 1
+    root = write(tmp_path / "cvat", {"images/a.jpg": picture(), "annotations.json": data})
+    for entry in data["images"]:
+        write(root, {f"images/{entry['file_name']}": picture()})
+    with pytest.raises(ValueError, match="crowds_as_instances"):
+        load_data(root, task="instance")
+    rows, _ = load_data(root, task="instance", crowds_as_instances=True)
+    assert [segment["iscrowd"] for row in rows for segment in row["segments"]] == [0, 0, 0]
+    write(root, {"annotations.json": data | {"annotations": []}})
+    with pytest.raises(ValueError, match="no image has a segment"):
+        load_data(root, task="instance")
+
+
+@pytest.mark.parametrize("content", ["", "{cut"])
+def test_an_annotation_file_that_is_no_json_is_named(tmp_path, content):
+    root = write(tmp_path, {"images/a.jpg": picture(), "annotations.json": content})
+    with pytest.raises(ValueError, match=r"annotations\.json"):
+        load_data(root, "coco", task="instance")
 
 
 def test_a_polygon_far_outside_of_an_image_whose_size_the_json_does_not_say(tmp_path):
