@@ -24,12 +24,11 @@ from eomt.drawing import draw_prediction, side_by_side
 from eomt.image_processing.inference import confident_instances
 from eomt.train import parse
 from eomt.training.collator import EoMTDataCollator
-from eomt.training.cpu import has_fast_bf16, keep_memory
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.evaluation import as_reference, evaluate_model, metric_for
 from eomt.training.files import write_json
 from eomt.training.options import listed
-from eomt.training.run_setup import build_trainer
+from eomt.training.run_setup import build_trainer, cpu_has_bf16
 
 OURS = {  # variant → what it adds to `eomt train`'s own defaults
     "ours": "",
@@ -208,12 +207,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if (options.variant == "pseudo-labels") != bool(options.more_data):
         raise SystemExit("the variant pseudo-labels and --more-data belong together")
-    options.precision = "bf16" if has_fast_bf16() else "fp32"
+    options.precision = "bf16" if cpu_has_bf16() else "fp32"
     if (options.output / "run.json").exists():
         raise SystemExit(f"{options.output} holds a finished run; choose another --output")
     options.output.mkdir(parents=True, exist_ok=True)
     register()
-    keep_memory()  # as `eomt train` does, for every variant
     train = train_built_in if options.variant in BUILT_IN else train_ours
     model, processor, log, times = train(options)
     if options.save:

@@ -15,7 +15,7 @@ from .image_processing import EoMTImageProcessor
 from .modeling_eomt import EoMTForUniversalSegmentation
 from .options import DemoOptions
 from .training import EoMTTrainer, EoMTTrainingArguments
-from .training.callbacks.progress import ReadableProgress
+from .training.callbacks import ReadableProgress
 from .training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
 from .training.files import write_json
 

@@ -4,22 +4,20 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 from .check import check_data, describe, list_problems
 from .options import usable_cores
 from .training import own_data
 from .training.arguments import EoMTTrainingArguments
-from .training.callbacks import progress
-from .training.cpu import keep_memory
+from .training.callbacks import progress_line
+from .training.checkpoints import check_options, write_options
 from .training.data.hold_out import UNSPLIT
 from .training.data.load import splits_of
 from .training.data.rows import DataProblems
 from .training.files import write_json
 from .training.initial_model import starting_config, starting_task
 from .training.options import DataOptions, ModelOptions
-from .training.resumption import check_options, write_options
 from .training.run_card import final_evaluation
 from .training.run_setup import build_trainer, fill, load_split, train_transform, with_more
 from .training.trainer import EoMTTrainer
@@ -90,7 +88,6 @@ def parse(argv: list[str]):
     parser.set_defaults(
         eval_strategy="steps", eval_steps=0.1, save_strategy="steps", save_steps=0.1, save_total_limit=2,
         logging_steps=20, report_to="none", per_device_eval_batch_size=1, dataloader_num_workers=usable_cores(),
-        save_best=True,
     )  # fmt: skip
     if "--help-all" in argv:
         argv = ["--help"]
@@ -136,7 +133,6 @@ def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, res
         raise ValueError(
             f"{args.output_dir} has checkpoints of a run; add --resume to continue it or choose another --output-dir"
         )
-    kept = torch.device(args.device).type == "cpu" and keep_memory()
     trainer, choices = build_trainer(data, model, args)
     args = trainer.args
     if has_checkpoints:
@@ -146,8 +142,6 @@ def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, res
             write_options(args, trainer.model.config, asdict(data) | asdict(model))
         if choices:
             print(f"chosen for this data; each can be given instead:\n{own_data.describe(choices)}")
-        if kept:
-            print("memory     kept between steps (glibc's thresholds raised): mapping it anew costs a CPU time")
         print(summary(trainer), flush=True)
         if trainer.eval_dataset is not None and splits_of(data.data, data.dataset, args.task) in UNSPLIT:
             _write_split(trainer)
@@ -190,8 +184,6 @@ def summary(trainer: EoMTTrainer) -> str:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     length = "{} steps, warm-up {} + {} of them".format(steps, *args.warmup(steps))
-    if args.time_budget:
-        length = f"as many steps as fit into {args.time_budget:g} minutes"
     evaluated = len(trainer.eval_dataset) if trainer.eval_dataset is not None else "none"
     lines = [
         f"task       {config.task}, {config.num_labels} classes, {len(config.stuff_label_ids)} of them stuff",
@@ -233,5 +225,5 @@ def _finish(trainer: EoMTTrainer) -> None:
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         write_json(folder / "results.json", results, indent=2)
-        print(progress.describe(results) or "not evaluated")
+        print(progress_line(results) or "not evaluated")
         print(f"model, processor, README.md, curves.png and results.json: {folder}")

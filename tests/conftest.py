@@ -5,8 +5,8 @@ import pytest
 from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.engines import ENGINES, is_installed
-from eomt.training.callbacks import curves
-from eomt.training.callbacks.curves import plot_curves
+from eomt.training import callbacks
+from eomt.training.callbacks import plot_curves
 from tests.models import make_confident, save_confident, tiny_model
 from tests.predicting import STUFF, write_photos
 
@@ -15,14 +15,14 @@ from tests.predicting import STUFF, write_photos
 def undrawn_curves():
     """Drawing takes most of a tiny run; a test that looks at the curves asks for `drawn_curves`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "plot_curves", lambda log_history, path: None)
+        patch.setattr(callbacks, "plot_curves", lambda log_history, path: None)
         yield
 
 
 @pytest.fixture(scope="module")
 def drawn_curves(undrawn_curves):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "plot_curves", plot_curves)
+        patch.setattr(callbacks, "plot_curves", plot_curves)
         yield
 
 
@@ -32,7 +32,7 @@ def demo_folder(tmp_path_factory, undrawn_curves):
     folder = tmp_path_factory.mktemp("demo") / "runs/demo"
     options = ["--output", str(folder), "--steps", "4", "--train-images", "16", "--val-images", "4"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "plot_curves", plot_curves)
+        patch.setattr(callbacks, "plot_curves", plot_curves)
         assert main(["demo", *options]) == 0
     return folder
 

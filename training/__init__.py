@@ -6,11 +6,11 @@ Public names are imported on first use, so that annealing alone does not cost th
 from ..configuration.lazy_names import lazy_names
 
 _MODULE_OF = {
-    "annealing_steps": "callbacks.annealing",
-    "mask_annealing_probability": "callbacks.annealing",
-    "MaskAnnealingCallback": "callbacks.annealing",
-    "layerwise_lr_groups": "optimization.optimizer",
-    "two_stage_warmup_poly_schedule": "optimization.schedule",
+    "annealing_steps": "annealing",
+    "mask_annealing_probability": "annealing",
+    "MaskAnnealingCallback": "annealing",
+    "layerwise_lr_groups": "optimizer",
+    "two_stage_warmup_poly_schedule": "optimizer",
     "EoMTTrainingArguments": "arguments",
     "EoMTTrainer": "trainer",
     "EoMTDataCollator": "collator",

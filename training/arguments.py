@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..configuration import TASK_ROWS, TASKS
-from ..configuration.recipes import Recipe, get_recipe
+from ..configuration.recipes import Recipe, annealing_steps, get_recipe
 from .run_options import COMMON, FULL_WARMUP_STEPS, MASKING, RunOptions
 
 REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave no room for → what to use
@@ -24,7 +24,7 @@ REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave 
 }
 ABOVE_ZERO = (
     "learning_rate", "backbone_learning_rate", "num_train_epochs", "llrd", "poly_power", "total_batch_size", "lora",
-    "time_budget", "early_stopping",
+    "early_stopping",
 )  # fmt: skip
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
 
@@ -52,10 +52,11 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             self.dataloader_drop_last = recipe is not None
         if self.data_seed is None:
             self.data_seed = self.seed
-        if self.metric_for_best_model is None and self.task and (
-            self.load_best_model_at_end or _plain(self.save_strategy) == "best"
-        ):  # fmt: skip
-            self.metric_for_best_model = TASK_ROWS[self.task].metric_key
+        if self.early_stopping:  # the best evaluation's weights are loaded in the end, so that they must be saved
+            self.load_best_model_at_end = True
+            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
+        if self.metric_for_best_model is None and self.keeps_best:
+            self.metric_for_best_model = TASK_ROWS[self.task].metric_key if self.task else "loss"
         self._fit_batches(recipe)
         self._choose_precision(recipe)
         if not torch.accelerator.is_available():  # with it, processes of torchrun form a group and bf16 is allowed
@@ -82,6 +83,18 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         return type(self)(**(self.given | {n: value for n, value in defaults.items() if self.given[n] is None}))
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether a checkpoint is kept because its evaluation is the best."""
+        return self.load_best_model_at_end or _plain(self.save_strategy) == "best"
+
+    def count_steps(self, total_steps: int) -> None:
+        """Shares of a run between two logs, evaluations or saves → steps."""
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                setattr(self, name, math.ceil(total_steps * value))
+
+    @property
     def recipe_values(self) -> Recipe | None:
         return get_recipe(self.recipe) if self.recipe else None
 
@@ -93,14 +106,21 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         given = (self.head_warmup_steps, self.backbone_warmup_steps)
         return tuple(standard if value is None else value for value, standard in zip(given, default))
 
-    def annealing(self, total_steps: int, num_blocks: int) -> tuple[list[int] | None, list[int] | None]:
-        """Run length and masked blocks → (starts, ends): as given, or the recipe's; None: the common rule."""
+    def annealing(self, total_steps: int, num_blocks: int) -> tuple[list[float], list[float]]:
+        """Run length and masked blocks → (starts, ends): as given, or the recipe's, or the common rule's.
+
+        Masks that stay never start to go; a run without masks is past the end of them from the first step on.
+        """
+        if self.masking == "never":
+            return [0] * num_blocks, [0] * num_blocks
+        if self.masking != "annealed":
+            return [math.inf] * num_blocks, [math.inf] * num_blocks
         if self.annealing_start_steps is not None:
             return self.annealing_start_steps, self.annealing_end_steps
         recipe = self.recipe_values
-        return (
-            dataclasses.replace(recipe, num_blocks=num_blocks).annealing_steps(total_steps) if recipe else (None, None)
-        )
+        if recipe:
+            return dataclasses.replace(recipe, num_blocks=num_blocks).annealing_steps(total_steps)
+        return annealing_steps(total_steps, num_blocks)
 
     def _check(self) -> None:
         for name, choices in (("task", (None, *TASKS)), ("masking", MASKING), ("class_head", ("keep", "new"))):
@@ -119,14 +139,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             raise ValueError(f"ema is {self.ema}; the average's decay is between 0 and 1, such as 0.999")
         if self.lora and self.freeze_backbone:
             raise ValueError("lora and freeze_backbone are both given; LoRA freezes the backbone's own weights itself")
-        if self.ema and self.load_best_model_at_end:
-            raise ValueError("ema and load_best_model_at_end are both given; save_best keeps the best average")
-        evaluated = _plain(self.eval_strategy)
-        if self.time_budget and evaluated == "epoch":
-            raise ValueError(
-                "time_budget and eval_strategy epoch are both given; give eval_strategy steps, eval_steps 0.1"
-            )
-        if self.early_stopping and evaluated == "no":
+        if self.early_stopping and _plain(self.eval_strategy) == "no":
             raise ValueError("early_stopping is given, but eval_strategy is no; it goes by evaluations")
         for name in ("head_warmup_steps", "backbone_warmup_steps"):
             if (getattr(self, name) or 0) < 0:

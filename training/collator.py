@@ -16,19 +16,25 @@ class EoMTDataCollator:
     list of (n_i,), "file_name"?}.
 
     Takes `TrainTransform`'s samples and `EoMTImageProcessor`'s outputs, of one image each (with or without a batch
-    dimension; a windowed image gives several) or batches of them. uint8 pixels are divided by 255 and normalized with
-    `image_mean` and `image_std`; float pixels pass as they are. Works in the stock Trainer with
+    dimension; a windowed image gives several) or batches of them. uint8 pixels are multiplied by `rescale_factor` and
+    normalized with `image_mean` and `image_std` (one number for all channels, or one each), unless `do_rescale` or
+    `do_normalize` is off; float pixels pass as they are. Works in the stock Trainer with
     `remove_unused_columns=False`; `keep_file_names=True` hands the names on (`EoMTTrainer` wants them).
     """
 
-    image_mean: Sequence[float] = tuple(IMAGENET_DEFAULT_MEAN)
-    image_std: Sequence[float] = tuple(IMAGENET_DEFAULT_STD)
+    image_mean: Sequence[float] | float = tuple(IMAGENET_DEFAULT_MEAN)
+    image_std: Sequence[float] | float = tuple(IMAGENET_DEFAULT_STD)
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
     keep_file_names: bool = False
 
     @classmethod
     def from_processor(cls, processor, **options) -> "EoMTDataCollator":
         """A collator that normalizes as the processor does."""
-        return cls(tuple(processor.image_mean), tuple(processor.image_std), **options)
+        fields = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
+        settings = {name: value for name in fields if (value := getattr(processor, name, None)) is not None}
+        return cls(**settings, **options)
 
     def __call__(self, samples: list[dict]) -> dict:
         if not samples:
@@ -54,10 +60,17 @@ class EoMTDataCollator:
     def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.dtype != torch.uint8:
             return pixels
-        mean, std = (
-            torch.tensor(tuple(v), dtype=torch.float32).view(1, 3, 1, 1) for v in (self.image_mean, self.image_std)
-        )
-        return (pixels.float() / 255 - mean) / std
+        pixels = pixels.float()
+        if self.do_rescale:
+            pixels = pixels / 255 if self.rescale_factor == 1 / 255 else pixels * self.rescale_factor
+        if self.do_normalize:
+            pixels = (pixels - _per_channel(self.image_mean)) / _per_channel(self.image_std)
+        return pixels
+
+
+def _per_channel(value: Sequence[float] | float) -> torch.Tensor:
+    """One number for all channels, or one each → (1, 1 or 3, 1, 1)."""
+    return torch.as_tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
 def _entries(value, ndim: int) -> list[torch.Tensor]:

@@ -51,6 +51,9 @@ def evaluate_model(
     """
     metrics: dict[str, StreamingMetric] = {"": metric_for(task, label_space)}
     share = Share(dataset, rank(), world_size())
+    masked = []  # the blocks that an intermediate prediction is made before
+    if intermediate:
+        masked = [block for block in range(model.config.num_blocks) if model.predicts_before(block)]
     rules = {}
     if task == "panoptic" and processor.stuff_label_ids is None:
         rules["stuff_classes"] = list(label_space.stuff_label_ids)
@@ -70,7 +73,7 @@ def evaluate_model(
         if not counts:
             continue
         reference = as_reference(sample)
-        predictions = {f"_block_{block}": prediction for block, prediction in enumerate(result.before_blocks)}
+        predictions = {f"_block_{block}": prediction for block, prediction in zip(masked, result.before_blocks)}
         for suffix, prediction in {"": result.prediction, **predictions}.items():
             if suffix not in metrics:
                 metrics[suffix] = metric_for(task, label_space)

@@ -5,7 +5,7 @@ Queries and heads train as ever. What is saved as the model has the differences 
 
 from torch import nn
 
-from .optimization.optimizer import BACKBONE, is_lora
+from .optimizer import BACKBONE, is_lora
 
 INNER = ".base_layer."  # where peft puts the matrix itself
 
@@ -23,6 +23,7 @@ def add_lora(model: nn.Module, rank: int) -> None:
     matrices = [
         name for name, module in model.named_modules() if name.startswith("layers.") and isinstance(module, nn.Linear)
     ]
+    model.enable_input_require_grads()  # reentrant checkpointing gives a block no gradient where no input asks for one
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=matrices), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_lora(name) or not name.startswith(BACKBONE))

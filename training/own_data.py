@@ -151,7 +151,7 @@ def _length(facts: DataFacts, batch: int | None, multiple: int) -> Iterator[Choi
     reason = f"about {STEPS} steps"
     if epochs != wanted:
         reason = f"the {'most' if epochs < wanted else 'fewest'} chosen; {STEPS} steps would be {wanted}"
-    yield Choice("num_train_epochs", float(epochs), f"{reason}; --time-budget fits them to a time")
+    yield Choice("num_train_epochs", float(epochs), reason)
 
 
 def describe(choices: list[Choice]) -> str:

@@ -1,7 +1,6 @@
 """The model card of a run, with its own figures (`EoMTTrainer.create_model_card`)."""
 
 from ..configuration import TASK_ROWS
-from ..configuration.recipes import annealing_steps
 from .model_cards import LIMITS, PAPER, front_matter, table, usage
 
 
@@ -33,8 +32,6 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     recipe = args.recipe_values
     starts, ends = args.annealing(state.max_steps, config.num_blocks)
-    if starts is None:
-        starts, ends = annealing_steps(state.max_steps, config.num_blocks)
     anneal = (
         ", ".join(f"{start:,}–{end:,}" for start, end in zip(starts, ends)) if args.masking == "annealed" else "none"
     )

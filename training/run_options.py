@@ -92,16 +92,9 @@ class RunOptions:
     ema: float | None = option(
         "Decay of an average of the weights, such as 0.999, which is evaluated and saved in their place."
     )
-    time_budget: float | None = option(
-        "Minutes. The first batches are timed, and the run gets as many steps as fit, with rates and masks laid out "
-        "for them, in place of max_steps and num_train_epochs."
-    )
     early_stopping: int | None = option(
-        "Stop after so many evaluations in a row without a better one; those before all masks are annealed away do "
-        "not count."
-    )
-    save_best: bool = option(
-        "Keep the weights of the best evaluation in output_dir/best; default of eomt train: true.", False
+        "Stop after so many evaluations in a row without a better one, and load the best checkpoint; evaluations "
+        "before all masks are annealed away do not count."
     )
     class_head: str = option(
         "keep, or new: initialize the class head at random, to fine-tune on other classes.",

@@ -11,8 +11,7 @@ from ..configuration import TASK_ROWS, EoMTConfig, as_pair
 from ..configuration.labels import LabelSpace
 from ..image_processing import EoMTImageProcessor
 from .arguments import EoMTTrainingArguments
-from .callbacks.progress import ReadableProgress
-from .cpu import has_fast_bf16
+from .callbacks import ReadableProgress
 from .data.hold_out import FEWEST
 from .data.load import load_data
 from .data.readers import UnknownClass
@@ -82,7 +81,7 @@ def fill(
     if args.recipe:
         return args, []
     given = {name for name, value in args.given.items() if value is not None}
-    if args.max_steps > 0 or args.time_budget:
+    if args.max_steps > 0:
         given.add("num_train_epochs")
     shares = [args.given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
     batch_size = args.total_batch_size if all(shares) else args.given["total_batch_size"]
@@ -94,7 +93,7 @@ def fill(
     if start is not None:
         begins = "eomt"
     if args.device.type == "cpu":
-        fast_bf16 = has_fast_bf16() and not args.torch_compile
+        fast_bf16 = cpu_has_bf16() and not args.torch_compile
     else:
         fast_bf16 = args.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     side = max(as_pair(crop_size(data, args))) if data.image_size else None
@@ -185,3 +184,8 @@ def _scale_range(text: str) -> tuple[float, float]:
     if len(values) != 2 or not 0 < values[0] <= values[1] < math.inf:
         raise ValueError(f"--scale-range {text}: give LOW,HIGH, two positive numbers")
     return values[0], values[1]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices itself (avx512_bf16, AMX); emulated it is slower than float32."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

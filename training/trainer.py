@@ -5,39 +5,80 @@ trainer = EoMTTrainer(model, EoMTTrainingArguments("runs/mine"), train_dataset=�
 trainer.train(); trainer.evaluate(); trainer.save_model()
 """
 
+import math
+import os
+import shutil
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback
+from torch.utils.data import IterableDataset, RandomSampler
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
 
+from ..configuration import TASK_ROWS
+from ..configuration.labels import LabelSpace
+from .annealing import MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
-from .callbacks.annealing import ConstantMasking, MaskAnnealingCallback, PlannedAnnealing
-from .callbacks.averaging import AveragingCallback
-from .callbacks.best import BestWeightsCallback
-from .callbacks.curves import CurvesCallback
-from .callbacks.estimate import EstimateCallback
-from .callbacks.interruption import InterruptionCallback
+from .callbacks import AveragingCallback, CurvesCallback, InterruptionCallback, PatienceCallback
+from .checkpoints import STAGING, check_length, checkpoint_name, checkpoint_to_resume, put_in_place
 from .collator import EoMTDataCollator
-from .data.wrappers import RepeatableDataset
-from .evaluation_mixin import EvaluationMixin
+from .data.wrappers import RepeatableDataset, SignalSafeDataset
+from .evaluation import evaluate_model
 from .files import write_text
-from .lora import add_lora
-from .losses_mixin import LossesMixin
-from .optimization.accumulation import normalizer_shares
-from .optimization.optimizer import BACKBONE, layerwise_lr_groups
-from .optimization.schedule import two_stage_warmup_poly_schedule
-from .resumption import check_length, planned_steps
-from .run_checkpoints import AtomicCheckpointsMixin, checkpoint_to_resume
-from .time_budget import steps_that_fit
-from .weights_mixin import WeightsMixin
+from .lora import add_lora, merged_state_dict
+from .optimizer import is_pretrained, layerwise_lr_groups, normalizer_shares, two_stage_warmup_poly_schedule
+from .processes import gather
 
 logger = logging.get_logger(__name__)
 
+LOST_IN_A_ROW = 10  # fp16 losses that may overflow one after the other before the run is given up
+DIVERGED = 10  # the last loss is so many times the lowest: the run has diverged
+UNLOGGED = "UnloggedLosses"  # in a checkpoint's trainer_state.json
 ROPE_AUGMENTATION = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 
 
-class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationMixin, Trainer):
+class NonFiniteLoss(ValueError):
+    """The loss is NaN or infinite; the message has the step and the batch's files."""
+
+
+class LossLog:
+    """A step's loss parts, summed since the last line of the log; kept in checkpoints, so that a resumed run's first
+    line is over all of its steps."""
+
+    def __init__(self):
+        self.parts: dict[str, torch.Tensor] = defaultdict(float)
+        self.start = 0  # step of the last line
+        self.lost = 0  # batches since then whose loss overflowed in fp16
+
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        for name, value in parts.items():
+            self.parts[name] = self.parts[name] + value.detach().float()
+
+    def clear(self, step: int) -> None:
+        self.parts.clear()
+        self.start, self.lost = step, 0
+
+    def sums(self, accelerator) -> dict[str, float]:
+        """Every part's sum, mean over the processes, all of which must call this."""
+        if not self.parts:
+            return {}
+        names = sorted(self.parts)
+        values = torch.stack([self.parts[name] for name in names])
+        return dict(zip(names, accelerator.reduce(values, reduction="mean").tolist()))
+
+    def state(self, accelerator) -> dict:
+        return {"losses": self.sums(accelerator), "logged_step": self.start, "lost": self.lost}
+
+    def load(self, state: dict, device) -> None:
+        for name, value in state["losses"].items():
+            self.parts[name] = torch.tensor(value, device=device)
+        self.start, self.lost = state["logged_step"], state["lost"]
+
+
+class EoMTTrainer(Trainer):
     """Trains and evaluates EoMT; nothing has to be set by hand.
 
     On top of the stock Trainer: layer-wise learning rates, two-stage warm-up and polynomial decay; mask annealing;
@@ -46,21 +87,24 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
     `train(resume_from_checkpoint=True)` continues as if never interrupted; atomic checkpoints.
 
     Args:
-        model: `EoMTForUniversalSegmentation`.
+        model: `EoMTForUniversalSegmentation`, also wrapped by peft.
         args: `EoMTTrainingArguments`.
-        data_collator: default `EoMTDataCollator` with the processor's mean and std.
+        data_collator: default `EoMTDataCollator` that normalizes as the processor does.
         train_dataset: samples {"pixel_values", "mask_labels", "class_labels", "file_name"?} (`TrainTransform`).
         eval_dataset: samples {"image", "reference", …} (`EvaluationTransform`): PQ, mIoU or AP at the images' own
-            sizes; or samples as for training: the loss.
+            sizes; or samples as for training: the loss. A dictionary evaluates several sets, each under its name.
         processing_class: the model's `EoMTImageProcessor`; evaluation needs it, and it is saved with the model.
+
+    Raises:
+        ValueError: for arguments of the stock Trainer that EoMT's training has no place for.
     """
+
+    evaluation_details: dict | None = None
+    "The last metric in full, lists per class included."
 
     def __init__(self, model=None, args: EoMTTrainingArguments | None = None, data_collator=None, **kwargs):
         args = EoMTTrainingArguments("tmp_trainer") if args is None else args
-        if not isinstance(args, EoMTTrainingArguments):
-            raise ValueError(f"args are {type(args).__name__}; EoMTTrainer needs EoMTTrainingArguments")
-        if args.remove_unused_columns:
-            raise ValueError("remove_unused_columns is True; EoMT's samples need it to be False")
+        _refuse(args, kwargs)
         processor = kwargs.get("processing_class")
         if data_collator is None and processor is not None:
             data_collator = EoMTDataCollator.from_processor(processor, keep_file_names=True)
@@ -68,21 +112,26 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
             data_collator = EoMTDataCollator(keep_file_names=True)
         super().__init__(model, args, data_collator, **kwargs)
         self._refuse_shards()
+        self.losses = LossLog()
+        self._lost_in_a_row = 0
+        self._file_names: list[str] | None = None  # of the batch that is computed
         self._shares = None  # of each accumulated batch in the step's normalizers
-        self._resumed: str | None = None
+        self._learning_rates: dict[str, float] = {}
         self._repeatable: RepeatableDataset | None = None
+        self._saving = False  # a checkpoint, which has weights, LoRA's differences and average apart
         self._prepare_model()
+        self._choose_metric()
         self.interruption = InterruptionCallback(self.accelerator)
-        self.annealing = self._annealing_callback()
         self.averaging = AveragingCallback(self.args.ema) if self.args.ema else None
-        callbacks = [_EpochCallback(self), self.annealing, self.averaging, self.interruption, CurvesCallback()]
-        if self.args.save_best or self.args.early_stopping:
-            callbacks.append(BestWeightsCallback(self, self.args.save_best, self.args.early_stopping))
-        if not self.args.disable_tqdm:
-            callbacks.append(EstimateCallback())
-        for callback in callbacks:
-            if callback is not None and callback not in self.callback_handler.callbacks:
-                self.add_callback(callback)
+        self.add_callback(_RunCallback(self))
+        if self.annealing is None:
+            self.add_callback(PlannedAnnealing(self.args.annealing, self.args.annealing_power))
+        if self.averaging is not None:
+            self.add_callback(self.averaging)
+        self.add_callback(self.interruption)
+        self.add_callback(CurvesCallback())
+        if self.args.early_stopping:
+            self.add_callback(PatienceCallback(self, self.args.early_stopping))
 
     # --- set-up ----------------------------------------------------------------------------------------------------
 
@@ -96,7 +145,7 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
                 raise ValueError(f"{name} does not work with {by}; use ddp.yaml or torchrun, or {instead}")
 
     def _prepare_model(self) -> None:
-        """Apply task, masking, class head and frozen backbone to the model, and its stuff classes to the processor."""
+        """Apply task, masking, class head, frozen backbone and LoRA to the model; the processor follows the model."""
         args, config, processor = self.args, self.model.config, self.processing_class
         if args.task:
             config.task = args.task
@@ -106,6 +155,11 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
             logger.info(f"{', '.join(given)} turned off, as the authors train; rope_augmentation keeps it")
             for name in given:
                 setattr(config, name, None)
+        if getattr(processor, "task", config.task) != config.task:
+            logger.warning(f"the processor's task is {processor.task}; the model's, {config.task}, is used")
+            processor.task = config.task
+            processor.do_split_image = config.task == "semantic"
+            processor.do_pad = not processor.do_split_image
         stuff = getattr(processor, "stuff_label_ids", None)
         if stuff is not None and sorted(stuff) != sorted(config.stuff_label_ids):
             logger.warning(f"the processor's stuff_label_ids {stuff} are not the model's; the model's are used")
@@ -114,18 +168,37 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
             self.model.class_predictor.reset_parameters()  # PyTorch's default, as the authors'
         if args.freeze_backbone:
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(not name.startswith(BACKBONE))
+                if is_pretrained(name):
+                    parameter.requires_grad_(False)
         if args.lora:
             add_lora(self.model, args.lora)
 
-    def _annealing_callback(self) -> MaskAnnealingCallback:
-        args = self.args
-        own = [cb for cb in self.callback_handler.callbacks if isinstance(cb, MaskAnnealingCallback)]
-        if own:
-            return own[0]  # the user's takes the place of ours
-        if args.masking == "annealed":
-            return PlannedAnnealing(args.annealing, args.annealing_power)
-        return ConstantMasking(float(args.masking != "never"), at_inference=float(args.masking == "always"))
+    def _choose_metric(self) -> None:
+        """The metric that the best checkpoint goes by: as given, or the task's; the loss where there is no metric."""
+        args, dataset = self.args, self.eval_dataset
+        if args.given["metric_for_best_model"] is not None or not args.keeps_best:
+            return
+        if isinstance(dataset, dict):
+            names = ", ".join(dataset)
+            raise ValueError(
+                f"the best of several evaluation sets ({names}) is not defined; name metric_for_best_model"
+            )
+        scored = dataset is not None and len(dataset) and "reference" in dataset[0]
+        args.metric_for_best_model = TASK_ROWS[self.model.config.task].metric_key if scored else "loss"
+        args.greater_is_better = bool(scored)
+
+    @property
+    def annealing(self) -> MaskAnnealingCallback | None:
+        """The callback that sets the mask probabilities: the user's, or one by `args.masking` and the recipe."""
+        callbacks = self.callback_handler.callbacks
+        return next((callback for callback in callbacks if isinstance(callback, MaskAnnealingCallback)), None)
+
+    def add_callback(self, callback) -> None:
+        """As the stock Trainer's; a mask annealing takes the place of the one before."""
+        callback = callback() if isinstance(callback, type) else callback
+        if isinstance(callback, MaskAnnealingCallback) and self.annealing is not None:
+            self.remove_callback(self.annealing)
+        super().add_callback(callback)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -149,44 +222,70 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
         return self.lr_scheduler
 
     def get_train_dataloader(self):
-        dataset = self.train_dataset
-        if dataset is None or not hasattr(dataset, "__getitem__"):
+        dataset, args = self.train_dataset, self.args
+        if dataset is None:
             return super().get_train_dataloader()
         if not len(dataset):
             raise ValueError("the training data set is empty; it needs at least one image")
-        self._repeatable = RepeatableDataset(dataset, self.args.seed)
-        self.train_dataset = self._repeatable
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.train_dataset = dataset
+        if args.dataloader_drop_last and len(dataset) < args.total_batch_size:
+            raise ValueError(
+                f"{len(dataset)} images are less than a batch of {args.total_batch_size}, and dataloader_drop_last "
+                "drops what is less; lower total_batch_size, or turn dataloader_drop_last off"
+            )
+        self._repeatable = RepeatableDataset(dataset, args.seed)
+        return self._get_dataloader(
+            dataset=self._repeatable,
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
 
-    # --- steps -----------------------------------------------------------------------------------------------------
+    def _get_train_sampler(self, train_dataset=None):
+        """With `dataloader_drop_last` an epoch's last incomplete step is dropped, not only its incomplete batch."""
+        sampler, args = super()._get_train_sampler(train_dataset), self.args
+        if isinstance(sampler, RandomSampler) and args.dataloader_drop_last and args.gradient_accumulation_steps > 1:
+            images = len(train_dataset) // args.total_batch_size * args.total_batch_size
+            return RandomSampler(train_dataset, num_samples=images)
+        return sampler
+
+    # --- a run -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the stock Trainer's; True resumes the last complete checkpoint, or starts where there is no checkpoint.
+
+        A run that is finished is loaded as it was left, and not trained further.
 
         Raises:
             ValueError: for True, where there are checkpoints and none is complete; where the run had another length.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and a checkpoint saved.
             NonFiniteLoss: with the step and the batch's files.
         """
+        self.model.config.masked_inference = self.args.masking == "always"
         if resume_from_checkpoint is True:
             resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir)
-        self._resumed = resume_from_checkpoint or None
-        if self.args.time_budget:
-            self.args.max_steps = self._budgeted_steps()
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is not None:
+            *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+            check_length(checkpoint, steps)
+            self.args.count_steps(steps)  # as the checkpoint's state has them
+            state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+            if state.global_step >= steps:
+                return self._load_finished(checkpoint, state)
         with self.interruption.listening():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
-    def _budgeted_steps(self) -> int:
-        """What fits into the time budget; of a resumed run what it was laid out for."""
-        if self._resumed:
-            return planned_steps(self._resumed)
-        steps = steps_that_fit(self, self.args.time_budget)
-        if self.is_world_process_zero():
-            print(f"time       {steps} steps fit into {self.args.time_budget:g} minutes", flush=True)
-        return steps
+    def _load_finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        """The last checkpoint of a finished run → the model as the run left it."""
+        self.state = state
+        self._load_from_checkpoint(checkpoint)
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        if self.averaging is not None:
+            self.averaging.load(checkpoint, self.args.device)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(state.global_step, 0.0, {})
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -214,12 +313,116 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
                     for name, value in parts.items()
                 }
                 loss = sum(parts.values())
-            self._add_losses(loss, parts)
+            if self._finite_everywhere(loss, parts):
+                self.losses.add(parts)
             if self._shares is not None:
                 loss = loss * self.current_gradient_accumulation_steps  # the stock training_step divides by it
         return (loss, outputs) if return_outputs else loss
 
-    # --- what is left of a run -------------------------------------------------------------------------------------
+    def _finite_everywhere(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> bool:
+        """Whether every process's loss is finite. If not, all raise, else the others would wait for the one that does.
+
+        Under fp16 the gradient scaler leaves out a step that overflowed, so only many in a row end the run.
+        """
+        finite = torch.isfinite(loss).float()
+        if self.accelerator.num_processes > 1:
+            finite = self.accelerator.reduce(finite, reduction="mean")
+        if finite == 1:
+            self._lost_in_a_row = 0
+            return True
+        found = gather(None if torch.isfinite(loss) else self._not_finite(loss.item(), parts))
+        message = next(text for text in found if text)
+        self._lost_in_a_row += 1
+        if self.accelerator.scaler is None or self._lost_in_a_row >= LOST_IN_A_ROW:
+            raise NonFiniteLoss(message)
+        self.losses.lost += 1
+        logger.warning(f"an fp16 step is left out: {message}")
+        return False
+
+    def _not_finite(self, loss: float, parts: dict[str, torch.Tensor]) -> str:
+        wrong = [name for name, value in parts.items() if not math.isfinite(value.item())]
+        files = ", ".join(str(name) for name in self._file_names or []) or "unknown (the data set gives no file_name)"
+        return (
+            f"the loss is {loss} at step {self.state.global_step} ({', '.join(wrong)}); files of the batch: {files}; "
+            "look at them, or lower learning_rate or precision"
+        )
+
+    # --- logs and checkpoints --------------------------------------------------------------------------------------
+
+    def _get_learning_rate(self) -> float:
+        """The heads' rate; also notes those of first and last block. Called before the schedule moves on."""
+        groups = self.optimizer.param_groups
+        rates = {group["name"]: float(group["lr"]) for group in groups if "name" in group}  # not of a user's optimizer
+        last = f"layers.{self.accelerator.unwrap_model(self.model).config.num_hidden_layers - 1}."
+        for key, prefix in (("first", "layers.0."), ("last", last)):
+            rate = next((value for name, value in rates.items() if name.startswith(prefix)), None)
+            if rate is not None:  # a frozen backbone has none
+                self._learning_rates[f"learning_rate_{key}_block"] = rate
+        heads = (rate for name, rate in rates.items() if not is_pretrained(name))
+        return next(heads, float(groups[0]["lr"]))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.losses.parts:
+            step = self.state.global_step
+            steps = step - self.losses.start - self.losses.lost / self.args.gradient_accumulation_steps
+            means = {name: value / max(1, steps) for name, value in self.losses.sums(self.accelerator).items()}
+            self.losses.clear(step)
+            logs |= {"loss": sum(means.values())} | means | self._learning_rates
+            logs |= {f"attn_mask_prob_{i}": p for i, p in enumerate(self.annealing.probabilities)}
+        super().log(logs, start_time)
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, STAGING) if self._saving else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """`checkpoint-<step>` appears by one rename, after every process has written its part."""
+        folder, name = super()._get_output_dir(trial), checkpoint_name(self.state.global_step)
+        self.state.stateful_callbacks[UNLOGGED] = {"args": {}, "attributes": self.losses.state(self.accelerator)}
+        if self.args.should_save:
+            shutil.rmtree(Path(folder, STAGING, name), ignore_errors=True)  # left by a killed run
+        self.accelerator.wait_for_everyone()
+        self._point_to_best(folder, existing=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go once the new one is there
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        self._point_to_best(folder, existing=False)
+        if self.args.should_save:
+            put_in_place(folder, name, self.state, limit)
+        self.accelerator.wait_for_everyone()
+
+    def _point_to_best(self, folder: str, existing: bool) -> None:
+        """Name the best checkpoint by where it will be; the stock Trainer looks where it is being written."""
+        if self.state.best_global_step:
+            best = os.path.join(folder, checkpoint_name(self.state.best_global_step))
+            current = self.state.best_global_step == self.state.global_step
+            if os.path.isdir(best) or (current and not existing):
+                self.state.best_model_checkpoint = best
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        if self.args.lora and not self._saving:
+            state_dict = merged_state_dict(self.accelerator.unwrap_model(self.model))
+        super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.averaging is not None and self.args.should_save:
+            self.averaging.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.averaging is not None and checkpoint is not None:
+            self.averaging.load(checkpoint, self.args.device)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.averaging is not None:  # what was evaluated, and becomes the model when training ends
+            self.averaging.load(self.state.best_model_checkpoint, self.args.device)
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
         """Write README.md in the output folder: recipe, settings and this run's own figures."""
@@ -231,18 +434,114 @@ class EoMTTrainer(LossesMixin, WeightsMixin, AtomicCheckpointsMixin, EvaluationM
             )
             write_text(Path(self.args.output_dir, "README.md"), card)
 
+    # --- evaluation ------------------------------------------------------------------------------------------------
 
-class _EpochCallback(TrainerCallback):
-    """Sets the training data's epoch; of a resumed run checks the length and restores the trainer's sums."""
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Task's metric over the images at their own sizes: `eval_pq`, `eval_mean_iou` or `eval_ap` and their parts.
+
+        No prediction is kept. The weights are the average where there is one; masked attention is as at inference:
+        off, unless the model is trained with masks to the end. Samples made for training give `eval_loss`. That loss
+        falls as masks are annealed away, too: before that, a model is trained otherwise than it is evaluated.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, dict):
+            results = {}
+            for name, part in dataset.items():
+                results |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return results
+        if dataset is None or not len(dataset):
+            raise ValueError("there is no evaluation data; give eval_dataset with at least one image")
+        if self.averaging is None:
+            return self._measure(dataset, ignore_keys, metric_key_prefix)
+        with self.averaging.applied():
+            return self._measure(dataset, ignore_keys, metric_key_prefix)
+
+    def _measure(self, dataset, ignore_keys, prefix: str) -> dict[str, float]:
+        model = self.accelerator.unwrap_model(self.model)
+        if "reference" not in dataset[0]:
+            with model.inference_masking():
+                return super().evaluate(dataset, ignore_keys, prefix)
+        if self.processing_class is None:
+            raise ValueError("evaluation needs the image processor; give EoMTTrainer a processing_class")
+        args, started = self.args, time.time()
+        with model.inference_masking():
+            self.evaluation_details = self._stream(dataset, intermediate=False)
+        if args.evaluate_blocks and model.attn_mask_probs.any():
+            masked = self._stream(dataset, intermediate=True)  # as it trains at this moment
+            self.evaluation_details |= {name: value for name, value in masked.items() if "_block_" in name}
+        metrics = {
+            f"{prefix}_{name}": value
+            for name, value in self.evaluation_details.items()
+            if isinstance(value, (int, float))
+        }
+        steps = math.ceil(len(dataset) / (args.per_device_eval_batch_size * args.world_size))
+        metrics |= speed_metrics(prefix, started, num_samples=len(dataset), num_steps=steps)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    def _stream(self, dataset, intermediate: bool) -> dict:
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        try:
+            with self.accelerator.autocast():
+                return evaluate_model(
+                    model,
+                    self.processing_class,
+                    SignalSafeDataset(dataset),
+                    task=model.config.task,
+                    label_space=LabelSpace.from_config(model.config),
+                    batch_size=args.per_device_eval_batch_size,
+                    num_workers=args.dataloader_num_workers,
+                    intermediate=intermediate,
+                    progress=not args.disable_tqdm,
+                )
+        finally:
+            model.train(was_training)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs.pop("file_name", None)
+        return super().prediction_step(model, inputs, True, ignore_keys)  # masks of a data set fit no memory
+
+
+class _RunCallback(TrainerCallback):
+    """Begins a run where its checkpoint stopped, sets the data's epoch, and ends it with the masks of inference."""
 
     def __init__(self, trainer: EoMTTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.trainer._resumed is not None:
-            check_length(self.trainer._resumed, state.max_steps)
-        self.trainer._resume_losses(state)
+        self.trainer.losses.clear(state.global_step)
+        unlogged = state.stateful_callbacks.get(UNLOGGED)
+        if unlogged is not None:
+            self.trainer.losses.load(unlogged["attributes"], args.device)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if self.trainer._repeatable is not None:
             self.trainer._repeatable.set_epoch(int(state.epoch or 0))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        model.set_attn_mask_probs([float(model.config.masked_inference)] * model.config.num_blocks)
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        if losses and losses[-1] > DIVERGED * min(losses):
+            logger.warning(
+                f"the run diverged: its loss was {min(losses):.3g} and is {losses[-1]:.3g}; lower learning_rate"
+            )
+
+
+def _refuse(args, given: dict) -> None:
+    """`ValueError` for what the stock Trainer takes and this one would not heed."""
+    if not isinstance(args, EoMTTrainingArguments):
+        raise ValueError(f"args are {type(args).__name__}; EoMTTrainer needs EoMTTrainingArguments")
+    if args.remove_unused_columns:
+        raise ValueError("remove_unused_columns is True; EoMT's samples need it to be False")
+    if given.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func is given; the loss is the model's: change model.criterion or compute_loss")
+    if given.get("compute_metrics") is not None:
+        raise ValueError("compute_metrics is given; evaluation keeps no predictions: add to the results of evaluate")
+    if isinstance(given.get("train_dataset"), IterableDataset):
+        raise ValueError("train_dataset is an IterableDataset; repeatable augmentation needs one with length and index")

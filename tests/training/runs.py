@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from eomt import EoMTImageProcessor
 from eomt.image_processing.inference import infer
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
-from eomt.training.callbacks.curves import CurvesCallback
+from eomt.training.callbacks import CurvesCallback
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
 
 KILLS = ("in a step", "before a save", "half an optimizer", "before the rename", "while the old one goes")
@@ -62,7 +62,7 @@ def arm(when: str, trainer: EoMTTrainer) -> None:
     elif when == "before the rename":
         Path.rename = at_step(4, trainer, Path.rename)
     else:
-        import eomt.training.run_checkpoints as checkpoints
+        import eomt.training.checkpoints as checkpoints
 
         def half_gone(*args, **kwargs):
             Path(trainer.args.output_dir, "checkpoint-2", "optimizer.pt").unlink()

@@ -105,3 +105,21 @@ def test_the_stock_trainer_trains_on_the_processors_samples(tmp_path):
     trainer.train()
     assert all(np.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
     assert not torch.equal(before, model.class_predictor.weight)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": 0.5, "image_std": 0.25},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False, "do_normalize": False},
+    ],
+)
+def test_it_normalizes_as_the_processor(settings):
+    processor = EoMTImageProcessor(task="panoptic", size=16, **settings)
+    pixels = sample()["pixel_values"][:, :, :16]
+    expected = processor(pixels, return_tensors="pt")["pixel_values"][0].float()
+    batch = EoMTDataCollator.from_processor(processor)([{"pixel_values": pixels}])
+    torch.testing.assert_close(batch["pixel_values"][0], expected, atol=1e-5, rtol=1e-5)

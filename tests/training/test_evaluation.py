@@ -20,13 +20,13 @@ from eomt.training.evaluation import evaluate_model
 from tests.pairs import ENVIRONMENT
 
 
-def tiny_model(task: str, num_labels: int = 8, stuff=(4, 5, 6, 7)) -> EoMTForUniversalSegmentation:
+def tiny_model(task: str, num_labels: int = 8, stuff=(4, 5, 6, 7), num_blocks=1) -> EoMTForUniversalSegmentation:
     torch.manual_seed(0)
     config = EoMTConfig(
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        num_blocks=1,
+        num_blocks=num_blocks,
         num_queries=1 if task == "panoptic" else 8,  # random masks of several would rule each other out
         patch_size=8,
         image_size=64,
@@ -120,6 +120,23 @@ def test_intermediate_predictions_exist_with_masking_only(shapes):
     masked = evaluated(shapes, "semantic", masking=1.0, intermediate=True)
     assert 0 <= masked["mean_iou_block_0"] <= 1
     assert masked["mean_iou_block_0"] != masked["mean_iou"]
+
+
+def test_intermediate_metrics_keep_their_blocks_name_when_another_is_annealed(shapes):
+    dataset, space = load_data(shapes, task="panoptic", split="val")
+    model = tiny_model("panoptic", num_blocks=2)
+    model.set_attn_mask_probs([0.0, 1.0])
+    metrics = evaluate_model(
+        model,
+        EoMTImageProcessor(task="panoptic", size=64),
+        dataset.with_transform(EvaluationTransform(space, task="panoptic")),
+        task="panoptic",
+        label_space=space,
+        intermediate=True,
+        progress=False,
+    )
+    assert "pq_block_1" in metrics
+    assert "pq_block_0" not in metrics
 
 
 class Many(torch.utils.data.Dataset):

@@ -10,7 +10,7 @@ import torch
 
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training import EoMTTrainer
-from eomt.training.run_checkpoints import is_complete, last_complete_checkpoint
+from eomt.training.checkpoints import is_complete, last_complete_checkpoint
 from tests.training.runs import KILLS, LONG, resumable
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
@@ -148,3 +148,17 @@ def test_a_run_is_resumed_with_its_own_length(tmp_path):
     resumable(tmp_path, max_steps=4, save_steps=4).train()
     with pytest.raises(ValueError, match="of a run of 4 steps, not 6: rates and masks would change"):
         resumable(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}])
+def test_a_finished_run_is_not_trained_further(tmp_path, options):
+    """Five steps end in the middle of an epoch of four batches."""
+    options |= {"max_steps": 5, "save_steps": 0.5, "logging_steps": 1}
+    first = resumable(tmp_path, **options)
+    first.train()
+    again = resumable(tmp_path, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 5
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert losses(again) == losses(first)

@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from eomt.configuration import EoMTConfig
+from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
-from eomt.training import EoMTTrainer, MaskAnnealingCallback, annealing_steps, mask_annealing_probability
+from eomt.training import (
+    EoMTTrainer,
+    MaskAnnealingCallback,
+    annealing_steps,
+    layerwise_lr_groups,
+    mask_annealing_probability,
+)
+from eomt.training.optimizer import is_lora, is_pretrained
 from tests.training.runs import fixed_points
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
 
@@ -240,3 +248,108 @@ def test_position_augmentation_of_a_checkpoint_is_off_unless_asked(tmp_path):
         model = EoMTForUniversalSegmentation(config)
         EoMTTrainer(model, tiny_arguments(tmp_path, rope_augmentation=asked), train_dataset=Samples())
         assert model.config.pos_embed_rescale == (2.0 if asked else None)
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(Samples())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"compute_loss_func": lambda outputs, labels, num_items_in_batch=None: outputs["loss"]},
+        {"compute_metrics": lambda prediction: {}},
+        {"train_dataset": Streamed()},
+        {"args": {"dataloader_drop_last": True, "per_device_train_batch_size": 16}},
+    ],
+)
+def test_what_would_not_be_heeded_is_refused(tmp_path, given):
+    args = tiny_arguments(tmp_path, **given.pop("args", {}))
+    with pytest.raises(ValueError):  # noqa: PT011 — the words are not the point
+        EoMTTrainer(tiny_model(), args, **({"train_dataset": Samples()} | given)).train()
+
+
+def test_an_optimizer_of_the_users_own(tmp_path):
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    args = tiny_arguments(tmp_path, max_steps=2, head_warmup_steps=0)
+    trainer = EoMTTrainer(model, args, train_dataset=Samples(), optimizers=(optimizer, None))
+    trainer.train()
+    assert trainer.optimizer.optimizer is optimizer
+    assert [row["learning_rate"] for row in logs_of(trainer)] == pytest.approx([1e-3, 1e-3 * 0.5**0.9])
+
+
+def test_frozen_heads(tmp_path):
+    model = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("layers."))
+    trainer = EoMTTrainer(model, tiny_arguments(tmp_path, max_steps=1), train_dataset=Samples())
+    trainer.train()
+    assert {group["is_backbone"] for group in trainer.optimizer.param_groups} == {True}
+
+
+def test_an_annealing_that_is_added_later_takes_the_place_of_the_first(tmp_path):
+    trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, max_steps=3), train_dataset=Samples())
+    trainer.add_callback(MaskAnnealingCallback([0, 1], [2, 3], power=1.0))
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda module, args: seen.append(module.attn_mask_probs.tolist()))
+    trainer.train()
+    assert seen == [[1.0, 1.0], [0.5, 1.0], [0.0, 0.5]]
+    logged = [[row["attn_mask_prob_0"], row["attn_mask_prob_1"]] for row in logs_of(trainer)]
+    assert logged == [[0.5, 1.0], [0.0, 0.5], [0.0, 0.0]]
+
+
+def test_names_of_parameters_in_a_model_wrapped_by_peft(tmp_path):
+    """The same groups and the same frozen backbone as without the wrapper."""
+    peft = pytest.importorskip("peft")
+    plain = {g["name"]: (g["lr"], g["is_backbone"]) for g in layerwise_lr_groups(tiny_model(), 1e-3)}
+    config = peft.LoraConfig(target_modules=["q_proj"], bias="all", modules_to_save=["class_predictor"], r=2)
+    wrapped = peft.get_peft_model(tiny_model(), config)
+    for group in layerwise_lr_groups(wrapped, 1e-3):
+        if not is_lora(group["name"]) and "modules_to_save" not in group["name"]:
+            assert (group["lr"], group["is_backbone"]) == plain[group["name"].replace(".base_layer", "")]
+    trainer = EoMTTrainer(wrapped, tiny_arguments(tmp_path, max_steps=1, freeze_backbone=True), train_dataset=Samples())
+    trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(is_lora(name) or not is_pretrained(name) for name in trained)
+    assert "base_model.model.query.weight" not in trained  # peft froze it
+    trainer.train()
+
+
+def test_the_processor_follows_the_models_task(tmp_path):
+    processor = EoMTImageProcessor(task="panoptic", size=SIZE, stuff_label_ids=[1])
+    args = tiny_arguments(tmp_path, task="semantic")
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), processing_class=processor)
+    trainer.save_model(tmp_path / "saved")
+    saved = EoMTImageProcessor.from_pretrained(tmp_path / "saved")
+    assert trainer.model.config.task == saved.task == "semantic"
+    assert (saved.do_split_image, saved.do_pad) == (True, False)
+
+
+def test_a_run_that_diverged_says_so(tmp_path, caplog):
+    trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples())
+    trainer.state.log_history = [{"step": 1, "loss": 20.0}, {"step": 2, "loss": 5e10}]
+    with caplog.at_level("WARNING"):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    assert any("5e+10" in message for message in caplog.messages)
+
+
+def test_an_epochs_last_incomplete_step_is_dropped(tmp_path):
+    options = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 3, "dataloader_drop_last": True}
+    args = tiny_arguments(tmp_path, **options)
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(10))  # 5 batches of 2: 1 step of 3 of them
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_masks_to_the_end_are_part_of_the_saved_model(tmp_path):
+    for masking in ("always", "annealed"):
+        trainer = EoMTTrainer(
+            tiny_model(), tiny_arguments(tmp_path, max_steps=1, masking=masking), train_dataset=Samples()
+        )
+        trainer.train()
+        trainer.save_model(tmp_path / masking)
+        loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path / masking)
+        assert loaded.config.masked_inference == loaded.infers_with_masks == (masking == "always")

@@ -9,7 +9,7 @@ from torch import nn
 
 from eomt.training import layerwise_lr_groups, two_stage_warmup_poly_schedule
 
-CASES = json.loads((Path(__file__).parents[2] / "golden" / "optimizer.json").read_text())
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "optimizer.json").read_text())
 DEPTH_L = 24
 
 

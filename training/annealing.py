@@ -4,12 +4,13 @@ A run of T steps has six phases of T/6: all blocks masked in the first, none in 
 other goes from P = 1 to P = 0, the earliest first, each during one phase.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback
 
-from ...configuration.recipes import annealing_steps
+from ..configuration.recipes import annealing_steps
 
 __all__ = ["MaskAnnealingCallback", "annealing_steps", "mask_annealing_probability"]
 
@@ -42,10 +43,15 @@ class MaskAnnealingCallback(TrainerCallback):
             raise ValueError("give both start_steps and end_steps, or neither to derive them from the run's length")
         if start_steps is not None and len(start_steps) != len(end_steps):
             raise ValueError(f"{len(start_steps)} start_steps but {len(end_steps)} end_steps: give one pair per block")
+        for start, end in zip(start_steps or (), end_steps or ()):
+            if end < start:
+                raise ValueError(f"annealing starts at step {start} and ends at {end}; give an end that is not before")
         self.start_steps = start_steps
         self.end_steps = end_steps
         self.power = power
         self.probabilities: list[float] = []
+        self.settled_at: float = 0
+        "Step from which the probabilities do not change any more; known when training begins."
 
     def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
         if self.start_steps is None:
@@ -69,6 +75,8 @@ class MaskAnnealingCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._set(state, model)
+        _, ends = self.steps(state.max_steps, len(self.probabilities))
+        self.settled_at = max((end for end in ends if end < math.inf), default=0)
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         self._set(state, model)  # also after an evaluation that turned masking off
@@ -85,34 +93,12 @@ class MaskAnnealingCallback(TrainerCallback):
             state.log_history[-1].update(values)
 
 
-class _TrainerMasking(MaskAnnealingCallback):
-    """What `EoMTTrainer` adds: the trained model is left as it is evaluated, whichever checkpoint it is."""
-
-    at_inference = 0.0
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        model = extract_model_from_parallel(model, keep_torch_compile=False)
-        model.set_attn_mask_probs([self.at_inference] * model.config.num_blocks)
-
-
-class PlannedAnnealing(_TrainerMasking):
-    """Annealing whose steps come from `plan(total_steps, num_blocks)`; where that gives None, from the common rule."""
+class PlannedAnnealing(MaskAnnealingCallback):
+    """Annealing whose steps come from `plan(total_steps, num_blocks)` → (starts, ends) at the start of the run."""
 
     def __init__(self, plan: Callable[[int, int], tuple], power: float = 0.9):
         super().__init__(power=power)
         self.plan = plan
 
-    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
-        self.start_steps, self.end_steps = self.plan(max_steps, num_blocks)
-        return super().steps(max_steps, num_blocks)
-
-
-class ConstantMasking(_TrainerMasking):
-    """One probability for the whole of training, another for what comes after."""
-
-    def __init__(self, probability: float, at_inference: float):
-        super().__init__()
-        self.probability, self.at_inference = probability, at_inference
-
-    def probabilities_at(self, state, num_blocks: int) -> list[float]:
-        return [self.probability] * num_blocks
+    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[float], Sequence[float]]:
+        return self.plan(max_steps, num_blocks)

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from eomt.training import MaskAnnealingCallback, annealing_steps, mask_annealing_probability
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 AUTHORS = [  # total steps, blocks, starts, ends: as printed in the authors' configs
     (88_692, 4, [14782, 29564, 44346, 59128], [29564, 44346, 59128, 73910]),

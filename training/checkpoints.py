@@ -1,0 +1,146 @@
+"""Checkpoints of a run: which one is complete, how one is put in place, and what a resumed run must share with it.
+
+A checkpoint is written in a staging folder and renamed when it is complete.
+"""
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from .arguments import EoMTTrainingArguments
+from .files import read_json, write_json
+
+STAGING = ".saving"  # below the output folder; what is in it is not complete
+OPTIONS_FILE = "options.json"
+RUN_OPTIONS = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
+    "task", "learning_rate", "backbone_learning_rate", "weight_decay", "llrd", "llrd_l2_enabled", "poly_power",
+    "head_warmup_steps", "backbone_warmup_steps", "total_batch_size", "masking", "freeze_backbone", "lora", "ema",
+    "seed",
+)  # fmt: skip
+MODEL_OPTIONS = (  # the backbone, as far as its weights would not fit
+    "model_type", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "num_register_tokens", "mlp_ratio", "use_swiglu_ffn", "num_blocks", "num_queries", "num_labels",
+)  # fmt: skip
+
+
+def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
+    """Output folder → its latest `checkpoint-<step>` that can be resumed, or None."""
+    return next((str(path) for path in _latest_first(folder) if is_complete(path)), None)
+
+
+def checkpoint_to_resume(folder: str | os.PathLike) -> str | None:
+    """The same; `ValueError` where there are checkpoints and none is complete: a run from the start would delete them.
+
+    None: there is no checkpoint at all.
+    """
+    checkpoint, found = last_complete_checkpoint(folder), _latest_first(folder)
+    if checkpoint is None and found:
+        raise ValueError(
+            f"{found[0]} and all others are incomplete: its {missing_file(found[0])} is missing or damaged; "
+            "move the checkpoints away to start again, or choose another output_dir"
+        )
+    return checkpoint
+
+
+def _latest_first(folder: str | os.PathLike) -> list[Path]:
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def is_complete(checkpoint: str | os.PathLike) -> bool:
+    """Whether state, weights, optimizer and schedule of a checkpoint folder are all there and not cut short."""
+    return missing_file(checkpoint) is None
+
+
+def missing_file(checkpoint: str | os.PathLike) -> str | None:
+    """The first file of a checkpoint folder that is missing or cut short, or None."""
+    checkpoint = Path(checkpoint)
+    sharded = any(checkpoint.glob("pytorch_model_fsdp*")) or any(checkpoint.glob("global_step*"))  # FSDP, DeepSpeed
+    try:
+        read_json(checkpoint / "trainer_state.json")
+    except (OSError, ValueError):
+        return "trainer_state.json"
+    if sharded:  # their own files; the rename says that they are complete
+        return None
+    try:
+        for file in _weights(checkpoint):
+            with safe_open(file, framework="pt"):
+                pass
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return "model.safetensors"
+    return next((name for name in ("optimizer.pt", "scheduler.pt") if not zipfile.is_zipfile(checkpoint / name)), None)
+
+
+def _weights(checkpoint: Path) -> list[Path]:
+    index = checkpoint / "model.safetensors.index.json"
+    if index.exists():
+        return [checkpoint / name for name in set(read_json(index)["weight_map"].values())]
+    return [checkpoint / "model.safetensors"]
+
+
+def checkpoint_name(step: int) -> str:
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def put_in_place(folder: str | os.PathLike, name: str, state, limit: int | None) -> None:
+    """Rename a staged checkpoint to where it belongs, with the run's state; then delete the oldest over the limit."""
+    staged, final = Path(folder, STAGING, name), Path(folder, name)
+    state.save_to_json(str(staged / "trainer_state.json"))
+    shutil.rmtree(final, ignore_errors=True)
+    staged.rename(final)
+    staged.parent.rmdir()
+    rotate_checkpoints(
+        output_dir=str(folder), save_total_limit=limit, best_model_checkpoint=state.best_model_checkpoint
+    )
+
+
+def run_options(args: EoMTTrainingArguments, config) -> dict:
+    """A run's arguments and model configuration → what must not change on the way, as JSON gives it back."""
+    values = {name: getattr(args, name) for name in RUN_OPTIONS}
+    values |= {name: getattr(config, name, None) for name in MODEL_OPTIONS}
+    return json.loads(json.dumps(values))
+
+
+def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = None) -> None:
+    """Keep a new run's options in its output folder; `given`: further ones that `eomt compare` shows where they differ,
+    such as the data and the checkpoint."""
+    write_json(Path(args.output_dir, OPTIONS_FILE), {**(given or {}), **run_options(args, config)}, indent=2)
+
+
+def planned_steps(checkpoint: str | Path) -> int | None:
+    """The length that a checkpoint's run was laid out for, in optimizer steps; None where it does not say."""
+    file = Path(checkpoint, "trainer_state.json")
+    return read_json(file).get("max_steps") if file.is_file() else None
+
+
+def check_length(checkpoint: str | Path, max_steps: int) -> None:
+    """`ValueError` for another length: rates and masks follow from it and would jump, after the end rise again."""
+    planned = planned_steps(checkpoint)
+    if planned not in (None, max_steps):
+        raise ValueError(
+            f"{checkpoint} is of a run of {planned} steps, not {max_steps}: rates and masks would "
+            "change along the way; resume with the same length, or start a new run from the model (--checkpoint)"
+        )
+
+
+def check_options(args: EoMTTrainingArguments, config) -> None:
+    """`ValueError` naming what differs from the run in the output folder; a run that kept no options passes."""
+    file = Path(args.output_dir, OPTIONS_FILE)
+    if not file.exists():
+        return
+    before, now = read_json(file), run_options(args, config)
+    changed = [
+        f"{name} {before[name]}, not {now[name]}" for name in now if name in before and before[name] != now[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"{args.output_dir}: its run has {'; '.join(changed)}; give the same to resume, or take another output_dir"
+        )

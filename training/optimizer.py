@@ -1,0 +1,144 @@
+"""The paper's optimization (§4.1): layer-wise learning rates, two-stage warm-up with polynomial decay, accumulation.
+
+Layer-wise decay (factor 0.8): the further below the last block, the slower a block learns. Warm-up: first the new heads
+while the pre-trained backbone stands still, then the backbone (authors' code). Accumulation equals the batch at once.
+"""
+
+import re
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+BACKBONE = ("embeddings.", "layers.", "layernorm.")  # what is pre-trained; all else starts at random
+_BLOCK = re.compile(r"layers\.(\d+)\.")
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.")  # the last is peft's
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter is of a low-rank difference to a pre-trained matrix (training/lora.py)."""
+    return ".lora_" in name
+
+
+def is_pretrained(name: str) -> bool:
+    """Whether a parameter is of the pre-trained backbone, which LoRA's differences are not; any wrapper's prefix may
+    stand before its name."""
+    return _WRAPPERS.sub("", name).startswith(BACKBONE) and not is_lora(name)
+
+
+def lr_multiplier(name: str, depth: int, num_blocks: int, llrd: float, llrd_l2_enabled: bool) -> float:
+    """Parameter name (hub format) → its factor on the learning rate.
+
+    Heads and the final norm: 1. Block i: llrd^(depth−1−i). Patch, class, register and position embeddings: as block 0.
+    Without `llrd_l2_enabled`, the last `num_blocks` blocks: 1 (DINOv3 recipes).
+    """
+    if not name.startswith(BACKBONE) or name.startswith("layernorm."):
+        return 1.0
+    block = _BLOCK.match(name)
+    index = int(block[1]) if block else 0
+    if block and not llrd_l2_enabled and index >= depth - num_blocks:
+        return 1.0
+    return llrd ** (depth - 1 - index)
+
+
+def layerwise_lr_groups(
+    model: nn.Module,
+    lr: float = 1e-4,
+    llrd: float = 0.8,
+    llrd_l2_enabled: bool = True,
+    backbone_lr: float | None = None,
+) -> list[dict]:
+    """Model → optimizer parameter groups, one per trainable tensor: "params", "lr", "name", "is_backbone".
+
+    backbone_lr: rate of the backbone's last block, from which the decay starts; None: `lr`, as in the paper. Heads that
+    start at random need a higher rate in a short run than what is pre-trained. LoRA's matrices are new as heads are.
+    A group's rate follows from its parameter's name alone, not from the order of `named_parameters()`. Weight decay is
+    left to the optimizer and holds for every tensor, norms, biases, positions and queries included (authors' code).
+    The authors' `lr_mult` has no parameter here: in their code the branch that multiplies by it cannot be reached, and
+    all that a value other than 1 does is what `llrd_l2_enabled=False` does.
+    """
+    if not 0 < llrd <= 1:
+        raise ValueError(f"llrd={llrd}: the layer-wise decay is a factor in (0, 1]; 1 turns it off")
+    depth = model.config.num_hidden_layers
+    num_blocks = model.config.num_blocks if model.config.blocks_are_the_encoders else 0
+    groups = []
+    for full_name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        name = _WRAPPERS.sub("", full_name)
+        factor = 1.0 if is_lora(name) else lr_multiplier(name, depth, num_blocks, llrd, llrd_l2_enabled)
+        is_backbone = is_pretrained(name)
+        rate = backbone_lr if is_backbone and backbone_lr is not None else lr
+        groups.append({"params": [parameter], "lr": rate * factor, "name": name, "is_backbone": is_backbone})
+    return groups
+
+
+def learning_rate_factor(
+    step: int, is_backbone: bool, warmup_steps: tuple[int, int], total_steps: int, power: float
+) -> float:
+    """Optimizer steps done → factor on the group's learning rate.
+
+    Heads: linear 0 → 1 in w1 steps, then (1 − (t−w1)/(T−w1))^power.
+    Backbone: 0 for w1 steps, linear 0 → 1 in w2 steps, then (1 − (t−w1−w2)/(T−w1−w2))^power.
+    """
+    if step >= total_steps:
+        return 0.0
+    wait = warmup_steps[0] if is_backbone else 0
+    ramp = warmup_steps[1] if is_backbone else warmup_steps[0]
+    if step < wait:
+        return 0.0
+    if step < wait + ramp:
+        return (step - wait) / ramp
+    return (1 - (step - wait - ramp) / (total_steps - wait - ramp)) ** power
+
+
+def two_stage_warmup_poly_schedule(
+    optimizer: Optimizer,
+    warmup_steps: tuple[int, int] = (500, 1000),
+    total_steps: int | None = None,
+    power: float = 0.9,
+) -> LambdaLR:
+    """Optimizer whose groups say "is_backbone" (see `layerwise_lr_groups`) → scheduler to step after every update.
+
+    Args:
+        warmup_steps: (heads, backbone after that), optimizer steps.
+        total_steps: the run's length T in optimizer steps; the rate is 0 from there on.
+        power: exponent of the decay.
+    """
+    if total_steps is None or total_steps < 1:
+        raise ValueError(f"total_steps={total_steps}: give the run's length in optimizer steps")
+    if len(warmup_steps) != 2 or min(warmup_steps) < 0:
+        raise ValueError(f"warmup_steps={warmup_steps}: give two step counts, for the heads and then for the backbone")
+    return LambdaLR(
+        optimizer,
+        [
+            partial(
+                learning_rate_factor,
+                is_backbone=group.get("is_backbone", False),
+                warmup_steps=tuple(warmup_steps),
+                total_steps=total_steps,
+                power=power,
+            )
+            for group in optimizer.param_groups
+        ],
+    )
+
+
+def normalizer_shares(batches: list[dict], config, accelerator) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A step's batches on this process → each one's (share of the masks, share of the class weights), all processes'.
+
+    Known before any matching: an image matches as many masks as it has targets, at most one a query; a matched query
+    weighs 1 in the class loss, any other `config.no_object_weight`.
+    """
+    counts = torch.zeros(len(batches), 2, dtype=torch.float64)
+    for row, batch in zip(counts, batches):
+        masks = sum(min(len(labels), config.num_queries) for labels in batch["class_labels"])
+        queries = len(batch["class_labels"]) * config.num_queries
+        row[0], row[1] = masks, masks + (queries - masks) * config.no_object_weight
+    counts = counts.float().to(accelerator.device)
+    counts = accelerator.reduce(counts, reduction="sum") / accelerator.num_processes  # as the loss: mean over processes
+    total = counts.sum(0)
+    mask_shares = counts[:, 0].clamp(min=1) / total[0].clamp(min=1)
+    return list(zip(mask_shares, counts[:, 1] / total[1]))
