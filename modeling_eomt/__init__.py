@@ -1,9 +1,9 @@
-"""Tokens → masks: encoder, masked attention, heads, matcher, loss, the model, checkpoints."""
+"""Tokens → masks: encoder, masked attention, heads, loss, the model, checkpoints."""
 
+from .authors import convert_to_authors, load_authors_checkpoint
 from .eomt import EoMTForUniversalSegmentation
 from .outputs import EoMTForUniversalSegmentationOutput
 from .pretrained import EoMTPreTrainedModel
-from .weights.authors import convert_to_authors, load_authors_checkpoint
 
 __all__ = [
     "EoMTForUniversalSegmentation",

@@ -1,11 +1,11 @@
 """The mask module: queries and patches → classes and masks (paper, Section 3.1).
 
-B images · Q queries · C labels · D width · M matched pairs of the batch · R points
+B images · Q queries · C labels · D width · n targets of an image · M matched pairs of the batch · R points
 h, w patches down, across · H, W mask logits down, across (4 h, 4 w for patch size 16)
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,46 +14,52 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.activations import ACT2FN
 
 from ..configuration import EoMTConfig
-from .matcher import Matches
-from .points import sample_features
 from .recompute import recomputed
+from .resample import sample_features, sample_logits
+
+Matches = list[tuple[Tensor, Tensor]]
+"""For each image the matched queries and their targets, both (min(Q, n),)."""
 
 
 @dataclass
 class MaskPrediction:
-    """One prediction and its factors: mask logits are mask embeddings · mask features.
+    """One prediction: class logits, and mask logits either whole or as mask embeddings · mask features.
 
     Sampling is linear, so logits at few places are mask embeddings · sampled features: attention masks, matching costs
     and losses need no full logits of all queries.
     """
 
     class_logits: Tensor  # [B, Q, C + 1], the last is "no object"
-    mask_embeddings: Tensor  # [B, Q, D]
-    mask_features: Tensor  # [B, H, W, D]
-    _mask_logits: Tensor | None = field(default=None, init=False)
+    mask_embeddings: Tensor | None = None  # [B, Q, D]
+    mask_features: Tensor | None = None  # [B, H, W, D]
+    mask_logits: Tensor | None = None  # [B, Q, H, W], as given or once formed
 
     def logits(self) -> dict[str, Tensor]:
         """What the model gives: masks_queries_logits (B, Q, H, W) and class_queries_logits (B, Q, C + 1)."""
-        if self._mask_logits is None:
+        if self.mask_logits is None:
             mask_logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
-            self._mask_logits = mask_logits.unflatten(-1, self.mask_features.shape[1:3])
-        return {"masks_queries_logits": self._mask_logits, "class_queries_logits": self.class_logits}
+            self.mask_logits = mask_logits.unflatten(-1, self.mask_features.shape[1:3])
+        return {"masks_queries_logits": self.mask_logits, "class_queries_logits": self.class_logits}
 
     def logits_on(self, grid: tuple[int, int]) -> Tensor:
         """Mask logits of every query resampled to a grid, one per patch: (B, Q, h, w)."""
-        if self._mask_logits is not None:
-            return F.interpolate(self._mask_logits, size=grid, mode="bilinear", align_corners=False)
+        if self.mask_logits is not None:
+            return F.interpolate(self.mask_logits, size=grid, mode="bilinear", align_corners=False)
         features = self.mask_features.permute(0, 3, 1, 2)
         features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)  # [B, D, h, w]
         return (self.mask_embeddings @ features.flatten(2)).unflatten(-1, grid)
 
     def logits_at(self, points: Tensor) -> Tensor:
         """Mask logits of every query at the image's own points (B, R, 2) → (B, Q, R) fp32."""
+        if self.mask_embeddings is None:
+            return sample_logits(self.mask_logits, points)
         features = sample_features(self.mask_features, points)  # [B, R, D]
         return (self.mask_embeddings.to(features.dtype) @ features.transpose(1, 2)).float()
 
     def matched_mask_logits(self, matches: Matches) -> Tensor:
         """Mask logits of the matched queries of all images, (M, H, W)."""
+        if self.mask_embeddings is None:
+            return torch.cat([logits[queries] for logits, (queries, _) in zip(self.mask_logits, matches)])
         counts = [len(queries) for queries, _ in matches]
         embeddings = [embeddings[queries] for embeddings, (queries, _) in zip(self.mask_embeddings, matches)]
         embeddings = pad_sequence(embeddings, batch_first=True)  # [B, most of an image, D]

@@ -22,9 +22,9 @@ from ..configuration import EoMTConfig, EoMTDINOv3Config
 from ..configuration.checkpoint import HUB_ARGUMENTS
 from ..configuration.eomt import code_upload_refused
 from .attention import Attention
-from .criterion import Criterion
 from .embeddings import Embeddings
 from .layers import EoMTLayer, LayerScale
+from .loss import Criterion
 from .weights.backbones import load_backbone
 
 logger = logging.get_logger(__name__)

@@ -11,10 +11,10 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration import EoMTConfig, as_pair
-from .criterion import Criterion
 from .embeddings import Embeddings
 from .heads import MaskPrediction
 from .layers import EoMTLayer
+from .loss import Criterion
 from .masking import MaskSchedule
 from .outputs import EoMTForUniversalSegmentationOutput, group_by_image, is_grouped
 from .pretrained import EoMTPreTrainedModel, own_config

@@ -9,10 +9,9 @@ from transformers import EomtConfig
 from transformers.models.eomt.modeling_eomt import EomtLoss
 
 from eomt.configuration import EoMTConfig
-from eomt.modeling_eomt.criterion import Criterion, GivenLogits
 from eomt.modeling_eomt.heads import MaskPrediction
-from eomt.modeling_eomt.matcher import match
-from eomt.modeling_eomt.points import sample_logits, sample_masks, uncertain_points
+from eomt.modeling_eomt.loss import Criterion, match, matching_cost, uncertain_points
+from eomt.modeling_eomt.resample import sample_logits, sample_masks
 from tests.models import GOLDEN, targets
 
 
@@ -31,7 +30,7 @@ def test_golden_matching_losses_and_gradient(dtype):
     mask_logits = torch.tensor(golden["mask_logit_constant"])[..., None, None].expand(-1, -1, height, width)
     class_logits = torch.tensor(golden["class_logits"], requires_grad=True)
     torch.manual_seed(0)
-    (matches,) = match([GivenLogits(mask_logits, class_logits)], masks, labels, config)
+    (matches,) = match([MaskPrediction(class_logits, mask_logits=mask_logits)], masks, labels, config)
     assert [[queries.tolist(), found.tolist()] for queries, found in matches] == golden["matching"]
     draws = [Criterion(config)(mask_logits, class_logits, masks, labels) for _ in range(30)]
     losses = draws[0]
@@ -73,8 +72,6 @@ def brute_force_cost(config, logits, classes, masks, labels, points):
 
 
 def test_matching_cost_by_brute_force():
-    from eomt.modeling_eomt.matcher import matching_cost
-
     config = EoMTConfig(num_labels=5)
     masks, labels = targets((3,), (40, 56))
     logits, classes, points = torch.randn(1, 6, 10, 14), torch.randn(1, 6, 6), torch.rand(1, 100, 2)
@@ -122,7 +119,7 @@ def test_more_targets_than_queries():
     config = EoMTConfig(num_labels=5, train_num_points=64)
     masks, labels = targets((9,))
     logits, classes = torch.randn(1, 4, 16, 16, requires_grad=True), torch.randn(1, 4, 6)
-    (matches,) = match([GivenLogits(logits, classes)], masks, labels, config)
+    (matches,) = match([MaskPrediction(classes, mask_logits=logits)], masks, labels, config)
     assert sorted(matches[0][0].tolist()) == [0, 1, 2, 3]
     losses = Criterion(config)(logits, classes, masks, labels)
     assert all(value.isfinite() for value in losses.values())
@@ -134,8 +131,8 @@ def test_matching_follows_a_permutation_of_the_targets():
     logits = torch.where(F.interpolate(masks[0][None].float(), (16, 16)) > 0.5, 5.0, -5.0)
     classes = torch.zeros(1, 4, 6)
     order = torch.tensor([2, 0, 3, 1])
-    (plain,) = match([GivenLogits(logits, classes)], masks, labels, config)
-    (permuted,) = match([GivenLogits(logits, classes)], [masks[0][order]], [labels[0][order]], config)
+    (plain,) = match([MaskPrediction(classes, mask_logits=logits)], masks, labels, config)
+    (permuted,) = match([MaskPrediction(classes, mask_logits=logits)], [masks[0][order]], [labels[0][order]], config)
     assert plain[0][1].tolist() == order[permuted[0][1]].tolist()
 
 
@@ -155,7 +152,7 @@ def test_a_broken_query_is_matched_last():
     masks, labels = targets((2,))
     logits = torch.randn(1, 4, 8, 8)
     logits[0, :2] = float("nan")
-    (matches,) = match([GivenLogits(logits, torch.randn(1, 4, 6))], masks, labels, config)
+    (matches,) = match([MaskPrediction(torch.randn(1, 4, 6), mask_logits=logits)], masks, labels, config)
     assert sorted(matches[0][0].tolist()) == [2, 3]
 
 

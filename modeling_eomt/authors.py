@@ -5,12 +5,12 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from ...configuration import EoMTConfig
-from ..eomt import EoMTForUniversalSegmentation
-from .backbones import delta_reference, fit_sizes
-from .fitting import StateDict, give, require_fit, take
-from .key_maps import authors_table
-from .state_dicts import read_state_dict
+from ..configuration import EoMTConfig
+from .eomt import EoMTForUniversalSegmentation
+from .weights.backbones import delta_reference, fit_sizes
+from .weights.fitting import StateDict, give, require_fit, take
+from .weights.key_maps import authors_table
+from .weights.state_dicts import read_state_dict
 
 logger = logging.get_logger(__name__)
 
