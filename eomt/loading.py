@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .configuration import EoMTConfig
 from .engines import DTYPES, ExportedEoMT, exported_engines
-from .modeling_eomt.weights.fitting import require_all_weights
+from .modeling_eomt.weights.state_dicts import require_all_weights
 
 
 def usable_device(name: str | None) -> torch.device:

@@ -8,9 +8,8 @@ from transformers.utils import logging
 from ..configuration import EoMTConfig
 from .eomt import EoMTForUniversalSegmentation
 from .weights.backbones import delta_reference, fit_sizes
-from .weights.fitting import StateDict, give, require_fit, take
 from .weights.key_maps import authors_table
-from .weights.state_dicts import read_state_dict
+from .weights.state_dicts import StateDict, give, read_state_dict, require_fit, take
 
 logger = logging.get_logger(__name__)
 

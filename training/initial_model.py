@@ -12,7 +12,7 @@ from ..configuration.recipes import RECIPES
 from ..configuration.sizes import parse_size
 from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
 from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
-from ..modeling_eomt.weights.fitting import require_all_weights
+from ..modeling_eomt.weights.state_dicts import require_all_weights
 from .arguments import EoMTTrainingArguments
 from .options import DataOptions, ModelOptions
 

@@ -15,11 +15,9 @@ from ...configuration.ladder import LadderConfig
 from ..heads import MaskPrediction
 from ..rope import RotaryTable, rotary_table
 from ..universal import UniversalSegmentationModel
-from .adapter import ViTAdapter
-from .interaction import DeformableAttention, Injector
+from .adapter import DeformableAttention, Injector, SpatialPrior, ViTAdapter
 from .mask2former import Mask2FormerHeads
 from .pyramid import Pyramid
-from .spatial_prior import SpatialPrior
 
 
 class LadderForUniversalSegmentation(UniversalSegmentationModel):

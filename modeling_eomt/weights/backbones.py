@@ -13,9 +13,8 @@ from transformers.utils import logging
 
 from ...configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
 from ..resample import resample_patch_kernel, resample_positions
-from .fitting import StateDict, require_fit, take
 from .key_maps import hf_table, timm_table
-from .state_dicts import read_state_dict
+from .state_dicts import StateDict, read_state_dict, require_fit, take
 
 logger = logging.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from ...configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
 from ...configuration.checkpoint import infer_task
 from ...configuration.labels import BY_SIZE, LabelSpace, label_space
-from .fitting import StateDict
+from .state_dicts import StateDict
 
 HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape says it
 DINOV3_IMAGE_SIZE = 640  # rotary positions leave no trace of the size

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from eomt.modeling_eomt.ladder import LadderConfig
-from eomt.modeling_eomt.ladder.adapter import ViTAdapter
-from eomt.modeling_eomt.ladder.interaction import DeformableAttention, centers
+from eomt.modeling_eomt.ladder.adapter import DeformableAttention, ViTAdapter, centers
 
 GOLDEN = Path(__file__).parents[2] / "golden/adapter.safetensors"
 CLOSE = {"rtol": 0, "atol": 1e-5}
