@@ -19,7 +19,7 @@ from .configuration import TASK_ROWS, as_pair
 from .engines import ENGINES, INPUT, MAX_SIDE, OUTPUTS, PRECISION_KEY, ExportedEoMT
 from .evaluate import evaluation_data
 from .image_processing.geometry import input_size_of
-from .image_processing.reading import read_image
+from .image_processing.images import read_image
 from .loading import load_model
 from .options import ExportOptions
 from .predict import find_images

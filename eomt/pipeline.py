@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import ImageSegmentationPipeline
 
 from .configuration import TASK_ROWS
+from .image_processing.images import URL_TIMEOUT, open_image, upright
 from .image_processing.inference import confident_instances, iter_segments, predict_image
-from .image_processing.reading import URL_TIMEOUT, open_image, upright
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace, label_space
 from .drawing import draw_confidence, draw_prediction, side_by_side, write_jpeg
+from .image_processing.images import allow_pixels, is_animated, open_image, read_image
 from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
-from .image_processing.reading import allow_pixels, is_animated, open_image, read_image
 from .loading import load_for_inference, needs_cpu_group, require_model, weight_files
 from .options import PredictOptions
 from .results import Results, file_state, image_ids_by_name

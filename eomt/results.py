@@ -26,7 +26,7 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from .configuration.labels import LabelSpace
-from .image_processing.maps import id_to_rgb
+from .image_processing.images import id_to_rgb
 from .training.files import read_json, write_atomic, write_json
 
 BAND = 256

@@ -23,8 +23,8 @@ from PIL import Image
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace
 from .drawing import class_colors, draw_confidence, draw_prediction, segment_colors, write_jpeg
+from .image_processing.images import allow_pixels, read_image
 from .image_processing.inference import FAILS_ALONE, confident_instances, error_line, iter_segments, predict_image
-from .image_processing.reading import allow_pixels, read_image
 from .loading import load_for_inference, require_model
 from .options import ServeOptions
 from .results import Results

@@ -1,10 +1,10 @@
 """Pixels ↔ tensors: geometry and its inverse, targets, post-processing, processors."""
 
 from .geometry import Placement, input_size_of, placement
+from .images import read_image
 from .instance import instance_segmentation
 from .panoptic import panoptic_segmentation
 from .processor import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
-from .reading import read_image
 from .semantic import semantic_scores, semantic_segmentation
 
 __all__ = [

@@ -18,8 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch.utils.data import DataLoader, Dataset
 
-from .images import to_rgb_tensor
-from .reading import open_image
+from .images import open_image, to_rgb_tensor
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
 """What one image may raise while the others continue: no picture, too large for memory, its file name too long, …"""

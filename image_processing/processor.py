@@ -19,10 +19,8 @@ from transformers.utils import is_torchvision_available
 
 from ..configuration.field_types import wrong
 from .geometry import Placement, input_size_of, placement, require_possible
-from .images import flatten, pillow_resize, scaled_to_255, to_rgb_tensor
-from .maps import read_maps
+from .images import flatten, open_image, pillow_resize, read_maps, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing
-from .reading import open_image
 from .settings import SavedSettings, check_settings
 from .targets import batch_targets
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from pycocotools import mask as coco_mask
 
 from ..configuration import TASK_ROWS
-from .data.images import image_size
+from .data.images import size_of
 from .data.polygons import to_rle
 
 Start = Literal["eomt", "backbone", "scratch"]
@@ -53,7 +53,7 @@ def facts_of(table: Dataset) -> DataFacts:
     rows = table.with_format(None)
     places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
     sampled = rows.select(places)
-    sizes = [row["size"] or image_size(row["image"], row["file_name"]) for row in sampled]
+    sizes = [row["size"] or size_of(row["image"], row["file_name"]) for row in sampled]
     areas = [
         (_area(segment, size), max(size))
         for row, size in zip(sampled, sizes)

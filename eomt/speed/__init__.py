@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from ..image_processing import EoMTImageProcessor
 from ..image_processing.geometry import placement
+from ..image_processing.images import open_image
 from ..image_processing.inference import FAILS_ALONE, error_line
-from ..image_processing.reading import open_image
 from ..loading import usable_device
 from ..options import BenchmarkOptions
 from ..predict import find_images

@@ -19,7 +19,7 @@ from transformers import AutoModelForUniversalSegmentation
 
 from eomt import EoMTImageProcessor
 from eomt.image_processing import read_image
-from eomt.image_processing.maps import rgb_to_id
+from eomt.image_processing.images import rgb_to_id
 from eomt.predict import find_images
 from tests.pairs import ENVIRONMENT
 from tests.predicting import SIZES, predict
@@ -222,7 +222,7 @@ def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(models, p
     printed = capsys.readouterr()
     assert "2 images in" in printed.out
     assert "000000000285.png: cannot read image" in printed.err
-    assert "--max-pixels 4096 allows it" in printed.err
+    assert "max_pixels=3000" in printed.err
 
 
 def test_masks_are_as_the_model_was_trained_or_as_asked(models, photos, tmp_path):

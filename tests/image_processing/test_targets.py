@@ -9,7 +9,7 @@ from PIL import Image
 
 from eomt.configuration.labels import VOID
 from eomt.image_processing import EoMTImageProcessor, placement
-from eomt.image_processing.maps import read_map, rgb_to_id
+from eomt.image_processing.images import read_map, rgb_to_id
 from eomt.image_processing.targets import label_ids, masks_and_labels, nearest_index, place_map
 
 

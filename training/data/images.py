@@ -1,26 +1,21 @@
 """Images and label pngs at a location; errors name the file."""
 
-import io
-
 import numpy as np
 import torch
 from PIL import Image
 
-from ...image_processing.images import to_rgb_tensor
-from ...image_processing.maps import picture_ids
-from ...image_processing.reading import as_annotated, open_file, orientation
+from ...image_processing.images import as_annotated, decode_image, image_size, picture_ids, to_rgb_tensor
 from .files import read_bytes
 
 
-def open_image(location: str, name: str) -> Image.Image:
+def stored_image(location: str, name: str) -> Image.Image:
     """A decoded PIL image; `ValueError` naming the file where it is missing, unreadable or truncated."""
     try:
-        image = open_file(io.BytesIO(read_bytes(location)))
-        image.load()
-    except Exception as error:  # what Pillow's decoders raise for damaged files has no common class
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"unreadable image ({error})"
-        raise ValueError(f"{name}: {reason}; fix or remove it") from None
-    return image
+        return decode_image(read_bytes(location))
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such file; fix or remove it") from None
+    except (ValueError, OSError, MemoryError) as error:
+        raise ValueError(f"{name}: {error or 'too large for memory'}; fix or remove it") from None
 
 
 def read_image(location: str, name: str, size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -28,12 +23,12 @@ def read_image(location: str, name: str, size: tuple[int, int] | None = None) ->
 
     size: (H, W) of its annotation. Where the stored image has it, the annotation is for that: no rotation.
     """
-    return to_rgb_tensor(as_annotated(open_image(location, name), size)).contiguous()
+    return to_rgb_tensor(as_annotated(stored_image(location, name), size)).contiguous()
 
 
 def read_map(location: str, name: str) -> np.ndarray:
     """A label png: int32 (H, W). Palette images give their indices; RGB ones are read as COCO panoptic ids."""
-    return _map(open_image(location, name), name)
+    return _map(stored_image(location, name), name)
 
 
 def read_classes(location: str, name: str, colors: bool = False) -> np.ndarray:
@@ -41,7 +36,7 @@ def read_classes(location: str, name: str, colors: bool = False) -> np.ndarray:
 
     colors: classes are colors, and come as R + 256 G + 65536 B.
     """
-    image = open_image(location, name)
+    image = stored_image(location, name)
     if colors:
         return _map(image.convert("RGB") if image.mode in ("P", "L", "1", "LA", "PA") else image, name)
     if image.mode in ("RGB", "RGBA"):
@@ -62,15 +57,12 @@ def _map(image: Image.Image, name: str) -> np.ndarray:
         raise ValueError(f"{name}: {error}") from None
 
 
-def image_size(location: str, name: str) -> tuple[int, int]:
+def size_of(location: str, name: str) -> tuple[int, int]:
     """(H, W) of the upright image out of its header, without decoding it."""
     try:
-        source = io.BytesIO(read_bytes(location)) if location.startswith("zip://") else location
-        with open_file(source) as image:
-            turned = orientation(image) > 4  # a quarter to the left or right
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except Exception as error:  # see open_image
-        raise ValueError(f"{name}: unreadable image ({error}); fix or remove it") from None
+        return image_size(read_bytes(location) if location.startswith("zip://") else location)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}: {error}; fix or remove it") from None
 
 
 def distinct_values(ids: np.ndarray) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
-from ...image_processing.maps import id_to_rgb
+from ...image_processing.images import id_to_rgb
 
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckle", "gradient")

@@ -9,7 +9,7 @@ import yaml
 
 from ....configuration.labels import LabelSpace
 from ..files import Tree
-from ..images import image_size
+from ..images import size_of
 from ..rows import Rows, segment
 from .options import ReadOptions
 from .pairs import image_ids, numbered_classes, pairs
@@ -32,7 +32,7 @@ def read_yolo(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
         segments = []
         lines = tree.text(label).splitlines() if label else []
         try:
-            height, width = image_size(tree.locate(image), image) if lines else (1, 1)
+            height, width = size_of(tree.locate(image), image) if lines else (1, 1)
         except ValueError as error:
             rows.problem(str(path), str(error))
             continue
