@@ -1,16 +1,20 @@
-# Two commands do everything: `make demo` and `make test`. Both install into .venv first.
+# Two commands do everything: `make demo` and `make test`. Both install into .venv first; the demo the package alone.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
 .PHONY: demo test test-slow test-lowest lint bench docs clean
 
-.venv/.installed: setup.py pyproject.toml
+.venv/.base: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -e .
 	touch $@
 
-demo: .venv/.installed
+.venv/.installed: .venv/.base
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -e ".[dev]"
+	touch $@
+
+demo: .venv/.base
 	$(BIN)/eomt demo --output runs/demo $(DEMO)
 
 # Tiny models: two processes of one thread each are faster than one of two.

@@ -13,7 +13,7 @@ class DataOptions:
     """The data set and its augmentation. None: the recipe's value, or the task's default."""
 
     data: str = field(
-        metadata={"help": "Folder of the data set, or of its official zips; formats: docs/guides/data-formats.md."}
+        metadata={"help": "Folder of the data set, or of its official zips; formats: docs/data-formats.md."}
     )
     more_data: str | None = option(
         "Other data sets of these classes, separated by commas, whose train splits are added, such as pseudo-labels "

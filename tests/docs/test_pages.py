@@ -23,8 +23,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TESTED_ELSEWHERE = {
-    "deployment.md": "tests/eomt/test_deployment.py",  # engines, in processes of their own
-    "serve.md": "tests/eomt/test_serve.py",  # a server and its client
+    "deployment.md": "tests/eomt/test_deployment.py, test_serve.py",  # engines and a server
 }
 NEEDS_MORE = (
     *("--backbone ", "--recipe "),  # a download
@@ -38,7 +37,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-SLOW = {"fine-tuning.md", "token-merging.md"}  # several trainings, many evaluations
+SLOW = {"fine-tuning.md", "evaluation.md"}  # several trainings, many evaluations
 RUNNING = [
     pytest.param(page, id=str(page.relative_to(DOCS)), marks=[pytest.mark.slow] if page.name in SLOW else [])
     for page in PAGES
@@ -129,7 +128,9 @@ def navigation(entries) -> list[str]:
 def test_every_page_is_in_the_navigation():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = navigation(site["nav"])
-    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+    notebooks = DOCS.rglob("*.ipynb")
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in (*PAGES, *notebooks))
+    assert len(PAGES) <= 12
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

@@ -20,7 +20,7 @@ from tests.models import make_confident, tiny_model
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
 gradio_client = pytest.importorskip("gradio_client")
 
-GUIDE = Path(__file__).parents[2] / "docs/guides/serve.md"
+GUIDE = Path(__file__).parents[2] / "docs/deployment.md"
 NAMES = ("cat", "dog", "boat", "sky", "sea & sand")
 
 
@@ -65,7 +65,7 @@ def free_port() -> int:
 
 def test_the_guides_example_runs(server, tmp_path, monkeypatch, capsys):
     folder, address, _ = server
-    example = re.search(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[1]
+    example = re.search(r"```python\n(from gradio_client.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[1]
     assert "http://127.0.0.1:7860" in example
     monkeypatch.chdir(folder)
     monkeypatch.setattr(gradio_client, "Client", partial(gradio_client.Client, download_files=str(tmp_path)))

@@ -53,7 +53,7 @@ class Rows:
             raise DataProblems(*self.problems)
         if not self.rows:
             raise ValueError(
-                f"{self.source}: the data set is empty; no image was found; docs/guides/data-formats.md has the layouts"
+                f"{self.source}: the data set is empty; no image was found; docs/data-formats.md has the layouts"
             )
         kind = "int64" if isinstance(self.rows[0]["image_id"], int) else "string"
         texts = dict.fromkeys(("file_name", "image", "annotation", "things", "layout"), Value("string"))
