@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from eomt.configuration.labels import IGNORE_INDEX, label_space
-from eomt.configuration.paper import REPORTED
+from eomt.configuration.recipes import REPORTED
 from eomt.image_processing.inference import infer
 from eomt.loading import load_for_inference
 from eomt.training.files import write_atomic, write_json

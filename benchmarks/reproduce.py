@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import is_natten_available
 
-from eomt.configuration.paper import REPORTED, Reported
+from eomt.configuration.recipes import REPORTED, Reported
 from eomt.image_processing.geometry import placement
 from eomt.speed.candidates import ONEFORMER_TASK_TOKENS, Candidate
 from eomt.speed.flops import count_flops

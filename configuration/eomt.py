@@ -1,15 +1,38 @@
 """`EoMTConfig`: what an EoMT model is. Three model types, one encoder; the hub's field names are our field names."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from .backbones import Backbone, find_backbone
 from .checkpoint import HUB_ARGUMENTS, applicable_stuff, checkpoint_stuff, checkpoint_task, new_labels, read_beside
-from .field_types import check_types
+from .families import DINOV3, EVA02, VIT, Backbone, Layout, find_backbone
+from .field_types import check_types, field_types, wrong
 from .sizes import as_pair
-from .tasks import TASK_ROWS, Task
-from .validation import validate
+from .tasks import TASK_ROWS, TASKS, Task
+
+# Lowest and highest value. The upper ends only catch slips: beyond them building a model takes all memory.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "encoder_feedforward_dim", "dim_feedforward"), (1, 2**18)),
+    **dict.fromkeys(("num_hidden_layers", "num_blocks", "num_channels"), (1, 1000)),
+    **dict.fromkeys(("encoder_layers", "deform_num_points"), (1, 100)),
+    **dict.fromkeys(("num_attention_heads", "decoder_attention_heads", "stem_width"), (1, 2**12)),
+    **dict.fromkeys(("num_labels", "train_num_points"), (1, 10_000_000)),
+    **dict.fromkeys(("num_queries", "rope_reference_grid"), (1, 100_000)),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_dropout", "drop_path_rate", "importance_sample_ratio"), (0, 1)),
+    **dict.fromkeys(("no_object_weight", "class_weight", "mask_weight", "dice_weight"), (0, 1e6)),
+    **dict.fromkeys(("oversample_ratio", "pos_embed_jitter", "pos_embed_rescale"), (1, 1000)),
+    **dict.fromkeys(("initializer_range", "conv_ffn_ratio", "pos_embed_shift"), (0, 1000)),
+    "feature_size": (32, 2**14),
+    "num_upscale_blocks": (1, 8),
+    "num_register_tokens": (0, 10_000),
+    "mlp_ratio": (1e-3, 1000),
+    "deform_ratio": (0, 1),
+    "layer_norm_eps": (0, 1),
+    "layerscale_value": (-1e6, 1e6),
+    "rope_theta": (1e-6, 1e12),
+}
+LONGEST_IMAGE_SIDE = 2**15  # pixels
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh")
 
 
 class EoMTConfig(PreTrainedConfig):
@@ -34,18 +57,10 @@ class EoMTConfig(PreTrainedConfig):
 
     model_type = "eomt"
 
-    # What distinguishes the families, for the encoder and for the hub's key names. Constants of the class, not fields.
-    rope: ClassVar[Literal["dinov3", "eva02"] | None] = None
-    layout: ClassVar[str] = "vit"  # of the encoder's weights: "vit" (DINOv2, DeiT-III), "dinov3" or "eva02"
-    class_of_family: ClassVar[dict[str, type["EoMTConfig"]]] = {}  # filled where the subclasses are defined
+    # Constants of the class, not fields.
+    layout: ClassVar[Layout] = VIT
+    class_of_layout: ClassVar[dict[str, type["EoMTConfig"]]] = {}  # filled where the subclasses are defined
     blocks_are_the_encoders: ClassVar[bool] = True  # of `num_blocks`, the blocks that queries take part in
-    has_position_embeddings: ClassVar[bool] = True
-    class_token_has_position: ClassVar[bool] = False
-    has_layer_scale: ClassVar[bool] = True
-    has_mlp_norm: ClassVar[bool] = False
-    patch_projection_name: ClassVar[str | None] = "projection"
-    attention_output_name: ClassVar[str] = "out_proj"
-    mlp_names: ClassVar[tuple[str, str]] = ("fc1", "fc2")
     # Left out of the stock Trainer's predictions: they are there or not from step to step and would move the others.
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_logits", "loss_dict"]
 
@@ -146,7 +161,7 @@ class EoMTConfig(PreTrainedConfig):
             ValueError: when the backbone is unknown or a field is out of its range.
         """
         backbone = find_backbone(name)
-        config_class = cls.class_of_family[backbone.family]
+        config_class = cls.class_of_layout[backbone.layout.name]
         depth = overrides.get("num_hidden_layers", backbone.depth)
         fields = {
             "hidden_size": backbone.width,
@@ -198,7 +213,25 @@ class EoMTConfig(PreTrainedConfig):
 
     def check_fields(self) -> None:
         """Raise a `ValueError` that names the field, its value and the fix."""
-        validate(self)
+        if self.task not in TASKS:
+            raise wrong("task", self.task, f"one of {', '.join(TASKS)}")
+        values = {name: value for name, value in vars(self).items() if name not in ("dtype", "id2label")}
+        check_types(type(self), values)
+        for field in RANGES.keys() & field_types(type(self)).keys():
+            value, (low, high) = getattr(self, field), RANGES[field]
+            if value is not None and not low <= value <= high:
+                raise wrong(field, value, f"between {low:g} and {high:g}")
+        if self.hidden_act not in ACTIVATIONS:
+            raise wrong("hidden_act", self.hidden_act, f"one of {', '.join(ACTIVATIONS)}")
+        _check_labels(self)
+        if self.blocks_are_the_encoders and self.num_blocks > self.num_hidden_layers:
+            raise wrong("num_blocks", self.num_blocks, f"at most num_hidden_layers, {self.num_hidden_layers}")
+        if self.hidden_size % self.num_attention_heads:
+            heads = self.num_attention_heads
+            raise wrong("hidden_size", self.hidden_size, f"a multiple of num_attention_heads, {heads}")
+        if self.layout.rope is not None and (self.hidden_size // self.num_attention_heads) % 4:
+            raise wrong("hidden_size", self.hidden_size, "such that heads of it are a multiple of 4 (rotary positions)")
+        _check_sizes(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Like transformers', but `architectures` names the built-in's class: plain transformers loads what we save."""
@@ -208,19 +241,21 @@ class EoMTConfig(PreTrainedConfig):
                 fields[name] = fields[name][0]
         if isinstance(fields.get("mlp_ratio"), float) and fields["mlp_ratio"].is_integer():
             fields["mlp_ratio"] = int(fields["mlp_ratio"])
-        if fields.get("architectures") and self.hub_architecture is not None:
+        if fields.get("architectures") and self.hub_class is not None:
             fields["architectures"] = [
-                self.hub_architecture if name == "EoMTForUniversalSegmentation" else name
-                for name in fields["architectures"]
+                self.hub_class if name == "EoMTForUniversalSegmentation" else name for name in fields["architectures"]
             ]
         return fields
 
-    hub_architecture: ClassVar[str | None] = "EomtForUniversalSegmentation"
+    @property
+    def hub_class(self) -> str | None:
+        """Class of plain transformers that loads a checkpoint of this configuration."""
+        return self.layout.hub_class
 
     @property
     def plain_transformers_lacks(self) -> str | None:
         """Why transformers without this package cannot load a model of this configuration; None where it can."""
-        if self.hub_architecture is None:
+        if self.hub_class is None:
             return f"it has no {self.model_type}"
         for field in ("image_size", "patch_size"):
             height, width = as_pair(getattr(self, field))
@@ -233,6 +268,129 @@ class EoMTConfig(PreTrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):
         raise code_upload_refused()
+
+
+class EoMTDINOv3Config(EoMTConfig):
+    r"""EoMT on DINOv3, `model_type` "eomt_dinov3": rotary positions only, key projection without bias.
+
+    Fields, names and defaults as transformers' `EomtDinov3Config`. `pos_embed_rescale` (random rescaling of the patch
+    coordinates in training) is on by default there; the authors' code trains without it, and so does `for_backbone`.
+    """
+
+    model_type = "eomt_dinov3"
+    layout: ClassVar[Layout] = DINOV3
+    default_theta: ClassVar[float] = 100.0
+
+    intermediate_size: int = 4096
+    rope_parameters: dict | None = None
+    query_bias: bool = True
+    key_bias: bool = False
+    value_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    use_gated_mlp: bool = False
+    pos_embed_shift: float | None = None
+    pos_embed_jitter: float | None = None
+    pos_embed_rescale: float | None = 2.0
+
+    @property
+    def gated_mlp(self) -> bool:
+        return self.use_gated_mlp
+
+    @property
+    def gate_activation(self) -> str:
+        return self.hidden_act  # as the built-in has it
+
+    @property
+    def mlp_width(self) -> int:
+        return self.intermediate_size
+
+    @property
+    def attention_biases(self) -> dict[str, bool]:
+        return {"query": self.query_bias, "key": self.key_bias, "value": self.value_bias, "output": self.proj_bias}
+
+    @property
+    def mlp_biased(self) -> bool:
+        return self.mlp_bias
+
+    @classmethod
+    def _family_fields(cls, backbone: Backbone, overrides: dict[str, Any]) -> dict[str, Any]:
+        width = overrides.get("hidden_size", backbone.width)
+        return {
+            "layerscale_value": backbone.layer_scale_init,
+            "intermediate_size": 4 * width,
+            "pos_embed_rescale": None,
+        }
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        kind, theta = self.rope_parameters.get("rope_type", "default"), self.rope_parameters.get("rope_theta")
+        if kind != "default":
+            raise ValueError(f"rope_type is {kind!r}; DINOv3 knows only 'default'")
+        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < float("inf"):
+            raise wrong("rope_theta", theta, "a positive number")
+
+
+class EoMTEVA02Config(EoMTConfig):
+    r"""EoMT on EVA-02, `model_type` "eomt_eva02": rotary and absolute positions, SwiGLU with a norm before its output
+    projection, key projection without bias, no layer scale. Not in transformers.
+
+    Args:
+        rope_theta (`float`): base of the rotary frequencies.
+        rope_reference_grid (`int`): patch coordinates are stretched to this grid's: that of pre-training, 224 / 14.
+    """
+
+    model_type = "eomt_eva02"
+    layout: ClassVar[Layout] = EVA02
+
+    num_register_tokens: int = 0
+    rope_theta: float = 10000.0
+    rope_reference_grid: int = 16
+    use_swiglu_ffn: bool = True
+
+    @property
+    def mlp_width(self) -> int:
+        """Two thirds of 4 · D, not rounded (EVA-02-L: 2730)."""
+        return int(self.hidden_size * self.mlp_ratio * 2 / 3)
+
+    @property
+    def attention_biases(self) -> dict[str, bool]:
+        return {"query": True, "key": False, "value": True, "output": True}
+
+    @classmethod
+    def _family_fields(cls, backbone: Backbone, overrides: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+EoMTConfig.class_of_layout = {kind.layout.name: kind for kind in (EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config)}
+
+
+def _check_labels(config) -> None:
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        raise wrong("id2label", config.id2label, f"an object with the keys 0 to {config.num_labels - 1}")
+    ids = list((config.dataset_ids or {}).values())
+    if len(set(ids)) < len(ids) or not all(0 <= i < 2**63 for i in ids):
+        raise wrong("dataset_ids", config.dataset_ids, "an object: class name → an id of its own, 0 or more")
+    outside = [label for label in config.stuff_label_ids if not 0 <= label < config.num_labels]
+    if outside:
+        raise ValueError(
+            f"stuff_label_ids {outside} lie outside the {config.num_labels} labels (0 to {config.num_labels - 1})"
+        )
+
+
+def _check_sizes(config) -> None:
+    for field in ("image_size", "patch_size"):
+        value = getattr(config, field)
+        sides = value if isinstance(value, (list, tuple)) else (value, value)
+        whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+        if len(sides) != 2 or not whole or not all(0 < side <= LONGEST_IMAGE_SIDE for side in sides):
+            raise wrong(field, value, f"a side in pixels, or (height, width), from 1 to {LONGEST_IMAGE_SIDE}")
+    for side, patch in zip(as_pair(config.image_size), as_pair(config.patch_size)):
+        if side % patch:
+            nearest = max(patch, round(side / patch) * patch)
+            raise ValueError(
+                f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}; try {nearest}"
+            )
 
 
 def code_upload_refused() -> ValueError:

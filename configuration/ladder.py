@@ -10,8 +10,7 @@ Step 4 is EoMT with masked attention, step 5 EoMT without it at inference.
 
 from typing import Any, ClassVar
 
-from .eomt import EoMTConfig
-from .families import EoMTDINOv3Config, EoMTEVA02Config
+from .eomt import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
 from .field_types import wrong
 from .sizes import as_pair
 from .tasks import Task
@@ -36,7 +35,6 @@ class LadderConfig(EoMTConfig):
     """
 
     model_type = "eomt_ladder"
-    hub_architecture: ClassVar[str | None] = None
     blocks_are_the_encoders: ClassVar[bool] = False
     num_interactions: ClassVar[int] = 4
 
@@ -52,6 +50,8 @@ class LadderConfig(EoMTConfig):
     deform_ratio: float = 0.5
     conv_ffn_ratio: float = 0.25
     masked_inference: bool = True
+
+    hub_class = None  # of no layout
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -106,9 +106,6 @@ class LadderEVA02Config(LadderConfig, EoMTEVA02Config):
     use_swiglu_ffn: bool = True
 
 
-LadderConfig.class_of_family = {
-    "dinov2": LadderConfig,
-    "deit3": LadderConfig,
-    "dinov3": LadderDINOv3Config,
-    "eva02": LadderEVA02Config,
+LadderConfig.class_of_layout = {
+    kind.layout.name: kind for kind in (LadderConfig, LadderDINOv3Config, LadderEVA02Config)
 }

@@ -1,4 +1,5 @@
-"""The paper's training runs as named recipes (§4.1, App. A; numbers of the authors' configurations).
+"""The paper's training runs as named recipes (§4.1, App. A; numbers of the authors' configurations), the data sets they
+train on, and the results reported for them.
 
     eomt train --recipe coco_panoptic_eomt_large_640 --data PATH
 
@@ -6,13 +7,71 @@ A recipe says what is trained on what and how; steps follow from the data set an
 steps, sizes pixels, rates per step.
 """
 
+import csv
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.resources import files
+from math import ceil
 
-from .backbones import FAMILIES, find_backbone
-from .paper import Reported, reported_for
+from .families import FAMILIES, find_backbone
+from .labels import label_space
 from .tasks import TASK_ROWS
-from .training_sets import TRAINING_SETS, TrainingSet, steps_per_epoch
+
+DEVICES = 4  # the authors' number of GPUs; images are dealt to them before batches are cut
+COCO_PANOPTIC_IMAGES = 16 * 7391  # inferred
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """What a recipe needs to know of its data set's training split."""
+
+    labels: str
+    "Its label space."
+    title: str
+    published: int
+    "Images of the training split."
+    images: int
+    "Those of them that are trained on: images without a target are left out."
+    inferred: bool
+    "Whether `images` is only known through the steps per epoch that the authors' numbers imply (right to within 16)."
+    terms: str
+    "Terms of use of the data."
+    annealing_images: int | None = None
+    "Images the authors' annealing steps were counted with, where not these: COCO instance took over panoptic's."
+
+    @property
+    def num_labels(self) -> int:
+        return label_space(self.labels).num_labels
+
+
+_COCO = {"published": 118_287, "terms": "annotations CC BY 4.0; the images belong to their Flickr authors"}
+_ADE20K = {"published": 20_210, "images": 16 * 1262, "inferred": True,
+           "terms": "research and education only, see the ADE20K terms"}  # fmt: skip
+_CITYSCAPES = {"published": 2_975, "images": 2_975, "inferred": False,
+               "terms": "non-commercial, see the Cityscapes terms"}  # fmt: skip
+_ALL_SETS = [
+    TrainingSet(
+        labels="coco_panoptic", title="COCO panoptic 2017", images=COCO_PANOPTIC_IMAGES, inferred=True, **_COCO
+    ),
+    TrainingSet(
+        labels="coco_instance",
+        title="COCO instance 2017",
+        images=117_266,
+        inferred=False,
+        annealing_images=COCO_PANOPTIC_IMAGES,
+        **_COCO,
+    ),
+    TrainingSet(labels="ade20k_panoptic", title="ADE20K panoptic", **_ADE20K),
+    TrainingSet(labels="ade20k_semantic", title="ADE20K semantic", **_ADE20K),
+    TrainingSet(labels="cityscapes_semantic", title="Cityscapes", **_CITYSCAPES),
+]
+TRAINING_SETS = {tuple(row.labels.split("_")): row for row in _ALL_SETS}
+"""(data set, task) → its training split."""
+
+
+def steps_per_epoch(images: int, batch_size: int = 16, devices: int = DEVICES) -> int:
+    """Optimizer steps of one epoch: images dealt evenly to `devices`, each dropping its last incomplete batch."""
+    return ceil(images / devices) // (batch_size // devices)
 
 
 def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[int]]:
@@ -119,7 +178,7 @@ class Recipe:
         return self.epochs * self.steps_per_epoch
 
     @property
-    def reported(self) -> Reported:
+    def reported(self) -> "Reported":
         """What the authors report for this run: result, and cost where printed."""
         return reported_for(self.name)
 
@@ -229,3 +288,58 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; choose from {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+# --- reported results ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One printed result: a row of data/paper.csv.
+
+    COCO and ADE20K are val splits. FPS: H100, batch 1, mixed precision, torch.compile (§4.1). GFLOPs: fvcore, one
+    multiply-add counted as one. Blanks in the paper are None here.
+    """
+
+    table: str
+    "Where it is printed: a table of the paper, or `model zoo` (the authors' repository)."
+    method: str
+    backbone: str
+    pretraining: str
+    dataset: str
+    "coco, ade20k, cityscapes or bravo."
+    image_size: str
+    "Pixels: `640²`, or `1024×2048`."
+    metric: str
+    value: float
+    "Percent."
+    parameters: float | None = None
+    "Millions, the whole model."
+    gflops: float | None = None
+    "Per image, window crops included."
+    fps: float | None = None
+    "Images per second; of Table 9 at batch 32."
+    recipe: str | None = None
+    "Name of the recipe in `recipes.py` that trains this model."
+    note: str = ""
+
+
+def _value(text: str) -> float | str | None:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text or None
+
+
+def _read(row: dict[str, str]) -> Reported:
+    return Reported(**{name: _value(text) for name, text in row.items()} | {"note": row["note"]})
+
+
+_TEXT = files(__package__).joinpath("data", "paper.csv").read_text(encoding="utf-8")
+REPORTED: tuple[Reported, ...] = tuple(_read(row) for row in csv.DictReader(_TEXT.splitlines()))
+
+
+def reported_for(recipe: str) -> Reported | None:
+    """Recipe name → what the authors report for it; where two tables agree on a result, the one with more columns."""
+    rows = [row for row in REPORTED if row.recipe == recipe]
+    return max(rows, key=lambda row: (row.parameters is not None, row.table), default=None)

@@ -11,7 +11,7 @@ _root = Path(__file__).resolve().parent.parent
 if not (_root / "eomt" / "configuration").is_dir() and (_root / "configuration").is_dir():
     __path__.append(str(_root))  # a checkout, installed or not: the folders lie beside this one
 
-from .configuration.lazy_names import lazy_names  # noqa: E402 (found only on the path above)
+from .configuration import lazy_names  # noqa: E402 (found only on the path above)
 
 _MODULE_OF = {
     "EoMTConfig": "configuration",

@@ -243,7 +243,7 @@ def write_file(
     config = model.model.config
     if precision == "int8" and not config.blocks_are_the_encoders:
         raise ValueError("int8 is for EoMT; export steps 0 to 3 of the ladder in floating point")
-    if dynamic_size and config.has_position_embeddings:
+    if dynamic_size and config.layout.has_position_embeddings:
         raise ValueError(
             f"a {config.model_type!r} model has learned positions, resampled at each size, which the engines cannot; "
             "export each size by itself (DINOv3's rotary positions take any)"

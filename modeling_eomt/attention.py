@@ -50,7 +50,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, width, bias=biased["query"])
         self.k_proj = nn.Linear(width, width, bias=biased["key"])
         self.v_proj = nn.Linear(width, width, bias=biased["value"])
-        self.add_module(config.attention_output_name, nn.Linear(width, width, bias=biased["output"]))
+        self.add_module(config.layout.attention_output_name, nn.Linear(width, width, bias=biased["output"]))
 
     def forward(
         self, hidden_states: Tensor, query_mask: Tensor | None = None, rotary: RotaryTable | None = None, **kwargs
@@ -71,7 +71,7 @@ class Attention(nn.Module):
             output = torch.cat([masked, free], dim=1)
             weights = None if free_weights is None else torch.cat([masked_weights, free_weights], dim=2)
 
-        output_projection = getattr(self, self.config.attention_output_name)
+        output_projection = getattr(self, self.config.layout.attention_output_name)
         return output_projection(output.flatten(2)), weights
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs):

@@ -37,10 +37,10 @@ class Embeddings(nn.Module):
         else:  # the hub's checkpoints have the empty tensor; as a parameter, FSDP could not shard it
             self.register_buffer("register_tokens", registers)
         projection = nn.Conv2d(config.num_channels, width, kernel_size=patch_size, stride=patch_size)
-        if config.patch_projection_name is not None:  # the hub's key has one level more
-            projection = nn.Sequential(OrderedDict({config.patch_projection_name: projection}))
+        if config.layout.patch_projection_name is not None:  # the hub's key has one level more
+            projection = nn.Sequential(OrderedDict({config.layout.patch_projection_name: projection}))
         self.patch_embeddings = projection
-        if config.has_position_embeddings:
+        if config.layout.has_position_embeddings:
             rows = config.grid_size[0] * config.grid_size[1] + self._num_prefix_positions
             self.position_embeddings = PositionEmbeddings(rows, width)
         else:
@@ -48,12 +48,12 @@ class Embeddings(nn.Module):
 
     @property
     def _num_prefix_positions(self) -> int:
-        return 1 if self.config.class_token_has_position else 0
+        return 1 if self.config.layout.class_token_has_position else 0
 
     @property
     def projection(self) -> nn.Conv2d:
         """The patch kernel, whatever the hub calls it."""
-        name = self.config.patch_projection_name
+        name = self.config.layout.patch_projection_name
         return self.patch_embeddings if name is None else getattr(self.patch_embeddings, name)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class SwiGLU(nn.Module):
         width, hidden, bias = config.hidden_size, config.mlp_width, config.mlp_biased
         self.gate_proj = nn.Linear(width, hidden, bias=bias)
         self.up_proj = nn.Linear(width, hidden, bias=bias)
-        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps) if config.has_mlp_norm else nn.Identity()
+        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps) if config.layout.has_mlp_norm else nn.Identity()
         self.down_proj = nn.Linear(hidden, width, bias=bias)
         self.activation = ACT2FN[config.gate_activation]
 
@@ -57,7 +57,7 @@ class MLP(nn.Module):
     def __init__(self, config: EoMTConfig):
         super().__init__()
         width, hidden, bias = config.hidden_size, config.mlp_width, config.mlp_biased
-        self.expand_name, self.reduce_name = config.mlp_names
+        self.expand_name, self.reduce_name = config.layout.mlp_names
         self.add_module(self.expand_name, nn.Linear(width, hidden, bias=bias))
         self.activation = ACT2FN[config.hidden_act]
         self.add_module(self.reduce_name, nn.Linear(hidden, width, bias=bias))
@@ -99,10 +99,10 @@ class EoMTLayer(GradientCheckpointingLayer):
         width, eps = config.hidden_size, config.layer_norm_eps
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attention = Attention(config)
-        self.layer_scale1 = LayerScale(config) if config.has_layer_scale else nn.Identity()
+        self.layer_scale1 = LayerScale(config) if config.layout.has_layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = SwiGLU(config) if config.gated_mlp else MLP(config)
-        self.layer_scale2 = LayerScale(config) if config.has_layer_scale else nn.Identity()
+        self.layer_scale2 = LayerScale(config) if config.layout.has_layer_scale else nn.Identity()
         self.drop_path = DropPath(config.drop_path_rate)
 
     def forward(

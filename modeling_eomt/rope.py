@@ -57,14 +57,14 @@ def rotary_table(
     config: EoMTConfig, grid: tuple[int, int], device: torch.device, dtype: torch.dtype, training: bool
 ) -> RotaryTable | None:
     """Patch grid (down, across) → the table for prefix and patches, or None for a family without rotary positions."""
-    if config.rope is None:
+    if config.layout.rope is None:
         return None
     head_width = config.hidden_size // config.num_attention_heads
-    if config.rope == "dinov3":
+    if config.layout.rope == "dinov3":
         angles = _dinov3_angles(config, grid, head_width, device, training)
     else:
         angles = _eva02_angles(config, grid, head_width, device)
-    return RotaryTable.from_angles(angles, dtype, config.rope == "eva02").with_prefix(config.num_prefix_tokens)
+    return RotaryTable.from_angles(angles, dtype, config.layout.rope == "eva02").with_prefix(config.num_prefix_tokens)
 
 
 def _dinov3_angles(config, grid: tuple[int, int], head_width: int, device, training: bool) -> Tensor:

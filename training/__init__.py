@@ -3,7 +3,7 @@
 Public names are imported on first use, so that annealing alone does not cost the import of the Trainer.
 """
 
-from ..configuration.lazy_names import lazy_names
+from ..configuration import lazy_names
 
 _MODULE_OF = {
     "annealing_steps": "annealing",

@@ -6,7 +6,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..configuration import TASK_ROWS, EoMTConfig
-from ..configuration.backbones import SIZES
+from ..configuration.families import SIZES
 from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
 from ..configuration.sizes import parse_size

@@ -10,9 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..configuration import FAMILIES, TASK_ROWS, find_backbone
-from ..configuration.paper import Reported, reported_for
-from ..configuration.recipes import RECIPES, Recipe
-from ..configuration.training_sets import TRAINING_SETS, TrainingSet
+from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, Reported, TrainingSet, reported_for
 
 PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
 LIMITS = """- Knows only the classes it was trained on; what else is in a picture becomes the nearest class or nothing.

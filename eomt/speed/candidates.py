@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
 from ..configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from ..configuration.families import nearest_backbone
 from ..configuration.labels import label_space
 from ..configuration.ladder import LadderConfig
-from ..configuration.paper import Reported, reported_for
+from ..configuration.recipes import Reported, reported_for
 from ..engines import ExportedEoMT, exported_engines
-from ..modeling_eomt.weights.inferred_config import nearest_backbone
 from .flops import count_flops
 
 DATASETS = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}

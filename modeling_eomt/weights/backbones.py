@@ -60,13 +60,13 @@ def load_backbone(model: nn.Module, source) -> None:
 def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
     """Resample patch kernels (PI-resize) and learned positions to the configuration's patch size and grid."""
     ours = dict(ours)
-    kernel = ".".join(filter(None, ["embeddings.patch_embeddings", config.patch_projection_name, "weight"]))
+    kernel = ".".join(filter(None, ["embeddings.patch_embeddings", config.layout.patch_projection_name, "weight"]))
     if kernel in ours:
         ours[kernel] = resample_patch_kernel(ours[kernel], as_pair(config.patch_size))
     name = "embeddings.position_embeddings.weight"
     if name in ours:
         positions = ours[name].reshape(-1, ours[name].shape[-1])  # [(1 +) N, D]
-        prefix, new = int(config.class_token_has_position), config.grid_size
+        prefix, new = int(config.layout.class_token_has_position), config.grid_size
         count = len(positions) - prefix
         if not prefix and count != new[0] * new[1] and math.isqrt(count - 1) ** 2 == count - 1:
             ours["embeddings.cls_token"] = ours["embeddings.cls_token"] + positions[0]  # released with its position
@@ -122,13 +122,13 @@ class BackboneShape(NamedTuple):
     """What the keys and shapes of a backbone's weights say."""
 
     layout: str
-    """`EoMTConfig.layout`."""
+    """Name of a `Layout`."""
     registers: int
     width: int
     depth: int
 
     def __str__(self) -> str:
-        titles = " or ".join(family.title for family in FAMILIES.values() if family.layout == self.layout)
+        titles = " or ".join(family.title for family in FAMILIES.values() if family.layout.name == self.layout)
         article = "an" if titles[0] in "AEIOU" else "a"
         return f"{article} {titles} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
 
@@ -151,7 +151,7 @@ def describe(state: StateDict) -> BackboneShape:
 
 def _require_same_kind(state: StateDict, config: EoMTConfig) -> None:
     found = describe(state)
-    wanted = BackboneShape(config.layout, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
+    wanted = BackboneShape(config.layout.name, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
     if found != wanted:
         raise ValueError(
             f"the backbone is {found}; the configuration wants {wanted}; "

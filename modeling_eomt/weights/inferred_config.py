@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from ...configuration import BACKBONES, TASK_ROWS, Backbone, EoMTConfig, as_pair
+from ...configuration import TASK_ROWS, EoMTConfig, as_pair
 from ...configuration.checkpoint import infer_task
+from ...configuration.families import backbone_row, nearest_backbone
 from ...configuration.labels import BY_SIZE, LabelSpace, label_space
 from .state_dicts import StateDict
 
@@ -84,7 +85,7 @@ def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | 
     if labels is not None:
         given |= {"id2label": labels.id2label, "label2id": labels.label2id}
     config_class = next(
-        (kind for kind in EoMTConfig.class_of_family.values() if kind.model_type == saved.get("model_type")), None
+        (kind for kind in EoMTConfig.class_of_layout.values() if kind.model_type == saved.get("model_type")), None
     )
     if config_class is None:
         raise ValueError(f"the configuration in the file is of {saved.get('model_type')!r}, not of an EoMT")
@@ -100,22 +101,6 @@ def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpac
     if name == "ade20k_panoptic" and (task == "semantic" or few_queries):
         name = "ade20k_semantic"
     return label_space(name)
-
-
-def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
-    """The backbone of that shape; where there is none, a row of the same family and MLP, to be scaled."""
-    kin = [row for row in BACKBONES if row.family == family and row.swiglu == swiglu]
-    return next((row for row in kin if (row.width, row.depth) == (width, depth)), kin[0])
-
-
-def nearest_backbone(config: EoMTConfig) -> tuple[Backbone, bool]:
-    """Configuration → (its row, whether it is that row's size and not a scaled one)."""
-    swiglu = config.gated_mlp and config.layout != "dinov3"
-    registers, size = bool(config.num_register_tokens), (config.hidden_size, config.num_hidden_layers)
-    kin = [row for row in BACKBONES if row.layout == config.layout and row.swiglu == swiglu]
-    kin = [row for row in kin if bool(row.num_register_tokens) == registers] or kin
-    row = next((row for row in kin if (row.width, row.depth) == size), kin[0])
-    return row, (row.width, row.depth) == size
 
 
 def _encoder(state: StateDict) -> tuple[str, int, bool]:

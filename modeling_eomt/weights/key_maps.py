@@ -87,7 +87,7 @@ AUTHORS_DINOV3_OUTSIDE = {
 }
 
 
-# For each `EoMTConfig.layout`.
+# For each layout of `configuration/families.py`, by name.
 TIMM = {
     "vit": Names(TIMM_OUTSIDE, "blocks", TIMM_BLOCK),
     "dinov3": Names(TIMM_OUTSIDE, "blocks", TIMM_BLOCK),
@@ -99,17 +99,17 @@ AUTHORS = TIMM | {"dinov3": Names(AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BL
 
 def timm_table(config: EoMTConfig) -> Table:
     """timm's backbones, also DINOv2 and DeiT-III as their authors released them, once normalized."""
-    return _table(config, TIMM[config.layout])
+    return _table(config, TIMM[config.layout.name])
 
 
 def hf_table(config: EoMTConfig) -> Table:
     """transformers' Dinov2Model, …WithRegistersModel and DINOv3ViTModel (as in memory; files are normalized first)."""
-    return _table(config, HF[config.layout])
+    return _table(config, HF[config.layout.name])
 
 
 def authors_table(config: EoMTConfig) -> Table:
     """The authors' checkpoints: heads and encoder under `network.`."""
-    encoder = _table(config, AUTHORS[config.layout])
+    encoder = _table(config, AUTHORS[config.layout.name])
     table = {ours: place._replace(key=f"network.encoder.backbone.{place.key}") for ours, place in encoder.items()}
     for ours, theirs in HEADS.items():
         for kind in ("weight", "bias") if ours != "query" else ("weight",):
@@ -126,12 +126,12 @@ def authors_table(config: EoMTConfig) -> Table:
 def _table(config: EoMTConfig, names: Names) -> Table:
     """Encoder parameters of `config` → their places."""
     outside, blocks, block = names
-    projection = ".".join(filter(None, ["embeddings.patch_embeddings", config.patch_projection_name]))
+    projection = ".".join(filter(None, ["embeddings.patch_embeddings", config.layout.patch_projection_name]))
     table: Table = {}
     table["embeddings.cls_token"] = Place(outside["embeddings.cls_token"])
     if config.num_register_tokens:
         table["embeddings.register_tokens"] = Place(outside["embeddings.register_tokens"])
-    if config.has_position_embeddings:
+    if config.layout.has_position_embeddings:
         positions = "embeddings.position_embeddings.weight"
         table[positions] = Place(outside[positions])
     for kind in ("weight", "bias"):
@@ -148,15 +148,15 @@ def _table(config: EoMTConfig, names: Names) -> Table:
 def _block_parameters(config: EoMTConfig) -> dict[str, str]:
     """Modules of one block: our names → the neutral names the tables use."""
     names = {name: name for name in ("norm1", "norm2", "attention.q_proj", "attention.k_proj", "attention.v_proj")}
-    names[f"attention.{config.attention_output_name}"] = "attention.output"
-    if config.has_layer_scale:
+    names[f"attention.{config.layout.attention_output_name}"] = "attention.output"
+    if config.layout.has_layer_scale:
         names |= {name: name for name in ("layer_scale1.lambda1", "layer_scale2.lambda1")}
     if config.gated_mlp:
         names |= {name: name for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")}
-        if config.has_mlp_norm:
+        if config.layout.has_mlp_norm:
             names["mlp.norm"] = "mlp.norm"
     else:
-        first, second = config.mlp_names
+        first, second = config.layout.mlp_names
         names |= {f"mlp.{first}": "mlp.first", f"mlp.{second}": "mlp.second"}
     return names
 

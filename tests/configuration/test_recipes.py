@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from eomt.configuration.paper import REPORTED, reported_for
-from eomt.configuration.recipes import RECIPES, get_recipe, steps_per_epoch
+from eomt.configuration.recipes import RECIPES, REPORTED, get_recipe, reported_for, steps_per_epoch
 
 L, SB, G = (
     ([14782, 29564, 44346, 59128], [29564, 44346, 59128, 73910]),

@@ -90,7 +90,7 @@ def test_labels_and_task_from_the_numbers(labels, queries, task, expected):
     ("dinov3", 384, 12, "vit_small_patch16_dinov3"),
 ])  # fmt: skip
 def test_full_size_backbones_are_recognized(kind, width, depth, name):
-    from eomt.modeling_eomt.weights.inferred_config import nearest_backbone
+    from eomt.configuration.families import nearest_backbone
 
     model = tiny_model(kind, hidden_size=width, num_hidden_layers=depth, num_attention_heads=6)
     config = config_from_checkpoint(convert_to_authors(model))

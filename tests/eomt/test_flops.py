@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation
-from eomt.configuration.paper import REPORTED
+from eomt.configuration.recipes import REPORTED
 from eomt.image_processing.geometry import placement
 from eomt.speed.candidates import Candidate
 from eomt.speed.flops import count_flops
