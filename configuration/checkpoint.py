@@ -1,4 +1,4 @@
-"""What the files of a checkpoint leave unsaid: its task, its stuff classes, and what other labels change."""
+"""Facts that older checkpoints do not store: the task and the stuff classes; and the effect of new labels."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from .labels import PACKAGED, KnownLabels, known_labels, label_space
 from .tasks import TASK_ROWS, TASKS
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-"""Arguments of `from_pretrained` that say where a repository is found, and how."""
+"""Arguments of `from_pretrained` that locate a repository."""
 
 logger = logging.get_logger(__name__)
 
@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 def infer_task(
     labels: KnownLabels | None, num_queries: int | None = None, windows: bool | None = None, name: str = ""
 ) -> tuple[str, bool]:
-    """What a checkpoint without a saved task was trained for, and whether anything decided that.
+    """Infer the task of a checkpoint without a saved one, and whether the files decide it.
 
     Args:
         labels: the data set that the class names are of (`known_labels`).
@@ -43,7 +43,7 @@ def infer_task(
 
 
 def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str | None) -> str:
-    """The task of a checkpoint out of its two files; both sides ask here, so that they agree.
+    """The task of a checkpoint, from its two files. Configuration and processor both call this, so that they agree.
 
     Args:
         own: the file that is being loaded: `config` or `processor`. Its saved task is taken before the other's.
@@ -91,7 +91,7 @@ def checkpoint_stuff(config: Mapping, task: str, processor: Mapping | None = Non
 
 
 def checkpoint_name(path: str | None) -> str:
-    """Folder or repository → its own name; of a folder in the hub's cache the repository's."""
+    """Name of a folder or repository; for a folder in the hub's cache, of the repository."""
     if not path:
         return ""
     path = Path(path).resolve() if Path(path).exists() else Path(path)
@@ -100,7 +100,7 @@ def checkpoint_name(path: str | None) -> str:
 
 
 def read_beside(path: str | None, file_name: str, **hub: Any) -> dict:
-    """The checkpoint's other file, {} where there is none or none that can be read.
+    """Content of the checkpoint's other file; {} if it is absent or unreadable.
 
     Args:
         hub: some of `HUB_ARGUMENTS`.
@@ -129,7 +129,7 @@ def new_labels(saved: dict | None, kwargs: dict[str, Any]) -> dict | None:
 
 
 def applicable_stuff(stuff: list[int], old: dict | None, new: dict) -> list[int]:
-    """Stuff labels that are still the same class when `new` id2label replaces `old`; one log line names the others."""
+    """Stuff labels whose class is the same in `new` id2label as in `old`; the others are logged and dropped."""
     if old is None:
         return stuff
     old, new = ({int(label): name for label, name in names.items()} for names in (old, new))

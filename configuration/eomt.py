@@ -1,4 +1,4 @@
-"""`EoMTConfig`: what an EoMT model is. Three model types, one encoder; the hub's field names are our field names."""
+"""The three configurations of EoMT and the ranges of their fields. Field names are the hub's."""
 
 from typing import Any, ClassVar
 
@@ -262,7 +262,7 @@ class EoMTConfig(PreTrainedConfig):
             if height != width:
                 return f"it knows only square images and patches, {field} is {height} × {width}"
         if isinstance(self.mlp_ratio, float) and not self.mlp_ratio.is_integer():
-            return f"its mlp_ratio is a whole number, this one is {self.mlp_ratio}"
+            return f"its mlp_ratio is an integer, this one is {self.mlp_ratio}"
         return None
 
     @classmethod
@@ -382,8 +382,8 @@ def _check_sizes(config) -> None:
     for field in ("image_size", "patch_size"):
         value = getattr(config, field)
         sides = value if isinstance(value, (list, tuple)) else (value, value)
-        whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-        if len(sides) != 2 or not whole or not all(0 < side <= LONGEST_IMAGE_SIDE for side in sides):
+        integers = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+        if len(sides) != 2 or not integers or not all(0 < side <= LONGEST_IMAGE_SIDE for side in sides):
             raise wrong(field, value, f"a side in pixels, or (height, width), from 1 to {LONGEST_IMAGE_SIDE}")
     for side, patch in zip(as_pair(config.image_size), as_pair(config.patch_size)):
         if side % patch:

@@ -1,6 +1,6 @@
 """Label spaces: the classes of a data set, which of them are stuff, and its own ids ↔ labels 0 … C−1.
 
-A *dataset id* is what an annotation file says (COCO's `category_id`, the value of an ADE20K or Cityscapes pixel);
+A *dataset id* is the id in annotation files (COCO's `category_id`, the value of an ADE20K or Cityscapes pixel);
 a *label* is an index into the model's class logits. The packaged spaces follow the authors' code: dataset ids in
 ascending order become labels 0, 1, …; COCO panoptic so has things 0-79 and stuff 80-132.
 """
@@ -97,7 +97,7 @@ class LabelSpace:
     def from_config(cls, config, name: str = "model") -> "LabelSpace":
         """The label space of a model: `config.id2label` (0 … C−1), `stuff_label_ids` and `dataset_ids`.
 
-        A model that does not say its data set's ids has those of the data set that its names are of (`known_labels`).
+        Without saved dataset ids, those of the data set with the same class names are taken (`known_labels`).
         """
         names = tuple(config.id2label[label] for label in range(len(config.id2label)))
         saved, known = getattr(config, "dataset_ids", None) or {}, known_labels(config.id2label)
@@ -149,12 +149,12 @@ def _plain(name) -> str:
 
 
 @cache
-def _read(file: str) -> dict:
+def _packaged(file: str) -> dict:
     return json.loads(files(__package__).joinpath("data", f"{file}.json").read_text(encoding="utf-8"))
 
 
 def _classes(file: str, which: str) -> list[dict]:
-    return [c for c in _read(file)["classes"] if which == "all" or c["isthing"]]
+    return [c for c in _packaged(file)["classes"] if which == "all" or c["isthing"]]
 
 
 @cache
@@ -169,5 +169,5 @@ def label_space(name: str) -> LabelSpace:
         names=tuple(c["name"] for c in classes),
         stuff_label_ids=tuple(label for label, c in enumerate(classes) if with_stuff and not c["isthing"]),
         dataset_ids=tuple(c["id"] for c in classes),
-        ignored_ids=tuple(_read(file)["ignored_ids"]),
+        ignored_ids=tuple(_packaged(file)["ignored_ids"]),
     )

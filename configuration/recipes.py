@@ -3,7 +3,7 @@ train on, and the results reported for them.
 
     eomt train --recipe coco_panoptic_eomt_large_640 --data PATH
 
-A recipe says what is trained on what and how; steps follow from the data set and the batch size. Times are optimizer
+A recipe describes one run; steps follow from the data set and the batch size. Times are optimizer
 steps, sizes pixels, rates per step.
 """
 
@@ -23,7 +23,7 @@ COCO_PANOPTIC_IMAGES = 16 * 7391  # inferred
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSet:
-    """What a recipe needs to know of its data set's training split."""
+    """Training split of a data set."""
 
     labels: str
     "Its label space."
@@ -92,7 +92,7 @@ def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run of the authors; the defaults are what all their runs share."""
+    """One training run of the authors; the defaults are common to all their runs."""
 
     name: str
     dataset: str
@@ -314,7 +314,7 @@ class Reported:
     value: float
     "Percent."
     parameters: float | None = None
-    "Millions, the whole model."
+    "Millions."
     gflops: float | None = None
     "Per image, window crops included."
     fps: float | None = None
@@ -331,12 +331,12 @@ def _value(text: str) -> float | str | None:
         return text or None
 
 
-def _read(row: dict[str, str]) -> Reported:
+def _reported(row: dict[str, str]) -> Reported:
     return Reported(**{name: _value(text) for name, text in row.items()} | {"note": row["note"]})
 
 
 _TEXT = files(__package__).joinpath("data", "paper.csv").read_text(encoding="utf-8")
-REPORTED: tuple[Reported, ...] = tuple(_read(row) for row in csv.DictReader(_TEXT.splitlines()))
+REPORTED: tuple[Reported, ...] = tuple(_reported(row) for row in csv.DictReader(_TEXT.splitlines()))
 
 
 def reported_for(recipe: str) -> Reported | None:

@@ -34,10 +34,10 @@ def eager_attention_forward(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: (B, T, D) → (B, T, D), and the weights (B, A, T, T) where the kernel gives them.
+    """Multi-head self-attention: (B, T, D) → (B, T, D), and the weights (B, A, T, T) if the kernel returns them.
 
-    With a mask the work is two calls: patch and prefix rows, never masked, keep the fused kernel without a mask; the
-    few query rows take one bool mask for all heads (paper, Section 3.3: only query → patch attention is restricted).
+    With a mask, attention takes two calls. Patch and prefix rows are never masked and keep the fused kernel; the few
+    query rows share one bool mask over all heads (paper, Section 3.3: only query → patch attention is restricted).
     """
 
     def __init__(self, config: EoMTConfig):

@@ -13,8 +13,10 @@ from .resample import resample_patch_kernel, resample_positions
 
 
 class PositionEmbeddings(nn.Embedding):
-    """Learned positions of a grid → of another one: (prefix + N, D). Read in a forward of their own, which offloading
-    hooks need."""
+    """Learned positions, resampled to a patch grid: (prefix + N, D).
+
+    A module, so that offloading hooks fire on `forward`.
+    """
 
     def forward(self, old: tuple[int, int], new: tuple[int, int], num_prefix: int) -> Tensor:
         return resample_positions(self.weight, old, new, num_prefix)
@@ -52,7 +54,7 @@ class Embeddings(nn.Module):
 
     @property
     def projection(self) -> nn.Conv2d:
-        """The patch kernel, whatever the hub calls it."""
+        """The patch kernel, under the hub's name."""
         name = self.config.layout.patch_projection_name
         return self.patch_embeddings if name is None else getattr(self.patch_embeddings, name)
 

@@ -23,7 +23,7 @@ Matches = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class MaskPrediction:
-    """One prediction: class logits, and mask logits either whole or as mask embeddings · mask features.
+    """One prediction: class logits, and mask logits or their factors (mask embeddings · mask features).
 
     Sampling is linear, so logits at few places are mask embeddings · sampled features: attention masks, matching costs
     and losses need no full logits of all queries.
@@ -35,7 +35,7 @@ class MaskPrediction:
     mask_logits: Tensor | None = None  # [B, Q, H, W], as given or once formed
 
     def logits(self) -> dict[str, Tensor]:
-        """What the model gives: masks_queries_logits (B, Q, H, W) and class_queries_logits (B, Q, C + 1)."""
+        """The model's output: masks_queries_logits (B, Q, H, W) and class_queries_logits (B, Q, C + 1)."""
         if self.mask_logits is None:
             mask_logits = self.mask_embeddings @ self.mask_features.flatten(1, 2).transpose(1, 2)  # [B, Q, H·W]
             self.mask_logits = mask_logits.unflatten(-1, self.mask_features.shape[1:3])
@@ -69,7 +69,7 @@ class MaskPrediction:
 
 
 class Queries(nn.Embedding):
-    """The learned queries: batch size → (B, Q, D). Read in a forward of their own, which offloading hooks need."""
+    """The learned queries: batch size → (B, Q, D). A module, so that offloading hooks fire on `forward`."""
 
     def forward(self, batch: int) -> Tensor:
         return self.weight.expand(batch, -1, -1)
@@ -78,7 +78,7 @@ class Queries(nn.Embedding):
 class UpConvolution(nn.ConvTranspose2d):
     """2×2 transposed convolution of stride 2, channels last: (B, h, w, D) → (B, 2h, 2w, D).
 
-    It touches every output pixel once, so it is one matrix product and a reshape.
+    It writes every output pixel once, so one matrix product and a reshape compute it.
     """
 
     def __init__(self, width: int):

@@ -15,8 +15,8 @@ class MaskSchedule:
     """Mixin of a model: which blocks are masked, and how likely each query keeps its mask there.
 
     The probabilities are a buffer, `attn_mask_probs`, as in the authors' checkpoints. The host mirrors which blocks
-    are masked at all, which spares forward a device sync; as the mirror holds no probability, a compiled model is
-    compiled anew only when a block's annealing ends.
+    are masked at all, which saves a device synchronization in forward. The mirror holds no probability, so a compiled
+    model is recompiled only when the annealing of a block ends.
 
     Training always follows the probabilities. Inference follows `config.masked_inference` until the probabilities are
     set on this object: those in a checkpoint are the state of its training (Table 7: inference with masks after
@@ -57,7 +57,7 @@ class MaskSchedule:
 
     @contextmanager
     def inference_masking(self, masked: bool | None = None) -> Iterator[None]:
-        """Within this context inference has masks in all blocks, or in none; by default as the configuration says."""
+        """Context manager: inference with masks in all blocks or in none; by default `config.masked_inference`."""
         before = self.attn_mask_probs.tolist(), self._infers_by_schedule
         masked = self.config.masked_inference if masked is None else masked
         self.set_attn_mask_probs([float(masked)] * len(self._masked_blocks))
@@ -79,7 +79,7 @@ class MaskSchedule:
         """What each query sees of a (h, w) feature map in this block: (B, Q, h·w) bool, or None for everything.
 
         A query sees the inside of its predicted mask. Each query of each image keeps its mask with the block's
-        probability and otherwise sees the whole map.
+        probability and otherwise sees the entire map.
         """
         if not self._masks(block):
             return None
@@ -89,7 +89,7 @@ class MaskSchedule:
         return visible | dropped[..., None]
 
     def refresh_masked_blocks(self) -> None:
-        """Update the host's mirror when the buffer was written to from outside."""
+        """Update the host's mirror after a write to the buffer."""
         if not torch.compiler.is_compiling() and self._mask_probs_version != self._current_version():
             self._infers_by_schedule = True
             self.read_attn_mask_probs()
@@ -121,5 +121,5 @@ def query_attention_mask(visible: Tensor | None, num_prefix: int) -> Tensor | No
 
 
 def _read_after_loading(model: nn.Module, incompatible_keys) -> None:
-    """Hook of `load_state_dict`; a function of the module, because models are pickled with their hooks."""
+    """Hook of `load_state_dict`; a module-level function, because pickling a model pickles its hooks."""
     model.read_attn_mask_probs()

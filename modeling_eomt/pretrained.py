@@ -1,4 +1,4 @@
-"""How an EoMT model is initialized and where its weights come from."""
+"""Initialization, loading and saving of EoMT models."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def register_older_layout() -> None:
 
 
 def own_config(config: PreTrainedConfig) -> EoMTConfig:
-    """transformers' own `EomtConfig` or `EomtDinov3Config` → the same as ours; ours stay as they are."""
+    """Convert transformers' own `EomtConfig` or `EomtDinov3Config` to ours; ours are returned unchanged."""
     if isinstance(config, EoMTConfig):
         return config
     own = {row.model_type: row for row in (EoMTConfig, EoMTDINOv3Config)}.get(config.model_type)
@@ -95,7 +95,7 @@ def _require_index(folder: Path) -> None:
 
 
 def _base_model(path, hub: dict) -> str:
-    """The folder or hub name of the whole model: `path`, or what the PEFT adapter there was trained on."""
+    """The folder or hub name of the model: `path`, or the base model of the PEFT adapter there."""
     if not is_peft_available():
         return path
     adapter = find_adapter_config_file(path, **hub)
@@ -108,7 +108,7 @@ def _base_model(path, hub: dict) -> str:
 
 
 class EoMTPreTrainedModel(PreTrainedModel):
-    """Initialization, loading, and what transformers needs to know."""
+    """Base class: initialization, loading, saving, and the attributes that transformers reads."""
 
     config: EoMTConfig
     config_class = EoMTConfig
@@ -220,7 +220,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
         Args:
             source: timm's or transformers' state dict or model of DINOv2 (with registers), DINOv3, EVA-02 or DeiT-III,
                 a file or directory that holds one, or a name in `BACKBONES`, which is downloaded.
-            config: of the same family, width and depth; `EoMTConfig.for_backbone` gives one. Patch kernels and learned
+            config: of the same family, width and depth; see `EoMTConfig.for_backbone`. Patch kernels and learned
                 positions are resampled to its sizes (paper, Section 3.1).
 
         Raises:

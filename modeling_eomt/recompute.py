@@ -1,4 +1,4 @@
-"""Cheap activations are computed again in the backward pass instead of being kept."""
+"""Recompute cheap activations in the backward pass instead of storing them."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,10 +8,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor, modules: Iterable[nn.Module]) -> Tensor:
-    """function(*inputs), of which training keeps the inputs only. Random numbers are the same in both passes.
+    """function(*inputs); training stores the inputs only. Random numbers are the same in both passes.
 
     Args:
-        modules: those that `function` calls. With what a user attached to them it runs once, as in plain PyTorch.
+        modules: the modules that `function` calls. If users attached hooks or observers to them, `function` runs once.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler itself chooses what to keep
         return function(*inputs)
@@ -23,5 +23,5 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor, modules: Iterab
 
 
 def _acts_on_every_call(module: nn.Module) -> bool:
-    """Whether a second forward may differ or count: hooks, or state of its own (observers, spectral norm)."""
+    """Whether a forward has side effects: hooks, or buffers that it updates (observers, spectral norm)."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._buffers)

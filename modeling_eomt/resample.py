@@ -75,7 +75,7 @@ def sample_features(features: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_masks(masks: Tensor, points: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Target masks (n, H, W) of any type at points → fp32; bool masks are never cast whole nor copied.
+    """Target masks (n, H, W) of any type at points → fp32; bool masks are neither cast nor copied.
 
     With `rows` (K,), mask `rows[k]` at points (K, R, 2) → (K, R). Without, every mask at points (R, 2) → (n, R).
     """
@@ -91,7 +91,7 @@ def sample_masks(masks: Tensor, points: Tensor, rows: Tensor | None = None) -> T
 
 
 def _neighbors(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Points (…, 2) → the flat indices of the four pixels around them, and their weights, both (…, 4)."""
+    """Points (…, 2) → flat indices of the four surrounding pixels and their weights, both (…, 4)."""
     x, y = points.float().unbind(-1)
     x, y = x * width - 0.5, y * height - 0.5
     left, top = x.floor(), y.floor()

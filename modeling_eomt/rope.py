@@ -1,4 +1,4 @@
-"""Rotary position embeddings of DINOv3 and EVA-02, as tables over the whole token sequence.
+"""Rotary position embeddings of DINOv3 and EVA-02, as tables over the token sequence.
 
 B images · A heads · T tokens = prefix (queries, class token, registers) + N patches · E head width
 """
@@ -80,7 +80,7 @@ def _dinov3_angles(config, grid: tuple[int, int], head_width: int, device, train
 
 
 def _augment(centers: Tensor, config) -> Tensor:
-    """DINOv3's training augmentation of patch coordinates (N, 2): one shift, stretch and zoom for the whole batch."""
+    """DINOv3's training augmentation of patch coordinates (N, 2): one shift, stretch and zoom per batch."""
 
     def uniform(count: int, bound: float) -> Tensor:
         return torch.empty(1, count, device=centers.device).uniform_(-bound, bound)

@@ -1,10 +1,10 @@
-"""ALGM token merging at inference (Norouzi et al., CVPR 2024; the paper's Table 9): like tokens become one.
+"""ALGM token merging at inference (Norouzi et al., CVPR 2024; the paper's Table 9): similar tokens are averaged.
 
 B images · P prefix tokens · N patches · M tokens after the prefix, at most N · D width · E head width · Q queries
 W windows of 2 × 2 patches
 
-    layer 1   local: windows whose four tokens are alike become one token each
-    layer 7   global: tokens at even positions join the most similar one at an odd position, where they are alike
+    layer 1   local: windows of four similar tokens become one token each
+    layer 7   global: tokens at even positions join the most similar one at an odd position, if similar enough
 
 Both happen inside the block, after attention and before the MLP. Every image of a batch loses equally many tokens, as
 many as the image that can spare the fewest. Prefix tokens never merge. The patch grid is restored before the mask
@@ -24,7 +24,7 @@ WINDOW = 2
 
 
 class TokenMerging:
-    """Mixin of a model: whether, where and from which similarity on it merges tokens. Nothing of it is saved."""
+    """Mixin of a model: the settings of token merging. They are not saved."""
 
     token_merging: tuple[tuple[int, int], float] | None = None
 
@@ -45,8 +45,8 @@ class TokenMerging:
             return
         free = self.config.num_hidden_layers - self.config.num_blocks
         layers = tuple(layers)
-        whole = len(layers) == 2 and all(isinstance(layer, int) for layer in layers)
-        if not whole or not 1 <= layers[0] < layers[1] <= free:
+        two_numbers = len(layers) == 2 and all(isinstance(layer, int) for layer in layers)
+        if not two_numbers or not 1 <= layers[0] < layers[1] <= free:
             raise ValueError(
                 f"token merging in layers {list(layers)}: give two of 1 … {free}, ascending; the queries join after "
                 f"layer {free}"
@@ -57,7 +57,7 @@ class TokenMerging:
 
 
 class MergedTokens:
-    """One batch's tokens on their way through the blocks: which token holds which patch.
+    """State of one batch in the blocks: which token holds which patch.
 
     `place` (B, N): for each patch its token, counted from the first one after the prefix.
     """
@@ -100,7 +100,7 @@ class MergedTokens:
     def rotary(self, table: RotaryTable | None) -> RotaryTable | None:
         """Rotary table of the whole grid → of the merged tokens: a token stands at the mean of its patches' positions.
 
-        (ALGM has no rotary positions. Angles are linear in the position, so theirs is the mean that is taken.)
+        (ALGM has no rotary positions. Angles are linear in the position, so this is the mean of the angles.)
         """
         if table is None or self.place is None:
             return table
@@ -125,7 +125,7 @@ class MergedTokens:
 
 
 def local_targets(tokens: Tensor, grid: tuple[int, int], threshold: float) -> tuple[Tensor, int]:
-    """Patches (B, N, D) → the place of each among the tokens that are left, (B, N), and their number.
+    """Patches (B, N, D) → the index of the remaining token that holds each, (B, N), and the number of these tokens.
 
     Of each 2 × 2 window the score is the mean cosine similarity of its 12 ordered pairs. The best r windows, by falling
     score, come first; then the other patches in their order. r: windows at or above the threshold, of the image with
@@ -148,10 +148,10 @@ def local_targets(tokens: Tensor, grid: tuple[int, int], threshold: float) -> tu
 
 
 def global_targets(tokens: Tensor, first_is_even: bool, layer: int) -> tuple[Tensor, int]:
-    """Tokens (B, M, D) → the place of each among those that are left, (B, M), and their number.
+    """Tokens (B, M, D) → the index of the remaining token that holds each, (B, M), and the number of these tokens.
 
     Tokens at even positions have their most similar one at an odd position. Those of the r best pairs merge into it.
-    Then come the even tokens that are left and the odd ones, both in their order. r: pairs at or above mean + standard
+    Then come the remaining even tokens and the odd ones, both in their order. r: pairs at or above mean + standard
     deviation / layer of these best similarities, of the image with the fewest.
     """
     device, batch = tokens.device, tokens.shape[0]

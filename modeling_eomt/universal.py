@@ -1,4 +1,4 @@
-"""What every model here does around its own layers: check images, mask attention, compute losses, give the output.
+"""The forward pass that all models share: check images, mask attention, compute losses, return the output.
 
 B images · Q queries · C labels · T tokens · D width · H, W pixels
 """
@@ -52,13 +52,13 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
         output_auxiliary_logits: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EoMTForUniversalSegmentationOutput:
-        """Images → class and mask logits of every query, and the loss where there are labels.
+        """Images → class and mask logits of every query, and the loss if there are labels.
 
         Args:
             pixel_values: (B, 3, H, W), normalized; H and W any multiples of the patch size.
             mask_labels: list of (n, H, W) bool or float masks, or one (B, n, H, W) tensor.
             class_labels: list of (n,) labels, or one (B, n) tensor; both or neither.
-            patch_offsets: returned as they are, for the stitching of windows.
+            patch_offsets: passed through to the output, for the stitching of windows.
             output_auxiliary_logits: False leaves the masked blocks' logits out; the losses do not need them.
 
         Raises:

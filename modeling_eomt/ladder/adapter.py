@@ -125,7 +125,7 @@ class PyramidShapes:
 
 
 def centers(shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
-    """Maps → the (x, y) centers of all their cells in [0, 1], (1, cells, 1, 2): where deformable attention starts."""
+    """Sizes of maps → (x, y) centers of their cells in [0, 1], (1, cells, 1, 2): reference points of the attention."""
     points = []
     for height, width in shapes:
         y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height

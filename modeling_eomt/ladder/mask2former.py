@@ -33,7 +33,7 @@ class SharedPositions(Mask2FormerSinePositionEmbedding):
 class Mask2FormerHeads(Mask2FormerPreTrainedModel):
     """Feature maps, finest first → a prediction before each decoder layer and one after the last.
 
-    A model of its own, so that transformers initializes Mask2Former's parts as it does in Mask2Former.
+    A separate model, so that transformers initializes Mask2Former's parts as it does in Mask2Former.
 
     Args:
         config: widths, layers, queries and labels of the two decoders.

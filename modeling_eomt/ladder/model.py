@@ -71,12 +71,12 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
         if self.config.step == 0:
             length = len(self.layers) // self.config.num_interactions
             parts = [
-                partial(_run, self.layers[first : first + length], rotary=rotary, **kwargs)
+                partial(_through_blocks, self.layers[first : first + length], rotary=rotary, **kwargs)
                 for first in range(0, len(self.layers), length)
             ]
             return self.adapter(pixel_values, hidden_states, parts)
 
-        hidden_states = self.layernorm(_run(self.layers, hidden_states, rotary, **kwargs))
+        hidden_states = self.layernorm(_through_blocks(self.layers, hidden_states, rotary, **kwargs))
         patches = hidden_states[:, self.config.num_prefix_tokens :].unflatten(1, grid)  # [B, h, w, D]
         return self.pyramid(patches), hidden_states
 
@@ -114,7 +114,7 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
             super()._init_weights(module)
 
 
-def _run(layers: nn.ModuleList, hidden_states: Tensor, rotary: RotaryTable | None, **kwargs) -> Tensor:
+def _through_blocks(layers: nn.ModuleList, hidden_states: Tensor, rotary: RotaryTable | None, **kwargs) -> Tensor:
     """Tokens (B, P + N, D) through some of the ViT's blocks → (B, P + N, D)."""
     for layer in layers:
         hidden_states = layer(hidden_states, None, rotary, **kwargs)
@@ -129,7 +129,7 @@ def _init_convolution(module: nn.Conv2d | nn.ConvTranspose2d) -> None:
 
 
 def _init_deformable_attention(module: DeformableAttention) -> None:
-    """Every head looks in a direction of its own, its points at growing distances, all with equal weight."""
+    """One direction per head, points at growing distances, equal weights."""
     angles = torch.arange(module.num_heads, dtype=torch.float32) * (2 * math.pi / module.num_heads)
     directions = torch.stack([angles.cos(), angles.sin()], dim=-1)  # [A, 2]
     directions = directions / directions.abs().amax(-1, keepdim=True)

@@ -1,1 +1,1 @@
-"""Weights as others name them: key maps, the authors' and the backbones' checkpoints, resampling."""
+"""Third-party weights: key maps, state dicts, backbones, configurations inferred from checkpoints."""

@@ -1,4 +1,4 @@
-"""Pre-trained backbones of other libraries → our encoder: DINOv2-reg, DINOv3, EVA-02, DeiT-III.
+"""Load pre-trained backbones of other libraries into the encoder: DINOv2-reg, DINOv3, EVA-02, DeiT-III.
 
 N patches · D width
 """
@@ -18,7 +18,7 @@ from .state_dicts import StateDict, read_state_dict, require_fit, take
 
 logger = logging.get_logger(__name__)
 
-# Parts of a backbone that segmentation has no use for.
+# Tensors that segmentation does not use.
 IGNORED = re.compile(
     r"^(head|head_dist|lm_head|classifier|pooler)\.|(^|\.)mask_token$|rope|(^|\.)inv_freq$|^dist_token$"
 )
@@ -80,7 +80,7 @@ def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
 
 
 def normalize(state: StateDict) -> StateDict:
-    """Their state dict with one spelling a layout and without parts of no use."""
+    """Normalize key names and drop unused tensors."""
     renamed = {}
     for key, tensor in state.items():
         for pattern, replacement in RENAMED:
@@ -119,7 +119,7 @@ def is_hf(state: StateDict) -> bool:
 
 
 class BackboneShape(NamedTuple):
-    """What the keys and shapes of a backbone's weights say."""
+    """Layout and size of a backbone, read from its weights."""
 
     layout: str
     """Name of a `Layout`."""
@@ -133,8 +133,8 @@ class BackboneShape(NamedTuple):
         return f"{article} {titles} ViT of width {self.width}, depth {self.depth} and {self.registers} registers"
 
 
-def describe(state: StateDict) -> BackboneShape:
-    """Normalized backbone → its shape."""
+def backbone_shape(state: StateDict) -> BackboneShape:
+    """Layout and size of a normalized state dict."""
     token = state.get("embeddings.cls_token" if is_hf(state) else "cls_token")
     blocks = {match[1] for key in state if (match := re.match(r"(?:encoder\.)?(?:blocks|layer|layers)\.(\d+)\.", key))}
     if token is None or not blocks:
@@ -150,12 +150,11 @@ def describe(state: StateDict) -> BackboneShape:
 
 
 def _require_same_kind(state: StateDict, config: EoMTConfig) -> None:
-    found = describe(state)
+    found = backbone_shape(state)
     wanted = BackboneShape(config.layout.name, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
     if found != wanted:
         raise ValueError(
-            f"the backbone is {found}; the configuration wants {wanted}; "
-            "EoMTConfig.for_backbone(name) gives one that fits"
+            f"the backbone is {found}; the configuration wants {wanted}; use EoMTConfig.for_backbone(name)"
         )
 
 
@@ -181,7 +180,7 @@ def _open(source) -> StateDict:
 
 
 def delta_reference(source, config: EoMTConfig) -> dict[str, Tensor]:
-    """The pre-trained backbone that DINOv3 deltas are relative to, as our encoder's tensors."""
+    """The reference backbone of DINOv3 deltas, as tensors of our encoder."""
     state = normalize(_open(source))
     _require_same_kind(state, config)
     ours, _, _ = take(state, hf_table(config) if is_hf(state) else timm_table(config))

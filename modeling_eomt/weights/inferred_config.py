@@ -1,4 +1,4 @@
-"""What an authors' checkpoint is, read off the shapes of its tensors.
+"""The configuration of an authors' checkpoint, inferred from the shapes of its tensors.
 
 Q queries · C labels · D width · N patches
 """
@@ -13,8 +13,8 @@ from ...configuration.families import backbone_row, nearest_backbone
 from ...configuration.labels import BY_SIZE, LabelSpace, label_space
 from .state_dicts import StateDict
 
-HEAD_WIDTH = 64  # of every backbone (paper, Table A); no shape says it
-DINOV3_IMAGE_SIZE = 640  # rotary positions leave no trace of the size
+HEAD_WIDTH = 64  # of every backbone (paper, Table A); not visible in any shape
+DINOV3_IMAGE_SIZE = 640  # rotary positions do not depend on the size
 ENCODER = "network.encoder.backbone."
 
 
@@ -79,7 +79,7 @@ def config_from_checkpoint(
 
 
 def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | None, stuff) -> EoMTConfig:
-    """The configuration in the file, with what was given in place of its own."""
+    """The configuration in the file; arguments override its fields."""
     given = {"num_attention_heads": heads, "image_size": image_size, "task": task}
     given["stuff_label_ids"] = None if stuff is None else list(stuff)
     if labels is not None:
@@ -142,7 +142,7 @@ def _shape(state: Mapping, key: str) -> tuple[int, ...]:
 
 
 def describe_config(config: EoMTConfig) -> str:
-    """What a model is, one line a property."""
+    """Summary of a model, one line per property."""
     row, exact = nearest_backbone(config)
     names = [config.id2label[label] for label in range(config.num_labels)]
     size, patch = (as_pair(value) for value in (config.image_size, config.patch_size))

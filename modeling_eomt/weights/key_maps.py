@@ -1,7 +1,7 @@
-"""Where each of our tensors lives in other people's state dicts: one table a layout, read in both directions.
+"""Key names of third-party state dicts: one table per layout, used in both directions.
 
-A table says for each of our parameters under which key theirs holds it and, where theirs is several of ours
-concatenated along the first dimension, which part it is: `Place(key, part, parts)`.
+A table maps each of our parameters to `Place(key, part, parts)`: the third-party key and, if that tensor concatenates
+several of our parameters along the first dimension, the part.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ Table = dict[str, Place]
 
 
 class Names(NamedTuple):
-    """Keys of one layout, ours → theirs."""
+    """Key names of one layout: our name → third-party name."""
 
     outside: dict[str, str]
     "Outside of the blocks."
     blocks: str
-    "Their name for the list of blocks."
+    "Name of the list of blocks."
     block: dict
     "Inside one block; a triple names the part of a concatenation."
 
@@ -98,7 +98,7 @@ AUTHORS = TIMM | {"dinov3": Names(AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BL
 
 
 def timm_table(config: EoMTConfig) -> Table:
-    """timm's backbones, also DINOv2 and DeiT-III as their authors released them, once normalized."""
+    """timm's backbones, and the normalized releases of DINOv2 and DeiT-III."""
     return _table(config, TIMM[config.layout.name])
 
 
@@ -124,7 +124,7 @@ def authors_table(config: EoMTConfig) -> Table:
 
 
 def _table(config: EoMTConfig, names: Names) -> Table:
-    """Encoder parameters of `config` → their places."""
+    """Places of the encoder's parameters."""
     outside, blocks, block = names
     projection = ".".join(filter(None, ["embeddings.patch_embeddings", config.layout.patch_projection_name]))
     table: Table = {}

@@ -1,4 +1,4 @@
-"""State dicts: read safely, written with their configuration, renamed by a table of `key_maps`, checked for a fit."""
+"""Read third-party state dicts safely, rename their keys by a table of `key_maps`, and check that they fit a model."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def _read_files(path: Path) -> Mapping:
 
 
 def _refuse_quantized(config: Path) -> None:
-    """`ValueError` for a folder whose weights are codes, which mean nothing without their scales."""
+    """`ValueError` for a folder of quantized weights: without their scales the codes are meaningless."""
     if config.is_file() and "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
         raise ValueError(f"{config.parent} holds quantized weights; give the checkpoint that they were made from")
 
@@ -130,7 +130,7 @@ def read_config(path: str | Path) -> dict:
 
 
 def _check_archive(path: Path) -> None:
-    """`ValueError` where a record of a `torch.save` archive is not what its checksum says; torch does not look."""
+    """`ValueError` if a record of a `torch.save` archive does not match its checksum, which torch does not verify."""
     if not zipfile.is_zipfile(path):  # torch's format before 1.6 has no checksums
         return
     try:
@@ -143,7 +143,7 @@ def _check_archive(path: Path) -> None:
 
 
 def take(state: StateDict, table: Table) -> tuple[StateDict, list[str], list[str]]:
-    """Their state dict → (ours, keys of theirs that are missing, keys of theirs that are left over)."""
+    """Third-party state dict → (our state dict, missing third-party keys, unexpected third-party keys)."""
     ours, missing = {}, []
     for name, place in table.items():
         tensor = state.get(place.key)
@@ -156,7 +156,7 @@ def take(state: StateDict, table: Table) -> tuple[StateDict, list[str], list[str
 
 
 def give(ours: StateDict, table: Table) -> StateDict:
-    """Our state dict → theirs; parts are concatenated."""
+    """Our state dict → third-party state dict; parts are concatenated."""
     pieces: dict[str, list[Tensor]] = {}
     for name, place in sorted(table.items(), key=lambda item: item[1].part):
         pieces.setdefault(place.key, []).append(ours[name])
@@ -184,7 +184,7 @@ def require_all_weights(what: str, model: nn.Module, found: Mapping) -> None:
     """`ValueError` unless a checkpoint's weights were the model's, all of them and finite.
 
     Args:
-        found: what `from_pretrained(…, output_loading_info=True)` gave beside the model.
+        found: loading info of `from_pretrained(…, output_loading_info=True)`.
     """
     groups = {
         "missing": [name for name in sorted(found["missing_keys"]) if not name.startswith("criterion.")],
