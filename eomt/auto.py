@@ -13,7 +13,6 @@ from .configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
 from .image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
 from .modeling_eomt import EoMTForUniversalSegmentation
 from .modeling_eomt.ladder import LadderConfig, LadderDINOv3Config, LadderEVA02Config, LadderForUniversalSegmentation
-from .modeling_eomt.pretrained import register_older_layout
 
 MODEL_OF_CONFIG = {
     EoMTConfig: EoMTForUniversalSegmentation,
@@ -42,7 +41,6 @@ def register() -> None:
             # auto_class.register wants one configuration per model class; ours serve three.
             auto_class._model_mapping.register(config_class, model_class, exist_ok=True)
         AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
-    register_older_layout()
     # The pipeline checks class names against this table and would log an error for ours.
     for model_class in set(MODEL_OF_CONFIG.values()):
         MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES[model_class.__name__] = model_class.__name__

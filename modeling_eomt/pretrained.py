@@ -30,8 +30,9 @@ from .weights.backbones import load_backbone
 logger = logging.get_logger(__name__)
 
 
-def register_older_layout() -> None:
-    """transformers 4.56 to 5.12 wrote EoMT's SwiGLU as `weights_in` (gate and up in one) and `weights_out`."""
+def _register_older_layout() -> None:
+    """Convert older checkpoints on loading: transformers 4.56 to 5.12 wrote EoMT's SwiGLU as `weights_in`, gate and up
+    concatenated, and `weights_out`."""
     halves = [
         WeightConverter(
             source_patterns=f"mlp.weights_in.{kind}",
@@ -182,6 +183,8 @@ class EoMTPreTrainedModel(PreTrainedModel):
         if stored:
             config.image_size = stored.get("image_size", EoMTConfig.image_size)
             config.patch_size = stored.get("patch_size", EoMTConfig.patch_size)
+        if config.use_swiglu_ffn:
+            _register_older_layout()
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.resize(wanted.image_size, wanted.patch_size)
