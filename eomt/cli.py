@@ -49,6 +49,7 @@ def demo(options: Annotated[DemoOptions, Flat] = DemoOptions()) -> int:  # noqa:
     Makes a data set of shapes in COCO panoptic format, trains a small EoMT from scratch with mask annealing, evaluates
     it on held-out images without masks, saves it, and reloads it through the Auto classes and the pipeline.
     """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine threads that spin take each other's core
     from .demo import demo as run
 
     return run(options)
