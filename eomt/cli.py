@@ -49,7 +49,6 @@ def demo(options: Annotated[DemoOptions, Flat] = DemoOptions()) -> int:  # noqa:
     Makes a data set of shapes in COCO panoptic format, trains a small EoMT from scratch with mask annealing, evaluates
     it on held-out images without masks, saves it, and reloads it through the Auto classes and the pipeline.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine threads that spin take each other's core
     from .demo import demo as run
 
     return run(options)
@@ -211,6 +210,8 @@ def run_command(argv: list[str]) -> int:
     asks_for_help = bool({"-h", "--help", "--version"} & {*argv})
     if argv and argv[0] in app and not asks_for_help:
         app.parse_args(argv, exit_on_error=False, print_error=False)  # importing torch takes seconds: not before
+        if argv[0] == "demo":  # it runs beside anything; threads that spin would take each other's core
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from .auto import register
 
         register()
