@@ -1,11 +1,13 @@
 """Masks as COCO's compressed run-length encoding {"size": [H, W], "counts": bytes}, which counts down the columns."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
 
-def encode_masks(masks: np.ndarray) -> list[dict]:
-    """bool (n, H, W) → n encoded masks."""
+def encode_masks(masks: Iterable[np.ndarray]) -> list[dict]:
+    """n masks, bool (H, W) → n encoded masks."""
     return [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]  # a copy of one at a time
 
 

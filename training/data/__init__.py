@@ -16,7 +16,8 @@ Three steps, each usable alone:
        segments     list of {"id", "label_id", "iscrowd", "area", "shape"}; shape: JSON of polygons or RLE, "" for png
        size         [H, W] as the annotation file says, or []
        layout       which reader decodes the row: "semantic", "semantic_colors" (classes are colors, class_dict.csv),
-                    "panoptic", "ade20k_panoptic", "instance"
+                    "panoptic", "ade20k_panoptic", "instance"; "panoptic_as_semantic", "panoptic_as_instance",
+                    "instance_as_semantic" where a task is served by another's annotations
 2. `TrainTransform`: rows → dict of lists (what `with_transform` wants), one entry an image:
        pixel_values  uint8 (3, S_h, S_w)          mask_labels  bool (n, S_h, S_w)
        class_labels  int64 (n,)                   file_name    str

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 
 from ...configuration.labels import VOID, LabelSpace
+from ...image_processing.rle import encode_masks, rle_areas
 from .images import distinct_values, read_classes, read_image, read_map
 from .polygons import to_rle
 from .readers.ade20k import panoptic_map
+from .readers.coco import BACKGROUND
 
 MAX_TABLE = 1 << 16  # smaller ids are looked up in a table, others by bisection
 
@@ -38,33 +41,54 @@ def decode(row: dict, space: LabelSpace) -> Sample:
     if row["size"] and said != size:
         raise ValueError(f"{name}: its annotation is for {_size(said)} pixels, the image has {_size(size)}")
     segments = [dict(s) for s in row["segments"]]
-    if row["layout"] == "instance":
+    if row["layout"] in ("instance", "instance_as_semantic"):
         rles = [_rle(s, size, name) for s in segments]
         for rle, s in zip(rles, segments):
             if tuple(rle["size"]) != size:
                 raise ValueError(
                     f"{name}: the mask of annotation {s['id']} is {_size(rle['size'])}, the image {_size(size)}"
                 )
-        return Sample(image, segments, rles=rles)
+        if row["layout"] == "instance":
+            return Sample(image, segments, rles=rles)
+        return _semantic_sample(image, _painted(segments, rles, size, space))
     if row["layout"] == "ade20k_panoptic":
         ids, segments = panoptic_map(
             _sized(ids, size, name), _sized(read_map(row["things"], name), size, name), space, name
         )
         return Sample(image, segments, ids=ids)
     if ids is None:
-        return Sample(image, [], ids=np.full(size, VOID, np.int32))
+        empty = np.full(size, VOID, np.int32)
+        return Sample(image, [], rles=[]) if row["layout"] == "panoptic_as_instance" else Sample(image, [], ids=empty)
     ids = _sized(ids, size, name)
     if row["layout"] in ("semantic", "semantic_colors"):
-        ids = to_labels(ids, space, name)
-        return Sample(
-            image, [{"id": i, "label_id": i, "iscrowd": 0} for i in distinct_values(ids) if i != VOID], ids=ids
-        )
+        return _semantic_sample(image, to_labels(ids, space, name))
+    if row["layout"] == "panoptic_as_instance":  # the png has stuff, too, which is not listed
+        return Sample(image, segments, rles=encode_masks(ids == s["id"] for s in segments))
     listed = {s["id"] for s in segments}
     unlisted = [i for i in distinct_values(ids) if i not in listed and i != 0]
     if unlisted:
         raise ValueError(f"{name}: its panoptic png has id {unlisted[0]}, which is not in segments_info")
+    if row["layout"] == "panoptic_as_semantic":
+        labels = {s["id"]: s["label_id"] for s in segments} | {0: VOID}
+        values, places = np.unique(ids, return_inverse=True)
+        by_place = np.array([labels[i] for i in values.tolist()], np.int32)
+        return _semantic_sample(image, by_place[places].reshape(size))
     ids[ids == 0] = VOID
     return Sample(image, segments, ids=ids)
+
+
+def _semantic_sample(image: torch.Tensor, labels: np.ndarray) -> Sample:
+    """A map of labels (H, W), VOID where unlabeled → one segment a class."""
+    segments = [{"id": i, "label_id": i, "iscrowd": 0} for i in distinct_values(labels) if i != VOID]
+    return Sample(image, segments, ids=labels)
+
+
+def _painted(segments: list[dict], rles: list[dict], size: tuple[int, int], space: LabelSpace) -> np.ndarray:
+    """Instances → labels (H, W): the smaller object lies above the larger one, the background below all."""
+    labels = np.full(size, space.label2id[BACKGROUND], np.int32)
+    for i in np.argsort(-rle_areas(rles), kind="stable"):
+        labels[coco_mask.decode(rles[i]).astype(bool)] = segments[i]["label_id"]
+    return labels
 
 
 def _read_ids(row: dict, name: str) -> np.ndarray:

@@ -23,7 +23,6 @@ SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held o
 }
 MOST_BYTES = 1 << 31  # of a json or an image: COCO's largest json has half a gigabyte, LVIS' one
 MOST_TEXT = 1 << 24  # of a yaml, a list of classes or an image's polygons
-MOST_ARCHIVE = 1 << 36  # of a zip inside a zip, which is copied to disk
 MOST_COMPRESSED, SMALL = 200, 1 << 26  # a zip's members shrink to a 200th at the most, but for small ones
 _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
 

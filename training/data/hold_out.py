@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from datasets import Dataset
 
 from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions
-from .readers.coco_layout import is_task, search_trees
+from .readers.coco_layout import KINDS, is_kind, search_trees
+from .readers.voc import voc_splits
 
 SHARE = 0.1
 SEED = "0"
@@ -25,12 +26,14 @@ def named_splits(path: Path, dataset: str, task: str) -> list[str]:
         return [split for split, words in SPLIT_NAMES.items() if any(mentions(n, w) for w in words for n in names)]
 
     if dataset == "coco":
-        trees = search_trees(path, task, "val")
+        trees = search_trees(path, "val")
         found = [(tree, name) for tree in trees for name in tree.names if name.endswith(".json") and mentioned([name])]
-        names = [name for tree, name in found if is_task(tree, name, task)]
+        names = [name for tree, name in found if any(is_kind(tree, name, kind) for kind in KINDS[task])]
     elif dataset in ("folder", "yolo"):
         images = filter(lambda image: image.suffix.lower() in IMAGE_SUFFIXES, map(PurePosixPath, Tree(path).names))
         names = [str(image.parent) for image in images]
+    elif dataset == "voc":
+        return voc_splits(Tree(path))
     else:
         return ["train", "val"]
     own_name = path.stem.rstrip("0123456789").lower()  # the folder itself may be called "val", but not "my-test"

@@ -7,7 +7,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ...configuration.labels import LabelSpace
-from .files import SPLIT_NAMES
+from .files import IMAGE_SUFFIXES, SPLIT_NAMES
 from .hold_out import UNSPLIT, hold_out, named_splits
 from .images import read_map
 from .readers import READERS, ReadOptions, detect_format
@@ -27,6 +27,7 @@ def load_data(
     keep_empty: bool = True,
     automatic_split: bool = False,
     crowds_as_instances: bool = False,
+    score_floor: float = 0.0,
 ) -> tuple[Dataset, LabelSpace]:
     """One split of a data set and its classes; see this package's docstring for the columns.
 
@@ -35,13 +36,18 @@ def load_data(
         always); an error for other data, which says so itself.
     keep_empty: keep images without any segment. False gives the authors' selection, and their steps an epoch.
     crowds_as_instances: ignore `iscrowd` of COCO instances; CVAT sets it on every mask that it exports.
+    score_floor: of what `eomt predict` wrote, segments that score less are not learned.
     automatic_split: where the data names no split, or only train, hold a tenth of it out as "val" (hold_out.py).
 
     Raises:
         ValueError: with file and id, for malformed annotations; for an empty data set, or a task that the data has no
             ground truth for.
     """
+    if not str(path):
+        raise ValueError("the path of the data is empty; the current folder is '.'")
     path = Path(path)
+    if path.is_file() and path.suffix.lower() in (".json", *IMAGE_SUFFIXES):
+        raise ValueError(f"{path} is one file of a data set; give the folder that holds the images and their labels")
     if split not in SPLIT_NAMES:
         raise ValueError(f"there is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}")
     dataset = detect_format(path, task) if dataset == "auto" else dataset
@@ -56,7 +62,8 @@ def load_data(
         )
     if class_names:
         class_names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
-    options = ReadOptions(label_space, class_names or None, tuple(ignore_ids), keep_empty, crowds_as_instances)
+    names, ignored = class_names or None, tuple(ignore_ids)
+    options = ReadOptions(label_space, names, ignored, keep_empty, crowds_as_instances, score_floor)
     if split == "test" and dataset in ("ade20k", "cityscapes"):
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
     held_out = automatic_split and split != "test" and named_splits(path, dataset, task) in UNSPLIT
@@ -83,7 +90,7 @@ def splits_of(path: str | Path, dataset: str, task: str) -> list[str]:
 
 def _require_segments(table: Dataset, rows: Rows) -> None:
     """`ValueError` for data that there is nothing to learn from; label images are not read for that."""
-    if rows.layout not in ("panoptic", "instance"):
+    if rows.layout not in ("panoptic", "instance", "panoptic_as_instance"):
         return
     crowds = [segment["iscrowd"] for segments in table["segments"] for segment in segments]
     if not crowds:

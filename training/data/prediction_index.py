@@ -28,6 +28,7 @@ class PredictionIndex:
         if any(not is_id(e.get("id")) or not isinstance(e.get("name"), str) for e in categories):
             raise ValueError(f"{self.source}: every category needs an integer id and a name; predict again")
         self.categories = {e["id"]: e["name"] for e in categories}
+        self.things = {e["id"]: bool(e.get("isthing", 1)) for e in categories}
 
     @classmethod
     def find(cls, tree: Tree) -> "PredictionIndex | None":

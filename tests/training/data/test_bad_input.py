@@ -84,7 +84,7 @@ def test_a_damaged_archive_and_a_member_outside_of_it(tmp_path):
     ("options", "message"),
     [
         ({"task": "semantic", "split": "all"}, "there is no split 'all'"),
-        ({"task": "semantic", "dataset": "voc"}, "there is no data set format 'voc'"),
+        ({"task": "semantic", "dataset": "lvis"}, "there is no data set format 'lvis'"),
         ({"task": "instance", "dataset": "folder"}, "folder data has ground truth for semantic, not for 'instance'"),
     ],
 )

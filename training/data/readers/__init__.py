@@ -8,8 +8,11 @@ from ..files import Tree
 from .ade20k import is_ade20k, read_ade20k
 from .cityscapes import is_cityscapes, read_cityscapes
 from .coco import read_coco
-from .folder import read_folder
+from .coco_layout import has_annotations
+from .folder import has_label_images, read_folder
 from .options import ReadOptions, UnknownClass
+from .predicted import is_predicted, read_predicted
+from .voc import is_voc, read_voc
 from .yolo import is_yolo, read_yolo
 
 __all__ = ["READERS", "ReadOptions", "Reader", "UnknownClass", "detect_format"]
@@ -22,11 +25,13 @@ class Reader(NamedTuple):
 
 
 READERS = {
-    "coco": Reader(read_coco, ("panoptic", "instance")),
+    "coco": Reader(read_coco, ("panoptic", "instance", "semantic")),
     "ade20k": Reader(read_ade20k, ("panoptic", "semantic")),
     "cityscapes": Reader(read_cityscapes, ("semantic",)),
     "yolo": Reader(read_yolo, ("instance",)),
+    "voc": Reader(read_voc, ("semantic",)),
     "folder": Reader(read_folder, ("semantic",)),
+    "predicted": Reader(read_predicted, ("panoptic", "instance", "semantic")),
 }
 
 
@@ -37,9 +42,15 @@ def detect_format(path: Path, task: str) -> str:
         return "cityscapes"
     if is_ade20k(path):
         return "ade20k"
+    if is_predicted(tree):
+        return "predicted"
     if task == "semantic":
+        if is_voc(tree):
+            return "voc"
         names = (PurePosixPath(name).name for name in tree.names)
-        return "coco" if any(name.startswith("panoptic_") and name.endswith(".json") for name in names) else "folder"
+        if any(name.startswith("panoptic_") and name.endswith(".json") for name in names):
+            return "coco"
+        return "coco" if has_annotations(tree) and not has_label_images(tree) else "folder"
     if task == "instance" and is_yolo(tree):
         return "yolo"
     return "coco"

@@ -17,13 +17,15 @@ from ..rows import Rows, is_id, is_number, segment
 from .coco_layout import Finder, annotation_file, png_tree, search_trees
 from .options import ReadOptions
 
+BACKGROUND = "background"
+
 logger = logging.get_logger(__name__)
 
 
 def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
     """Rows and label space of one split."""
-    trees = search_trees(path, task, split)
-    tree, name = annotation_file(trees, task, split, path)
+    trees = search_trees(path, split)
+    kind, tree, name = annotation_file(trees, task, split, path)
     data, source = tree.json(name), f"{tree}/{name}"
     for key in ("images", "annotations", "categories"):
         entries = data.get(key) if isinstance(data, dict) else None
@@ -32,21 +34,26 @@ def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
         wrong = next((i for i, entry in enumerate(entries) if not isinstance(entry, dict)), None)
         if wrong is not None:
             raise ValueError(f"{source}: entry {wrong} of {key!r} is not an object")
-    space = options.match(_json_space(data, task, source), path)
-    rows = Rows(source, "panoptic" if task == "panoptic" else "instance")
+    own, left_out = _json_space(data, kind, task, source)
+    space = options.match(own, path)
+    rows = Rows(source, task if kind == task else f"{kind}_as_{task}")
     images = _images(data["images"], rows, source)
     finder = Finder(
         trees, prefer=SPLIT_NAMES[split], avoid=PurePosixPath(name).stem, near=str(PurePosixPath(name).parent)
     )
-    if task == "panoptic":
-        _panoptic(data, images, space, rows, finder, png_tree(tree, name), source, options.keep_empty)
+    if kind == "panoptic":
+        _panoptic(data, images, space, left_out, rows, finder, png_tree(tree, name), source, options.keep_empty)
     else:
         _instance(data, images, space, rows, finder, source, options.keep_empty, options.crowds_as_instances)
     return rows, space
 
 
-def _json_space(data: dict, task: str, source: str) -> LabelSpace:
-    """The label space of the json's categories, ascending by id; the packaged one where it is the same."""
+def _json_space(data: dict, kind: str, task: str, source: str) -> tuple[LabelSpace, set[int]]:
+    """The label space of the json's categories, ascending by id; the packaged one where it is the same. And the
+    categories that the task leaves out: stuff, for instances.
+
+    A semantic model from instance annotations learns one class more, the background, where no object is.
+    """
     categories = {}
     for category in data["categories"]:
         if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
@@ -56,24 +63,33 @@ def _json_space(data: dict, task: str, source: str) -> LabelSpace:
         if category["id"] in categories:
             raise ValueError(f"{source}: category id {category['id']} is there twice")
         categories[category["id"]] = category
-        if task == "panoptic" and category.get("isthing") not in (0, 1):
+        if kind == "panoptic" and task != "semantic" and category.get("isthing") not in (0, 1):
             given = "has no isthing" if "isthing" not in category else f"has isthing {category['isthing']!r}"
             raise ValueError(f"{source}: category {category['name']!r} {given}; give 1 for a thing, 0 for stuff")
     supers = [c.get("supercategory") for c in categories.values()]
     used = {a["category_id"] for a in data["annotations"] if is_id(a.get("category_id"))}
-    if task != "panoptic" and 0 in categories and 0 not in used and categories[0]["name"] in supers:
+    if kind != "panoptic" and 0 in categories and 0 not in used and categories[0]["name"] in supers:
         del categories[0]  # Roboflow's export lists the data set itself as category 0
     if not categories:
         raise ValueError(f"{source}: it has no categories")
-    ids = sorted(categories)
+    left_out = set()
+    if kind == "panoptic" and task == "instance":
+        left_out = {i for i, category in categories.items() if not category["isthing"]}
+    if kind == "instance" and task == "semantic" and BACKGROUND not in {c["name"] for c in categories.values()}:
+        free = 0 if 0 not in categories else max(categories) + 1
+        categories[free] = {"name": BACKGROUND}
+    ids = sorted(i for i in categories if i not in left_out)
+    if not ids:
+        raise ValueError(f"{source}: it has no category that is a thing")
     names = tuple(str(categories[i]["name"]) for i in ids)
     stuff = ()
     if task == "panoptic":
         stuff = tuple(label for label, i in enumerate(ids) if not categories[i]["isthing"])
-    official = label_space(f"coco_{task}")
-    if tuple(ids) == official.dataset_ids and names == official.names:
-        return official
-    return LabelSpace(source, names, stuff, tuple(ids))
+    if task != "semantic":
+        official = label_space(f"coco_{task}")
+        if tuple(ids) == official.dataset_ids and names == official.names:
+            return official, left_out
+    return LabelSpace(source, names, stuff, tuple(ids)), left_out
 
 
 def _images(entries: list, rows: Rows, source: str) -> dict[int, dict]:
@@ -88,7 +104,7 @@ def _images(entries: list, rows: Rows, source: str) -> dict[int, dict]:
     return images
 
 
-def _panoptic(data, images, space, rows, finder, pngs: Tree, source: str, keep_empty: bool) -> None:
+def _panoptic(data, images, space, left_out, rows, finder, pngs: Tree, source: str, keep_empty: bool) -> None:
     known = set(pngs.names)
     annotations: dict[int, dict] = {}
     for annotation in data["annotations"]:
@@ -113,6 +129,8 @@ def _panoptic(data, images, space, rows, finder, pngs: Tree, source: str, keep_e
                 rows.problem(where, f"segment id {info.get('id')!r} is not an integer in 1 … 16777215")
             elif info["id"] in seen:
                 rows.problem(where, f"segment id {info['id']} is there twice")
+            elif is_id(info.get("category_id")) and info["category_id"] in left_out:
+                seen.add(info["id"])
             elif not is_id(info.get("category_id")) or info["category_id"] not in space.dataset_id_to_label:
                 rows.problem(
                     where, f"segment {info['id']}: category {info.get('category_id')!r} is not in the categories"

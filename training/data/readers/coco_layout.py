@@ -7,24 +7,38 @@ for beside the json, in a folder of the split, then anywhere, and panoptic pngs 
 from pathlib import Path, PurePosixPath
 
 from ..files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions, safe_name
-from ..nested_zip import unpacked
+
+KINDS = {
+    "panoptic": ("panoptic",),
+    "instance": ("instance", "panoptic"),
+    "semantic": ("panoptic", "instance"),
+}
+"""Task → the kinds of annotations that serve it, the best first."""
 
 
-def search_trees(path: Path, task: str, split: str) -> list[Tree]:
+def search_trees(path: Path, split: str) -> list[Tree]:
     """Everything to look in: the folder, then the official archives beside each other in it."""
     trees = [Tree(path)]
     if path.is_dir():
-        kind = "panoptic_annotations" if task == "panoptic" else "annotations"
-        wanted = [f"{kind}_trainval2017.zip", *(f"{name}2017.zip" for name in SPLIT_NAMES[split])]
-        trees += [Tree(path / zipped) for zipped in wanted if (path / zipped).is_file()]
+        names = ["panoptic_annotations_trainval", "annotations_trainval", *SPLIT_NAMES[split]]
+        zips = [path / f"{name}2017.zip" for name in names]
+        trees += [Tree(zipped) for zipped in zips if zipped.is_file()]
     return trees
 
 
-def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tuple[Tree, str]:
-    """The json of this task and split. One that names no split serves both: the user has not split the data."""
-    found = [
-        (tree, name) for tree in trees for name in tree.names if name.endswith(".json") and is_task(tree, name, task)
-    ]
+def has_annotations(tree: Tree) -> bool:
+    """Whether a json of the tree holds COCO annotations of any kind."""
+    names = (name for name in tree.names if name.endswith(".json") and PurePosixPath(name).name != "classes.json")
+    return any(is_kind(tree, name, kind) for name in names for kind in ("panoptic", "instance"))
+
+
+def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tuple[str, Tree, str]:
+    """The kind and the json of this task and split. A json that names no split serves both."""
+    files = [(tree, name) for tree in trees for name in tree.names if name.endswith(".json")]
+    for kind in KINDS[task]:
+        found = [(tree, name) for tree, name in files if is_kind(tree, name, kind)]
+        if found:
+            break
     other = {s for names in SPLIT_NAMES.values() for s in names} - {*SPLIT_NAMES[split]}
     for words in SPLIT_NAMES[split]:
         named = [pair for pair in found if mentions(pair[1], words)]
@@ -33,14 +47,12 @@ def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tup
                 f"{path}: {len(named)} {task} annotation files for {split!r}: {named[0][1]}, {named[1][1]}; keep one"
             )
         if named:
-            return named[0]
+            return kind, *named[0]
     neutral = [pair for pair in found if not any(mentions(pair[1], word) for word in other)]
     if len(neutral) == 1:
-        return neutral[0]
-    for tree in trees:
-        for name in tree.names:
-            if name.endswith(".json"):
-                tree.json(name)  # one that is no JSON is the likelier reason
+        return kind, *neutral[0]
+    for tree, name in files:
+        tree.json(name)  # one that is no JSON is the likelier reason
     have = ", ".join(name for _, name in found) or "none"
     hint = "; for data of another kind give --task instance or --task semantic" if task == "panoptic" else ""
     raise ValueError(
@@ -48,8 +60,8 @@ def annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tup
     )
 
 
-def is_task(tree: Tree, name: str, task: str) -> bool:
-    """Whether a json is COCO's of this task, by name where it is official, else by a look at its first bytes.
+def is_kind(tree: Tree, name: str, kind: str) -> bool:
+    """Whether a json is COCO's of this kind, by name where it is official, else by a look at its first bytes.
 
     Panoptic annotations hold `segments_info`; instance ones `segmentation`. Captions and key points are neither.
     """
@@ -57,11 +69,11 @@ def is_task(tree: Tree, name: str, task: str) -> bool:
     if stem.startswith(
         ("instances_", "panoptic_train", "panoptic_val", "captions_", "person_keypoints_", "image_info_")
     ):
-        return stem.startswith("panoptic_" if task == "panoptic" else "instances_")
+        return stem.startswith("panoptic_" if kind == "panoptic" else "instances_")
     text = tree.read(name)
     if b'"images"' not in text or b'"annotations"' not in text:
         return False
-    return (b'"segments_info"' in text) == (task == "panoptic")
+    return (b'"segments_info"' in text) == (kind == "panoptic")
 
 
 class Finder:
@@ -77,7 +89,9 @@ class Finder:
                     self.by_name.setdefault(file, []).append((tree, name))
 
     def __call__(self, file_name: str, source: str) -> str:
-        name = safe_name(file_name, source)
+        path = PurePosixPath(file_name.replace("\\", "/"))
+        # of a server's path, as Label Studio writes it, the last part is looked for
+        name = path.name if path.is_absolute() else safe_name(file_name, source)
         found = [(t, n) for t, n in self.by_name.get(PurePosixPath(name).name, ()) if f"/{n}".endswith(f"/{name}")]
         if len(found) > 1:
             beside = str(PurePosixPath(self.near) / name)
@@ -95,6 +109,8 @@ def png_tree(tree: Tree, name: str) -> Tree:
     stem, parent = PurePosixPath(name).stem, PurePosixPath(name).parent
     folder, zipped = str(parent / stem), str(parent / f"{stem}.zip")
     if zipped in tree.names and not any(n.startswith(f"{folder}/") for n in tree.names):
-        inner = Tree(unpacked(tree, zipped))
+        if tree.is_archive:
+            raise ValueError(f"{tree.root}: {zipped} is a zip inside a zip; unpack {tree.root} in its folder")
+        inner = Tree(tree.locate(zipped))
         return inner.below(stem) if any(n.startswith(f"{stem}/") for n in inner.names) else inner
     return tree.below(folder)

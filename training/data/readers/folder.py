@@ -1,22 +1,23 @@
 """Semantic own data: images and label pngs in folders (pairs.py).
 
 Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}; other values are ignored),
-`class_dict.csv` (name,r,g,b) where the pngs show classes as colors, else every value found in the pngs. Unlabeled are
-the values 255 and 65535, and a color that is called void.
+`class_dict.csv` (name,r,g,b) where the pngs show classes as colors, else every value found in the pngs. Masks of
+0 and 255 only are binary: 255 is the foreground. Else the values 255 and 65535, and a color that is called void, are
+unlabeled.
 """
 
 import csv
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
 from ....configuration.labels import IGNORE_INDEX, LabelSpace
-from ..files import Tree
+from ..files import SPLIT_NAMES, Tree
 from ..images import distinct_values, read_classes
 from ..rows import Rows
 from .options import ReadOptions
-from .pairs import image_ids, numbered_classes, pairs
+from .pairs import LABEL_SUFFIXES, image_ids, numbered_classes, pairs
 
 LARGEST_VALUE = 65535  # of 16 bits: what 255 is for 8
 
@@ -26,7 +27,7 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
     tree = Tree(path)
     colors = class_colors(tree)
     rows = Rows(str(path), "semantic_colors" if colors else "semantic")
-    found = pairs(tree, split, ".png", rows)
+    found = pairs(tree, split, LABEL_SUFFIXES, rows)
     annotations = [name for name in tree.names if name.endswith(".json") and name != "classes.json"]
     if annotations and not found:
         raise ValueError(
@@ -40,20 +41,18 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
         else:
             rows.add(image_id[image], image, tree.locate(image), tree.locate(label))
     names = colors or options.class_names or _classes_file(tree) or options.known_names
+    binary = names is not None and set(names) == {0, IGNORE_INDEX}
     if names is None:  # the values of the training split name the classes, for validation too
-        source = pairs(tree, "train", ".png") or found
+        source = pairs(tree, "train", LABEL_SUFFIXES) or found
         values = set()
         for _, label in tqdm(source, desc="classes in the label pngs", leave=False, disable=len(source) < 200):
             if label:
                 values.update(distinct_values(read_classes(tree.locate(label), label)))
-        if values - {*options.ignore_ids} == {0, IGNORE_INDEX}:
-            raise ValueError(
-                f"{path}: the label pngs hold 0 and 255 only, and 255 means unlabeled; write 1 instead of 255"
-            )
+        binary = values - {*options.ignore_ids, LARGEST_VALUE} == {0, IGNORE_INDEX}  # 255 is the foreground then
         names = {value: f"class_{value}" for value in sorted(values)}
     unlabeled = [color for color, name in colors.items() if name.lower() == "void"] if colors else [LARGEST_VALUE]
     ignored = (*options.ignore_ids, *unlabeled)
-    ids = sorted(i for i in names if i not in ignored and (colors or i != IGNORE_INDEX))
+    ids = sorted(i for i in names if i not in ignored and (colors or binary or i != IGNORE_INDEX))
     if not ids and not rows.problems:
         raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
     names = tuple(names[i] for i in ids) or ("none",)
@@ -61,9 +60,17 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
     return rows, options.match(space, path)
 
 
+def has_label_images(tree: Tree) -> bool:
+    return any(label for split in SPLIT_NAMES for _, label in pairs(tree, split, LABEL_SUFFIXES))
+
+
 def _classes_file(tree: Tree) -> dict[int, str] | None:
     if "classes.json" in tree.names:
         return numbered_classes(tree.json("classes.json"), f"{tree}/classes.json")
+    csv_file = next((name for name in tree.names if PurePosixPath(name).name == "_classes.csv"), None)
+    if csv_file:  # Roboflow's: "Pixel Value, Class"
+        lines = list(csv.reader(tree.text(csv_file).splitlines()))[1:]
+        return numbered_classes({line[0]: line[1].strip() for line in lines if len(line) == 2}, f"{tree}/{csv_file}")
     if "classes.txt" in tree.names:
         lines = tree.text("classes.txt").splitlines()
         return {i: line.strip() for i, line in enumerate(lines) if line.strip()}

@@ -40,6 +40,9 @@ class ReadOptions:
     crowds_as_instances: bool = False
     "Whether `iscrowd` is ignored (COCO instances): CVAT sets it on every mask that it exports."
 
+    score_floor: float = 0.0
+    "Predictions read as data: segments that score less are not learned."
+
     @property
     def known_names(self) -> dict[int, str] | None:
         """The wanted label space's pixel value → class, where it knows its data set's values."""
@@ -50,4 +53,7 @@ class ReadOptions:
 
     def match(self, space: LabelSpace, source) -> LabelSpace:
         """The data's label space, or the wanted one with the data's ids."""
+        twice = [name for name in space.names if space.names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{source}: two classes are called {twice[0]!r}; give each a name of its own")
         return space if self.label_space is None else check_names(space, self.label_space, str(source))

@@ -3,8 +3,10 @@
     {train,val}/images/a.jpg   {train,val}/labels/a.png            or   images/{train,val}/…   labels/{train,val}/…
     images/a.jpg               labels/a.png                        no split: each is all of it (hold_out.py splits)
 
-Image folders may also be called `image`, `imgs` or `img`, label folders `label`, `annotations` or `masks`. A label's
-name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its image's does not: `masks/a_mask.png`.
+Image folders may also be called `image`, `imgs` or `img`, label folders `label`, `annotations`, `masks`, `gt`,
+`ground_truth` or `targets`. Roboflow's label images lie beside their images: `train/a_mask.png`, `train/a.jpg`.
+A label's name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its image's does not:
+`masks/a_mask.png`.
 """
 
 import re
@@ -17,12 +19,16 @@ from ..rows import Rows, is_id
 
 logger = logging.get_logger(__name__)
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img")
-LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "masks", "mask")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+LABEL_FOLDERS = (
+    "labels", "label", "annotations", "annotation", "masks", "mask", "gt", "ground_truth", "groundtruth", "targets",
+    "target", "segmentationclass",
+)  # fmt: skip
+LABEL_SUFFIXES = (".png", ".tif", ".tiff")  # of label images: formats that keep values exactly
 LABEL_ENDING = re.compile(r"[_-](masks?|labels?|gt)$", re.IGNORECASE)
 
 
-def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list[tuple[str, str | None]]:
+def pairs(tree: Tree, split: str, suffixes: tuple[str, ...], rows: Rows | None = None) -> list[tuple[str, str | None]]:
     """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
 
     Reported to `rows` as problems: images that differ in their suffix only and would share a label, two labels of one
@@ -32,17 +38,28 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
     others: list[tuple[tuple, str]] = []
     labels: dict[tuple, str] = {}
     twice: list[tuple[tuple, str]] = []
+    unread: list[str] = []  # images of a format that is not read
+    inexact: list[str] = []  # label images of a format that changes values
+    beside = _masks_beside(tree)
     for name in tree.names:
         path = PurePosixPath(name)
         parts = [part.lower() for part in path.parts]
         role = next((i for i, part in enumerate(parts[:-1]) if part in (*IMAGE_FOLDERS, *LABEL_FOLDERS)), None)
+        if role is None and beside and (name in beside or path.suffix.lower() in IMAGE_SUFFIXES):
+            stem = LABEL_ENDING.sub("", path.stem) if name in beside else path.stem
+            (labels if name in beside else images).setdefault((*path.parts[:-1], stem), name)
+            continue
         if role is None:
             continue
         key = (*path.parts[:role], *path.parts[role + 1 : -1], path.stem)
         if parts[role] in IMAGE_FOLDERS:
             if path.suffix.lower() in IMAGE_SUFFIXES and images.setdefault(key, name) != name:
                 others.append((key, name))
-        elif path.suffix.lower() == suffix and labels.setdefault(key, name) != name:
+            if path.suffix.lower() in (".heic", ".heif"):
+                unread.append(name)
+        elif path.suffix.lower() in (".jpg", ".jpeg"):
+            inexact.append(name)
+        elif path.suffix.lower() in suffixes and labels.setdefault(key, name) != name:
             twice.append((key, name))
     for key in [key for key in labels if key not in images and LABEL_ENDING.search(key[-1])]:
         plain = (*key[:-1], LABEL_ENDING.sub("", key[-1]))
@@ -62,6 +79,10 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
     if rows is None:
         return found
 
+    if unread:
+        logger.warning_once(f"{tree}: {len(unread)} HEIC images are skipped, such as {unread[0]}; convert them to JPEG")
+    if inexact and ".png" in suffixes and not any(label for _, label in found):
+        rows.problem(inexact[0], "a JPEG changes the values of labels; save label images as png")
     for key, name in others:
         if key in images:
             rows.problem(name, f"{images[key]} has the same name but for the suffix; rename or remove one of the two")
@@ -74,6 +95,16 @@ def pairs(tree: Tree, split: str, suffix: str, rows: Rows | None = None) -> list
         skipped = f"{len(unused)} label files have no image of their name and are skipped"
         logger.warning_once(f"{tree}: {skipped}, such as {min(unused)}")
     return found
+
+
+def _masks_beside(tree: Tree) -> set[str]:
+    """Label images `a_mask.png` in the folder of their image `a.jpg`, where no folder says which are which."""
+    folders = {part.lower() for name in tree.names for part in PurePosixPath(name).parts[:-1]}
+    if folders & {*IMAGE_FOLDERS, *LABEL_FOLDERS}:
+        return set()
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in tree.names}
+    masks = (name for name in tree.names if name.endswith(".png") and LABEL_ENDING.search(PurePosixPath(name).stem))
+    return {name for name in masks if LABEL_ENDING.sub("", str(PurePosixPath(name).with_suffix(""))) in stems}
 
 
 def image_ids(images: list[str]) -> dict[str, str]:

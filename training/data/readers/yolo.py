@@ -26,7 +26,7 @@ def read_yolo(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
     tree = Tree(path)
     rows = Rows(str(path), "instance")
     space = options.match(_yolo_space(tree), path)
-    found = pairs(tree, split, ".txt", rows)
+    found = pairs(tree, split, (".txt",), rows)
     image_id = image_ids([image for image, _ in found])
     for image, label in found:
         segments = []

@@ -20,7 +20,8 @@ IMAGES = {"val2017/000000000010.jpg": picture(10), "val2017/000000000009.jpg": p
 
 
 def official_zips(root):
-    panoptic = {"annotations/panoptic_val2017.json": panoptic_json(), "annotations/panoptic_val2017.zip": zipped(PNGS)}
+    pngs = {f"annotations/{name}": content for name, content in PNGS.items()}
+    panoptic = {"annotations/panoptic_val2017.json": panoptic_json(), **pngs}
     instance = {
         "annotations/instances_val2017.json": instance_json(),
         "annotations/captions_val2017.json": {"images": [], "annotations": []},
@@ -106,15 +107,65 @@ def test_instance(tmp_path, layout):
     assert train[1]["class_labels"].dtype == torch.int64
 
 
-def test_the_inner_archive_is_copied_once_and_again_when_the_outer_changes(tmp_path):
-    root = official_zips(tmp_path / "data")
-    load_data(root, task="panoptic", split="val")
-    load_data(root, task="panoptic", split="val")
-    assert len(list((tmp_path / "cache/eomt").iterdir())) == 1
-    archive = root / "panoptic_annotations_trainval2017.zip"
-    archive.write_bytes(archive.read_bytes())
-    load_data(root, task="panoptic", split="val")
-    assert len(list((tmp_path / "cache/eomt").iterdir())) == 2
+def test_a_zip_inside_a_zip_is_to_be_unpacked(tmp_path):
+    files = {"annotations/panoptic_val2017.json": panoptic_json(), "annotations/panoptic_val2017.zip": zipped(PNGS)}
+    archives = {"val2017.zip": zipped(IMAGES), "panoptic_annotations_trainval2017.zip": zipped(files)}
+    with pytest.raises(ValueError, match=r"panoptic_val2017\.zip"):
+        load_data(write(tmp_path, archives), task="panoptic", split="val")
+
+
+@pytest.mark.parametrize("only", ["panoptic", "instance"])
+def test_a_semantic_model_on_coco_annotations(tmp_path, only):
+    """Panoptic segments keep their class; of instances, the smaller lies above, and the rest is background."""
+    root = extracted(tmp_path)
+    for json_file in (root / "annotations").glob("*.json"):
+        if not json_file.name.startswith(only):
+            json_file.unlink()
+    dataset, space = load_data(root, task="semantic", split="val")
+    sample = dataset.with_transform(EvaluationTransform(space, task="semantic"))[1]
+    if only == "panoptic":
+        assert space.names == ("person", "dog", "flower")
+        expected = np.select([panoptic_ids() == i for i in (5, 70000, 300)], [0, 1, 2], 255)
+    else:
+        assert space.names == ("background", "person", "dog")
+        expected = np.zeros(SIZE, int)
+        expected[2:6, 2:8] = 2
+        expected[:, :2] = 1
+        expected[-5:, -1] = 1
+    assert np.array_equal(sample["reference"], expected)
+    train = dataset.with_transform(TrainTransform(space, task="semantic", size=SIZE, augment=False))[1]
+    assert train["class_labels"].tolist() == [0, 1, 2]
+    assert np.array_equal(train["mask_labels"].numpy(), [expected == label for label in range(3)])
+
+
+def test_an_instance_model_on_panoptic_annotations(tmp_path):
+    root = extracted(tmp_path)
+    (root / "annotations/instances_val2017.json").unlink()
+    dataset, space = load_data(root, task="instance", split="val")
+    assert space.names == ("person", "dog")
+    evaluation = dataset.with_transform(EvaluationTransform(space, task="instance"))
+    nothing, found = evaluation[0]["reference"], evaluation[1]["reference"]
+    assert nothing["masks"] == []
+    masks = coco_mask.decode(found["masks"]).transpose(2, 0, 1)
+    assert np.array_equal(masks, [panoptic_ids() == 5, panoptic_ids() == 70000])
+    assert found["labels"].tolist() == [0, 1]
+    assert found["iscrowd"].tolist() == [1, 0]
+
+
+def test_names_as_label_studio_writes_them(tmp_path):
+    data = instance_json()
+    for entry in data["images"]:
+        entry["file_name"] = f"/label-studio/data/upload/3/{entry['file_name']}"
+    files = {f"images/{name.rpartition('/')[2]}": content for name, content in IMAGES.items()}
+    assert len(load_data(write(tmp_path, files | {"result.json": data}), task="instance")[0]) == 2
+
+
+def test_two_classes_of_one_name_are_an_error(tmp_path):
+    data = instance_json()
+    data["categories"][0]["name"] = "person"
+    root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
+    with pytest.raises(ValueError, match="'person'"):
+        load_data(root, task="instance", split="val")
 
 
 def test_images_without_segments_can_be_left_out(tmp_path):
@@ -183,7 +234,7 @@ def test_a_models_classes_are_matched_by_name(tmp_path):
         (lambda d: d["annotations"][0]["segments_info"][1].update(id=0), "segment id 0 is not an integer in 1"),
         (lambda d: d["annotations"][0].update(file_name="../../etc/passwd"), "'../../etc/passwd' is empty or leaves"),
         (lambda d: d["annotations"][0].update(file_name="no.png"), r"image 10 .*its png 'no.png' is not below"),
-        (lambda d: d["images"][0].update(file_name="/etc/passwd"), "'/etc/passwd' is empty or leaves"),
+        (lambda d: d["images"][0].update(file_name="/etc/passwd"), "image '/etc/passwd' is not below"),
         (lambda d: d["images"][0].update(file_name="gone.jpg"), "image 'gone.jpg' is not below"),
         (lambda d: d["images"][0].update(id=9), "image id 9 is there twice"),
         (lambda d: d["categories"][0].update(id=1), "category id 1 is there twice"),

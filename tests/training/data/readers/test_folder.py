@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.testing_utils import CaptureLogger
 
@@ -14,7 +15,7 @@ from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.data.decode import decode
 from eomt.training.data.readers import pairs
 
-from ..synthetic import SIZE, instance_json, picture, png, write, zipped
+from ..synthetic import SIZE, picture, png, write, zipped
 
 
 def labels() -> np.ndarray:
@@ -241,20 +242,100 @@ def test_labels_named_after_their_images_with_an_ending(tmp_path):
         load_data(tmp_path, task="semantic", ignore_ids=(9,))
 
 
-def test_binary_masks_of_0_and_255_are_refused(tmp_path):
-    """Many tools write 255 for the foreground; here it means unlabeled."""
+def test_masks_of_0_and_255_are_binary(tmp_path):
+    """Many tools write 255 for the foreground."""
     mask = np.zeros(SIZE, int)
     mask[2:5] = 255
     root = write(tmp_path, {"images/a.png": picture(), "masks/a.png": png(mask)})
-    with pytest.raises(ValueError, match=r"hold 0 and 255 only.*write 1 instead of 255"):
-        load_data(root, task="semantic")
+    dataset, space = load_data(root, task="semantic")
+    assert space.dataset_ids == (0, 255)
+    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
+    assert np.array_equal(reference, mask // 255)
     assert load_data(root, task="semantic", ignore_ids=(255,))[1].names == ("class_0",)
+    assert load_data(root, task="semantic", label_space=space)[1].dataset_ids == (0, 255), "a model of these classes"
 
 
-def test_coco_annotations_are_not_for_semantic_segmentation(tmp_path):
-    root = write(tmp_path, {"train/a.jpg": picture(), "train/_annotations.coco.json": instance_json()})
-    with pytest.raises(ValueError, match=r"if train/_annotations\.coco\.json holds COCO annotations, the task is"):
+@pytest.mark.parametrize("folder", ["gt", "ground_truth", "targets", "SegmentationClass"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_names_and_formats_of_label_images(tmp_path, folder, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(labels().astype(np.uint8)).save(buffer, kind)
+    label = f"{folder}/a.{'png' if kind == 'PNG' else 'tif'}"
+    root = write(tmp_path, {"images/a.jpg": picture(), label: buffer.getvalue()})
+    dataset, space = load_data(root, task="semantic", ignore_ids=(9,))
+    assert space.dataset_ids == (0, 3)
+    assert np.array_equal(decode(dataset[0], space).ids == 1, labels() == 3)
+
+
+def test_label_images_in_jpeg_are_refused_with_the_reason(tmp_path):
+    root = write(tmp_path, {"images/a.jpg": picture(), "labels/a.jpg": picture()})
+    with pytest.raises(ValueError, match=r"labels/a\.jpg"):
         load_data(root, task="semantic")
+
+
+def test_roboflow_label_images_lie_beside_their_images(tmp_path):
+    files = {"_classes.csv": "Pixel Value, Class\n0, sky\n3, road\n"}
+    for split in ("train", "valid"):
+        files |= {f"{split}/a_jpg.rf.1.jpg": picture(), f"{split}/a_jpg.rf.1_mask.png": png(labels())}
+    root = write(tmp_path, files)
+    for split, folder in (("train", "train"), ("val", "valid")):
+        dataset, space = load_data(root, task="semantic", split=split, ignore_ids=(9,))
+        assert space.names == ("sky", "road")
+        assert dataset["file_name"][:] == [f"{folder}/a_jpg.rf.1.jpg"]
+
+
+def test_heic_images_are_named(tmp_path):
+    root = write(tmp_path, {"images/a.jpg": picture(), "labels/a.png": png(labels()), "images/b.heic": b""})
+    with CaptureLogger(pairs.logger) as captured:
+        assert len(load_data(root, task="semantic")[0]) == 1
+    assert "b.heic" in captured.out
+
+
+@pytest.mark.parametrize("path", ["images/a.jpg", "classes.json", ""])
+def test_what_is_no_folder_of_data_is_refused(tmp_path, path):
+    root = write(tmp_path, {"images/a.jpg": picture(), "labels/a.png": png(labels()), "classes.json": ["a"]})
+    with pytest.raises(ValueError, match="folder"):
+        load_data(path and root / path, task="semantic")
+
+
+def palette_png(values: np.ndarray) -> bytes:
+    image = Image.fromarray(values.astype(np.uint8), "P")
+    image.putpalette([i * 37 % 256 for i in range(768)])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_voc(tmp_path):
+    """The official folders: a palette's indices are the classes, 255 is unlabeled."""
+    files = {f"VOC2012/JPEGImages/{name}.jpg": picture() for name in "abc"}
+    values = np.where(labels() == 9, 20, labels())
+    files |= {f"VOC2012/SegmentationClass/{name}.png": palette_png(values) for name in "ab"}
+    lists = {"train": "a\n", "val": "b\n", "trainval": "a\nb\n"}
+    files |= {f"VOC2012/ImageSets/Segmentation/{name}.txt": text for name, text in lists.items()}
+    root = write(tmp_path, files)
+    for split, name in (("train", "a"), ("val", "b")):
+        dataset, space = load_data(root, task="semantic", split=split)
+        assert dataset["image_id"][:] == [name]
+        assert (space.num_labels, space.names[3], space.names[20]) == (21, "bird", "tvmonitor")
+        assert np.array_equal(decode(dataset[0], space).ids, np.where(values == 255, -1, values))
+
+
+def test_voc_as_cvat_exports_it(tmp_path):
+    """Classes are colors of `labelmap.txt`; no split is listed, so a part can be held out."""
+    colored = np.where((labels() == 3)[..., None], (250, 50, 83), 0)
+    files = {"labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:250,50,83::\n"}
+    files["ImageSets/Segmentation/default.txt"] = "\n".join(f"img/{i}" for i in range(6))
+    for i in range(6):
+        files |= {f"JPEGImages/{i}.jpg": picture(i), f"SegmentationClass/{i}.png": png(colored)}
+    root = write(tmp_path, files)
+    dataset, space = load_data(root, task="semantic")
+    assert len(dataset) == 6
+    assert space.names == ("background", "car")
+    assert np.array_equal(decode(dataset[0], space).ids, labels() == 3)
+    sizes = [len(load_data(root, task="semantic", split=s, automatic_split=True)[0]) for s in ("train", "val")]
+    assert sum(sizes) == 6
+    assert min(sizes) > 0
 
 
 def test_labels_without_an_image(tmp_path):

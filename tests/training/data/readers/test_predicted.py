@@ -1,0 +1,66 @@
+"""What `eomt predict` wrote is data: the images lie where it found them, uncertain segments are not learned."""
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from eomt.configuration.labels import LabelSpace
+from eomt.results import Results, file_state
+from eomt.training.data import EvaluationTransform, load_data
+
+from ..synthetic import SIZE, picture, write
+
+SPACE = LabelSpace("pets", ("sky", "cat"), (0,), (7, 300))
+LEFT = np.arange(SIZE[1])[None].repeat(SIZE[0], 0) < 5
+
+
+def predictions(task: str) -> dict:
+    if task == "semantic":
+        return {"segmentation": torch.from_numpy(np.where(LEFT, 1, -1))}
+    if task == "panoptic":
+        infos = [{"id": 0, "label_id": 1, "score": 0.9}, {"id": 1, "label_id": 0, "score": 0.4}]
+        return {"segmentation": torch.from_numpy(np.where(LEFT, 0, 1)), "segments_info": infos}
+    masks = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in (LEFT, ~LEFT)]
+    return {"size": SIZE, "masks": masks, "labels": torch.tensor([1, 0]), "scores": torch.tensor([0.9, 0.4])}
+
+
+def predicted(root, task: str):
+    photos = write(root / "photos", {f"{name}.jpg": picture(i) for i, name in enumerate(("a", "7"))})
+    results = Results(root / "out", task, SPACE)
+    for name in ("a", "7"):
+        file = photos / f"{name}.jpg"
+        results.write(name, file.name, predictions(task), source=file_state(file))
+    results.finish(["a", "7"])
+    return root / "out"
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_predictions_are_data(tmp_path, task):
+    dataset, space = load_data(predicted(tmp_path, task), task=task)
+    assert space.names == ("sky", "cat")
+    assert space.stuff_label_ids == ((0,) if task == "panoptic" else ())
+    assert dataset["image_id"][:] == ["a", "7"]
+    assert dataset["image"][0] == str(tmp_path / "photos/a.jpg")
+    reference = dataset.with_transform(EvaluationTransform(space, task=task))[0]["reference"]
+    if task == "semantic":
+        assert np.array_equal(reference, np.where(LEFT, 1, 255))
+    elif task == "panoptic":
+        labels = {info["id"]: info["label_id"] for info in reference["segments_info"]}
+        assert np.array_equal(np.vectorize(labels.get)(reference["segmentation"]), LEFT)
+    else:
+        assert np.array_equal(coco_mask.decode(reference["masks"]).transpose(2, 0, 1), [LEFT, ~LEFT])
+        assert reference["labels"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_segments_below_the_score_floor_are_not_learned(tmp_path, task):
+    dataset, _ = load_data(predicted(tmp_path, task), task=task, score_floor=0.5)
+    assert [segment["iscrowd"] for segment in dataset[0]["segments"]] == [0, 1]
+
+
+def test_a_floor_without_scores_and_another_task_are_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"score_floor 0\.5"):
+        load_data(predicted(tmp_path / "semantic", "semantic"), task="semantic", score_floor=0.5)
+    with pytest.raises(ValueError, match=r"panoptic\.json"):
+        load_data(predicted(tmp_path / "instance", "instance"), task="panoptic")
