@@ -121,62 +121,27 @@ _DINOV2 = {"tags": ("lvd142m",), "family": "dinov2", "patch_size": 14, "position
            "layer_scale_init": 1e-5}  # fmt: skip
 _DINOV3 = {"tags": ("lvd1689m",), "family": "dinov3", "patch_size": 16, "position_grid": None,
            "num_register_tokens": 4, "layer_norm_eps": 1e-5, "layer_scale_init": 1e-5}  # fmt: skip
+_DEIT3 = {"tags": ("fb_in22k_ft_in1k", "fb_in1k"), "family": "deit3", "patch_size": 16, "position_grid": 24,
+          "num_register_tokens": 0, "layer_norm_eps": 1e-6, "layer_scale_init": 1e-6}  # fmt: skip
+_EVA02 = {"tags": ("mim_m38m",), "family": "eva02", "patch_size": 14, "position_grid": 16, "num_register_tokens": 0,
+          "layer_norm_eps": 1e-6, "layer_scale_init": 1.0, "swiglu": True}  # fmt: skip
+
+
+def _dinov2(size: str, name: str, hub_name: str, registers: int) -> Backbone:
+    return Backbone(name=name, hub_name=hub_name, num_register_tokens=registers, **SIZES[size], **_DINOV2)
+
+
+def _dinov3(size: str) -> Backbone:
+    hub_name = f"facebook/dinov3-vit{size[0]}16-pretrain-lvd1689m"
+    return Backbone(name=f"vit_{size}_patch16_dinov3", hub_name=hub_name, **SIZES[size], **_DINOV3)
+
 
 BACKBONES: tuple[Backbone, ...] = (
-    *(
-        Backbone(
-            name=f"vit_{size}_patch14_reg4_dinov2",
-            hub_name=f"facebook/dinov2-with-registers-{size}",
-            num_register_tokens=4,
-            **SIZES[size],
-            **_DINOV2,
-        )
-        for size in SIZES
-    ),
-    *(
-        Backbone(
-            name=f"vit_{size}_patch16_dinov3",
-            hub_name=f"facebook/dinov3-vit{size[0]}16-pretrain-lvd1689m",
-            **SIZES[size],
-            **_DINOV3,
-        )
-        for size in ("small", "base", "large")
-    ),
-    Backbone(
-        name="deit3_large_patch16_384",
-        tags=("fb_in22k_ft_in1k", "fb_in1k"),
-        hub_name=None,
-        family="deit3",
-        patch_size=16,
-        position_grid=24,
-        num_register_tokens=0,
-        layer_norm_eps=1e-6,
-        layer_scale_init=1e-6,
-        **SIZES["large"],
-    ),
-    *(
-        Backbone(
-            name=f"vit_{size}_patch14_dinov2",
-            hub_name=f"facebook/dinov2-{size}",
-            num_register_tokens=0,
-            **SIZES[size],
-            **_DINOV2,
-        )
-        for size in SIZES
-    ),
-    Backbone(
-        name="eva02_large_patch14_224",
-        tags=("mim_m38m",),
-        hub_name=None,
-        family="eva02",
-        patch_size=14,
-        position_grid=16,
-        num_register_tokens=0,
-        layer_norm_eps=1e-6,
-        layer_scale_init=1.0,
-        swiglu=True,
-        **SIZES["large"],
-    ),
+    *(_dinov2(s, f"vit_{s}_patch14_reg4_dinov2", f"facebook/dinov2-with-registers-{s}", 4) for s in SIZES),
+    *(_dinov3(s) for s in ("small", "base", "large")),
+    Backbone(name="deit3_large_patch16_384", hub_name=None, **SIZES["large"], **_DEIT3),
+    *(_dinov2(s, f"vit_{s}_patch14_dinov2", f"facebook/dinov2-{s}", 0) for s in SIZES),
+    Backbone(name="eva02_large_patch14_224", hub_name=None, **SIZES["large"], **_EVA02),
 )
 
 

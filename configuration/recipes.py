@@ -223,6 +223,7 @@ def _recipe(dataset: str, task: str, size: str, image_size: int, suffix: str = "
     return Recipe(name, dataset, task, image_size=image_size, **{**common, **values})
 
 
+_DINOV3_L = {"backbone": DINOV3.format("large"), **_V3_FIRST}
 _ALL = [
     *(_recipe("coco", "panoptic", size, 640, checkpoint=None) for size in ("small", "base")),
     *(_recipe("coco", "panoptic", size, 640, "_2x") for size in ("small", "base")),
@@ -233,54 +234,30 @@ _ALL = [
     _recipe("cityscapes", "semantic", "large", 1024),
     # DINOv3. The authors' two 1280 configurations leave `img_size` out and so would run at 640; here 1280 is 1280.
     *(
-        _recipe(
-            "coco",
-            "panoptic",
-            size,
-            640,
-            "_2x_dinov3",
-            backbone=DINOV3.format(size),
-            checkpoint=f"tue-mps/coco_panoptic_eomt_{size}_640_dinov3",
-            **_V3_FIRST,
-        )
+        _recipe("coco", "panoptic", size, 640, "_2x_dinov3", backbone=DINOV3.format(size),
+                checkpoint=f"tue-mps/coco_panoptic_eomt_{size}_640_dinov3", **_V3_FIRST)
         for size in ("small", "base")
     ),
-    *(
-        _recipe("coco", "panoptic", "large", side, "_dinov3", backbone=DINOV3.format("large"), **_V3_FIRST)
-        for side in (640, 1280)
-    ),
+    *(_recipe("coco", "panoptic", "large", side, "_dinov3", **_DINOV3_L) for side in (640, 1280)),
     *(
         _recipe("coco", "instance", "large", side, "_dinov3", backbone=DINOV3.format("large"), **_V3)
         for side in (640, 1280)
     ),
-    _recipe(
-        "ade20k",
-        "semantic",
-        "large",
-        512,
-        "_dinov3",
-        backbone=DINOV3.format("large"),
-        epochs=16,
-        annealing_epochs=15.5,  # half of 31: the steps the authors printed
-        checkpoint="tue-mps/ade_semantic_eomt_large_512_dinov3",
-        # Their lr_mult=0.1 takes no effect, so with llrd=1 every parameter trains at 2e-4.
-        **{**_V3_FIRST, "llrd": 1.0, "llrd_l2_enabled": True},
-    ),
+    # Half of 31 epochs are the annealing steps that the authors printed. Their lr_mult=0.1 takes no effect, so with
+    # llrd=1 every parameter trains at 2e-4.
+    _recipe("ade20k", "semantic", "large", 512, "_dinov3", epochs=16, annealing_epochs=15.5,
+            checkpoint="tue-mps/ade_semantic_eomt_large_512_dinov3",
+            **{**_DINOV3_L, "llrd": 1.0, "llrd_l2_enabled": True}),
     # Table 2, trained as the DINOv2 ones; the authors publish neither configurations nor weights of these.
-    _recipe("coco", "panoptic", "large", 640, "_eva02", backbone="eva02_large_patch14_224.mim_m38m", checkpoint=None),
-    _recipe(
-        "coco",
-        "panoptic",
-        "large",
-        640,
-        "_deit3_in21k",
-        backbone="deit3_large_patch16_384.fb_in22k_ft_in1k",
-        checkpoint=None,
+    *(
+        _recipe("coco", "panoptic", "large", 640, suffix, backbone=backbone, checkpoint=None)
+        for suffix, backbone in (
+            ("_eva02", "eva02_large_patch14_224.mim_m38m"),
+            ("_deit3_in21k", "deit3_large_patch16_384.fb_in22k_ft_in1k"),
+            ("_deit3_in1k", "deit3_large_patch16_384.fb_in1k"),
+        )
     ),
-    _recipe(
-        "coco", "panoptic", "large", 640, "_deit3_in1k", backbone="deit3_large_patch16_384.fb_in1k", checkpoint=None
-    ),
-]
+]  # fmt: skip
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
 
