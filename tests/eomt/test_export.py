@@ -9,10 +9,10 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.engines import ONNXEngine
-from eomt.export import synthetic_image
+from eomt.export import exportable, synthetic_image
 from eomt.inference import ExportedEoMT
 from tests.modeling_eomt.ladder.test_ladder import ladder
-from tests.models import load_unmasked, save_confident
+from tests.models import load_unmasked, save_confident, tiny_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -54,6 +54,13 @@ def test_every_family(kind, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("on a synthetic image logits differ by at most") == 1
     assert "done:" in said
+
+
+@torch.no_grad()
+def test_the_two_lines_of_torch_export():
+    model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
+    program = torch.export.export(exportable(model), (torch.zeros(1, 3, 64, 64),))
+    torch.testing.assert_close(program.module()(pixels)[1], model(pixels).masks_queries_logits, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
