@@ -22,26 +22,26 @@ from eomt.auto import register
 from eomt.configuration import TASK_ROWS
 from eomt.drawing import draw_prediction, side_by_side
 from eomt.image_processing.inference import confident_instances
-from eomt.train import parse
+from eomt.training.arguments import command_arguments
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 from eomt.training.evaluation import as_reference, evaluate_model, metric_for
 from eomt.training.files import write_json
-from eomt.training.options import listed
-from eomt.training.run_setup import build_trainer, cpu_has_bf16
+from eomt.training.options import DataOptions, ModelOptions, RunOptions, StockOptions, listed
+from eomt.training.setup import build_trainer, cpu_has_bf16
 
 OURS = {  # variant → what it adds to `eomt train`'s own defaults
-    "ours": "",
-    "paper-rates": "--learning-rate 1e-4 --backbone-learning-rate 1e-4",
-    "scratch": "--backbone-weights scratch",
-    "frozen": "--freeze-backbone",
-    "lora": "--lora 16",
-    "ema": "--ema 0.98",
-    "annealed": "--masking annealed",
-    "always": "--masking always",
-    "switched-off": "--masking switched-off",
-    "never": "--masking never",
-    "pseudo-labels": "",  # and --more-data
+    "ours": {},
+    "paper-rates": {"learning_rate": 1e-4, "backbone_learning_rate": 1e-4},
+    "scratch": {"backbone_weights": "scratch"},
+    "frozen": {"freeze_backbone": True},
+    "lora": {"lora": 16},
+    "ema": {"ema": 0.98},
+    "annealed": {"masking": "annealed"},
+    "always": {"masking": "always"},
+    "switched-off": {"masking": "switched-off"},
+    "never": {"masking": "never"},
+    "pseudo-labels": {},  # and --more-data
 }
 BUILT_IN = {  # variant → (learning rate, its schedule) of the stock Trainer
     "built-in-example": (1e-5, "constant"),  # as the README of transformers' example
@@ -72,17 +72,31 @@ def load_split(options, split: str):
 
 def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict], StepTimes]:
     """`eomt train` with its defaults for own data, plus what the variant says."""
-    command = [
-        *("--data", options.data, "--task", options.task, "--output-dir", str(options.output)),
-        *("--backbone", options.backbone, "--backbone-weights", options.weights),
-        *("--image-size", str(options.image_size), "--max-steps", str(options.steps), "--seed", str(options.seed)),
-        *("--total-batch-size", str(options.batch), "--per-device-train-batch-size", str(options.batch)),
-        *("--eval-strategy", "no", "--save-strategy", "no", "--logging-steps", "10", "--disable-tqdm", "true"),
-        *("--dataloader-num-workers", "0", "--precision", options.precision, *OURS[options.variant].split()),
-    ]
-    command += ["--ignore-ids", options.ignore_ids] if options.ignore_ids else []
-    command += ["--more-data", options.more_data] if options.more_data else []
-    data, model, args, _ = parse(command)
+    added = dict(OURS[options.variant])
+    data = DataOptions(
+        data=options.data,
+        image_size=str(options.image_size),
+        ignore_ids=options.ignore_ids,
+        more_data=options.more_data,
+    )
+    model = ModelOptions(backbone=options.backbone, backbone_weights=added.pop("backbone_weights", options.weights))
+    run = RunOptions(
+        task=options.task,
+        seed=options.seed,
+        total_batch_size=options.batch,
+        per_device_train_batch_size=options.batch,
+        precision=options.precision,
+        **added,
+    )
+    stock = StockOptions(
+        output_dir=str(options.output),
+        max_steps=options.steps,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_steps=10,
+        dataloader_num_workers=0,
+    )
+    args = command_arguments(run, stock, options.variant, disable_tqdm=True)
     trainer, _ = build_trainer(data, model, args)
     times = StepTimes()
     trainer.add_callback(times)

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from . import __version__
 from .options import (
@@ -26,6 +26,7 @@ from .options import (
     Words,
     not_empty,
 )
+from .training.options import DataOptions, ModelOptions, RunOptions, StockOptions
 
 app = App(
     name="eomt",
@@ -71,12 +72,40 @@ def predict(*images: Annotated[str, Name], options: Annotated[PredictOptions, Fl
     return run(require_some(images, "images to segment"), options)
 
 
-@app.command(help_flags=[], version_flags=[])
-def train(*options: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
-    """Train a recipe of the paper, or fine-tune on your own data."""
-    from .train import main as run
+@app.command
+def train(
+    *,
+    data: Annotated[DataOptions | None, Parameter(name="*", group=Group("Data", sort_key=0))] = None,
+    model: Annotated[ModelOptions, Parameter(name="*", group=Group("Model", sort_key=1))] = ModelOptions(),  # noqa: B008
+    run: Annotated[RunOptions, Parameter(name="*", group=Group("Run", sort_key=2))] = RunOptions(),  # noqa: B008
+    stock: Annotated[StockOptions, Parameter(name="*", group=Group("Trainer", sort_key=3))] = StockOptions(),  # noqa: B008
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    list_recipes: Annotated[bool, Parameter(negative="")] = False,
+    **others: str,
+) -> int:
+    """Train a recipe of the paper, or fine-tune on your own data.
 
-    return run(list(options))
+    A run of the paper: eomt train --recipe coco_panoptic_eomt_large_640 --data COCO. Own data: eomt train --data DATA
+    --task semantic --backbone small; --check looks at the data first. Several GPUs: torchrun --nproc_per_node 4
+    --no-python eomt train …, with a recipe's 16 images a step; more launches: training/configs/README.md.
+
+    Parameters
+    ----------
+    resume
+        Continue from the last complete checkpoint, if there is one.
+    list_recipes
+        List the runs of the paper.
+    others
+        Any other field of transformers' TrainingArguments, with a value: --full-determinism true.
+    """
+    from . import train as verb
+
+    if list_recipes:
+        return verb.list_recipes()
+    if data is None:
+        raise ValueError("give the folder of the data set as --data")
+    args = verb.arguments(data, model, run, stock, others)
+    return verb.check(data, model, args) if data.check else verb.train(data, model, args, resume)
 
 
 @app.command

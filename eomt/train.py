@@ -1,119 +1,37 @@
 """`eomt train`: a recipe of the paper, or fine-tuning on own data; saves a model ready for the Auto classes."""
 
-import argparse
+import difflib
 from dataclasses import asdict
 from pathlib import Path
 
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from .check import check_data, describe, list_problems
-from .options import usable_cores
-from .training import own_data
-from .training.arguments import EoMTTrainingArguments
-from .training.callbacks import progress_line
-from .training.checkpoints import check_options, write_options
+from .configuration.recipes import RECIPES
+from .training.arguments import EoMTTrainingArguments, command_arguments
+from .training.callbacks import ReadableProgress, progress_line
+from .training.card import final_evaluation
+from .training.checkpoints import check_options, checkpoint_to_resume, write_options
 from .training.data.hold_out import UNSPLIT
 from .training.data.load import splits_of
 from .training.data.rows import DataProblems
 from .training.files import write_json
-from .training.initial_model import starting_config, starting_task
-from .training.options import DataOptions, ModelOptions
-from .training.run_card import final_evaluation
-from .training.run_setup import build_trainer, fill, load_split, train_transform, with_more
+from .training.options import DataOptions, ModelOptions, RunOptions, StockOptions
+from .training.setup import (
+    Choice,
+    build_trainer,
+    choose_defaults,
+    data_facts,
+    load_split,
+    starting_point,
+    train_transform,
+    with_more,
+)
 from .training.trainer import EoMTTrainer
-
-EPILOG = """examples:
-  a run of the paper      eomt train --recipe coco_panoptic_eomt_large_640 --data COCO
-  own data                eomt train --data DATA --task semantic --backbone vit_small_patch14_reg4_dinov2
-  look at the data        eomt train --data DATA --task instance --check
-  resume after a stop     the same command with --resume
-  four GPUs               torchrun --nproc_per_node 4 --no-python eomt train …    (a recipe's step stays 16 images)
-More launches (nodes, SLURM, FSDP, DeepSpeed): training/configs/README.md. --help-all adds the options of transformers'
-TrainingArguments; --list-recipes lists the recipes."""
-
-
-def read(argv: list[str]) -> tuple | None:
-    """As `parse`; None where only the recipes are asked for."""
-    if "--list-recipes" in argv:
-        return None
-    if {"-h", "--help"} & {*argv}:
-        show_help()
-    return parse(argv)
-
-
-def main(argv: list[str]) -> int:
-    options = read(argv)
-    if options is None:
-        return list_recipes()
-    data, model, args, resume = options
-    if data.check:
-        report, readable = check_run(data, model, args)
-        print(report)
-        return 0 if readable else 1
-    run(data, model, args, resume)
-    return 0
-
-
-def _parser(options: tuple):
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(
-        options,
-        prog="eomt train",
-        usage="eomt train --data PATH [--recipe NAME | --task TASK --backbone NAME] [options]",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="Resume from the last complete checkpoint, if there is one."
-    )
-    return parser
-
-
-def show_help() -> None:
-    """Our options and the stock Trainer's most used, without importing torch."""
-    from .training.options import DataOptions, ModelOptions
-    from .training.run_options import RunOptions, StockOptions
-
-    _parser((DataOptions, ModelOptions, RunOptions, StockOptions)).parse_args(["--help"])
-
-
-def parse(argv: list[str]):
-    """Command line → (DataOptions, ModelOptions, EoMTTrainingArguments, whether to resume)."""
-    from .training.arguments import EoMTTrainingArguments
-    from .training.options import DataOptions, ModelOptions
-
-    parser = _parser((DataOptions, ModelOptions, EoMTTrainingArguments))
-    parser.set_defaults(
-        eval_strategy="steps", eval_steps=0.1, save_strategy="steps", save_steps=0.1, save_total_limit=2,
-        logging_steps=20, report_to="none", per_device_eval_batch_size=1, dataloader_num_workers=usable_cores(),
-    )  # fmt: skip
-    if "--help-all" in argv:
-        argv = ["--help"]
-    values = parser.parse_args(argv)
-    _fill(values, {part.split("=")[0].lstrip("-").replace("-", "_") for part in argv if part.startswith("--")})
-    fields = {name: value for name, value in vars(values).items() if name != "resume"}
-    data, model, args = parser.parse_dict(fields, allow_extra_keys=False)
-    return data, model, args, values.resume
-
-
-def _fill(values: argparse.Namespace, given: set[str]) -> None:
-    """Output folder and evaluation times, before the options are checked; `given`: the names on the command line."""
-    if values.output_dir is None:
-        task = values.task or ("finetuned" if values.checkpoint else "panoptic")
-        values.output_dir = f"runs/{values.recipe or f'{Path(values.data).name}_{task}'}"
-    if values.recipe and not given & {"eval_strategy", "eval_steps", "save_strategy", "save_steps"}:
-        from .configuration.recipes import get_recipe
-
-        recipe = get_recipe(values.recipe)
-        share = recipe.evaluation_epochs / (values.num_train_epochs or recipe.epochs)
-        values.eval_steps = values.save_steps = share if share < 1 else 0.999
 
 
 def list_recipes() -> int:
-    from .configuration.recipes import RECIPES
-
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
         result = f"{recipe.reported.value} {recipe.reported.metric}"
@@ -121,7 +39,28 @@ def list_recipes() -> int:
     return 0
 
 
-def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, resume: bool = False) -> None:
+def arguments(
+    data: DataOptions, model: ModelOptions, run: RunOptions, stock: StockOptions, others: dict[str, str]
+) -> EoMTTrainingArguments:
+    """The command's options → its arguments; others: further fields of `TrainingArguments`, as text.
+
+    Raises:
+        ValueError: for a name that `TrainingArguments` does not have, with the nearest one.
+    """
+    parser = HfArgumentParser(TrainingArguments)
+    values = {}
+    for option, text in others.items():
+        name = option.replace("-", "_")
+        if name not in TrainingArguments.__dataclass_fields__:
+            known = [*TrainingArguments.__dataclass_fields__, *vars(data), *vars(model), *vars(run), *vars(stock)]
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(f"there is no option {option!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        values[name] = getattr(parser.parse_args([f"--{name}={text}"]), name)
+    task = run.task or ("finetuned" if model.checkpoint else "panoptic")
+    return command_arguments(run, stock, f"{Path(data.data).name}_{task}", **values)
+
+
+def train(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, resume: bool = False) -> int:
     """Train, evaluate and save; the output folder gets model, processor, card, curves and results.
 
     Raises:
@@ -130,52 +69,64 @@ def run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, res
     disable_progress_bar()  # one bar, the run's, not one for each file that is saved
     has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
     if has_checkpoints and not resume:
-        raise ValueError(
-            f"{args.output_dir} has checkpoints of a run; add --resume to continue it or choose another --output-dir"
-        )
+        raise ValueError(f"{args.output_dir} has checkpoints of a run; resume it or choose another output folder")
+    checkpoint = checkpoint_to_resume(args.output_dir) if resume else None
     trainer, choices = build_trainer(data, model, args)
     args = trainer.args
     if has_checkpoints:
         check_options(args, trainer.model.config)
+    if not args.disable_tqdm:
+        ReadableProgress.replace_stock(trainer)
     if trainer.is_world_process_zero():
         if not has_checkpoints:
             write_options(args, trainer.model.config, asdict(data) | asdict(model))
         if choices:
-            print(f"chosen for this data; each can be given instead:\n{own_data.describe(choices)}")
+            print(f"chosen for this data; each can be given instead:\n{choices_text(choices)}")
         print(summary(trainer), flush=True)
+        if checkpoint is not None:
+            print(f"resume     {checkpoint}", flush=True)
         if trainer.eval_dataset is not None and splits_of(data.data, data.dataset, args.task) in UNSPLIT:
             _write_split(trainer)
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     _finish(trainer)
+    return 0
 
 
-def check_run(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -> tuple[str, bool]:
-    """Read every image of both splits → (a report for people, whether all is readable); pictures go to output_dir."""
-    start = starting_config(model, args)
-    args.task = args.task or starting_task(start, model)
-    splits = ("train", "val") if args.eval_strategy != "no" else ("train",)
-    texts, good, space = [], True, None
-    for split in splits:
+def check(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -> int:
+    """Read every image of both splits and print a report; pictures go to the output folder. 1: some are unreadable."""
+    start = starting_point(model, args)
+    args.task = args.task or start.task
+    readable, labels = True, None
+    for split in ("train", "val") if args.eval_strategy != "no" else ("train",):
+        print(f"--- {split} ---")
         try:
-            dataset, space = load_split(data, args, split, space)
+            dataset, labels = load_split(data, args, split, labels)
         except DataProblems as error:
-            texts.append(f"--- {split} ---\n{list_problems(error.args)}")
-            good = False
+            print(list_problems(error.args))
+            readable = False
             continue
         if split == "train":
-            dataset, space = with_more(dataset, data, args, space)
-            args, _ = fill(data, model, args, dataset, start)
+            dataset, labels = with_more(dataset, data, args, labels)
+            if not args.recipe:
+                data, model, args, _ = choose_defaults(data_facts(dataset), data, model, args, start)
         report = check_data(
             dataset,
-            space,
-            train_transform(data, args, space),
+            labels,
+            train_transform(data, args, labels),
             Path(args.output_dir, f"check-{split}"),
             num_workers=args.dataloader_num_workers,
             seed=args.seed,
         )
-        good = good and not report["unreadable"]
-        texts.append(f"--- {split} ---\n{describe(report)}")
-    return "\n".join(texts), good
+        readable = readable and not report["unreadable"]
+        print(describe(report))
+    return 0 if readable else 1
+
+
+def choices_text(choices: list[Choice]) -> str:
+    """One line for each choice, with its reason."""
+    width = max(len(choice.name) for choice in choices)
+    lines = [f"  --{c.name.replace('_', '-'):<{width}} {c.value}: {c.reason}" for c in choices]
+    return "\n".join(lines)
 
 
 def summary(trainer: EoMTTrainer) -> str:

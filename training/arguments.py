@@ -7,26 +7,31 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from transformers import TrainingArguments
 
 from ..configuration import TASK_ROWS, TASKS
 from ..configuration.recipes import Recipe, annealing_steps, get_recipe
-from .run_options import COMMON, FULL_WARMUP_STEPS, MASKING, RunOptions
+from .options import COMMON, Masking, RunOptions, StockOptions
 
 REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave no room for → what to use
-    "lr_scheduler_type": "the schedule is warm-up and polynomial decay: poly_power, 1 for a linear one",
-    "lr_scheduler_kwargs": "the schedule is set by head_warmup_steps, backbone_warmup_steps and poly_power",
+    "lr_scheduler_type": "the schedule is warm-up and polynomial decay of power 0.9",
+    "lr_scheduler_kwargs": "the schedule is set by head_warmup_steps and backbone_warmup_steps",
     "warmup_steps": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
     "warmup_ratio": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
     "label_smoothing_factor": "EoMT's loss has no label smoothing",
 }
 ABOVE_ZERO = (
-    "learning_rate", "backbone_learning_rate", "num_train_epochs", "llrd", "poly_power", "total_batch_size", "lora",
-    "early_stopping",
+    "learning_rate", "backbone_learning_rate", "num_train_epochs", "llrd", "total_batch_size",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "lora", "early_stopping",
 )  # fmt: skip
+FULL_WARMUP_STEPS = 15_000  # runs at least this long warm up as the paper's do (its shortest: 19,902 steps)
+DEFAULT_EPOCHS = 12
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
+LOGS, EVALUATIONS = 50, 10  # of a run on own data
+RECIPE_LOGGING_STEPS = 20
 
 
 @dataclass
@@ -40,47 +45,49 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
     def __post_init__(self):
         self.given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         self._check()
-        recipe = self.recipe_values
-        self.task = self.task or (recipe.task if recipe else None)
-        for name in ("learning_rate", "llrd", "llrd_l2_enabled", "poly_power"):
-            if getattr(self, name) is None:
-                setattr(self, name, getattr(recipe, name) if recipe else COMMON[name])
-        self.num_train_epochs = self.num_train_epochs or float(recipe.epochs if recipe else 12)
-        self.annealing_power = self.poly_power if self.annealing_power is None else self.annealing_power
-        self.label_names = self.label_names or ["mask_labels", "class_labels"]
-        if self.dataloader_drop_last is None:
-            self.dataloader_drop_last = recipe is not None
-        if self.data_seed is None:
-            self.data_seed = self.seed
-        if self.early_stopping:  # the best evaluation's weights are loaded in the end, so that they must be saved
-            self.load_best_model_at_end = True
-            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
-        if self.metric_for_best_model is None and self.keeps_best:
-            self.metric_for_best_model = TASK_ROWS[self.task].metric_key if self.task else "loss"
-        self._fit_batches(recipe)
-        self._choose_precision(recipe)
-        if not torch.accelerator.is_available():  # with it, processes of torchrun form a group and bf16 is allowed
-            self.use_cpu = True
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        self._fill_from_recipe()
+        self._fit_batches()
+        self._choose_precision()
+        self._keep_best()
         super().__post_init__()
-        self._require_group()
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"{self.n_gpu} GPUs are visible to one process; start one process each "
-                f"(torchrun --nproc_per_node {self.n_gpu} --no-python eomt train …) or set CUDA_VISIBLE_DEVICES to one"
-            )
+        self._require_one_group()
 
-    def _require_group(self) -> None:
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        if processes != self.world_size:
-            raise ValueError(
-                f"WORLD_SIZE is {processes}, but the processes that found each other are {self.world_size}: they would "
-                "train apart in one folder; start them with torchrun, or unset WORLD_SIZE"
-            )
-
-    def filled(self, defaults: dict) -> "EoMTTrainingArguments":
+    def with_defaults(self, defaults: dict) -> "EoMTTrainingArguments":
         """These arguments with other defaults: values for options that were not given."""
         return type(self)(**(self.given | {n: value for n, value in defaults.items() if self.given[n] is None}))
+
+    @property
+    def recipe_values(self) -> Recipe | None:
+        return get_recipe(self.recipe) if self.recipe else None
+
+    @property
+    def poly_power(self) -> float:
+        """Power of the decay of learning rates and mask probabilities."""
+        return self._common("poly_power")
+
+    def _common(self, name: str):
+        """The recipe's value of a field, or what all recipes share."""
+        return getattr(self.recipe_values, name) if self.recipe else COMMON[name]
+
+    def warmup(self, total_steps: int) -> tuple[int, int]:
+        """Run length → (heads', backbone's) warm-up steps: as given, or the recipe's, shorter in a short run."""
+        shrink = min(1.0, total_steps / FULL_WARMUP_STEPS)
+        default = [round(steps * shrink) for steps in self._common("warmup_steps")]
+        given = (self.head_warmup_steps, self.backbone_warmup_steps)
+        return tuple(standard if value is None else value for value, standard in zip(given, default))
+
+    def annealing(self, total_steps: int, num_blocks: int) -> tuple[list[float], list[float]]:
+        """Run length and masked blocks → (starts, ends) in optimizer steps: the recipe's, or the common rule's.
+
+        Masks that stay never start to go; a run without masks is past their end from the first step on.
+        """
+        if self.masking == "never":
+            return [0] * num_blocks, [0] * num_blocks
+        if self.masking != "annealed":
+            return [math.inf] * num_blocks, [math.inf] * num_blocks
+        if self.recipe:
+            return dataclasses.replace(self.recipe_values, num_blocks=num_blocks).annealing_steps(total_steps)
+        return annealing_steps(total_steps, num_blocks)
 
     @property
     def keeps_best(self) -> bool:
@@ -94,36 +101,8 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             if value is not None and value < 1:
                 setattr(self, name, math.ceil(total_steps * value))
 
-    @property
-    def recipe_values(self) -> Recipe | None:
-        return get_recipe(self.recipe) if self.recipe else None
-
-    def warmup(self, total_steps: int) -> tuple[int, int]:
-        """Run length → (heads', backbone's) warm-up steps: as given, or the recipe's, shorter in a short run."""
-        recipe = self.recipe_values
-        shrink = min(1.0, total_steps / FULL_WARMUP_STEPS)
-        default = [round(steps * shrink) for steps in (recipe.warmup_steps if recipe else COMMON["warmup_steps"])]
-        given = (self.head_warmup_steps, self.backbone_warmup_steps)
-        return tuple(standard if value is None else value for value, standard in zip(given, default))
-
-    def annealing(self, total_steps: int, num_blocks: int) -> tuple[list[float], list[float]]:
-        """Run length and masked blocks → (starts, ends): as given, or the recipe's, or the common rule's.
-
-        Masks that stay never start to go; a run without masks is past the end of them from the first step on.
-        """
-        if self.masking == "never":
-            return [0] * num_blocks, [0] * num_blocks
-        if self.masking != "annealed":
-            return [math.inf] * num_blocks, [math.inf] * num_blocks
-        if self.annealing_start_steps is not None:
-            return self.annealing_start_steps, self.annealing_end_steps
-        recipe = self.recipe_values
-        if recipe:
-            return dataclasses.replace(recipe, num_blocks=num_blocks).annealing_steps(total_steps)
-        return annealing_steps(total_steps, num_blocks)
-
     def _check(self) -> None:
-        for name, choices in (("task", (None, *TASKS)), ("masking", MASKING), ("class_head", ("keep", "new"))):
+        for name, choices in (("task", (None, *TASKS)), ("masking", get_args(Masking))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(c for c in choices if c)}")
         for name in ABOVE_ZERO:
@@ -146,19 +125,28 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.llrd is not None and self.llrd > 1:
             raise ValueError(f"llrd is {self.llrd}; the layer-wise decay is a factor in (0, 1], 1 turns it off")
-        if (self.annealing_start_steps is None) != (self.annealing_end_steps is None):
-            raise ValueError("give annealing_start_steps and annealing_end_steps together, one value per masked block")
-        if self.annealing_start_steps is not None and self.masking != "annealed":
-            raise ValueError(f"annealing steps are given but masking is {self.masking!r}; leave one of the two out")
 
-    def _fit_batches(self, recipe: Recipe | None) -> None:
+    def _fill_from_recipe(self) -> None:
+        recipe = self.recipe_values
+        self.task = self.task or (recipe.task if recipe else None)
+        for name in ("learning_rate", "llrd", "llrd_l2_enabled"):
+            if getattr(self, name) is None:
+                setattr(self, name, self._common(name))
+        self.num_train_epochs = self.num_train_epochs or float(recipe.epochs if recipe else DEFAULT_EPOCHS)
+        self.label_names = self.label_names or ["mask_labels", "class_labels"]
+        if self.dataloader_drop_last is None:
+            self.dataloader_drop_last = recipe is not None
+        if self.data_seed is None:
+            self.data_seed = self.seed
+
+    def _fit_batches(self) -> None:
         """Make total_batch_size = per_device_train_batch_size × gradient_accumulation_steps × processes hold."""
         processes = int(os.environ.get("WORLD_SIZE", 1))
         device, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
         total = self.total_batch_size
         if total is None and accumulation is None:
-            if recipe:
-                total = recipe.batch_size
+            if self.recipe:
+                total = self.recipe_values.batch_size
             elif device is None:
                 total = processes * math.ceil(DEFAULT_TOTAL_BATCH_SIZE / processes)
         if total is None:
@@ -177,11 +165,59 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         self.per_device_train_batch_size, self.gradient_accumulation_steps = device, accumulation
         self.total_batch_size = total
 
-    def _choose_precision(self, recipe: Recipe | None) -> None:
-        if self.precision is None and not self.fp16 and not self.bf16 and recipe:
-            self.precision = recipe.precision if torch.cuda.is_available() and not self.use_cpu else "fp32"
+    def _choose_precision(self) -> None:
+        if not torch.accelerator.is_available():  # with it, processes of torchrun form a group and bf16 is allowed
+            self.use_cpu = True
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        if self.precision is None and not self.fp16 and not self.bf16 and self.recipe:
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.precision = self.recipe_values.precision if on_gpu else "fp32"
         if self.precision is not None:
             self.fp16, self.bf16 = self.precision == "fp16", self.precision == "bf16"
+
+    def _keep_best(self) -> None:
+        if self.early_stopping:  # the best evaluation's weights are loaded in the end, so each is saved
+            self.load_best_model_at_end = True
+            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
+        if self.metric_for_best_model is None and self.keeps_best:
+            self.metric_for_best_model = TASK_ROWS[self.task].metric_key if self.task else "loss"
+
+    def _require_one_group(self) -> None:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if processes != self.world_size:
+            raise ValueError(
+                f"WORLD_SIZE is {processes}, but the processes that found each other are {self.world_size}: they would "
+                "train apart in one folder; start them with torchrun, or unset WORLD_SIZE"
+            )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process; start one process each "
+                f"(torchrun --nproc_per_node {self.n_gpu} --no-python eomt train …) or set CUDA_VISIBLE_DEVICES to one"
+            )
+
+
+def command_arguments(run: RunOptions, stock: StockOptions, name: str, **others) -> EoMTTrainingArguments:
+    """The options of `eomt train` → its arguments, with the command's times of evaluations, saves and logs.
+
+    name: of the data, for the output folder. others: any further field of `TrainingArguments`.
+    """
+    values = {**vars(run), **vars(stock), **others}
+    if not stock.gradient_checkpointing:  # naming it at all is a warning
+        del values["gradient_checkpointing"]
+    recipe = get_recipe(run.recipe) if run.recipe else None
+    if stock.output_dir is None:
+        values["output_dir"] = f"runs/{run.recipe or name}"
+    share = 1 / EVALUATIONS
+    if recipe:
+        share = recipe.evaluation_epochs / (run.num_train_epochs or recipe.epochs)
+        share = share if share < 1 else 0.999
+    if stock.eval_steps is None:
+        values["eval_steps"] = share
+    if stock.save_steps is None:
+        values["save_steps"] = values["eval_steps"]
+    if stock.logging_steps is None:
+        values["logging_steps"] = RECIPE_LOGGING_STEPS if recipe else 1 / LOGS
+    return EoMTTrainingArguments(**values)
 
 
 def _plain(value):

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..configuration import TASK_ROWS
-from .run_card import readable
+from .card import readable
 
 AVERAGE_FILE = "average.safetensors"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -20,7 +20,7 @@ from .files import read_json, write_json
 STAGING = ".saving"  # below the output folder; what is in it is not complete
 OPTIONS_FILE = "options.json"
 RUN_OPTIONS = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
-    "task", "learning_rate", "backbone_learning_rate", "weight_decay", "llrd", "llrd_l2_enabled", "poly_power",
+    "task", "learning_rate", "backbone_learning_rate", "weight_decay", "llrd", "llrd_l2_enabled",
     "head_warmup_steps", "backbone_warmup_steps", "total_batch_size", "masking", "freeze_backbone", "lora", "ema",
     "seed",
 )  # fmt: skip
@@ -110,8 +110,7 @@ def run_options(args: EoMTTrainingArguments, config) -> dict:
 
 
 def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = None) -> None:
-    """Keep a new run's options in its output folder; `given`: further ones that `eomt compare` shows where they differ,
-    such as the data and the checkpoint."""
+    """Keep a new run's options in its output folder; given: further ones, such as the data and the checkpoint."""
     write_json(Path(args.output_dir, OPTIONS_FILE), {**(given or {}), **run_options(args, config)}, indent=2)
 
 
@@ -127,7 +126,7 @@ def check_length(checkpoint: str | Path, max_steps: int) -> None:
     if planned not in (None, max_steps):
         raise ValueError(
             f"{checkpoint} is of a run of {planned} steps, not {max_steps}: rates and masks would "
-            "change along the way; resume with the same length, or start a new run from the model (--checkpoint)"
+            "change along the way; resume with the same length, or start a new run from the model, its checkpoint"
         )
 
 

@@ -23,6 +23,7 @@ from ..configuration.labels import LabelSpace
 from .annealing import MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
 from .callbacks import AveragingCallback, CurvesCallback, InterruptionCallback, PatienceCallback
+from .card import run_card
 from .checkpoints import STAGING, check_length, checkpoint_name, checkpoint_to_resume, put_in_place
 from .collator import EoMTDataCollator
 from .data.wrappers import RepeatableDataset, SignalSafeDataset
@@ -125,7 +126,7 @@ class EoMTTrainer(Trainer):
         self.averaging = AveragingCallback(self.args.ema) if self.args.ema else None
         self.add_callback(_RunCallback(self))
         if self.annealing is None:
-            self.add_callback(PlannedAnnealing(self.args.annealing, self.args.annealing_power))
+            self.add_callback(PlannedAnnealing(self.args.annealing, self.args.poly_power))
         if self.averaging is not None:
             self.add_callback(self.averaging)
         self.add_callback(self.interruption)
@@ -145,7 +146,7 @@ class EoMTTrainer(Trainer):
                 raise ValueError(f"{name} does not work with {by}; use ddp.yaml or torchrun, or {instead}")
 
     def _prepare_model(self) -> None:
-        """Apply task, masking, class head, frozen backbone and LoRA to the model; the processor follows the model."""
+        """Apply task, masking, frozen backbone and LoRA to the model; the processor follows the model."""
         args, config, processor = self.args, self.model.config, self.processing_class
         if args.task:
             config.task = args.task
@@ -164,8 +165,6 @@ class EoMTTrainer(Trainer):
         if stuff is not None and sorted(stuff) != sorted(config.stuff_label_ids):
             logger.warning(f"the processor's stuff_label_ids {stuff} are not the model's; the model's are used")
             processor.stuff_label_ids = list(config.stuff_label_ids)
-        if args.class_head == "new":
-            self.model.class_predictor.reset_parameters()  # PyTorch's default, as the authors'
         if args.freeze_backbone:
             for name, parameter in self.model.named_parameters():
                 if is_pretrained(name):
@@ -279,13 +278,20 @@ class EoMTTrainer(Trainer):
         """The last checkpoint of a finished run → the model as the run left it."""
         self.state = state
         self._load_from_checkpoint(checkpoint)
-        self.callback_handler.on_train_begin(self.args, self.state, self.control)
         if self.averaging is not None:
             self.averaging.load(checkpoint, self.args.device)
+            self.averaging.on_train_begin(self.args, state, self.control, model=self.model)
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load_best_model()
-        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        if self.averaging is not None:
+            self.averaging.on_train_end(self.args, state, self.control)
+        self.set_inference_masks()
         return TrainOutput(state.global_step, 0.0, {})
+
+    def set_inference_masks(self) -> None:
+        """Leave the model as it is evaluated: without masks, unless it is trained with them to the end."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.set_attn_mask_probs([float(model.config.masked_inference)] * model.config.num_blocks)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -426,8 +432,6 @@ class EoMTTrainer(Trainer):
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
         """Write README.md in the output folder: recipe, settings and this run's own figures."""
-        from .run_card import run_card
-
         if self.is_world_process_zero():
             card = run_card(
                 self.model.config, self.args, self.state, model_name or Path(self.args.output_dir).name, license
@@ -524,8 +528,7 @@ class _RunCallback(TrainerCallback):
             self.trainer._repeatable.set_epoch(int(state.epoch or 0))
 
     def on_train_end(self, args, state, control, **kwargs):
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        model.set_attn_mask_probs([float(model.config.masked_inference)] * model.config.num_blocks)
+        self.trainer.set_inference_masks()
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         if losses and losses[-1] > DIVERGED * min(losses):
             logger.warning(

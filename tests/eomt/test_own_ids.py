@@ -20,7 +20,8 @@ from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
 from eomt.training.data.hold_out import hold_out
 from eomt.training.options import DataOptions
-from eomt.training.run_setup import load_split
+from eomt.training.setup import load_split
+from tests.training.tiny import overridden
 from tests.models import tiny_config
 
 SIZE = (48, 64)
@@ -32,8 +33,8 @@ def train(data, output, task: str, *options) -> int:
         "--num-attention-heads 2 --num-blocks 1 --num-queries 6 --patch-size 8 --train-num-points 64 --image-size 64 "
         "--total-batch-size 2 --max-steps 1 --use-cpu --dataloader-num-workers 0 --eval-strategy no"
     )
-    output = ["--output-dir", str(output), "--data", str(data), "--task", task]
-    return main(["train", *output, *command.split(), *options])
+    output = ["--output", str(output), "--data", str(data), "--task", task]
+    return main(["train", *output, *overridden(command, options)])
 
 
 def evaluate(*arguments) -> int:
@@ -212,7 +213,7 @@ def test_training_and_evaluate_score_the_same_images(roboflow, tmp_path, capsys)
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 0]
         file.write_text(json.dumps(content))
     args = EoMTTrainingArguments(str(tmp_path), recipe="coco_instance_eomt_large_640", use_cpu=True, report_to=[])
-    splits = {split: len(load_split(DataOptions(str(data)), args, split)[0]) for split in ("train", "val")}
+    splits = {split: len(load_split(DataOptions(data=str(data)), args, split)[0]) for split in ("train", "val")}
     assert splits == {"train": 1, "val": 2}
     model = EoMTForUniversalSegmentation(tiny_config(task="instance", num_labels=2))
     model.save_pretrained(tmp_path / "model")

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt.cli import main
 from eomt.training.data.shapes import CATEGORIES, STUFF, make_shapes
+from tests.training.tiny import overridden
 
 TINY = (
     "--backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 "
@@ -42,7 +43,7 @@ def streets(tmp_path_factory):
 
 
 def train(data, output, *options):
-    return main(["train", "--data", str(data), "--output-dir", str(output), *TINY.split(), *options])
+    return main(["train", "--data", str(data), "--output", str(output), *overridden(TINY, options)])
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -140,7 +141,7 @@ def test_instance_run_from_a_checkpoint_with_other_classes(shapes, tmp_path, cap
     run += "--task instance --max-steps 2 --total-batch-size 2 --use-cpu --image-size 96 --dataloader-num-workers 0"
     assert main(run.split()) == 2
     assert "give class_head new" in capsys.readouterr().err
-    for option in ("--backbone vit_small_patch14_reg4_dinov2", "--backbone-weights scratch", "--layerscale-value 0.1"):
+    for option in ("--backbone vit_small_patch14_reg4_dinov2", "--backbone-weights scratch"):
         assert main([*run.split(), *option.split()]) == 2
         assert "but it comes from the checkpoint" in capsys.readouterr().err
     assert main([*run.split(), "--class-head", "new", "--hidden-size", "64"]) == 2
@@ -184,7 +185,7 @@ def test_refuses_to_mix_runs_and_resumes(shapes, tmp_path, capsys):
     options = ["--task", "panoptic", "--eval-strategy", "no", "--save-steps", "2"]
     assert train(shapes, tmp_path, *options) == 0
     assert train(shapes, tmp_path, *options) == 2
-    assert "add --resume" in capsys.readouterr().err
+    assert "has checkpoints of a run" in capsys.readouterr().err
     capsys.readouterr()
     assert train(shapes, tmp_path, *options, "--resume", "--max-steps", "6") == 2
     assert "of a run of 4 steps, not 6: rates and masks would change" in capsys.readouterr().err.splitlines()[-1]
@@ -225,7 +226,7 @@ def test_refuses_to_resume_with_options_that_would_not_take_effect(shapes, tmp_p
         ("--recipe coco_panoptic", "no recipe 'coco_panoptic'"),
         ("--task panoptic --image-size 65", "image_size"),
         ("--task panoptic --backbone resnet50", "unknown backbone 'resnet50'"),
-        ("--task depth", "task is 'depth'"),
+        ("--task depth", "depth"),
         ("--task panoptic --image-size big", "'big'"),
         ("--task panoptic --class-names disc,box", "coco data names its classes itself; class names"),
         ("--task panoptic --ignore-ids 7", "coco data names its classes itself; class names and ignored ids"),
@@ -239,13 +240,14 @@ def test_bad_input_is_one_line(shapes, tmp_path, capsys, options, message):
     assert message in error
 
 
-def test_help_shows_ours_and_all_on_request(capsys):
-    for flag, stock in (("--help", False), ("--help-all", True)):
-        with pytest.raises(SystemExit):
-            main(["train", flag])
-        printed = capsys.readouterr().out
-        assert "--llrd" in printed
-        assert ("--neftune_noise_alpha" in printed) == stock
+def test_options_of_the_stock_trainer_and_wrong_ones(shapes, tmp_path, capsys):
+    options = ["--task", "panoptic", "--eval-strategy", "no", "--max-steps", "1"]
+    assert train(shapes, tmp_path / "run", *options, "--adam-beta2", "0.9", "--full-determinism", "false") == 0
+    assert train(shapes, tmp_path / "typo", *options, "--adam-bata2", "0.9") == 2
+    assert "adam_beta2" in capsys.readouterr().err
+    assert main(["train"]) == 2
+    assert main(["train", "--help"]) == 0
+    assert "--llrd" in capsys.readouterr().out
 
 
 def test_list_of_recipes(capsys):

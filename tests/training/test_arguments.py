@@ -3,7 +3,7 @@ from transformers import HfArgumentParser
 
 from eomt.configuration.recipes import RECIPES
 from eomt.training import EoMTTrainingArguments
-from eomt.training.run_options import RunOptions, StockOptions
+from eomt.training.options import StockOptions
 
 
 def arguments(tmp_path, **options):
@@ -41,17 +41,13 @@ def test_everything_can_be_overridden(tmp_path):
         llrd_l2_enabled=False,
         num_train_epochs=2,
         head_warmup_steps=0,
-        poly_power=1.0,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        annealing_start_steps=[1, 2],
-        annealing_end_steps=[3, 4],
     )
     assert (args.learning_rate, args.llrd, args.llrd_l2_enabled, args.num_train_epochs) == (3e-4, 1.0, False, 2)
     assert args.warmup(88_692) == (0, 1000)
     assert args.warmup(1_500) == (0, 100)  # a tenth of 15,000 steps
-    assert args.annealing(100, 2) == ([1, 2], [3, 4])
-    assert (args.poly_power, args.annealing_power, args.weight_decay, args.max_grad_norm) == (1.0, 1.0, 0.0, 1.0)
+    assert (args.weight_decay, args.max_grad_norm) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +67,14 @@ def test_everything_can_be_overridden(tmp_path):
 def test_total_batch_is_kept_on_any_number_of_processes(tmp_path, monkeypatch, processes, options, expected):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     args = object.__new__(EoMTTrainingArguments)  # without the process group a real WORLD_SIZE would wait for
-    values = {"total_batch_size": None, "per_device_train_batch_size": None, "gradient_accumulation_steps": None}
+    values = {
+        "recipe": "coco_panoptic_eomt_large_640",
+        "total_batch_size": None,
+        "per_device_train_batch_size": None,
+        "gradient_accumulation_steps": None,
+    }
     vars(args).update(values | options)
-    args._fit_batches(RECIPES["coco_panoptic_eomt_large_640"])
+    args._fit_batches()
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.total_batch_size) == expected
 
 
@@ -94,11 +95,10 @@ def test_batches_without_a_recipe(tmp_path):
         ({"llrd": 1.2}, r"llrd is 1\.2"),
         ({"learning_rate": -1.0}, r"learning_rate is -1\.0; it must be above 0"),
         ({"head_warmup_steps": -1}, "head_warmup_steps is -1"),
-        ({"annealing_start_steps": [1]}, "together"),
-        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type is 'cosine', which would have no effect; .*poly_power"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type is 'cosine', which would have no effect"),
         ({"warmup_steps": 100}, "warmup_steps is 100, .*head_warmup_steps and backbone_warmup_steps"),
         ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0\.1, which would have no effect"),
-        ({"annealing_start_steps": [1], "annealing_end_steps": [2], "masking": "never"}, "masking is 'never'"),
+        ({"total_batch_size": 0}, "total_batch_size is 0"),
     ],
 )
 def test_wrong_values_are_named(tmp_path, options, message):
@@ -109,13 +109,10 @@ def test_wrong_values_are_named(tmp_path, options, message):
 def test_command_line_reads_them_and_every_new_field_has_help(tmp_path):
     parser = HfArgumentParser(EoMTTrainingArguments)
     line = f"--output_dir {tmp_path} --use_cpu --report_to none --recipe ade20k_semantic_eomt_large_512 --llrd 0.9 "
-    line += "--llrd-l2-enabled false --annealing_start_steps 1 2 --annealing_end_steps 3 4 --task semantic"
+    line += "--llrd-l2-enabled false --task semantic"
     (args,) = parser.parse_args_into_dataclasses(line.split())
     assert (args.llrd, args.llrd_l2_enabled, args.learning_rate, args.task) == (0.9, False, 1e-4, "semantic")
-    assert args.annealing_start_steps == [1, 2]
     assert args.precision == "fp32"
-    for name in RunOptions.__annotations__:
-        assert EoMTTrainingArguments.__dataclass_fields__[name].metadata["help"], name
     assert set(StockOptions.__annotations__) <= set(EoMTTrainingArguments.__dataclass_fields__)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from eomt import EoMTForUniversalSegmentation
-from eomt.training import EoMTTrainer
+from eomt.training import EoMTTrainer, MaskAnnealingCallback
 from eomt.training.callbacks import AveragingCallback
 from eomt.training.lora import is_lora, merged_state_dict
 from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
@@ -172,9 +172,9 @@ def test_early_stopping_waits_for_the_masks(tmp_path, masking, stops_at):
         eval_strategy="steps",
         eval_steps=1,
         early_stopping=3,
-        annealing_start_steps=[1, 3] if masking == "annealed" else None,
-        annealing_end_steps=[3, 5] if masking == "annealed" else None,
     )
+    if masking == "annealed":
+        trainer.add_callback(MaskAnnealingCallback([1, 3], [3, 5]))
     trainer.train()
     assert trainer.state.global_step == stops_at
     best = load_file(tmp_path / "checkpoint-1" / "model.safetensors")

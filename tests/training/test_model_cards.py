@@ -3,15 +3,15 @@ from pathlib import Path
 import pytest
 
 from eomt.configuration.recipes import RECIPES
-from eomt.training.model_cards import all_cards, main, recipe_card
+from model_cards.make import all_cards, main, recipe_card
 
 FOLDER = Path(__file__).parent.parent.parent / "model_cards"
 
 
 def test_committed_cards_are_what_the_configuration_says():
-    assert {path.name for path in FOLDER.iterdir()} == set(all_cards())
+    assert {path.name for path in FOLDER.glob("*.md")} == set(all_cards())
     for name, card in all_cards().items():
-        assert (FOLDER / name).read_text(encoding="utf-8") == card, "run `python -m eomt.training.model_cards`"
+        assert (FOLDER / name).read_text(encoding="utf-8") == card, "run `python -m model_cards.make`"
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,23 +4,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eomt import EoMTImageProcessor
 from eomt.cli import main
 from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
 from eomt.training.data.shapes import make_shapes
 from eomt.training.options import DataOptions, ModelOptions
-from eomt.training.own_data import DataFacts, describe, facts_of, own_data_defaults
-from eomt.training.run_setup import fill
+from eomt.training.setup import DataFacts, Start, choose_defaults, data_facts, default_choices, processor_of
+from tests.training.tiny import tiny_model
 
 
 def values(facts, task="instance", start="backbone", **options) -> dict:
-    return {choice.name: choice.value for choice in own_data_defaults(facts, task, start, **options)}
+    return {choice.name: choice.value for choice in default_choices(facts, task, start, **options)}
 
 
 def test_facts_are_those_of_the_training_images(tmp_path):
     root = make_shapes(tmp_path / "shapes", train=5, val=2)
     table, _ = load_data(root, task="panoptic", split="train")
-    facts = facts_of(table)
+    facts = data_facts(table)
     counts = sorted(len(row["segments"]) for row in table)
     shares = [segment["area"] ** 0.5 / 108 for row in table for segment in row["segments"]]
     assert facts == DataFacts(5, 108, (counts[2], counts[-1]), pytest.approx(np.median(shares)))
@@ -34,7 +35,7 @@ def test_objects_of_yolo_files_are_measured(tmp_path):
     (tmp_path / "labels/train/a.txt").write_text("0 0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75\n")
     (tmp_path / "data.yaml").write_text("names: [cell]\ntrain: images/train\n")
     table, _ = load_data(tmp_path, task="instance", split="train")
-    assert facts_of(table) == DataFacts(1, 80, (1, 1), pytest.approx(20 / 80, abs=0.02))
+    assert data_facts(table) == DataFacts(1, 80, (1, 1), pytest.approx(20 / 80, abs=0.02))
 
 
 def test_queries_follow_the_fullest_image():
@@ -82,8 +83,10 @@ def test_batch_is_shared_by_any_number_of_processes(monkeypatch, images, process
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     args = object.__new__(EoMTTrainingArguments)  # without the process group a real WORLD_SIZE would wait for
     for total in (None, chosen):  # before the data is read, and after
-        vars(args).update(total_batch_size=total, per_device_train_batch_size=None, gradient_accumulation_steps=None)
-        args._fit_batches(None)
+        vars(args).update(
+            recipe=None, total_batch_size=total, per_device_train_batch_size=None, gradient_accumulation_steps=None
+        )
+        args._fit_batches()
         assert args.total_batch_size % processes == 0
     assert args.total_batch_size == batch
 
@@ -92,9 +95,10 @@ def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
     train, _ = load_data(make_shapes(tmp_path / "data", train=4, val=1), task="panoptic", split="train")
     args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none")
     monkeypatch.setattr(EoMTTrainingArguments, "world_size", 3)
-    monkeypatch.setattr(EoMTTrainingArguments, "filled", lambda self, values: values)
+    monkeypatch.setattr(EoMTTrainingArguments, "with_defaults", lambda self, values: values)
     model = ModelOptions(backbone="vit_small_patch14_reg4_dinov2")
-    assert fill(DataOptions(data="data"), model, args, train, None)[0]["total_batch_size"] == 6
+    options = (DataOptions(data="data"), model, args)
+    assert choose_defaults(data_facts(train), *options, Start("backbone"))[2]["total_batch_size"] == 6
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,8 @@ def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
 def test_a_given_share_of_the_batch_accumulates_the_rest(tmp_path, given, total, device, accumulated):
     train, _ = load_data(make_shapes(tmp_path / "data", train=20, val=1), task="panoptic", split="train")
     args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none", **given)
-    args, _ = fill(DataOptions(data="data"), ModelOptions(), args, train, None)
+    options = (DataOptions(data="data"), ModelOptions(), args)
+    *_, args, _ = choose_defaults(data_facts(train), *options, Start("backbone"))
     assert (args.total_batch_size, args.per_device_train_batch_size) == (total, device)
     assert (args.gradient_accumulation_steps, args.num_train_epochs) == (accumulated, 100)
 
@@ -123,17 +128,26 @@ def test_the_length_follows_a_given_batch_size():
 
 @pytest.mark.parametrize(("most", "count", "said"), [(375, 300, "the most"), (4, 50, "the fewest"), (60, 90, "half")])
 def test_reasons_are_true_where_a_value_is_bounded(most, count, said):
-    choices = own_data_defaults(DataFacts(40, 256, (2, most)), "instance", "backbone")
+    choices = default_choices(DataFacts(40, 256, (2, most)), "instance", "backbone")
     choice = next(choice for choice in choices if choice.name == "num_queries")
     assert choice.value == count
     assert said in choice.reason
 
 
 def test_every_choice_has_a_reason():
-    choices = own_data_defaults(DataFacts(120, 256, (25, 111)), "instance", "backbone", fast_bf16=True)
-    lines = describe(choices).splitlines()
-    assert len(lines) == len(choices)
-    assert all(f"--{c.name.replace('_', '-')}" in line and c.reason in line for c, line in zip(choices, lines))
+    choices = default_choices(DataFacts(120, 256, (25, 111)), "instance", "backbone", fast_bf16=True)
+    assert all(choice.reason for choice in choices)
+
+
+def test_the_checkpoints_own_processor_normalizes(tmp_path):
+    """A checkpoint that was trained with mean 0.5 is fine-tuned with it, too."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    own = EoMTImageProcessor(task="panoptic", size=32, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    own.save_pretrained(tmp_path)
+    processor = processor_of(Start("eomt", str(tmp_path), model.config), model)
+    assert list(processor.image_mean) == list(processor.image_std) == [0.5] * 3
+    assert processor.stuff_label_ids == [1]
 
 
 TINY = (

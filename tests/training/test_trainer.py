@@ -8,7 +8,6 @@ import torch
 from eomt.configuration import EoMTConfig
 from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
-from eomt.modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from eomt.training import (
     EoMTTrainer,
     MaskAnnealingCallback,
@@ -185,26 +184,15 @@ def test_interruption_saves_and_the_rest_follows_on(tmp_path, number):
     assert [row["loss"] for row in logs_of(second)] == [row["loss"] for row in logs_of(uninterrupted)]
 
 
-def test_frozen_backbone_and_new_class_head(tmp_path):
+def test_frozen_backbone(tmp_path):
     model = tiny_model()
-    head = model.class_predictor.weight.detach().clone()
-    args = tiny_arguments(tmp_path, max_steps=2, freeze_backbone=True, class_head="new", head_warmup_steps=0)
+    args = tiny_arguments(tmp_path, max_steps=2, freeze_backbone=True, head_warmup_steps=0)
     trainer = EoMTTrainer(model, args, train_dataset=Samples())
-    assert not torch.equal(head, model.class_predictor.weight)
     before = {name: value.clone() for name, value in model.named_parameters()}
     trainer.train()
     changed = {name.split(".")[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert changed == {"query", "class_predictor", "mask_head", "upscale_block"}
     assert "learning_rate_last_block" not in logs_of(trainer)[0]
-
-
-def test_a_new_class_head_of_a_ladder_model(tmp_path):
-    fields = {"step": 3, "num_interactions": 1, "image_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2}
-    config = LadderConfig.for_backbone("vit_small_patch14_reg4_dinov2", num_attention_heads=2, num_blocks=2, **fields)
-    model = LadderForUniversalSegmentation(config)
-    head = model.heads.class_predictor.weight.detach().clone()
-    EoMTTrainer(model, tiny_arguments(tmp_path, class_head="new"), train_dataset=Samples())
-    assert not torch.equal(head, model.heads.class_predictor.weight)
 
 
 def test_wrong_use_is_one_clear_error(tmp_path):

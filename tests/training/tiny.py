@@ -30,6 +30,17 @@ def tiny_model(seed=0, **overrides):
     return EoMTForUniversalSegmentation(config)
 
 
+def overridden(command: str, options) -> list[str]:
+    """The words of a command without the options that are given again."""
+    words, kept = command.split(), []
+    for word in words:
+        if word.startswith("--"):
+            keep = word not in options
+        if keep:
+            kept.append(word)
+    return [*kept, *options]
+
+
 class Samples(Dataset):
     """Squares on a background, with noise drawn anew on each access (augmentation); every fifth image is empty."""
 

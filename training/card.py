@@ -1,7 +1,45 @@
-"""The model card of a run, with its own figures (`EoMTTrainer.create_model_card`)."""
+"""A run's card, with its own figures, and what it shares with the cards of the recipes (model_cards/make.py)."""
+
+from collections.abc import Iterable
 
 from ..configuration import TASK_ROWS
-from .model_cards import LIMITS, PAPER, front_matter, table, usage
+
+PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
+LIMITS = """- Knows only the classes it was trained on; what else is in a picture becomes the nearest class or nothing.
+- Small objects are the weak side: a patch is one token, and without a pixel decoder nothing finer enters the model.
+- Photographs like those of the data set are expected; other sensors, views and places need fine-tuning and a check.
+- Not tested for decisions about people, nor for safety-critical use."""
+
+
+def front_matter(task: str, dataset: str | None, license_name: str | None = "apache-2.0") -> str:
+    """The YAML head the hub reads."""
+    lines = ["library_name: eomt", *([f"license: {license_name}"] if license_name else [])]
+    lines.append("pipeline_tag: image-segmentation")
+    tags = ["eomt", "image-segmentation", f"{task}-segmentation", *([dataset] if dataset else [])]
+    return "\n".join(["---", *lines, f"tags: [{', '.join(tags)}]", "---"])
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
+    """Markdown table; None is printed as –."""
+
+    def text(cell) -> str:
+        if cell is None:
+            return "–"
+        return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+    header = list(header)
+    lines = [header, ["---"] * len(header), *([text(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def usage(source: str) -> str:
+    return f"""```python
+import eomt
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="{source}")
+segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
+```"""
 
 
 def readable(name: str, value: float) -> str:
@@ -22,6 +60,14 @@ def final_evaluation(args, state) -> dict:
     return next((row for row in reversed(evaluations) if row.get("step") == step), {})
 
 
+def _losses(state) -> str:
+    """First and last line of the log; each is a mean over the steps since the line before."""
+    logged = [f"{row['loss']:.4g} at step {row['step']:,}" for row in state.log_history if "loss" in row]
+    if not logged:
+        return "No loss was logged."
+    return f"Loss: {', '.join(dict.fromkeys((logged[0], logged[-1])))}."
+
+
 def run_card(config, args, state, name: str, license_name: str | None = None) -> str:
     """A run's model configuration, `EoMTTrainingArguments` and `TrainerState` → its card, with its own figures."""
     results = {
@@ -29,7 +75,6 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
         for key, value in final_evaluation(args, state).items()
         if key.startswith("eval_") and "per_second" not in key and "runtime" not in key
     }
-    losses = [row["loss"] for row in state.log_history if "loss" in row]
     recipe = args.recipe_values
     starts, ends = args.annealing(state.max_steps, config.num_blocks)
     anneal = (
@@ -73,7 +118,7 @@ EoMT for {config.task} segmentation: {TASK_ROWS[config.task].description}. Paper
 {reference}
 {table(("setting", "value"), settings)}
 
-{f"Loss, first and last logged: {losses[0]:.4g}, {losses[-1]:.4g}." if losses else "No loss was logged."}
+{_losses(state)}
 
 ## Result
 

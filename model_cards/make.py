@@ -1,53 +1,16 @@
-"""Model cards, one a recipe and one for the package, written from `configuration/` alone.
+"""Cards of the recipes and of the package, written from `configuration/` alone.
 
-    python -m eomt.training.model_cards [FOLDER]      # rewrites FOLDER (default: model_cards)
+    python -m model_cards.make [FOLDER]      # rewrites FOLDER (default: model_cards)
 
-A test holds the committed files to what this writes. `run_card` uses the same parts.
+A test holds the committed files to what this writes.
 """
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
-from ..configuration import FAMILIES, TASK_ROWS, find_backbone
-from ..configuration.recipes import RECIPES, TRAINING_SETS, Recipe, Reported, TrainingSet, reported_for
-
-PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
-LIMITS = """- Knows only the classes it was trained on; what else is in a picture becomes the nearest class or nothing.
-- Small objects are the weak side: a patch is one token, and without a pixel decoder nothing finer enters the model.
-- Photographs like those of the data set are expected; other sensors, views and places need fine-tuning and a check.
-- Not tested for decisions about people, nor for safety-critical use."""
-
-
-def front_matter(task: str, dataset: str | None, license_name: str | None = "apache-2.0") -> str:
-    """The YAML head the hub reads."""
-    lines = ["library_name: eomt", *([f"license: {license_name}"] if license_name else [])]
-    lines.append("pipeline_tag: image-segmentation")
-    tags = ["eomt", "image-segmentation", f"{task}-segmentation", *([dataset] if dataset else [])]
-    return "\n".join(["---", *lines, f"tags: [{', '.join(tags)}]", "---"])
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
-    """Markdown table; None is printed as –."""
-
-    def text(cell) -> str:
-        if cell is None:
-            return "–"
-        return f"{cell:,}" if isinstance(cell, int) else str(cell)
-
-    header = list(header)
-    lines = [header, ["---"] * len(header), *([text(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def usage(source: str) -> str:
-    return f"""```python
-import eomt
-from transformers import pipeline
-
-segment = pipeline("image-segmentation", model="{source}")
-segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
-```"""
+from eomt.configuration import FAMILIES, TASK_ROWS, find_backbone
+from eomt.configuration.recipes import RECIPES, TRAINING_SETS, Recipe, Reported, TrainingSet, reported_for
+from eomt.training.card import LIMITS, PAPER, front_matter, table, usage
 
 
 def _deltas(recipe: Recipe) -> str:

@@ -1,0 +1,534 @@
+"""Options → a trainer ready to run. What `eomt train` does, without a command line; read from top to bottom.
+
+The paper's values are for runs of tens of thousands of steps on 100,000 images. Without a recipe, every value follows
+from the data and from what the run starts with; `docs/results.md` has the experiments on three small data sets of
+photographs that these values are from. Whatever the user gives is left alone.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, Value, concatenate_datasets
+from pycocotools import mask as coco_mask
+from transformers import AutoConfig, ImageProcessingMixin, set_seed
+from transformers.utils import logging
+
+from ..configuration import TASK_ROWS, EoMTConfig, as_pair
+from ..configuration.families import SIZES
+from ..configuration.labels import LabelSpace
+from ..configuration.recipes import RECIPES
+from ..configuration.sizes import parse_size
+from ..image_processing import EoMTImageProcessor
+from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
+from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
+from ..modeling_eomt.weights.state_dicts import require_all_weights
+from .arguments import EoMTTrainingArguments
+from .data.hold_out import FEWEST
+from .data.images import size_of
+from .data.load import load_data
+from .data.polygons import to_rle
+from .data.readers import UnknownClass
+from .data.transforms import EvaluationTransform, TrainTransform
+from .options import DataOptions, ModelOptions, listed
+from .trainer import EoMTTrainer
+
+logger = logging.get_logger(__name__)
+
+Kind = Literal["eomt", "backbone", "scratch"]
+BY_SIZE = {size: f"vit_{size}_patch14_reg4_dinov2" for size in SIZES}
+DEFAULT_BACKBONE = BY_SIZE["base"]
+# May differ in shape from a checkpoint whose classes differ.
+FRESH = ("class_predictor.", "heads.class_predictor.", "criterion.", "query.")
+SCRATCH_LAYER_SCALE = 0.1  # pre-training starts at 1e-5; without it the blocks would do nothing for thousands of steps
+LISTED = ("panoptic", "instance")  # layouts of rows that list their segments
+PIXEL_SETTINGS = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
+SAMPLED = 200  # images whose size and segments are looked up
+PATCH = 16  # pixels of the input, a side
+FEWEST_QUERIES, MOST_QUERIES = 50, 300
+STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 12, 100
+BATCH, LARGE_DATA_BATCH, LARGE_DATA = 8, 16, 5000
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    kind: Kind
+    source: str | None = None
+    "A trained EoMT's checkpoint; None for a backbone and from scratch."
+    config: EoMTConfig | None = None
+    "The checkpoint's."
+    new_head: bool = False
+    "The class head starts at random, for other classes than the checkpoint's."
+
+    @property
+    def is_authors_file(self) -> bool:
+        return self.source is not None and Path(self.source).suffix in (".bin", ".ckpt", ".pth")
+
+    @property
+    def task(self) -> str:
+        """The checkpoint's task; an authors' file does not name its own."""
+        return "panoptic" if self.config is None or self.is_authors_file else self.config.task
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a run and their classes."""
+
+    train: Dataset
+    validation: Dataset | None
+    labels: LabelSpace
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the defaults depend on."""
+
+    images: int
+    side: int
+    "Median of the images' longer sides, in pixels."
+    segments: tuple[int, int] | None
+    "Median and most segments an image; None where the labels are pictures, which would have to be read."
+    object_side: float | None = None
+    "Median over the segments of √area / the image's longer side; None where the labels are pictures."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value for a field of the options, and why."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+def build_trainer(
+    data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments
+) -> tuple[EoMTTrainer, list[Choice]]:
+    """Everything a run needs, from what the user gave, the recipe or the data, in this order; and what the data gave.
+
+    Raises:
+        ValueError: for data, model and options that do not fit each other, before anything is trained.
+    """
+    start = starting_point(model, args)
+    args.task = args.task or start.task
+    read = read_data(data, args, start)
+    choices = []
+    if not args.recipe:
+        data, model, args, choices = choose_defaults(data_facts(read.train), data, model, args, start)
+    set_seed(args.seed)  # the Trainer does so only when the model has its weights
+    network = build_model(start, data, model, args, read.labels)
+    validation = read.validation
+    if validation is not None:
+        validation = validation.with_transform(EvaluationTransform(read.labels, task=args.task))
+    trainer = EoMTTrainer(
+        network,
+        args,
+        train_dataset=read.train.with_transform(train_transform(data, args, read.labels)),
+        eval_dataset=validation,
+        processing_class=processor_of(start, network),
+    )
+    return trainer, choices
+
+
+# --- the model's start ------------------------------------------------------------------------------------------------
+
+
+def starting_point(model: ModelOptions, args: EoMTTrainingArguments) -> Start:
+    """The checkpoint as given, or the recipe's; else a backbone, or random weights.
+
+    Raises:
+        ValueError: for an option that the checkpoint decides.
+    """
+    recipe = args.recipe_values
+    source, class_head = model.checkpoint, model.class_head
+    if source is None and recipe and recipe.initial_checkpoint and model.backbone_weights is None:
+        source = RECIPES[recipe.initial_checkpoint].checkpoint
+        class_head = "new"  # other classes
+    if source is None:
+        return Start("scratch" if model.backbone_weights == "scratch" else "backbone")
+    for name in ("backbone", "backbone_weights", "step"):
+        value = getattr(model, name)
+        if value is not None and not (name == "backbone" and Start("eomt", source).is_authors_file):
+            raise ValueError(f"{name} is {value!r}, but it comes from the checkpoint {source}; leave it out")
+    if Start("eomt", source).is_authors_file:
+        name = model.backbone or (recipe.backbone if recipe else None)
+        if name is None:
+            raise ValueError(f"{source}: an authors' file does not name its backbone; give backbone")
+        if class_head == "keep":
+            raise ValueError(f"{source}: an authors' file does not name its classes; give class_head new")
+        return Start("eomt", source, EoMTConfig.for_backbone(name, **model.overrides()), new_head=True)
+    config = AutoConfig.from_pretrained(source)
+    if not isinstance(config, EoMTConfig):
+        raise ValueError(f"{source} holds a {config.model_type!r} model, not an EoMT")
+    return Start("eomt", source, config, new_head=class_head == "new")
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+
+
+def read_data(data: DataOptions, args: EoMTTrainingArguments, start: Start) -> Data:
+    """Both splits and the classes: the checkpoint's where its class head is kept, else the data's.
+
+    Raises:
+        ValueError: for unreadable data, and for images that are trained and validated on.
+    """
+    wanted = None
+    if start.config is not None and not start.new_head:
+        wanted = LabelSpace.from_config(start.config, start.source)
+    try:
+        train, labels = load_split(data, args, "train", wanted)
+    except UnknownClass as error:
+        raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
+    train, labels = with_more(train, data, args, labels)
+    if args.eval_strategy == "no":
+        return Data(train, None, labels)
+    validation, _ = load_split(data, args, "val", labels)
+    _require_apart(train, validation, data.data)
+    return Data(train, validation, labels)
+
+
+def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wanted: LabelSpace | None = None):
+    """One split and its label space; with a recipe, the images its authors trained on.
+
+    Images without segments are evaluated on in any case, as the official servers and `eomt evaluate` do.
+    """
+    recipe = args.recipe_values
+    keep_empty = data.keep_empty
+    if keep_empty is None:
+        keep_empty = recipe is None or split == "val"
+    return load_data(
+        data.data,
+        recipe.dataset if recipe and data.dataset == "auto" else data.dataset,
+        task=args.task,
+        split=split,
+        label_space=wanted,
+        class_names=listed(data.class_names) or None,
+        ignore_ids=listed(data.ignore_ids, int),
+        keep_empty=keep_empty,
+        automatic_split=args.eval_strategy != "no",
+        crowds_as_instances=data.crowds_as_instances,
+    )
+
+
+def with_more(
+    train: Dataset, data: DataOptions, args: EoMTTrainingArguments, labels: LabelSpace
+) -> tuple[Dataset, LabelSpace]:
+    """The training images and those of `more_data`, whose classes are matched by name; the ids of both."""
+    parts = [train]
+    for path in listed(data.more_data):
+        more, theirs = load_data(
+            path,
+            task=args.task,
+            label_space=labels,
+            keep_empty=data.keep_empty is not False,
+            crowds_as_instances=data.crowds_as_instances,
+        )
+        parts.append(more)
+        if args.task == "semantic":  # pixels are looked up when they are read, all in one label space
+            labels = _with_values(labels, theirs, path)
+    if len(parts) == 1:
+        return train, labels
+    if len({part.features["image_id"].dtype for part in parts}) > 1:
+        parts = [part.cast_column("image_id", Value("string")) for part in parts]
+    return concatenate_datasets(parts), labels
+
+
+def _with_values(labels: LabelSpace, more: LabelSpace, source: str) -> LabelSpace:
+    """The label space, with the pixel values of more data of these classes; negative: of a class that it has not.
+
+    Raises:
+        ValueError: when a class has another value there.
+    """
+    for name, ours, theirs in zip(labels.names, labels.dataset_ids, more.dataset_ids):
+        if ours != theirs and min(ours, theirs) >= 0:
+            raise ValueError(
+                f"{source}: its label images have {theirs} for class {name!r}, not {ours}; write them alike"
+            )
+    ids = tuple(map(max, labels.dataset_ids, more.dataset_ids))
+    return replace(labels, dataset_ids=ids, ignored_ids=tuple({*labels.ignored_ids, *more.ignored_ids}))
+
+
+def _require_apart(train: Dataset, validation: Dataset, source: str) -> None:
+    """`ValueError` where images are trained and validated on; of fewer than five nothing can be held out."""
+    both = {*train.with_format(None)["image"][:]} & {*validation.with_format(None)["image"][:]}
+    if both and len(train) >= FEWEST:
+        raise ValueError(
+            f"{source}: {len(both)} images are in train and in val, such as {min(both)}; name the splits' folders "
+            "train and val, or give eval_strategy no"
+        )
+
+
+# --- what is chosen from the data -------------------------------------------------------------------------------------
+
+
+def data_facts(table: Dataset) -> DataFacts:
+    """Rows of `load_data` → facts; looks at 200 images at most, and opens no more than their headers."""
+    rows = table.with_format(None)
+    places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
+    sampled = rows.select(places)
+    sizes = [row["size"] or size_of(row["image"], row["file_name"]) for row in sampled]
+    areas = [
+        (_area(segment, size), max(size))
+        for row, size in zip(sampled, sizes)
+        for segment in row["segments"]
+        if not segment["iscrowd"]
+    ]
+    shares = [math.sqrt(area) / side for area, side in areas if area > 0]
+    segments = None
+    if rows[0]["layout"] in LISTED:
+        counts = [sum(not segment["iscrowd"] for segment in image) for image in rows["segments"]]
+        segments = (round(float(np.median(counts))), max(counts))
+    object_side = float(np.median(shares)) if shares else None
+    return DataFacts(len(rows), round(float(np.median([max(size) for size in sizes]))), segments, object_side)
+
+
+def _area(segment: dict, size: tuple[int, int]) -> float:
+    """Pixels of a row's segment; −1 where they would have to be counted in a picture."""
+    if segment["area"] >= 0 or not segment["shape"]:
+        return segment["area"]
+    return float(coco_mask.area(to_rle(json.loads(segment["shape"]), *size)))
+
+
+def choose_defaults(
+    facts: DataFacts, data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, start: Start
+) -> tuple[DataOptions, ModelOptions, EoMTTrainingArguments, list[Choice]]:
+    """The options with what was not given filled in from the training images, and what was filled in."""
+    given = {name for name, value in (args.given | vars(data) | vars(model)).items() if value is not None}
+    if args.max_steps > 0:
+        given.add("num_train_epochs")
+    if args.bf16 or args.fp16:
+        given.add("precision")
+    if "learning_rate" in given:  # one rate for all, as given
+        given.add("backbone_learning_rate")
+    shares = [args.given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
+    possible = default_choices(
+        facts,
+        args.task,
+        start.kind,
+        image_size=max(as_pair(crop_size(data, args))) if data.image_size else None,
+        fast_bf16=_has_fast_bf16(args),
+        batch_size=args.total_batch_size if all(shares) else args.given["total_batch_size"],
+        multiple=args.world_size * math.prod(share or 1 for share in shares),
+    )
+    choices = [choice for choice in possible if choice.name not in given]
+    values = {choice.name: choice.value for choice in choices}
+    data = replace(data, **{name: value for name, value in values.items() if hasattr(data, name)})
+    model = replace(model, **{name: value for name, value in values.items() if hasattr(model, name)})
+    others = {name: value for name, value in values.items() if name in args.given}
+    return data, model, args.with_defaults({"task": args.task} | others), choices
+
+
+def default_choices(
+    facts: DataFacts,
+    task: str,
+    start: Kind,
+    image_size: int | None = None,
+    fast_bf16: bool = False,
+    batch_size: int | None = None,
+    multiple: int = 1,
+) -> list[Choice]:
+    """Facts of the training images, task and what the model starts from → a value and a reason for each option.
+
+    start: "eomt", a trained EoMT, which keeps its queries; "backbone", pre-trained blocks with new queries and heads;
+    "scratch". image_size: the longer side of the crop in pixels where it is given, which other values follow.
+    fast_bf16: the run's device multiplies bfloat16 matrices itself. batch_size: images a step where they are given,
+    which the length follows. multiple: what divides the batch (processes × what a device takes × what is accumulated).
+    """
+    choices = [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start)]
+    choices += _length(facts, batch_size, multiple)
+    if fast_bf16:
+        reason = "this processor multiplies bfloat16 itself; on a CPU that took about half the time of fp32"
+        choices.append(Choice("precision", "bf16", reason))
+    return choices
+
+
+def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
+    row = TASK_ROWS[task]
+    wanted, about = 32 * round(facts.side / 32), f"the images' longer side is {facts.side} pixels"
+    if facts.object_side and (enlarged := 32 * math.ceil(PATCH / facts.object_side / 32)) > wanted:
+        about += f", where half of the objects are smaller than a patch of {PATCH}"
+        wanted = enlarged
+    size = given or min(row.image_size, max(128, wanted))
+    yield Choice("image_size", str(size), f"{about}; larger than {row.image_size} costs more than it gives")
+    if size < row.image_size:
+        yield Choice("scale_range", "0.5,1.5", "small images: enlarged and reduced less than the paper's")
+    points = min(12544, max(1024, (size // 4) ** 2 // 2))
+    yield Choice("train_num_points", points, f"half the cells of a mask of {size // 4} × {size // 4}")
+
+
+def _queries(facts: DataFacts, task: str, start: Start) -> Iterator[Choice]:
+    if start == "eomt":
+        return
+    if task == "semantic" or facts.segments is None:
+        count, reason = TASK_ROWS[task].num_queries, "the paper's for this task"
+    else:
+        most = facts.segments[1]
+        wanted = 10 * math.ceil(1.5 * most / 10)
+        count = min(MOST_QUERIES, max(FEWEST_QUERIES, wanted))
+        reason = f"half as many again as the most segments of an image, {most}"
+        if count != wanted:
+            reason = f"the {'most' if count < wanted else 'fewest'} chosen; the fullest image has {most} segments"
+    yield Choice("num_queries", count, reason)
+
+
+def _rates(start: Start) -> Iterator[Choice]:
+    if start == "eomt":
+        yield Choice("learning_rate", 1e-4, "the paper's: everything but the class head is trained already")
+    elif start == "backbone":
+        yield Choice("learning_rate", 5e-4, "queries and heads are new: five times the paper's rate")
+        yield Choice("backbone_learning_rate", 1e-4, "the backbone is trained already: the paper's rate")
+    else:
+        yield Choice("learning_rate", 5e-4, "everything is new: five times the paper's rate")
+        yield Choice("llrd", 1.0, "no block is trained already, so none needs protection")
+
+
+def _length(facts: DataFacts, batch: int | None, multiple: int) -> Iterator[Choice]:
+    if batch is None:
+        batch = BATCH if facts.images < LARGE_DATA else LARGE_DATA_BATCH
+        batch = multiple * math.ceil(min(batch, facts.images) / multiple)
+        shared = f", in multiples of {multiple}" if multiple > 1 else ""
+        yield Choice("total_batch_size", batch, f"{facts.images} images to train on{shared}")
+    wanted = math.ceil(STEPS * batch / facts.images)
+    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, wanted))
+    reason = f"about {STEPS} steps"
+    if epochs != wanted:
+        reason = f"the {'most' if epochs < wanted else 'fewest'} chosen; {STEPS} steps would be {wanted}"
+    yield Choice("num_train_epochs", float(epochs), reason)
+
+
+def _has_fast_bf16(args: EoMTTrainingArguments) -> bool:
+    """Whether the run's device multiplies bfloat16 matrices itself; emulated it is slower than float32."""
+    if args.device.type == "cpu":
+        return cpu_has_bf16() and not args.torch_compile
+    return args.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16 matrices (avx512_bf16, AMX)."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+# --- model, processor, augmentation -----------------------------------------------------------------------------------
+
+
+def build_model(
+    start: Start, data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, labels: LabelSpace
+) -> EoMTForUniversalSegmentation:
+    """The model of a run, with the data's classes, from where it starts."""
+    fields = {
+        "task": args.task,
+        "image_size": crop_size(data, args),
+        **labels.config_fields,
+        "stuff_label_ids": list(labels.stuff_label_ids),
+    }
+    if start.kind == "eomt":
+        config = type(start.config)(**{**start.config.to_dict(), **fields, **model.overrides()})
+        return _from_checkpoint(start, config)
+    backbone, config, model_class = _new_config(fields, model, args, start.kind)
+    if start.kind == "scratch":
+        return model_class(config)
+    source = model.backbone_weights or backbone
+    logger.warning(f"backbone weights: {source}")  # a download may take its time
+    try:
+        return model_class.from_pretrained_backbone(source, config)
+    except Exception as error:  # what timm and the hub raise without a connection has no common class
+        if isinstance(error, ValueError) or model.backbone_weights:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the weights of {source!r} could not be downloaded ({reason:.200}); give a file or folder that has them "
+            "as backbone_weights, or scratch"
+        ) from None
+
+
+def _new_config(fields: dict, model: ModelOptions, args: EoMTTrainingArguments, kind: Kind):
+    """Name of the backbone, configuration and class of a model that is not trained yet."""
+    recipe, overrides = args.recipe_values, model.overrides()
+    backbone = model.backbone or (recipe.backbone if recipe else DEFAULT_BACKBONE)
+    backbone = BY_SIZE.get(backbone, backbone)
+    if recipe and model.backbone is None:
+        overrides = {"num_queries": recipe.num_queries, "num_blocks": recipe.num_blocks} | overrides
+    if kind == "scratch":
+        overrides["layerscale_value"] = SCRATCH_LAYER_SCALE
+    model_class = EoMTForUniversalSegmentation
+    if model.step is not None:
+        model_class = LadderForUniversalSegmentation
+        overrides["num_blocks"] = model.num_blocks or LadderConfig.num_blocks  # decoder layers, not the recipe's L2
+        overrides["step"] = model.step
+    return backbone, model_class.config_class.for_backbone(backbone, **fields, **overrides), model_class
+
+
+def _from_checkpoint(start: Start, config: EoMTConfig) -> EoMTForUniversalSegmentation:
+    if start.is_authors_file:
+        model = load_authors_checkpoint(start.source, config, load_class_head=False)
+        model.class_predictor.reset_parameters()
+        return model
+    model_class = EoMTForUniversalSegmentation
+    if isinstance(config, LadderConfig):
+        model_class = LadderForUniversalSegmentation
+    model, found = model_class.from_pretrained(
+        start.source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    unfit = [name for name, *_ in found["mismatched_keys"] if not (start.new_head and name.startswith(FRESH))]
+    if unfit:
+        unfit.sort()
+        others = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
+        hint = "; class_head new makes new ones" if all(name.startswith(FRESH) for name in unfit) else ""
+        raise ValueError(f"{start.source} does not fit the options given: {unfit[0]}{others} differ in shape{hint}")
+    require_all_weights(start.source, model, found | {"mismatched_keys": ()})
+    if start.new_head:
+        model.class_predictor.reset_parameters()  # PyTorch's default, as the authors'
+    return model
+
+
+def processor_of(start: Start, model: EoMTForUniversalSegmentation) -> EoMTImageProcessor:
+    """The model's processor; it normalizes pixels as the checkpoint's own does, else by ImageNet's mean and
+    deviation."""
+    config, own = model.config, {}
+    if start.config is not None and not start.is_authors_file:
+        try:
+            own, _ = ImageProcessingMixin.get_image_processor_dict(start.source)
+        except OSError:
+            logger.warning(f"{start.source} has no processor; images are normalized by ImageNet's mean and deviation")
+    pixels = {name: own[name] for name in PIXEL_SETTINGS if own.get(name) is not None}
+    return EoMTImageProcessor(
+        task=config.task, size=as_pair(config.image_size), stuff_label_ids=list(config.stuff_label_ids), **pixels
+    )
+
+
+def crop_size(data: DataOptions, args: EoMTTrainingArguments) -> int | tuple[int, int]:
+    if data.image_size:
+        return parse_size(data.image_size)
+    if args.recipe_values:
+        return args.recipe_values.image_size
+    return TASK_ROWS[args.task].image_size
+
+
+def train_transform(data: DataOptions, args: EoMTTrainingArguments, labels: LabelSpace) -> TrainTransform:
+    """Augmentation as given, or the recipe's, or the task's."""
+    recipe = args.recipe_values
+    default = recipe.scale_range if recipe else TASK_ROWS[args.task].scale_range
+    jitter = recipe.color_jitter if recipe else False
+    return TrainTransform(
+        labels,
+        task=args.task,
+        size=as_pair(crop_size(data, args)),
+        scale_range=_scale_range(data.scale_range) if data.scale_range else default,
+        color_jitter=jitter if data.color_jitter is None else data.color_jitter,
+        augment=data.augment,
+    )
+
+
+def _scale_range(text: str) -> tuple[float, float]:
+    """ "0.5,2" → (lowest, highest) scale."""
+    values = listed(text, float)
+    if len(values) != 2 or not 0 < values[0] <= values[1] < math.inf:
+        raise ValueError(f"scale_range is {text}; give LOW,HIGH, two positive numbers")
+    return values[0], values[1]
