@@ -310,7 +310,7 @@ def choose_defaults(
     shares = [args.given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
     if start.kind == "eomt" and facts.segments and facts.segments[1] > start.config.num_queries:
         logger.warning(
-            f"{start.source} has {start.config.num_queries} queries, fewer than the {facts.segments[1]} segments of the "
+            f"{start.source} has {start.config.num_queries} queries, fewer than {facts.segments[1]} segments of the "
             "fullest image; it cannot find more segments than it has queries"
         )
     possible = default_choices(
