@@ -31,7 +31,10 @@ class DataOptions:
     data: str
     """Folder of the data set, or of its official zips; formats: docs/data-formats.md."""
     more_data: str | None = None
-    """Other data sets of these classes, separated by commas, whose train splits are added."""
+    """Other data sets of these classes, separated by commas, whose train splits are added; what eomt predict wrote is
+    one, too."""
+    score_floor: float = 0.0
+    """Predictions in --more-data: leave segments out that score less."""
     dataset: str = "auto"
     """Format of the data; auto detects it."""
     class_names: str | None = None

@@ -229,6 +229,7 @@ def with_more(
             label_space=labels,
             keep_empty=data.keep_empty is not False,
             crowds_as_instances=data.crowds_as_instances,
+            score_floor=data.score_floor,
         )
         parts.append(more)
         if args.task == "semantic":  # pixels are looked up when they are read, all in one label space

@@ -1,6 +1,7 @@
 """Where bytes come from: a folder or a zip, and one way to name a file in either.
 
-A *location* is a plain string, so that rows pickle and spawn: "/data/a.png" or "zip://train/a.png::/data/train.zip".
+A *location* is a plain string, so that rows pickle and spawn: "/data/a.png" or "zip://train/a.png::/data/train.zip",
+or "row://3::image::train::/data/saved" for a row of a data set of the `datasets` library.
 Archives are opened on first use, once a process. Names out of an annotation file or an archive never leave their root.
 """
 
@@ -11,6 +12,8 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+
+import datasets
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
@@ -24,6 +27,7 @@ SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held o
 MOST_BYTES = 1 << 31  # of a json or an image: COCO's largest json has half a gigabyte, LVIS' one
 MOST_TEXT = 1 << 24  # of a yaml, a list of classes or an image's polygons
 MOST_COMPRESSED, SMALL = 200, 1 << 26  # a zip's members shrink to a 200th at the most, but for small ones
+_tables: dict[tuple[int, str], datasets.Dataset | datasets.DatasetDict] = {}
 _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
 
 
@@ -77,6 +81,8 @@ def open_archive(path: str | Path) -> zipfile.ZipFile:
 
 def read_bytes(location: str, limit: int = MOST_BYTES) -> bytes:
     """The file at a location, of at most `limit` bytes: `ValueError` for a larger one, before it fills the memory."""
+    if location.startswith("row://"):
+        return _row_bytes(location, limit)
     if not location.startswith("zip://"):
         with open(location, "rb") as file:
             _require_size(location, os.fstat(file.fileno()).st_size, limit)
@@ -87,6 +93,29 @@ def read_bytes(location: str, limit: int = MOST_BYTES) -> bytes:
             return file.read(limit)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise ValueError(f"{archive}: {member!r} is damaged ({error}); download it again") from None
+
+
+def open_table(source: str) -> datasets.Dataset | datasets.DatasetDict:
+    """The process's handle of a data set of the `datasets` library: a folder of `save_to_disk`, or a hub's name."""
+    key = (os.getpid(), source)
+    if key not in _tables:
+        is_folder = os.path.isdir(source)
+        _tables[key] = datasets.load_from_disk(source) if is_folder else datasets.load_dataset(source)
+    return _tables[key]
+
+
+def _row_bytes(location: str, limit: int) -> bytes:
+    """The encoded image in a row's column: "row://number::column::split::source"."""
+    number, column, split, source = location.removeprefix("row://").split("::", 3)
+    table = open_table(source)
+    table = table[split] if split else table
+    cell = table.select_columns(column).cast_column(column, datasets.Image(decode=False))[int(number)][column]
+    if cell is None:
+        raise ValueError(f"{source}: row {number} has no {column!r}")
+    if cell["bytes"] is None:
+        return read_bytes(cell["path"], limit)
+    _require_size(f"{source}: {column!r} of row {number}", len(cell["bytes"]), limit)
+    return cell["bytes"]
 
 
 def open_member(archive: str | Path, member: str, limit: int):

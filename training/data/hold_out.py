@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions
 from .readers.coco_layout import KINDS, is_kind, search_trees
+from .readers.hub import hub_splits
 from .readers.voc import voc_splits
 
 SHARE = 0.1
@@ -32,6 +33,8 @@ def named_splits(path: Path, dataset: str, task: str) -> list[str]:
     elif dataset in ("folder", "yolo"):
         images = filter(lambda image: image.suffix.lower() in IMAGE_SUFFIXES, map(PurePosixPath, Tree(path).names))
         names = [str(image.parent) for image in images]
+    elif dataset == "hub":
+        return hub_splits(path)
     elif dataset == "voc":
         return voc_splits(Tree(path))
     else:

@@ -60,7 +60,7 @@ def _map(image: Image.Image, name: str) -> np.ndarray:
 def size_of(location: str, name: str) -> tuple[int, int]:
     """(H, W) of the upright image out of its header, without decoding it."""
     try:
-        return image_size(read_bytes(location) if location.startswith("zip://") else location)
+        return image_size(read_bytes(location) if "://" in location else location)
     except (ValueError, OSError) as error:
         raise ValueError(f"{name}: {error}; fix or remove it") from None
 

@@ -56,9 +56,10 @@ def load_data(
     reader = READERS[dataset]
     if task not in reader.tasks:
         raise ValueError(f"{path}: {dataset} data has ground truth for {' and '.join(reader.tasks)}, not for {task!r}")
-    if dataset != "folder" and (class_names or len(ignore_ids)):
+    if dataset not in ("folder", "hub") and (class_names or len(ignore_ids)):
         raise ValueError(
-            f"{path}: {dataset} data names its classes itself; class names and ignored ids are for folders of pngs"
+            f"{path}: {dataset} data names its classes itself; class names and ignored ids are for label images "
+            "whose values have no names"
         )
     if class_names:
         class_names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))

@@ -10,6 +10,7 @@ from .cityscapes import is_cityscapes, read_cityscapes
 from .coco import read_coco
 from .coco_layout import has_annotations
 from .folder import has_label_images, read_folder
+from .hub import is_hub, read_hub
 from .options import ReadOptions, UnknownClass
 from .predicted import is_predicted, read_predicted
 from .voc import is_voc, read_voc
@@ -30,6 +31,7 @@ READERS = {
     "cityscapes": Reader(read_cityscapes, ("semantic",)),
     "yolo": Reader(read_yolo, ("instance",)),
     "voc": Reader(read_voc, ("semantic",)),
+    "hub": Reader(read_hub, ("semantic",)),
     "folder": Reader(read_folder, ("semantic",)),
     "predicted": Reader(read_predicted, ("panoptic", "instance", "semantic")),
 }
@@ -37,6 +39,8 @@ READERS = {
 
 def detect_format(path: Path, task: str) -> str:
     """The format of the data at a path, by the names of its files."""
+    if is_hub(path):
+        return "hub"
     tree = Tree(path)
     if is_cityscapes(path):
         return "cityscapes"

@@ -40,24 +40,41 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
             rows.problem(image, "there is no label png of the same name")
         else:
             rows.add(image_id[image], image, tree.locate(image), tree.locate(label))
-    names = colors or options.class_names or _classes_file(tree) or options.known_names
-    binary = names is not None and set(names) == {0, IGNORE_INDEX}
-    if names is None:  # the values of the training split name the classes, for validation too
-        source = pairs(tree, "train", LABEL_SUFFIXES) or found
-        values = set()
-        for _, label in tqdm(source, desc="classes in the label pngs", leave=False, disable=len(source) < 200):
-            if label:
-                values.update(distinct_values(read_classes(tree.locate(label), label)))
-        binary = values - {*options.ignore_ids, LARGEST_VALUE} == {0, IGNORE_INDEX}  # 255 is the foreground then
-        names = {value: f"class_{value}" for value in sorted(values)}
-    unlabeled = [color for color, name in colors.items() if name.lower() == "void"] if colors else [LARGEST_VALUE]
-    ignored = (*options.ignore_ids, *unlabeled)
-    ids = sorted(i for i in names if i not in ignored and (colors or binary or i != IGNORE_INDEX))
-    if not ids and not rows.problems:
-        raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
-    names = tuple(names[i] for i in ids) or ("none",)
-    space = LabelSpace(str(path), names, (), tuple(ids) or (0,), ignored)
+    if colors:
+        void = [color for color, name in colors.items() if name.lower() == "void"]
+        ignored = (*options.ignore_ids, *void)
+        ids = sorted(color for color in colors if color not in ignored)
+        space = LabelSpace(str(path), tuple(colors[color] for color in ids), (), tuple(ids), ignored)
+    else:
+        names = options.class_names or _classes_file(tree) or options.known_names
+        source = pairs(tree, "train", LABEL_SUFFIXES) or found  # its values name the classes, for validation too
+        labels = [(tree.locate(label), label) for _, label in source if label]
+        if not labels and rows.problems:
+            rows.table()  # raises what is wrong with the labels
+        space = numbered_space(path, names, labels, options)
     return rows, options.match(space, path)
+
+
+def numbered_space(
+    path: Path, names: dict[int, str] | None, labels: list[tuple[str, str]], options: ReadOptions
+) -> LabelSpace:
+    """The label space of label images whose values are classes.
+
+    Args:
+        names: value → class; None: every value found is a class.
+        labels: (location, what errors call it) of the label images to look into then.
+    """
+    values = set(names or ())
+    if names is None:
+        for location, name in tqdm(labels, desc="classes in the label images", leave=False, disable=len(labels) < 200):
+            values.update(distinct_values(read_classes(location, name)))
+        names = {value: f"class_{value}" for value in values}
+    binary = values - {*options.ignore_ids, LARGEST_VALUE} == {0, IGNORE_INDEX}  # 255 is the foreground then
+    ignored = (*options.ignore_ids, LARGEST_VALUE)
+    ids = sorted(i for i in names if i not in ignored and (binary or i != IGNORE_INDEX))
+    if not ids:
+        raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
+    return LabelSpace(str(path), tuple(names[i] for i in ids), (), tuple(ids), ignored)
 
 
 def has_label_images(tree: Tree) -> bool:
