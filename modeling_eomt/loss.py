@@ -13,6 +13,8 @@ P predictions · B images · Q queries · C labels · n targets of an image · M
 every prediction · R points, (x, y) in [0, 1] · H, W mask logits down, across
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -58,17 +60,21 @@ class Criterion(nn.Module):
         (losses,) = self._unweighted([prediction], mask_labels, class_labels)
         return losses
 
-    def losses(self, predictions: list[MaskPrediction], mask_labels, class_labels) -> dict[str, Tensor]:
+    def losses(
+        self, predictions: list[MaskPrediction], mask_labels, class_labels, blocks: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
         """Weighted losses of every prediction; their sum, not their mean, is the loss.
 
-        The last prediction's have the plain names, those before it "_0", "_1", … after theirs.
+        The last prediction's have the plain names, those before it "_0", "_1", … after theirs: the masked blocks that
+        they were made for, which outside training need not be all (`blocks`; by default the first ones).
         """
         weights = {
             "loss_mask": self.config.mask_weight,
             "loss_dice": self.config.dice_weight,
             "loss_cross_entropy": self.config.class_weight,
         }
-        suffixes = [*(f"_{block}" for block in range(len(predictions) - 1)), ""]
+        blocks = range(len(predictions) - 1) if blocks is None else blocks
+        suffixes = [*(f"_{block}" for block in blocks), ""]
         return {
             f"{name}{suffix}": weights[name] * value
             for suffix, losses in zip(suffixes, self._unweighted(predictions, mask_labels, class_labels))

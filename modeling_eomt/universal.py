@@ -81,7 +81,8 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
         """Not compiled itself: its shapes follow each batch's number of masks, and the matching is the host's work."""
         predictions = []
         output = self._output(pixel_values, predictions, output_auxiliary_logits, **kwargs)
-        losses = _losses(self.criterion, predictions, mask_labels, class_labels)
+        blocks = [block for block in range(self.config.num_blocks) if self.predicts_before(block)]
+        losses = _losses(self.criterion, predictions, mask_labels, class_labels, blocks)
         return EoMTForUniversalSegmentationOutput(loss=sum(losses.values()), loss_dict=losses, **output)
 
     @capture_outputs
@@ -119,5 +120,5 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
 
 
 @torch.compiler.disable
-def _losses(criterion: Criterion, predictions, mask_labels, class_labels) -> dict[str, Tensor]:
-    return criterion.losses(predictions, mask_labels, class_labels)
+def _losses(criterion: Criterion, predictions, mask_labels, class_labels, blocks: list[int]) -> dict[str, Tensor]:
+    return criterion.losses(predictions, mask_labels, class_labels, blocks)

@@ -12,7 +12,7 @@ from eomt.configuration import EoMTConfig
 from eomt.modeling_eomt.heads import MaskPrediction
 from eomt.modeling_eomt.loss import Criterion, match, matching_cost, uncertain_points
 from eomt.modeling_eomt.resample import sample_logits, sample_masks
-from tests.models import GOLDEN, targets
+from tests.models import GOLDEN, targets, tiny_model
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
@@ -166,3 +166,14 @@ def test_numpy_labels_give_the_same_loss():
         torch.manual_seed(0)
         losses.append(model(torch.zeros(2, 3, 64, 64), convert(masks), convert(labels)).loss.item())
     assert losses[0] == losses[1]
+
+
+def test_losses_outside_training_have_the_names_of_their_blocks():
+    """With probabilities [0, 1] only block 1 is masked, and predicts."""
+    model, pixels = tiny_model(), torch.randn(2, 3, 64, 64)
+    masks, labels = targets()
+    model.set_attn_mask_probs([0.0, 1.0])
+    found = model(pixels, mask_labels=masks, class_labels=labels).loss_dict
+    assert {name for name in found if name[-1].isdigit()} == {"loss_mask_1", "loss_dice_1", "loss_cross_entropy_1"}
+    model.set_attn_mask_probs([1.0, 1.0])
+    assert len(model(pixels, mask_labels=masks, class_labels=labels).loss_dict) == 9
