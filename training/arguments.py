@@ -70,16 +70,16 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         return getattr(self.recipe_values, name) if self.recipe else COMMON[name]
 
     def warmup(self, total_steps: int) -> tuple[int, int]:
-        """Run length → (heads', backbone's) warm-up steps: as given, or the recipe's, shorter in a short run."""
+        """Warm-up steps of heads and backbone: as given, else the recipe's, scaled down in a short run."""
         shrink = min(1.0, total_steps / FULL_WARMUP_STEPS)
         default = [round(steps * shrink) for steps in self._common("warmup_steps")]
         given = (self.head_warmup_steps, self.backbone_warmup_steps)
         return tuple(standard if value is None else value for value, standard in zip(given, default))
 
     def annealing(self, total_steps: int, num_blocks: int) -> tuple[list[float], list[float]]:
-        """Run length and masked blocks → (starts, ends) in optimizer steps: the recipe's, or the common rule's.
+        """Start and end of each masked block's annealing in optimizer steps, by the recipe or the common rule.
 
-        Masks that stay never start to go; a run without masks is past their end from the first step on.
+        Constant masks never start to anneal; without masks, annealing has ended at step 0.
         """
         if self.masking == "never":
             return [0] * num_blocks, [0] * num_blocks
@@ -95,7 +95,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         return self.load_best_model_at_end or _plain(self.save_strategy) == "best"
 
     def count_steps(self, total_steps: int) -> None:
-        """Shares of a run between two logs, evaluations or saves → steps."""
+        """Replace shares of the run between logs, evaluations and saves by steps."""
         for name in ("logging_steps", "eval_steps", "save_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -176,7 +176,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             self.fp16, self.bf16 = self.precision == "fp16", self.precision == "bf16"
 
     def _keep_best(self) -> None:
-        if self.early_stopping:  # the best evaluation's weights are loaded in the end, so each is saved
+        if self.early_stopping:  # the weights of any evaluation may be loaded at the end
             self.load_best_model_at_end = True
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
         if self.metric_for_best_model is None and self.keeps_best:
@@ -197,7 +197,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
 
 
 def command_arguments(run: RunOptions, stock: StockOptions, name: str, **others) -> EoMTTrainingArguments:
-    """The options of `eomt train` → its arguments, with the command's times of evaluations, saves and logs.
+    """Arguments of `eomt train` from its options, with its intervals of evaluations, saves and logs.
 
     name: of the data, for the output folder. others: any further field of `TrainingArguments`.
     """

@@ -25,9 +25,9 @@ DETAILS = ("sq", "rq", "pq_things", "pq_stuff", "ap_50", "ap_75", "overall_accur
 class AveragingCallback(TrainerCallback):
     """average ← d · average + (1 − d) · weights after every step; d = min(decay, (1 + t)/(10 + t)) after t steps.
 
-    The first steps count less, as the average would hold on to the start for 1/(1 − decay) steps. The average is kept
-    in float32: in bfloat16, small steps would round to nothing. A checkpoint keeps weights and average; after training
-    the model has the average.
+    The decay is lower at first, else the initial weights would dominate for 1/(1 − decay) steps. The average is in
+    float32: in bfloat16, small steps would round to zero. A checkpoint keeps weights and average; training ends with
+    the average in the model.
     """
 
     def __init__(self, decay: float):
@@ -57,7 +57,7 @@ class AveragingCallback(TrainerCallback):
 
     @contextmanager
     def applied(self):
-        """The model with the average in it; before and after training it is as it is."""
+        """Within this context the model has the average as its weights; no effect outside training."""
         if self._model is None:
             yield
             return
@@ -85,8 +85,8 @@ class AveragingCallback(TrainerCallback):
 class PatienceCallback(TrainerCallback):
     """Stops after `patience` evaluations in a row without a better one.
 
-    Evaluations before the last block's masks are annealed away do not count: until then a model is evaluated otherwise
-    than it is trained. What counts is read from the log, so that a resumed run stops where an uninterrupted one does.
+    Evaluations count from the end of mask annealing on: until then, training is masked and evaluation is not. They are
+    read from the log, so that a resumed run stops where an uninterrupted one does.
     """
 
     def __init__(self, trainer, patience: int):
@@ -94,7 +94,7 @@ class PatienceCallback(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         key = "eval_" + args.metric_for_best_model.removeprefix("eval_")
-        if key not in metrics:  # of another evaluation set
+        if key not in metrics:  # metrics of another evaluation set
             return
         values = {row["step"]: row[key] for row in state.log_history if key in row}
         best_value = max(values.values()) if args.greater_is_better else min(values.values())
@@ -112,7 +112,7 @@ class InterruptionCallback(TrainerCallback):
         self.signalled = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.accelerator.num_processes > 1:  # all must stop at the same step
+        if self.accelerator.num_processes > 1:  # all processes stop at the same step
             flag = torch.tensor(float(self.signalled), device=self.accelerator.device)
             self.signalled = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
         if self.signalled:
@@ -122,7 +122,7 @@ class InterruptionCallback(TrainerCallback):
     def listening(self):
         """Catch the signals while training; afterwards raise KeyboardInterrupt if one came."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may install handlers
+            yield  # only the main thread can install handlers
             return
         self.signalled = False
 
@@ -146,7 +146,7 @@ class CurvesCallback(TrainerCallback):
     """Keeps `curves.png` in the output folder up to date: at every evaluation, every save and at the end."""
 
     def __init__(self):
-        self._drawn = 0  # rows of the log: an evaluation and the save after it are one picture
+        self._drawn = 0  # rows of the log that are in the file
 
     def _draw(self, args, state):
         if state.is_world_process_zero and len(state.log_history) != self._drawn:
@@ -164,7 +164,7 @@ class CurvesCallback(TrainerCallback):
 
 
 def plot_curves(log_history: list[dict], path: str | Path) -> None:
-    """`trainer.state.log_history` → a png: loss and its parts, metrics, mask probabilities, learning rates."""
+    """Plot `trainer.state.log_history` as png: loss and its parts, metrics, mask probabilities, learning rates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -217,7 +217,7 @@ class ReadableProgress(ProgressCallback):
 
 
 def progress_line(logs: dict) -> str | None:
-    """A log entry → its line; None for an entry that is neither a loss nor an evaluation."""
+    """One line for a log entry; None for one that is neither a loss nor an evaluation."""
     if "loss" in logs:
         parts = [f"{name} {logs[key]:.3f}" for key, name in PARTS.items() if key in logs]
         masks = [f"{value:.2f}" for key, value in sorted(logs.items()) if key.startswith("attn_mask_prob_")]

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: which one is complete, how one is put in place, and what a resumed run must share with it.
+"""Checkpoints of a run: completeness, atomic placement, and the options that a resumed run must share.
 
-A checkpoint is written in a staging folder and renamed when it is complete.
+A checkpoint is written to a staging folder and renamed when it is complete.
 """
 
 import json
@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from .arguments import EoMTTrainingArguments
 from .files import read_json, write_json
 
-STAGING = ".saving"  # below the output folder; what is in it is not complete
+STAGING = ".saving"  # below the output folder; holds incomplete checkpoints
 OPTIONS_FILE = "options.json"
 RUN_OPTIONS = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
     "task", "learning_rate", "backbone_learning_rate", "weight_decay", "llrd", "llrd_l2_enabled",
@@ -31,14 +31,15 @@ MODEL_OPTIONS = (  # the backbone, as far as its weights would not fit
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
-    """Output folder → its latest `checkpoint-<step>` that can be resumed, or None."""
+    """Latest complete `checkpoint-<step>` of an output folder, or None."""
     return next((str(path) for path in _latest_first(folder) if is_complete(path)), None)
 
 
 def checkpoint_to_resume(folder: str | os.PathLike) -> str | None:
-    """The same; `ValueError` where there are checkpoints and none is complete: a run from the start would delete them.
+    """Latest complete checkpoint of an output folder; None where there is no checkpoint at all.
 
-    None: there is no checkpoint at all.
+    Raises:
+        ValueError: where no checkpoint is complete; a run from the start would delete them.
     """
     checkpoint, found = last_complete_checkpoint(folder), _latest_first(folder)
     if checkpoint is None and found:
@@ -56,19 +57,19 @@ def _latest_first(folder: str | os.PathLike) -> list[Path]:
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether state, weights, optimizer and schedule of a checkpoint folder are all there and not cut short."""
+    """Whether a checkpoint folder has state, weights, optimizer and schedule, none of them truncated."""
     return missing_file(checkpoint) is None
 
 
 def missing_file(checkpoint: str | os.PathLike) -> str | None:
-    """The first file of a checkpoint folder that is missing or cut short, or None."""
+    """First file of a checkpoint folder that is missing or truncated, or None."""
     checkpoint = Path(checkpoint)
     sharded = any(checkpoint.glob("pytorch_model_fsdp*")) or any(checkpoint.glob("global_step*"))  # FSDP, DeepSpeed
     try:
         read_json(checkpoint / "trainer_state.json")
     except (OSError, ValueError):
         return "trainer_state.json"
-    if sharded:  # their own files; the rename says that they are complete
+    if sharded:  # other files; the rename marks them as complete
         return None
     try:
         for file in _weights(checkpoint):
@@ -91,7 +92,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def put_in_place(folder: str | os.PathLike, name: str, state, limit: int | None) -> None:
-    """Rename a staged checkpoint to where it belongs, with the run's state; then delete the oldest over the limit."""
+    """Write the state into a staged checkpoint, rename it to its place, delete the oldest above the limit."""
     staged, final = Path(folder, STAGING, name), Path(folder, name)
     state.save_to_json(str(staged / "trainer_state.json"))
     shutil.rmtree(final, ignore_errors=True)
@@ -103,25 +104,25 @@ def put_in_place(folder: str | os.PathLike, name: str, state, limit: int | None)
 
 
 def run_options(args: EoMTTrainingArguments, config) -> dict:
-    """A run's arguments and model configuration → what must not change on the way, as JSON gives it back."""
+    """Options that must not change in a resumed run, as JSON values."""
     values = {name: getattr(args, name) for name in RUN_OPTIONS}
     values |= {name: getattr(config, name, None) for name in MODEL_OPTIONS}
     return json.loads(json.dumps(values))
 
 
 def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = None) -> None:
-    """Keep a new run's options in its output folder; given: further ones, such as the data and the checkpoint."""
+    """Write a new run's options to its output folder; given: further ones, such as data and checkpoint."""
     write_json(Path(args.output_dir, OPTIONS_FILE), {**(given or {}), **run_options(args, config)}, indent=2)
 
 
 def planned_steps(checkpoint: str | Path) -> int | None:
-    """The length that a checkpoint's run was laid out for, in optimizer steps; None where it does not say."""
+    """Planned length of a checkpoint's run in optimizer steps, or None."""
     file = Path(checkpoint, "trainer_state.json")
     return read_json(file).get("max_steps") if file.is_file() else None
 
 
 def check_length(checkpoint: str | Path, max_steps: int) -> None:
-    """`ValueError` for another length: rates and masks follow from it and would jump, after the end rise again."""
+    """`ValueError` for another length: rates and mask probabilities depend on it and would jump."""
     planned = planned_steps(checkpoint)
     if planned not in (None, max_steps):
         raise ValueError(
@@ -131,7 +132,7 @@ def check_length(checkpoint: str | Path, max_steps: int) -> None:
 
 
 def check_options(args: EoMTTrainingArguments, config) -> None:
-    """`ValueError` naming what differs from the run in the output folder; a run that kept no options passes."""
+    """`ValueError` with every option that differs from the run in the output folder, if its options are known."""
     file = Path(args.output_dir, OPTIONS_FILE)
     if not file.exists():
         return

@@ -1,8 +1,8 @@
-"""Options → a trainer ready to run. What `eomt train` does, without a command line; read from top to bottom.
+"""Build a trainer from options: `eomt train` without the command line, in the order it happens.
 
-The paper's values are for runs of tens of thousands of steps on 100,000 images. Without a recipe, every value follows
-from the data and from what the run starts with; `docs/results.md` has the experiments on three small data sets of
-photographs that these values are from. Whatever the user gives is left alone.
+The paper's values are for runs of tens of thousands of steps on 100,000 images. Without a recipe, defaults depend on
+the data and on the initial weights. They come from the experiments on three small data sets of photographs in
+`docs/results.md`. Given options are never changed.
 """
 
 import json
@@ -57,7 +57,7 @@ BATCH, LARGE_DATA_BATCH, LARGE_DATA = 8, 16, 5000
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from."""
+    """Initial weights of a run."""
 
     kind: Kind
     source: str | None = None
@@ -88,15 +88,15 @@ class Data:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the defaults depend on."""
+    """Properties of the training images that the defaults depend on."""
 
     images: int
     side: int
     "Median of the images' longer sides, in pixels."
     segments: tuple[int, int] | None
-    "Median and most segments an image; None where the labels are pictures, which would have to be read."
+    "Median and maximum of the segments per image; None for label images, which are not read."
     object_side: float | None = None
-    "Median over the segments of √area / the image's longer side; None where the labels are pictures."
+    "Median over the segments of √area / the image's longer side; None for label images."
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ class Choice:
 def build_trainer(
     data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments
 ) -> tuple[EoMTTrainer, list[Choice]]:
-    """Everything a run needs, from what the user gave, the recipe or the data, in this order; and what the data gave.
+    """A trainer and the defaults chosen from the data. Given options come first, then the recipe's, then the data's.
 
     Raises:
-        ValueError: for data, model and options that do not fit each other, before anything is trained.
+        ValueError: for data, model and options that do not fit each other.
     """
     start = starting_point(model, args)
     args.task = args.task or start.task
@@ -144,7 +144,7 @@ def starting_point(model: ModelOptions, args: EoMTTrainingArguments) -> Start:
     """The checkpoint as given, or the recipe's; else a backbone, or random weights.
 
     Raises:
-        ValueError: for an option that the checkpoint decides.
+        ValueError: for an option that the checkpoint determines.
     """
     recipe = args.recipe_values
     source, class_head = model.checkpoint, model.class_head
@@ -220,7 +220,7 @@ def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wante
 def with_more(
     train: Dataset, data: DataOptions, args: EoMTTrainingArguments, labels: LabelSpace
 ) -> tuple[Dataset, LabelSpace]:
-    """The training images and those of `more_data`, whose classes are matched by name; the ids of both."""
+    """Append the images of `more_data`, whose classes are matched by name; returns images and label space."""
     parts = [train]
     for path in listed(data.more_data):
         more, theirs = load_data(
@@ -270,7 +270,7 @@ def _require_apart(train: Dataset, validation: Dataset, source: str) -> None:
 
 
 def data_facts(table: Dataset) -> DataFacts:
-    """Rows of `load_data` → facts; looks at 200 images at most, and opens no more than their headers."""
+    """Facts of a table of `load_data`, from at most 200 images, of which only headers are read."""
     rows = table.with_format(None)
     places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
     sampled = rows.select(places)
@@ -291,7 +291,7 @@ def data_facts(table: Dataset) -> DataFacts:
 
 
 def _area(segment: dict, size: tuple[int, int]) -> float:
-    """Pixels of a row's segment; −1 where they would have to be counted in a picture."""
+    """Pixels of a row's segment; −1 for a segment of a label image."""
     if segment["area"] >= 0 or not segment["shape"]:
         return segment["area"]
     return float(coco_mask.area(to_rle(json.loads(segment["shape"]), *size)))
@@ -300,7 +300,7 @@ def _area(segment: dict, size: tuple[int, int]) -> float:
 def choose_defaults(
     facts: DataFacts, data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, start: Start
 ) -> tuple[DataOptions, ModelOptions, EoMTTrainingArguments, list[Choice]]:
-    """The options with what was not given filled in from the training images, and what was filled in."""
+    """Fill in the options that were not given; the last item lists them with reasons."""
     given = {name for name, value in (args.given | vars(data) | vars(model)).items() if value is not None}
     if args.max_steps > 0:
         given.add("num_train_epochs")
@@ -312,7 +312,7 @@ def choose_defaults(
     if start.kind == "eomt" and facts.segments and facts.segments[1] > start.config.num_queries:
         logger.warning(
             f"{start.source} has {start.config.num_queries} queries, fewer than {facts.segments[1]} segments of the "
-            "fullest image; it cannot find more segments than it has queries"
+            "busiest image; it cannot find more segments than it has queries"
         )
     possible = default_choices(
         facts,
@@ -340,7 +340,7 @@ def default_choices(
     batch_size: int | None = None,
     multiple: int = 1,
 ) -> list[Choice]:
-    """Facts of the training images, task and what the model starts from → a value and a reason for each option.
+    """A value and a reason for each option that depends on the training images, the task or the initial weights.
 
     start: "eomt", a trained EoMT, which keeps its queries; "backbone", pre-trained blocks with new queries and heads;
     "scratch". image_size: the longer side of the crop in pixels where it is given, which other values follow.
@@ -378,15 +378,15 @@ def _queries(facts: DataFacts, task: str, start: Start) -> Iterator[Choice]:
         most = facts.segments[1]
         wanted = 10 * math.ceil(1.5 * most / 10)
         count = min(MOST_QUERIES, max(FEWEST_QUERIES, wanted))
-        reason = f"half as many again as the most segments of an image, {most}"
+        reason = f"1.5 times the segments of the busiest image, {most}"
         if count != wanted:
-            reason = f"the {'most' if count < wanted else 'fewest'} chosen; the fullest image has {most} segments"
+            reason = f"{'at most' if count < wanted else 'at least'} {count}; the busiest image has {most} segments"
     yield Choice("num_queries", count, reason)
 
 
 def _rates(start: Start) -> Iterator[Choice]:
     if start == "eomt":
-        yield Choice("learning_rate", 1e-4, "the paper's: everything but the class head is trained already")
+        yield Choice("learning_rate", 1e-4, "the paper's: only the class head may be new")
     elif start == "backbone":
         yield Choice("learning_rate", 5e-4, "queries and heads are new: five times the paper's rate")
         yield Choice("backbone_learning_rate", 1e-4, "the backbone is trained already: the paper's rate")
@@ -405,7 +405,7 @@ def _length(facts: DataFacts, batch: int | None, multiple: int) -> Iterator[Choi
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, wanted))
     reason = f"about {STEPS} steps"
     if epochs != wanted:
-        reason = f"the {'most' if epochs < wanted else 'fewest'} chosen; {STEPS} steps would be {wanted}"
+        reason = f"{'at most' if epochs < wanted else 'at least'} {epochs}; {STEPS} steps would be {wanted}"
     yield Choice("num_train_epochs", float(epochs), reason)
 
 

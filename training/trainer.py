@@ -35,8 +35,8 @@ from .processes import gather
 
 logger = logging.get_logger(__name__)
 
-LOST_IN_A_ROW = 10  # fp16 losses that may overflow one after the other before the run is given up
-DIVERGED = 10  # the last loss is so many times the lowest: the run has diverged
+MAX_CONSECUTIVE_OVERFLOWS = 10  # of the loss in fp16; one more ends the run
+DIVERGED = 10  # last loss / lowest loss from which a run counts as diverged
 UNLOGGED = "UnloggedLosses"  # in a checkpoint's trainer_state.json
 ROPE_AUGMENTATION = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 
@@ -46,13 +46,15 @@ class NonFiniteLoss(ValueError):
 
 
 class LossLog:
-    """A step's loss parts, summed since the last line of the log; kept in checkpoints, so that a resumed run's first
-    line is over all of its steps."""
+    """Sums of the loss parts since the last line of the log.
+
+    Checkpoints keep them, so that the first line of a resumed run covers all of its steps.
+    """
 
     def __init__(self):
         self.parts: dict[str, torch.Tensor] = defaultdict(float)
         self.start = 0  # step of the last line
-        self.lost = 0  # batches since then whose loss overflowed in fp16
+        self.skipped = 0  # batches since then with an overflow in fp16
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
         for name, value in parts.items():
@@ -60,10 +62,10 @@ class LossLog:
 
     def clear(self, step: int) -> None:
         self.parts.clear()
-        self.start, self.lost = step, 0
+        self.start, self.skipped = step, 0
 
     def sums(self, accelerator) -> dict[str, float]:
-        """Every part's sum, mean over the processes, all of which must call this."""
+        """Every part's sum, averaged over the processes; all of them must call this."""
         if not self.parts:
             return {}
         names = sorted(self.parts)
@@ -71,12 +73,12 @@ class LossLog:
         return dict(zip(names, accelerator.reduce(values, reduction="mean").tolist()))
 
     def state(self, accelerator) -> dict:
-        return {"losses": self.sums(accelerator), "logged_step": self.start, "lost": self.lost}
+        return {"losses": self.sums(accelerator), "logged_step": self.start, "lost": self.skipped}
 
     def load(self, state: dict, device) -> None:
         for name, value in state["losses"].items():
             self.parts[name] = torch.tensor(value, device=device)
-        self.start, self.lost = state["logged_step"], state["lost"]
+        self.start, self.skipped = state["logged_step"], state["lost"]
 
 
 class EoMTTrainer(Trainer):
@@ -97,7 +99,7 @@ class EoMTTrainer(Trainer):
         processing_class: the model's `EoMTImageProcessor`; evaluation needs it, and it is saved with the model.
 
     Raises:
-        ValueError: for arguments of the stock Trainer that EoMT's training has no place for.
+        ValueError: for arguments of the stock Trainer that would have no effect.
     """
 
     evaluation_details: dict | None = None
@@ -114,7 +116,7 @@ class EoMTTrainer(Trainer):
         super().__init__(model, args, data_collator, **kwargs)
         self._refuse_shards()
         self.losses = LossLog()
-        self._lost_in_a_row = 0
+        self._overflows = 0
         self._file_names: list[str] | None = None  # of the batch that is computed
         self._shares = None  # of each accumulated batch in the step's normalizers
         self._learning_rates: dict[str, float] = {}
@@ -137,7 +139,7 @@ class EoMTTrainer(Trainer):
     # --- set-up ----------------------------------------------------------------------------------------------------
 
     def _refuse_shards(self) -> None:
-        """The average, and LoRA's merged matrices, would be saved from one process's part of the weights."""
+        """A process holds only a part of sharded weights: too little for an average or to merge LoRA's matrices."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return
         by = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
@@ -173,7 +175,7 @@ class EoMTTrainer(Trainer):
             add_lora(self.model, args.lora)
 
     def _choose_metric(self) -> None:
-        """The metric that the best checkpoint goes by: as given, or the task's; the loss where there is no metric."""
+        """Metric that selects the best checkpoint: as given, else the task's, else the loss."""
         args, dataset = self.args, self.eval_dataset
         if args.given["metric_for_best_model"] is not None or not args.keeps_best:
             return
@@ -188,12 +190,12 @@ class EoMTTrainer(Trainer):
 
     @property
     def annealing(self) -> MaskAnnealingCallback | None:
-        """The callback that sets the mask probabilities: the user's, or one by `args.masking` and the recipe."""
+        """The callback that sets the mask probabilities: the user's, else one that follows `args`."""
         callbacks = self.callback_handler.callbacks
         return next((callback for callback in callbacks if isinstance(callback, MaskAnnealingCallback)), None)
 
     def add_callback(self, callback) -> None:
-        """As the stock Trainer's; a mask annealing takes the place of the one before."""
+        """As the stock Trainer's; a mask annealing replaces the previous one."""
         callback = callback() if isinstance(callback, type) else callback
         if isinstance(callback, MaskAnnealingCallback) and self.annealing is not None:
             self.remove_callback(self.annealing)
@@ -241,7 +243,7 @@ class EoMTTrainer(Trainer):
         )
 
     def _get_train_sampler(self, train_dataset=None):
-        """With `dataloader_drop_last` an epoch's last incomplete step is dropped, not only its incomplete batch."""
+        """`dataloader_drop_last` drops an epoch's last incomplete step, not only its incomplete batch."""
         sampler, args = super()._get_train_sampler(train_dataset), self.args
         if isinstance(sampler, RandomSampler) and args.dataloader_drop_last and args.gradient_accumulation_steps > 1:
             images = len(train_dataset) // args.total_batch_size * args.total_batch_size
@@ -253,7 +255,7 @@ class EoMTTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the stock Trainer's; True resumes the last complete checkpoint, or starts where there is no checkpoint.
 
-        A run that is finished is loaded as it was left, and not trained further.
+        A finished run is loaded and not trained further.
 
         Raises:
             ValueError: for True, where there are checkpoints and none is complete; where the run had another length.
@@ -275,7 +277,7 @@ class EoMTTrainer(Trainer):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _load_finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:
-        """The last checkpoint of a finished run → the model as the run left it."""
+        """Restore the final model of a finished run from its last checkpoint."""
         self.state = state
         self._load_from_checkpoint(checkpoint)
         if self.averaging is not None:
@@ -289,7 +291,7 @@ class EoMTTrainer(Trainer):
         return TrainOutput(state.global_step, 0.0, {})
 
     def set_inference_masks(self) -> None:
-        """Leave the model as it is evaluated: without masks, unless it is trained with them to the end."""
+        """Masks off, unless the model is trained with them to the end."""
         model = self.accelerator.unwrap_model(self.model)
         model.set_attn_mask_probs([float(model.config.masked_inference)] * model.config.num_blocks)
 
@@ -302,7 +304,7 @@ class EoMTTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._file_names = inputs.pop("file_name", None)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        return torch.zeros_like(loss) if self._lost_in_a_row else loss  # what is logged and averaged
+        return torch.zeros_like(loss) if self._overflows else loss  # for the stock Trainer's average
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "file_name"}
@@ -326,23 +328,23 @@ class EoMTTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _finite_everywhere(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> bool:
-        """Whether every process's loss is finite. If not, all raise, else the others would wait for the one that does.
+        """Whether every process's loss is finite. If not, all raise: the others would wait for one that raised alone.
 
-        Under fp16 the gradient scaler leaves out a step that overflowed, so only many in a row end the run.
+        Under fp16 the gradient scaler skips a step with an overflow, so only many in a row end the run.
         """
         finite = torch.isfinite(loss).float()
         if self.accelerator.num_processes > 1:
             finite = self.accelerator.reduce(finite, reduction="mean")
         if finite == 1:
-            self._lost_in_a_row = 0
+            self._overflows = 0
             return True
         found = gather(None if torch.isfinite(loss) else self._not_finite(loss.item(), parts))
         message = next(text for text in found if text)
-        self._lost_in_a_row += 1
-        if self.accelerator.scaler is None or self._lost_in_a_row >= LOST_IN_A_ROW:
+        self._overflows += 1
+        if self.accelerator.scaler is None or self._overflows >= MAX_CONSECUTIVE_OVERFLOWS:
             raise NonFiniteLoss(message)
-        self.losses.lost += 1
-        logger.warning(f"an fp16 step is left out: {message}")
+        self.losses.skipped += 1
+        logger.warning(f"an fp16 step is skipped: {message}")
         return False
 
     def _not_finite(self, loss: float, parts: dict[str, torch.Tensor]) -> str:
@@ -370,7 +372,7 @@ class EoMTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.losses.parts:
             step = self.state.global_step
-            steps = step - self.losses.start - self.losses.lost / self.args.gradient_accumulation_steps
+            steps = step - self.losses.start - self.losses.skipped / self.args.gradient_accumulation_steps
             means = {name: value / max(1, steps) for name, value in self.losses.sums(self.accelerator).items()}
             self.losses.clear(step)
             logs |= {"loss": sum(means.values())} | means | self._learning_rates
@@ -427,7 +429,7 @@ class EoMTTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self.averaging is not None:  # what was evaluated, and becomes the model when training ends
+        if self.averaging is not None:  # evaluated, and the model when training ends
             self.averaging.load(self.state.best_model_checkpoint, self.args.device)
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
@@ -512,7 +514,7 @@ class EoMTTrainer(Trainer):
 
 
 class _RunCallback(TrainerCallback):
-    """Begins a run where its checkpoint stopped, sets the data's epoch, and ends it with the masks of inference."""
+    """Restores the sums of the log, sets the epoch of the data, and leaves the model with the masks of inference."""
 
     def __init__(self, trainer: EoMTTrainer):
         self.trainer = trainer
@@ -537,7 +539,7 @@ class _RunCallback(TrainerCallback):
 
 
 def _refuse(args, given: dict) -> None:
-    """`ValueError` for what the stock Trainer takes and this one would not heed."""
+    """`ValueError` for arguments of the stock Trainer that would have no effect here."""
     if not isinstance(args, EoMTTrainingArguments):
         raise ValueError(f"args are {type(args).__name__}; EoMTTrainer needs EoMTTrainingArguments")
     if args.remove_unused_columns:
