@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from datasets import Dataset
 
 from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentions
-from .readers.coco_layout import KINDS, is_kind, search_trees
+from .readers.coco import KINDS, is_kind, search_trees
 from .readers.hub import hub_splits
 from .readers.voc import voc_splits
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from ..files import Tree
 from .ade20k import is_ade20k, read_ade20k
 from .cityscapes import is_cityscapes, read_cityscapes
-from .coco import read_coco
-from .coco_layout import has_annotations
+from .coco import has_annotations, read_coco
 from .folder import has_label_images, read_folder
 from .hub import is_hub, read_hub
 from .options import ReadOptions, UnknownClass
