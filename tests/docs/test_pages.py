@@ -14,7 +14,6 @@ import yaml
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from eomt import train
 from eomt.cli import app, main
 from tests.docs import workspace
 
@@ -111,11 +110,8 @@ def run(command: list[str]) -> None:
 
 def parse(argv: list[str]) -> None:
     """The command's own parser takes these arguments."""
-    command, *options = argv
-    if command == "train":
-        train.parse([option.replace("…", "--data=x") for option in options])
-    else:
-        app.parse_args(argv, exit_on_error=False, print_error=False)
+    argv = [option.replace("…", "--data=x") for option in argv]
+    app.parse_args(argv, exit_on_error=False, print_error=False)
 
 
 def navigation(entries) -> list[str]:
