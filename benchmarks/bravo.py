@@ -23,7 +23,6 @@ from statistics import harmonic_mean, mean
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor
 
 from eomt.configuration.labels import IGNORE_INDEX, label_space
 from eomt.configuration.recipes import REPORTED
@@ -277,8 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     images = find_images(args.data, args.subsets)
     if args.model:
-        model = load_for_inference(args.model, args.device)
-        processor = AutoImageProcessor.from_pretrained(args.model, task="semantic")
+        model, processor = load_for_inference(args.model, args.device, task="semantic")
         predictions = predict_images(model, processor, images, args.batch_size)
     else:
         predictions = read_predictions(args.predictions, images)
