@@ -11,9 +11,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-import httpx
 import numpy as np
 import torch
+from huggingface_hub.utils import httpx  # as transformers takes it: the client that comes with the hub
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
