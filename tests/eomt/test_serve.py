@@ -7,9 +7,9 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
+from huggingface_hub.utils import httpx
 from PIL import Image
 
 from eomt import EoMTImageProcessor

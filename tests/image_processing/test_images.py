@@ -3,9 +3,9 @@
 import io
 import time
 
-import httpx
 import numpy as np
 import pytest
+from huggingface_hub.utils import httpx
 from PIL import Image
 
 from eomt.image_processing.images import decode_image, image_size, is_animated, open_image, read_image
