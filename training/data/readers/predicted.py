@@ -7,7 +7,7 @@ panoptic.json     and panoptic/*.png          instances.json           labels/*.
 from pathlib import Path
 
 from ....configuration.labels import LabelSpace
-from ..files import Tree
+from ..files import IMAGE_SUFFIXES, Tree, safe_name
 from ..polygons import check_shape
 from ..prediction_index import PredictionIndex
 from ..rows import Rows, segment
@@ -25,6 +25,13 @@ def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> t
 
     Segments that score less than `options.score_floor` are crowds, which training leaves out.
     """
+    try:
+        return _read(path, task, options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its json is not what eomt predict writes ({error!r}); predict again") from None
+
+
+def _read(path: Path, task: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
     tree = Tree(path)
     index = PredictionIndex(tree)
     if options.score_floor and task == "semantic":
@@ -44,11 +51,15 @@ def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> t
         if not isinstance(image.get("path"), str):
             rows.problem(where, "its file is not named as 'path'; predict again")
             continue
+        file = Path(tree.root, image["path"])  # may lie anywhere, but is an image: no device, no pipe
+        if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+            rows.problem(where, f"{image['path']!r} is no image file; predict again")
+            continue
         segments, png = [], ""
         for entry in annotations.get(image["id"], []):
             infos = [entry]
             if task == "panoptic":
-                infos, png = entry["segments_info"], tree.locate(f"panoptic/{entry['file_name']}")
+                infos, png = entry["segments_info"], tree.locate(f"panoptic/{safe_name(entry['file_name'], where)}")
             for info in infos:
                 number, category = len(segments) + 1, info["category_id"]
                 if category not in space.dataset_id_to_label:
@@ -63,11 +74,10 @@ def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> t
                 label = space.dataset_id_to_label[category]
                 segments.append(segment(info.get("id", number), label, uncertain, info.get("area", -1), shape))
         if task == "semantic":
-            png = tree.locate(image["sem_seg_file_name"])
+            png = tree.locate(safe_name(image["sem_seg_file_name"], where))
         if options.keep_empty or segments or task == "semantic":
             image_id = str(image["id"]) if as_text else image["id"]
-            location = str(tree.root / image["path"])
-            rows.add(image_id, image["file_name"], location, png, segments=segments)
+            rows.add(image_id, image["file_name"], str(file), png, segments=segments)
     return rows, space
 
 

@@ -1,5 +1,7 @@
 """What `eomt predict` wrote is data: the images lie where it found them, uncertain segments are not learned."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -64,3 +66,25 @@ def test_a_floor_without_scores_and_another_task_are_errors(tmp_path):
         load_data(predicted(tmp_path / "semantic", "semantic"), task="semantic", score_floor=0.5)
     with pytest.raises(ValueError, match=r"panoptic\.json"):
         load_data(predicted(tmp_path / "instance", "instance"), task="panoptic")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/etc/hostname", "gone.jpg"])
+def test_only_image_files_are_read(tmp_path, path):
+    folder = predicted(tmp_path, "instance")
+    listing = json.loads((folder / "images.json").read_text())
+    listing["images"][0]["path"] = path
+    (folder / "images.json").write_text(json.dumps(listing))
+    with pytest.raises(ValueError, match=path):
+        load_data(folder, task="instance")
+
+
+def test_a_png_outside_of_the_folder_is_not_read(tmp_path):
+    folder = predicted(tmp_path, "panoptic")
+    data = json.loads((folder / "panoptic.json").read_text())
+    data["annotations"][0]["file_name"] = "../../outside.png"
+    (folder / "panoptic.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="outside"):
+        load_data(folder, task="panoptic")
+    (folder / "panoptic.json").write_text('{"annotations": [{}]}')
+    with pytest.raises(ValueError, match="image_id"):
+        load_data(folder, task="panoptic")
