@@ -13,12 +13,12 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from .configuration import EoMTConfig, as_pair
 from .modeling_eomt import EoMTForUniversalSegmentationOutput
 from .modeling_eomt.outputs import group_by_image, is_grouped
+from .modeling_eomt.pretrained import load_config
 
 INPUT = "pixel_values"  # (B, 3, H, W), normalized
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
@@ -170,9 +170,7 @@ class ExportedEoMT:
         """
         if not Path(folder, "config.json").is_file():
             raise ValueError(f"there is no config.json in {str(folder)!r}; give a folder that eomt export wrote")
-        config = AutoConfig.from_pretrained(folder)
-        if not isinstance(config, EoMTConfig):
-            raise ValueError(f"{folder} holds a {config.model_type!r} model, not an EoMT")
+        config = load_config(folder)
         config.name_or_path = str(folder)
         return cls(config, open_engine(folder, engine, DTYPES.get(dtype, dtype), num_requests))
 

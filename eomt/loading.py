@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 from transformers.utils import logging
 
-from .configuration import EoMTConfig
 from .engines import DTYPES, ExportedEoMT, exported_engines
+from .modeling_eomt.pretrained import load_config
 from .modeling_eomt.weights.state_dicts import require_all_weights
 
 
@@ -65,9 +65,7 @@ def load_model(name: str, num_requests: int | None = 1, **options):
     if exported_engines(name):
         dtype = DTYPES[options.get("dtype") or torch.float32]
         return ExportedEoMT.from_pretrained(name, dtype=None if dtype == "fp32" else dtype, num_requests=num_requests)
-    config = AutoConfig.from_pretrained(name)
-    if not isinstance(config, EoMTConfig):
-        raise ValueError(f"{name} holds a {config.model_type!r} model, not an EoMT")
+    load_config(name)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers' table of what does not fit: the error says it in a line
     try:

@@ -3,7 +3,6 @@
 The docstring under a field is its help. Types and ranges are checked when the command line is read.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,11 +11,11 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from .configuration.sizes import parse_size
+from .training.options import TaskName, usable_cores
 
 MODEL, DATA = Group("Model", sort_key=0), Group("Data", sort_key=1)
 RULES, WRITTEN, MACHINE = Group("Segments", sort_key=2), Group("Output", sort_key=3), Group("Machine", sort_key=4)
 
-TaskName = Literal["panoptic", "instance", "semantic"]
 SplitName = Literal["train", "val", "test"]
 EngineName = Literal["openvino", "onnx"]
 FloatType = Literal["float32", "bfloat16", "float16"]
@@ -41,12 +40,6 @@ def not_empty(type_, value) -> None:
     for one in value if isinstance(value, tuple | list) else [value]:
         if one is not None and not str(one).strip():
             raise ValueError("is empty; give a path or a name")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, at most 4: processes that read images."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return min(4, len(usable))
 
 
 Words = Parameter(consume_multiple=True, validator=not_empty)

@@ -27,10 +27,9 @@ from scipy import ndimage
 
 from .configuration.labels import LabelSpace
 from .image_processing.images import id_to_rgb
+from .image_processing.resampling import BAND
 from .training.files import read_json, write_atomic, write_json
 
-BAND = 256
-"""Rows that are recoded at once."""
 VOID_VALUES = {1: 255, 2: 65535, 3: 0xFFFFFF}
 """Value of pixels of no class in a label png, by its bytes a pixel."""
 

@@ -16,10 +16,7 @@ from torch import Tensor
 
 from ..configuration.labels import VOID
 from .geometry import Placement
-from .resampling import Resampler, tile_side
-
-_BAND = 256
-"""Rows that are looked up at once."""
+from .resampling import BAND, Resampler, tile_side
 
 
 def instance_segmentation(
@@ -54,7 +51,7 @@ def instance_segmentation(
     present = [k for k, found in enumerate(_present(flat, len(labels))) if found]
     renumber = torch.full((len(labels) + 1,), VOID, dtype=torch.int32, device=flat.device)
     renumber[present] = torch.arange(len(present), dtype=torch.int32, device=flat.device)
-    for rows in flat.split(_BAND):  # an index needs int64
+    for rows in flat.split(BAND):
         rows.copy_(renumber[rows.long()])  # −1 finds the last entry
     return flat, [{"id": i, "label_id": labels[k], "score": scores[k]} for i, k in enumerate(present)]
 
@@ -102,7 +99,7 @@ def _candidates(
 def _present(label_map: Tensor, count: int) -> list[bool]:
     """Which of the labels 0 … count − 1 a map holds."""
     found = torch.zeros(count + 1, dtype=torch.bool, device=label_map.device)
-    for rows in label_map.split(_BAND):
+    for rows in label_map.split(BAND):
         found[rows.long()] = True  # −1 marks the last entry
     return found[:-1].tolist()
 

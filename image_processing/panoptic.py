@@ -14,10 +14,8 @@ from torch import Tensor
 
 from ..configuration.labels import VOID
 from .geometry import Placement
-from .resampling import Resampler, first_best, tile_side
+from .resampling import BAND, Resampler, first_best, tile_side
 
-_BAND = 256
-"""Rows that are looked up at once."""
 _SLACK = 1e-3
 """Margin (logits) by which a bound must decide before a tile is not computed: far above fp32 rounding."""
 
@@ -60,7 +58,7 @@ def panoptic_segmentation(
             stuff_segment[label] = len(segments)
         segments.append({"id": len(segments), "label_id": label, "was_fused": label in stuff, "score": score})
     segment_of = torch.tensor(segment_of, dtype=torch.int32, device=device)
-    for rows in owner.split(_BAND):  # an index needs int64, which the whole map would take twice the memory of
+    for rows in owner.split(BAND):
         rows.copy_(segment_of[rows.long()])
     return owner, segments
 

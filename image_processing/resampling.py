@@ -17,6 +17,9 @@ from torch import Tensor
 
 from .geometry import Placement
 
+BAND = 256
+"""Rows of a map that are looked up at once: an index needs int64, of the whole map twice its memory."""
+
 
 def bilinear_matrix(source: int, target: int, rows: slice = slice(None)) -> Tensor:
     """Weights of `F.interpolate(mode="bilinear", align_corners=False)` along one axis: (target, source), float64; or

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -55,6 +55,14 @@ def own_config(config: PreTrainedConfig) -> EoMTConfig:
     ours = own.from_dict(config.to_dict())
     ours._attn_implementation = config._attn_implementation
     return ours
+
+
+def load_config(name: str) -> EoMTConfig:
+    """Folder or hub name → its configuration; `ValueError` unless it is an EoMT's or a ladder model's."""
+    config = AutoConfig.from_pretrained(name)
+    if not isinstance(config, EoMTConfig):
+        raise ValueError(f"{name} holds a {config.model_type!r} model, not an EoMT")
+    return config
 
 
 def config_class_of(fields: dict, where: str) -> type[PreTrainedConfig]:

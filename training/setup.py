@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Value, concatenate_datasets
 from pycocotools import mask as coco_mask
-from transformers import AutoConfig, ImageProcessingMixin, set_seed
+from transformers import ImageProcessingMixin, set_seed
 from transformers.utils import logging
 
 from ..configuration import TASK_ROWS, EoMTConfig, as_pair
@@ -27,6 +27,7 @@ from ..configuration.sizes import parse_size
 from ..image_processing import EoMTImageProcessor
 from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
 from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
+from ..modeling_eomt.pretrained import load_config
 from ..modeling_eomt.weights.state_dicts import require_all_weights
 from .arguments import EoMTTrainingArguments
 from .data.hold_out import FEWEST
@@ -164,10 +165,7 @@ def starting_point(model: ModelOptions, args: EoMTTrainingArguments) -> Start:
         if class_head == "keep":
             raise ValueError(f"{source}: an authors' file does not name its classes; give class_head new")
         return Start("eomt", source, EoMTConfig.for_backbone(name, **model.overrides()), new_head=True)
-    config = AutoConfig.from_pretrained(source)
-    if not isinstance(config, EoMTConfig):
-        raise ValueError(f"{source} holds a {config.model_type!r} model, not an EoMT")
-    return Start("eomt", source, config, new_head=class_head == "new")
+    return Start("eomt", source, load_config(source), new_head=class_head == "new")
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------
@@ -369,7 +367,7 @@ def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
     yield Choice("train_num_points", points, f"half the cells of a mask of {size // 4} × {size // 4}")
 
 
-def _queries(facts: DataFacts, task: str, start: Start) -> Iterator[Choice]:
+def _queries(facts: DataFacts, task: str, start: Kind) -> Iterator[Choice]:
     if start == "eomt":
         return
     if task == "semantic" or facts.segments is None:
@@ -384,7 +382,7 @@ def _queries(facts: DataFacts, task: str, start: Start) -> Iterator[Choice]:
     yield Choice("num_queries", count, reason)
 
 
-def _rates(start: Start) -> Iterator[Choice]:
+def _rates(start: Kind) -> Iterator[Choice]:
     if start == "eomt":
         yield Choice("learning_rate", 1e-4, "the paper's: only the class head may be new")
     elif start == "backbone":
