@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, module_of: Mapping[str, str]) -> tuple[Callable, Callable]:
-    """A package's name and the module in it that each public name is defined in → its `__getattr__` and `__dir__`."""
+    """A package's name and the module in it that each public name is defined in → its `__getattr__` and `__dir__`.
+
+    A name that is its own module stands for the module.
+    """
 
     def __getattr__(name: str):
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f".{module_of[name]}", package), name)
+        module = importlib.import_module(f".{module_of[name]}", package)
+        return module if module_of[name] == name else getattr(module, name)
 
     def __dir__() -> list[str]:
         return sorted([*vars(importlib.import_module(package)), *module_of])

@@ -19,6 +19,7 @@ _MODULE_OF = {
     "EoMTEVA02Config": "configuration",
     "EoMTImageProcessor": "image_processing",
     "EoMTForUniversalSegmentation": "modeling_eomt",
+    "pipeline": "pipeline",
     "segment": "segmentation",
 }
 __version__ = "0.1.0"

@@ -95,7 +95,8 @@ def test_importing_eomt_leaves_training_and_generic_names_alone():
         "assert type(AutoConfig.for_model('eomt')) is eomt.EoMTConfig; "
         "assert not any(name.startswith(('eomt.training', 'eomt.inference')) for name in loaded); "
         f"assert not loaded & {set(FOLDERS[:4])!r}, loaded & {set(FOLDERS[:4])!r}; "
-        "assert not loaded & {'datasets', 'pycocotools', 'matplotlib.pyplot', 'timm'}"
+        "assert not loaded & {'datasets', 'pycocotools', 'matplotlib.pyplot', 'timm'}; "
+        "assert eomt.pipeline.EoMTImageSegmentationPipeline, 'as the README prints it'"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
