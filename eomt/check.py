@@ -3,7 +3,7 @@
 `check_data(dataset, labels, transform, folder)` is what `eomt train --check` runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,8 @@ def check_data(
             order = torch.randperm(len(good)).tolist()
             drawn = dataset.with_transform(transform)
             chosen = [good[order[i % len(good)]] for i in range(samples)]  # a small data set's images come again
-            sheet = contact_sheet([drawn[i] for i in chosen], label_space)
+            present = [c["label"] for c in report["classes"] if c["segments"]]
+            sheet = contact_sheet((drawn[i] for i in chosen), samples, label_space, class_colors(present))
         sheet.save(folder / "check.png")
         report["sheet"] = str(folder / "check.png")
     write_json(folder / "check.json", report, indent=2)
@@ -90,13 +91,15 @@ def describe(report: dict) -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(samples: list[dict], label_space: LabelSpace) -> Image.Image:
-    """TrainTransform's samples → one picture, each tile an augmented image with its masks and class names."""
-    columns = min(COLUMNS, len(samples))
-    rows = -(-len(samples) // columns)
+def contact_sheet(samples: Iterable[dict], count: int, label_space: LabelSpace, colors: dict) -> Image.Image:
+    """TrainTransform's samples → one picture, each tile an augmented image with its masks and class names.
+
+    One sample is in memory at a time: the masks of a crowded image may take gigabytes.
+    """
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
     step = TILE + GAP
     sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "white")
-    colors = class_colors(sorted({label for s in samples for label in s["class_labels"].tolist()}))
     for i, sample in enumerate(samples):
         image = Image.fromarray(sample["pixel_values"].permute(1, 2, 0).numpy())
         info = [{"id": k, "label_id": label} for k, label in enumerate(sample["class_labels"].tolist())]

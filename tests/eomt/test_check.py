@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from eomt.check import check_data, describe
-from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+from eomt.training.data import EvaluationTransform, TrainTransform, load_data, transforms
 from tests.training.data.readers.test_coco import extracted
 from tests.training.data.synthetic import SIZE, annotation, instance_json, picture, png, write
 
@@ -35,7 +35,7 @@ def test_counts_by_hand(tmp_path, task):
     assert "dog" in text
 
 
-def test_an_image_with_more_instances_than_a_byte_counts(tmp_path):
+def test_an_image_with_more_instances_than_a_byte_counts(tmp_path, monkeypatch):
     """pycocotools' own area of a list of masks overflows from 256 on (numpy 2.4)."""
     data = instance_json()
     squares = ((i % 16, i // 16 % 12) for i in range(300))
@@ -49,6 +49,10 @@ def test_an_image_with_more_instances_than_a_byte_counts(tmp_path):
     assert report["segments_per_image"]["max"] == 300
     sample = dataset.with_transform(EvaluationTransform(space, task="instance"))[1]
     assert sample["reference"]["area"].tolist() == [1] * 300
+    monkeypatch.setattr(transforms, "MAX_MASK_BYTES", 299 * 96 * 96)
+    transform = TrainTransform(space, task="instance", size=96, augment=False)
+    with pytest.raises(ValueError, match=dataset[1]["file_name"]):  # before the memory is taken
+        dataset.with_transform(transform)[1]
 
 
 def test_every_unreadable_file_is_listed_and_the_rest_is_counted(tmp_path):

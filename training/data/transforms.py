@@ -11,6 +11,7 @@ from ..augmentation import Geometry, color_jitter, ids_to_positions, positions_t
 from .decode import Sample, decode
 
 TRIES = 10  # crops drawn before an image with segments is taken without any; the authors draw without end
+MAX_MASK_BYTES = 1 << 31  # of one crop's masks
 
 
 class _Transform:
@@ -30,6 +31,7 @@ class TrainTransform(_Transform):
     size: S or (S_h, S_w). scale_range: (0.1, 2.0) COCO and ADE20K panoptic, (0.5, 2.0) semantic.
     color_jitter: ADE20K and Cityscapes only. augment=False: resize to fit and pad.
     A crop without any segment is drawn again, at most 10 times; then, and where there is nothing, n = 0.
+    A crop with so many segments that their masks exceed 2 GiB is a `ValueError`.
     """
 
     def __init__(
@@ -60,11 +62,10 @@ class TrainTransform(_Transform):
                 Geometry.draw(size, self.size, self.scale_range) if self.augment else Geometry.fit(size, self.size)
             )
             if sample.rles is None:
+                self._require_room(len(sample.segments), row["file_name"])
                 masks, kept = positions_to_masks(geometry.target(positions, 0), len(sample.segments))
             else:
-                masks = self._masks(sample.rles, geometry)
-                kept = masks.flatten(1).any(1).nonzero()[:, 0]
-                masks = masks[kept]
+                masks, kept = self._masks(sample.rles, geometry, row["file_name"])
             if len(kept):
                 break
         labels = torch.tensor([s["label_id"] for s in sample.segments], dtype=torch.int64)[kept]
@@ -75,13 +76,31 @@ class TrainTransform(_Transform):
             "file_name": row["file_name"],
         }
 
-    def _masks(self, rles: list[dict], geometry: Geometry) -> torch.Tensor:
-        """RLEs → bool (n, S_h, S_w), decoded one at a time: 60 full-size masks of a 12-megapixel photo take 0.7 GB."""
-        masks = torch.zeros(len(rles), *self.size, dtype=torch.bool)
-        for mask, rle in zip(masks, rles):
+    def _masks(self, rles: list[dict], geometry: Geometry, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """RLEs → bool (n, S_h, S_w) and which segments have pixels in the crop.
+
+        Decoded one at a time: 60 full-size masks of a 12-megapixel photo take 0.7 GB.
+        """
+        masks, kept = [], []
+        for i, rle in enumerate(rles):
             pixels = torch.from_numpy(coco_mask.decode(rle))  # uint8 (H, W), in Fortran order
-            mask.copy_(geometry.target(pixels, 0))
-        return masks
+            mask = geometry.target(pixels, 0).bool()
+            if not mask.any():
+                continue
+            masks.append(mask)
+            kept.append(i)
+            self._require_room(len(masks), name)
+        if not masks:
+            return torch.zeros(0, *self.size, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+        return torch.stack(masks), torch.tensor(kept)
+
+    def _require_room(self, count: int, name: str) -> None:
+        most = MAX_MASK_BYTES // (self.size[0] * self.size[1])
+        if count > most:
+            raise ValueError(
+                f"{name}: a crop of {self.size[0]} × {self.size[1]} holds more than {most} segments, and their masks "
+                "exceed 2 GiB; cut the image into smaller ones"
+            )
 
 
 class EvaluationTransform(_Transform):
