@@ -9,7 +9,7 @@ Outputs need `masks_queries_logits` (V, Q, g_h, g_w) and `class_queries_logits` 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,7 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 from .geometry import Placement, Size, input_size_of, placement
 from .instance import encoded_instances, instance_segmentation
 from .panoptic import panoptic_segmentation
+from .rle import row_runs
 from .semantic import semantic_scores, semantic_segmentation
 
 
@@ -92,6 +93,8 @@ class PostProcessing:
         overlap_mask_area_threshold: float = 0.8,
         stuff_classes: list[int] | None = None,
         size=None,
+        *,
+        label_ids_to_fuse: Iterable[int] | None = None,
     ) -> list[dict]:
         """Outputs → for each image {"segmentation": (H, W) int32, "segments_info": [segment, …]}; a segment is {"id",
         "label_id", "was_fused", "score"}, ids are 0, 1, … in query order, −1 is void.
@@ -103,8 +106,10 @@ class PostProcessing:
             overlap_mask_area_threshold: a query is dropped if it owns less than this share of its mask.
             stuff_classes: classes whose segments are merged; the processor's `stuff_label_ids` by default.
             size: the processor's `size` of the inputs, if it was another.
+            label_ids_to_fuse: Mask2Former's name of `stuff_classes`.
         """
-        stuff = self.stuff_label_ids if stuff_classes is None else stuff_classes
+        given = (stuff_classes, label_ids_to_fuse, self.stuff_label_ids)
+        stuff = next(list(labels) for labels in given if labels is not None)
         results = []
         for masks, classes, place in self._padded(outputs, target_sizes, size):
             segmentation, segments = panoptic_segmentation(
@@ -126,6 +131,7 @@ class PostProcessing:
         overlap_mask_area_threshold: float | None = None,
         top_k: int = 100,
         return_binary_maps: bool = False,
+        return_coco_annotation: bool = False,
     ) -> list[dict]:
         """Outputs → for each image {"segmentation", "segments_info": [{"id", "label_id", "score"}]}, best score first.
 
@@ -138,12 +144,21 @@ class PostProcessing:
             top_k: so many (query, class) pairs are considered.
             return_binary_maps: "segmentation" is (n, H, W) bool, one whole mask a segment. Otherwise (H, W) int32: the
                 higher score wins a pixel, −1 is void, and a segment with no pixel left is not listed.
+            return_coco_annotation: "segmentation" is a list with one run-length encoding a segment, in Mask2Former's
+                form: start and length of each run in turn, pixels counted along the rows from 1.
+
+        Raises:
+            ValueError: when both forms of masks are asked for.
         """
+        if return_binary_maps and return_coco_annotation:
+            raise ValueError("return_binary_maps and return_coco_annotation are both True; give one of them")
         results = []
         for masks, classes, place in self._padded(outputs, target_sizes, size):
             segmentation, segments = instance_segmentation(
                 masks, classes, place, threshold, top_k, return_binary_maps, mask_threshold
             )
+            if return_coco_annotation:
+                segmentation = [row_runs(segmentation == segment["id"]) for segment in segments]
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
+from transformers.models.mask2former.image_processing_mask2former import convert_segmentation_to_rle
 
 from eomt.image_processing import EoMTImageProcessor, placement
 from eomt.image_processing.instance import encoded_instances, instance_segmentation
@@ -166,6 +167,11 @@ def test_non_overlapping_map_follows_the_binary_maps():
     assert 0 < len(listed) < len(scores)  # some are covered entirely, or the test shows nothing
     assert flat["segments_info"] == listed
     assert torch.equal(flat["segmentation"], expected)
+    runs = processor.post_process_instance_segmentation(out, sizes, threshold=0.3, return_coco_annotation=True)[0]
+    theirs = convert_segmentation_to_rle(expected)[1:]  # void is first there
+    assert (runs["segmentation"], runs["segments_info"]) == (theirs, listed)
+    with pytest.raises(ValueError, match="return_coco_annotation"):
+        processor.post_process_instance_segmentation(out, sizes, return_binary_maps=True, return_coco_annotation=True)
 
 
 def test_stuff_is_merged_and_things_are_not():
@@ -179,6 +185,8 @@ def test_stuff_is_merged_and_things_are_not():
     assert merged["segmentation"].unique().tolist() == [-1, 0]
     apart = processor.post_process_panoptic_segmentation(outputs(masks, classes), [(64, 64)], stuff_classes=[])[0]
     assert [s["id"] for s in apart["segments_info"]] == [0, 1, 2]
+    apart = processor.post_process_panoptic_segmentation(outputs(masks, classes), [(64, 64)], label_ids_to_fuse=set())
+    assert [s["id"] for s in apart[0]["segments_info"]] == [0, 1, 2]
 
 
 def test_nothing_found_is_an_empty_int32_map():
