@@ -1,5 +1,7 @@
 """What several folders of tests share."""
 
+import gc
+
 import pytest
 
 from eomt import EoMTImageProcessor
@@ -8,43 +10,46 @@ from eomt.engines import ENGINES, is_installed
 from eomt.training import callbacks
 from eomt.training.callbacks import plot_curves
 from tests.models import make_confident, save_confident, tiny_model
+from tests.once import once
 from tests.predicting import STUFF, write_photos
+
+
+def pytest_collection_finish():
+    """What was imported is not looked through again at every collection; each training makes several."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def undrawn_curves():
-    """Drawing takes most of a tiny run; a test that looks at the curves asks for `drawn_curves`."""
+    """Drawing takes most of a tiny run; only that of `demo_folder` is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "plot_curves", lambda log_history, path: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def drawn_curves(undrawn_curves):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks, "plot_curves", plot_curves)
         yield
 
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory, undrawn_curves):
     """What `eomt demo` writes, with a handful of images and steps."""
-    folder = tmp_path_factory.mktemp("demo") / "runs/demo"
-    options = ["--output", str(folder), "--steps", "4", "--train-images", "16", "--val-images", "4"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks, "plot_curves", plot_curves)
-        assert main(["demo", *options]) == 0
-    return folder
+
+    def make(folder):
+        options = ["--output", str(folder), "--steps", "4", "--train-images", "16", "--val-images", "4"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(callbacks, "plot_curves", plot_curves)
+            assert main(["demo", *options]) == 0
+
+    return once(tmp_path_factory, "demo", make)
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """`model`, saved with its masks on, and `out`: exported for every engine that is installed."""
-    folder = tmp_path_factory.mktemp("exported")
-    formats = [name for name in ENGINES if is_installed(name)]
-    save_confident(folder / "model", num_labels=8, masking=1.0)  # as many labels as the synthetic shapes have
-    assert main(["export", str(folder / "model"), str(folder / "out"), "--format", *formats]) == 0
-    return folder
+
+    def make(folder):
+        formats = [name for name in ENGINES if is_installed(name)]
+        save_confident(folder / "model", num_labels=8, masking=1.0)  # as many labels as the synthetic shapes have
+        assert main(["export", str(folder / "model"), str(folder / "out"), "--format", *formats]) == 0
+
+    return once(tmp_path_factory, "exported", make)
 
 
 @pytest.fixture(scope="module")
