@@ -80,7 +80,7 @@ def at_step(step, trainer=None, real=None, act=die):
 
 
 def kill(folder: Path) -> None:
-    """One child per kill, forked before torch has computed anything; each trains until it kills itself."""
+    """A child per kill, forked before torch has computed anything; each trains until it kills itself. Then `group`."""
     for index, when in enumerate(KILLS):
         child = os.fork()
         if not child:
@@ -90,6 +90,16 @@ def kill(folder: Path) -> None:
             os._exit(0)  # not reached
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL, f"{when}: the child was not killed"
+    child = os.fork()
+    if not child:
+        os.setsid()
+        try:
+            group(folder / "group")
+        except KeyboardInterrupt:
+            os._exit(130)
+        os._exit(0)  # not reached
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 130, "the run was not interrupted"
 
 
 def train_on_full_batches(folder, device_batch: int) -> EoMTTrainer:
@@ -204,11 +214,11 @@ def group(folder: Path) -> None:
 
 def signal_group() -> None:
     """From another process, since workers spare their parent's signals. Only ever the group this test created."""
-    assert os.getpgrp() == os.getpid(), "run with start_new_session=True"
+    assert os.getpgrp() == os.getpid()
     sender = f"import os, signal; os.killpg({os.getpgrp()}, signal.SIGTERM)"
     subprocess.run([sys.executable, "-c", sender], start_new_session=True, check=True)
     time.sleep(1)  # what the signal does to workers shows in this step
 
 
 if __name__ == "__main__":
-    {"nan": nan, "cli": cli, "group": group, "kill": kill, "ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))
+    {"nan": nan, "cli": cli, "kill": kill, "ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))

@@ -150,29 +150,19 @@ def test_the_average_of_half_precision_weights_moves(tmp_path):
     average.on_train_begin(None, state, None, model=model)
     model.query.weight.data.fill_(1.0)
     average.average["query.weight"].fill_(0.25)
-    for state.global_step in range(10_000, 16_000):
+    for state.global_step in range(10_000, 11_000):
         average.on_step_end(None, state, None)
-    expected = 1 - 0.75 * 0.999**6000
+    expected = 1 - 0.75 * 0.999**1000
     assert average.average["query.weight"].mean().item() == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("masking", "stops_at"),
-    [
-        ("never", 4),  # best at 1; 2, 3, 4 are no better
-        ("annealed", 8),  # masks are annealed away at step 5 of 6·… = 5 sixths of the run: 6, 7, 8 count
-    ],
-)
+@pytest.mark.parametrize(("masking", "stops_at"), [
+    ("never", 4),  # best at 1; 2, 3, 4 are no better
+    ("annealed", 8),  # masks are annealed away at step 5: 6, 7, 8 count
+])  # fmt: skip
 def test_early_stopping_waits_for_the_masks(tmp_path, masking, stops_at):
-    trainer = trainer_of(
-        tmp_path,
-        evaluated=[0.5] + [0.1] * 20,
-        max_steps=12,
-        masking=masking,
-        eval_strategy="steps",
-        eval_steps=1,
-        early_stopping=3,
-    )
+    options = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping": 3, "masking": masking}
+    trainer = trainer_of(tmp_path, evaluated=[0.5] + [0.1] * 20, max_steps=12, **options)
     if masking == "annealed":
         trainer.add_callback(MaskAnnealingCallback([1, 3], [3, 5]))
     trainer.train()
@@ -194,9 +184,8 @@ def test_early_stopping_counts_what_was_evaluated_before_a_stop(tmp_path):
 def test_what_the_best_is_measured_by(tmp_path):
     """Samples with only a loss go by the loss; of several sets one has to be named."""
     options = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping": 1, "max_steps": 2}
-    trainer = EoMTTrainer(
-        tiny_model(), tiny_arguments(tmp_path, **options), train_dataset=Samples(), eval_dataset=Samples(1)
-    )
+    args = tiny_arguments(tmp_path, **options)
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(1))
     assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == ("loss", False)
     sets = {"near": Samples(1), "far": Samples(1)}
     with pytest.raises(ValueError, match="near, far"):
@@ -210,8 +199,8 @@ def test_what_the_best_is_measured_by(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["fsdp", "deepspeed"])
-@pytest.mark.parametrize(("options", "instead"), [({"ema": 0.9}, "leave ema out"), ({"lora": 2}, "freeze_backbone")])
-def test_sharded_weights_are_neither_averaged_nor_merged(tmp_path, monkeypatch, by, options, instead):
+@pytest.mark.parametrize("options", [{"ema": 0.9}, {"lora": 2}])
+def test_sharded_weights_are_neither_averaged_nor_merged(tmp_path, monkeypatch, by, options):
     real = EoMTTrainer.create_accelerator_and_postprocess
 
     def sharded(self):
@@ -219,19 +208,5 @@ def test_sharded_weights_are_neither_averaged_nor_merged(tmp_path, monkeypatch, 
         setattr(self, f"is_{by}_enabled", True)
 
     monkeypatch.setattr(EoMTTrainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(ValueError, match=f"(?i){next(iter(options))} does not work with {by}; .*{instead}"):
+    with pytest.raises(ValueError, match=f"(?i){next(iter(options))} .* {by}"):
         trainer_of(tmp_path, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ema": 1.0}, "ema is 1.0"),
-        ({"lora": 0}, "lora is 0"),
-        ({"lora": 4, "freeze_backbone": True}, "lora and freeze_backbone"),
-        ({"early_stopping": 2}, "eval_strategy is no"),
-    ],
-)
-def test_values_that_cannot_be(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_arguments(tmp_path, **options)

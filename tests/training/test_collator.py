@@ -60,23 +60,12 @@ def test_samples_of_the_processor(tensors):
     assert torch.equal(EoMTDataCollator()(unbatched)["pixel_values"], batch["pixel_values"])
 
 
-def test_it_normalizes_as_the_processor_does():
-    processor = EoMTImageProcessor(task="panoptic", size=32, image_mean=[0.5] * 3, image_std=[0.25] * 3)
-    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    collator = EoMTDataCollator.from_processor(processor)
-    batch = collator([{"pixel_values": image}])
-    assert set(batch) == {"pixel_values"}  # inference: no targets
-    torch.testing.assert_close(
-        batch["pixel_values"], processor(image, return_tensors="pt")["pixel_values"], atol=1e-6, rtol=0
-    )
-
-
-def test_what_does_not_fit_is_told():
-    with pytest.raises(ValueError, match="different sizes"):
+def test_what_does_not_fit_is_an_error():
+    with pytest.raises(ValueError, match="sizes"):
         EoMTDataCollator()([sample(), sample() | {"pixel_values": torch.zeros(3, 8, 8)}])
-    with pytest.raises(ValueError, match="1 images with 1 mask_labels and 0 class_labels"):
+    with pytest.raises(ValueError, match="0 class_labels"):
         EoMTDataCollator()([{k: v for k, v in sample().items() if k != "class_labels"}])
-    with pytest.raises(ValueError, match="the batch is empty"):
+    with pytest.raises(ValueError, match="empty"):
         EoMTDataCollator()([])
 
 
@@ -107,19 +96,14 @@ def test_the_stock_trainer_trains_on_the_processors_samples(tmp_path):
     assert not torch.equal(before, model.class_predictor.weight)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"image_mean": 0.5, "image_std": 0.25},
-        {"do_normalize": False},
-        {"do_rescale": False},
-        {"rescale_factor": 1 / 127.5},
-        {"do_rescale": False, "do_normalize": False},
-    ],
-)
+@pytest.mark.parametrize("settings", [
+    {"image_mean": 0.5, "image_std": 0.25}, {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, {"do_normalize": False},
+    {"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False, "do_normalize": False},
+])  # fmt: skip
 def test_it_normalizes_as_the_processor(settings):
     processor = EoMTImageProcessor(task="panoptic", size=16, **settings)
     pixels = sample()["pixel_values"][:, :, :16]
     expected = processor(pixels, return_tensors="pt")["pixel_values"][0].float()
     batch = EoMTDataCollator.from_processor(processor)([{"pixel_values": pixels}])
+    assert set(batch) == {"pixel_values"}  # inference: no targets
     torch.testing.assert_close(batch["pixel_values"][0], expected, atol=1e-5, rtol=1e-5)

@@ -45,12 +45,10 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(killed, uninterrupted, when)
     assert not (folder / ".saving").exists()
 
 
-def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process(tmp_path):
-    command = [sys.executable, "-m", "tests.training.runs", "group", str(tmp_path / "cut")]
-    stopped = subprocess.run(command, start_new_session=True, timeout=120, stderr=subprocess.PIPE, text=True)
-    assert stopped.stderr.rstrip().endswith("KeyboardInterrupt"), stopped.stderr
-    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-3"]
-    resumed = resumable(tmp_path / "cut", **LONG)
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process(killed, tmp_path):
+    cut = killed / "group"
+    assert [path.name for path in cut.glob("checkpoint-*")] == ["checkpoint-3"]
+    resumed = resumable(cut, **LONG)
     resumed.train(resume_from_checkpoint=True)
     uninterrupted = resumable(tmp_path / "uninterrupted", **LONG)
     uninterrupted.train()
@@ -89,8 +87,7 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
 
 def test_checkpoints_of_which_none_is_complete_are_not_trained_over(tmp_path):
     resumable(tmp_path, max_steps=4, save_only_model=True, save_total_limit=None).train()
-    message = r"checkpoint-4 and all others are incomplete: its optimizer.pt is missing or damaged; move"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"optimizer\.pt"):
         resumable(tmp_path).train(resume_from_checkpoint=True)
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
 
@@ -100,15 +97,9 @@ def test_best_checkpoint_is_named_by_where_it_is_and_left_unmasked(tmp_path):
         def evaluate(self, *args, **kwargs):
             return {"eval_loss": float(self.state.global_step)}
 
-    every_two = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    args = tiny_arguments(
-        tmp_path,
-        max_steps=12,
-        load_best_model_at_end=True,
-        metric_for_best_model="loss",
-        save_total_limit=1,
-        **every_two,
-    )
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": 1}
+    args = tiny_arguments(tmp_path, max_steps=12, **options)
     trainer = WorseAndWorse(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(2))
     trainer.train()
     best = str(tmp_path / "checkpoint-2")
