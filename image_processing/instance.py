@@ -56,6 +56,13 @@ def instance_segmentation(
     return flat, [{"id": i, "label_id": labels[k], "score": scores[k]} for i, k in enumerate(present)]
 
 
+def row_runs(mask: Tensor) -> list[int]:
+    """(H, W) bool → start and length of each run in turn, pixels counted along the rows from 1: transformers' form."""
+    edges = torch.nn.functional.pad(mask.flatten().int(), (1, 1)).diff().nonzero()[:, 0]
+    starts, stops = edges[::2], edges[1::2]
+    return torch.stack([starts + 1, stops - starts], dim=1).flatten().tolist()
+
+
 def encoded_instances(
     mask_logits: Tensor, class_logits: Tensor, placement: Placement, top_k: int = 100, mask_threshold: float = 0.5
 ) -> tuple[list[dict], list[int], list[float]]:

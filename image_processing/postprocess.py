@@ -17,9 +17,8 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .geometry import Placement, Size, input_size_of, placement
-from .instance import encoded_instances, instance_segmentation
+from .instance import encoded_instances, instance_segmentation, row_runs
 from .panoptic import panoptic_segmentation
-from .rle import row_runs
 from .semantic import semantic_scores, semantic_segmentation
 
 
@@ -108,8 +107,9 @@ class PostProcessing:
             size: the processor's `size` of the inputs, if it was another.
             label_ids_to_fuse: Mask2Former's name of `stuff_classes`.
         """
-        given = (stuff_classes, label_ids_to_fuse, self.stuff_label_ids)
-        stuff = next(list(labels) for labels in given if labels is not None)
+        stuff = self.stuff_label_ids
+        for given in (label_ids_to_fuse, stuff_classes):
+            stuff = stuff if given is None else list(given)
         results = []
         for masks, classes, place in self._padded(outputs, target_sizes, size):
             segmentation, segments = panoptic_segmentation(

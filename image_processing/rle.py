@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
 
 
@@ -41,10 +40,3 @@ def encode_runs(ends: np.ndarray, size: tuple[int, int]) -> dict:
     counts = np.diff(np.concatenate([[0], ends, [height * width]]))
     counts = counts[:-1] if len(ends) and not counts[-1] else counts
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-
-
-def row_runs(mask: torch.Tensor) -> list[int]:
-    """(H, W) bool → start and length of each run in turn, pixels counted along the rows from 1: transformers' form."""
-    edges = torch.nn.functional.pad(mask.flatten().int(), (1, 1)).diff().nonzero()[:, 0]
-    starts, stops = edges[::2], edges[1::2]
-    return torch.stack([starts + 1, stops - starts], dim=1).flatten().tolist()
