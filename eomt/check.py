@@ -16,7 +16,7 @@ from .configuration.labels import LabelSpace
 from .drawing import class_colors, draw_segments
 from .image_processing.rle import rle_areas
 from .training.data import TrainTransform
-from .training.data.decode import decode
+from .training.data.samples import decode
 from .training.files import write_json
 
 TILE, GAP, COLUMNS = 360, 8, 4  # pixels of the contact sheet

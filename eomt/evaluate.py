@@ -23,9 +23,8 @@ from .results import Results
 from .speed.flops import CountedModel
 from .training.data import EvaluationTransform, load_data
 from .training.data.load import splits_of
-from .training.data.prediction_index import PredictionIndex
-from .training.data.predictions import predictions_folder, read_predictions
-from .training.data.readers import UnknownClass
+from .training.data.predictions import PredictionIndex, predictions_folder, read_predictions
+from .training.data.rows import UnknownClass
 from .training.evaluation import as_reference, evaluate_model, metric_for
 from .training.files import finite, read_json, require_writable, write_json
 from .training.processes import gather, rank

@@ -13,8 +13,7 @@ from .training.arguments import EoMTTrainingArguments, command_arguments
 from .training.callbacks import ReadableProgress, progress_line
 from .training.card import final_evaluation
 from .training.checkpoints import check_options, checkpoint_to_resume, write_options
-from .training.data.hold_out import UNSPLIT
-from .training.data.load import splits_of
+from .training.data.load import UNSPLIT, splits_of
 from .training.data.rows import DataProblems
 from .training.files import write_json
 from .training.options import DataOptions, ModelOptions, RunOptions, StockOptions

@@ -400,3 +400,29 @@ def rgb_to_id(rgb: np.ndarray | Tensor) -> np.ndarray | Tensor:
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:
     """(…) ids, R + 256 G + 65536 B → (…, 3) uint8."""
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+
+
+def distinct_values(ids: np.ndarray) -> list[int]:
+    """The distinct values of a map, ascending. Only where a run starts is looked at: maps are piecewise constant."""
+    flat = ids.ravel()
+    return np.unique(flat[_run_starts(flat)]).tolist()
+
+
+def look_up(values: np.ndarray, ids: list[int] | np.ndarray) -> np.ndarray:
+    """Values of any shape → their positions in `ids`, -1 for a value that is not there: int64 of the same shape.
+
+    Only where a run starts is a value looked up.
+    """
+    flat, ids = values.ravel(), np.asarray(ids)
+    if not flat.size or not ids.size:
+        return np.full(values.shape, -1)
+    starts = _run_starts(flat)
+    order = np.argsort(ids)
+    places = order[np.searchsorted(ids[order], flat[starts]).clip(max=len(ids) - 1)]
+    found = np.where(ids[places] == flat[starts], places, -1)
+    return found.repeat(np.diff(starts, append=flat.size)).reshape(values.shape)
+
+
+def _run_starts(flat: np.ndarray) -> np.ndarray:
+    """Where runs of equal values start, in a flat array."""
+    return np.flatnonzero(np.append(flat[:1] == flat[:1], flat[1:] != flat[:-1]))

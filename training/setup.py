@@ -30,12 +30,11 @@ from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from ..modeling_eomt.pretrained import load_config
 from ..modeling_eomt.weights.state_dicts import require_all_weights
 from .arguments import EoMTTrainingArguments
-from .data.hold_out import FEWEST
 from .data.images import size_of
-from .data.load import load_data
+from .data.load import FEWEST, load_data
 from .data.polygons import to_rle
-from .data.readers import UnknownClass
-from .data.transforms import EvaluationTransform, TrainTransform
+from .data.rows import UnknownClass
+from .data.samples import EvaluationTransform, TrainTransform
 from .options import DataOptions, ModelOptions, listed
 from .trainer import EoMTTrainer
 
@@ -272,7 +271,7 @@ def data_facts(table: Dataset) -> DataFacts:
     rows = table.with_format(None)
     places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
     sampled = rows.select(places)
-    sizes = [row["size"] or size_of(row["image"], row["file_name"]) for row in sampled]
+    sizes = [row["size"] or size_of(row["image"]) for row in sampled]
     areas = [
         (_area(segment, size), max(size))
         for row, size in zip(sampled, sizes)

@@ -26,7 +26,7 @@ from .callbacks import AveragingCallback, CurvesCallback, InterruptionCallback, 
 from .card import run_card
 from .checkpoints import STAGING, check_length, checkpoint_name, checkpoint_to_resume, put_in_place
 from .collator import EoMTDataCollator
-from .data.wrappers import RepeatableDataset, SignalSafeDataset
+from .data.samples import RepeatableDataset, SignalSafeDataset
 from .evaluation import evaluate_model
 from .files import write_text
 from .lora import add_lora, merged_state_dict

@@ -19,7 +19,7 @@ from eomt.configuration import EoMTConfig
 from eomt.configuration.labels import LabelSpace
 from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
-from eomt.training.data.hold_out import hold_out
+from eomt.training.data.load import hold_out
 from eomt.training.options import DataOptions
 from eomt.training.setup import load_split
 from tests.eomt.trained import SIZE, train

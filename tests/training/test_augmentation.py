@@ -10,7 +10,7 @@ from eomt.configuration.labels import LabelSpace
 from eomt.training import augmentation
 from eomt.training.augmentation import Geometry, color_jitter, ids_to_positions, positions_to_masks
 from eomt.training.data import TrainTransform, load_data, make_shapes
-from eomt.training.data.transforms import TRIES
+from eomt.training.data.samples import TRIES
 
 DRAWS = 2000
 

@@ -11,13 +11,13 @@ Three steps, each usable alone:
    each process. Annotations in json and txt are all checked here, before training starts; pixels when they are
    read (`check_data`, `eomt train --check` reads them all). Columns:
        image_id     int64 (COCO) or string      file_name    what errors call the image
-       image        path, or "zip://member::archive.zip"       annotation   the same, for a png ("" where there is none)
-       things       the same, ADE20K's instance png ("" elsewhere)
+       image        path, "zip://member::archive.zip", or "row://…" of a data set of the `datasets` library
+       annotation   the same, for a png ("" where there is none)
+       second_png   the same: instances of ADE20K, objects of VOC, confidence of predicted classes
        segments     list of {"id", "label_id", "iscrowd", "area", "shape"}; shape: JSON of polygons or RLE, "" for png
        size         [H, W] as the annotation file says, or []
-       layout       which reader decodes the row: "semantic", "semantic_colors" (classes are colors, class_dict.csv),
-                    "panoptic", "ade20k_panoptic", "instance"; "panoptic_as_semantic", "panoptic_as_instance",
-                    "instance_as_semantic" where a task is served by another's annotations
+       score_floor  less confident pixels of predicted classes are unlabeled
+       layout       what the files are, and of which task they are made samples: a key of `LAYOUTS` in samples.py
 2. `TrainTransform`: rows → dict of lists (what `with_transform` wants), one entry an image:
        pixel_values  uint8 (3, S_h, S_w)          mask_labels  bool (n, S_h, S_w)
        class_labels  int64 (n,)                   file_name    str
@@ -35,8 +35,7 @@ Three steps, each usable alone:
 """
 
 from .load import load_data
-from .readers import READERS
+from .samples import EvaluationTransform, TrainTransform
 from .shapes import make_shapes
-from .transforms import EvaluationTransform, TrainTransform
 
-__all__ = ["READERS", "EvaluationTransform", "TrainTransform", "load_data", "make_shapes"]
+__all__ = ["EvaluationTransform", "TrainTransform", "load_data", "make_shapes"]

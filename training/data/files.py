@@ -11,6 +11,8 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import datasets
@@ -58,13 +60,25 @@ def mentions(name: str, word: str) -> bool:
     return word in words
 
 
-def safe_name(name: str, source: str) -> str:
+def mentioned_splits(names: Collection[str]) -> list[str]:
+    """The splits that paths mention."""
+    return [split for split, words in SPLIT_NAMES.items() if any(mentions(n, w) for n in names for w in words)]
+
+
+@contextmanager
+def naming(where: str | Path) -> Iterator[None]:
+    """Put the file, or the place in it, before the message of a `ValueError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def safe_name(name: str) -> str:
     """A relative path with forward slashes; `ValueError` where it would leave its folder."""
     path = PurePosixPath(str(name).replace("\\", "/"))
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise ValueError(
-            f"{source}: the file name {name!r} is empty or leaves the data set's folder; use a relative path"
-        )
+        raise ValueError(f"the file name {name!r} is empty or leaves the data set's folder; use a relative path")
     return str(path)
 
 
@@ -95,12 +109,16 @@ def read_bytes(location: str, limit: int = MOST_BYTES) -> bytes:
         raise ValueError(f"{archive}: {member!r} is damaged ({error}); download it again") from None
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the `datasets` library wrote a folder."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
 def open_table(source: str) -> datasets.Dataset | datasets.DatasetDict:
-    """The process's handle of a data set of the `datasets` library: a folder of `save_to_disk`, or a hub's name."""
+    """The process's handle of a data set of the `datasets` library: a folder, or a name on the hub."""
     key = (os.getpid(), source)
     if key not in _tables:
-        is_folder = os.path.isdir(source)
-        _tables[key] = datasets.load_from_disk(source) if is_folder else datasets.load_dataset(source)
+        _tables[key] = (datasets.load_from_disk if is_saved(Path(source)) else datasets.load_dataset)(source)
     return _tables[key]
 
 
@@ -158,7 +176,8 @@ class Tree:
         if self._names is None:
             if self.is_archive:
                 found = [n for n in open_archive(self.root).namelist() if n.startswith(self.prefix) and n[-1] != "/"]
-                found = [safe_name(n.removeprefix(self.prefix), str(self.root)) for n in found]
+                with naming(self.root):
+                    found = [safe_name(n.removeprefix(self.prefix)) for n in found]
             else:
                 found = files_below(str(self.root / self.prefix))
             self._names = sorted(n for n in found if not n.startswith("__MACOSX/") and "/." not in f"/{n}")

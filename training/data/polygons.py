@@ -8,48 +8,46 @@ FAR = 10  # × the image's longer side: a coordinate beyond it is a mistake, and
 FAR_ANYWHERE = 1e5  # pixels, where the image's size is not known
 
 
-def check_shape(shape, size: tuple[int | None, int | None]) -> str | None:
-    """What is wrong with a COCO `segmentation` for an image of (H, W), or None."""
+def check_shape(shape, size: tuple[int, ...] = ()) -> None:
+    """`ValueError` for a COCO `segmentation` that is malformed; size: (H, W) of its image, or ()."""
     if isinstance(shape, dict):
         return _check_rle(shape, size)
     if not isinstance(shape, list) or not shape:
-        return "it has no segmentation (polygons or an RLE)"
+        raise ValueError("it has no segmentation (polygons or an RLE)")
     for polygon in shape:
         if not isinstance(polygon, list):
-            return f"a polygon is a list of coordinates, not {polygon!r}"
+            raise ValueError(f"a polygon is a list of coordinates, not {polygon!r}")
         if len(polygon) < 6 or len(polygon) % 2:
-            return f"a polygon needs an even number of at least 6 coordinates, not {len(polygon)}"
+            raise ValueError(f"a polygon needs an even number of at least 6 coordinates, not {len(polygon)}")
         try:
-            finite = math.isfinite(sum(polygon))
+            finite = math.isfinite(sum(polygon))  # of all at once: COCO has tens of millions
         except (TypeError, OverflowError):  # the latter: an integer beyond any float
             finite = False
         if not finite:
-            return "a polygon has a coordinate that is not a number"
-        farthest, far = max(polygon, key=abs), FAR_ANYWHERE if None in size else FAR * max(size)
-        if abs(farthest) > far:
-            return f"a polygon has the coordinate {farthest:g}, far outside of its image"
-    return None
+            raise ValueError("a polygon has a coordinate that is not a number")
+        farthest = max(polygon, key=abs)
+        if abs(farthest) > (FAR * max(size) if size else FAR_ANYWHERE):
+            raise ValueError(f"a polygon has the coordinate {farthest:g}, far outside of its image")
 
 
-def _check_rle(shape: dict, size: tuple[int | None, int | None]) -> str | None:
+def _check_rle(shape: dict, size: tuple[int, ...]) -> None:
     """pycocotools trusts an RLE and would write past its mask, so its runs must add up."""
     counts, own = shape.get("counts"), shape.get("size")
     if not isinstance(counts, (list, str)) or not isinstance(own, list):
-        return "its RLE needs 'counts' (a list or a string) and 'size'"
+        raise ValueError("its RLE needs 'counts' (a list or a string) and 'size'")
     if len(own) != 2 or not all(isinstance(side, int) and side > 0 for side in own):
-        return f"its RLE has size {own}; it needs [height, width]"
-    if None not in size and own != list(size):
-        return f"its RLE has size {own}, its image {list(size)} (height, width)"
+        raise ValueError(f"its RLE has size {own}; it needs [height, width]")
+    if size and own != list(size):
+        raise ValueError(f"its RLE has size {own}, its image {list(size)} (height, width)")
     runs = counts if isinstance(counts, list) else _runs(counts)
-    if runs is None or not all(isinstance(run, int) and run >= 0 for run in runs):
-        return "its RLE counts are damaged"
+    if not all(isinstance(run, int) and run >= 0 for run in runs):
+        raise ValueError("its RLE counts are damaged")
     if sum(runs) != own[0] * own[1]:
-        return f"its RLE counts add up to {sum(runs)} pixels, not {own[0]}×{own[1]}"
-    return None
+        raise ValueError(f"its RLE counts add up to {sum(runs)} pixels, not {own[0]}×{own[1]}")
 
 
-def _runs(text: str) -> list[int] | None:
-    """COCO's compressed counts → run lengths; None where the text is cut or has foreign characters.
+def _runs(text: str) -> list[int]:
+    """COCO's compressed counts → run lengths; `ValueError` where the text is cut or has foreign characters.
 
     Six bits a character from "0" on: five of the number, lowest first, and one that says the number continues; the
     last's highest is the sign. From the fourth on, a number is the difference to the run before the last.
@@ -59,7 +57,7 @@ def _runs(text: str) -> list[int] | None:
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            return None
+            raise ValueError(f"its RLE counts have the character {character!r}")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -68,7 +66,9 @@ def _runs(text: str) -> list[int] | None:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
-    return None if shift else runs
+    if shift:
+        raise ValueError("its RLE counts are cut")
+    return runs
 
 
 def to_rle(shape, height: int, width: int) -> dict:
@@ -77,8 +77,7 @@ def to_rle(shape, height: int, width: int) -> dict:
     Polygons are checked again, now that the image's size is known: `ValueError` with what is wrong with them.
     """
     if isinstance(shape, list):
-        if fault := check_shape(shape, (height, width)):
-            raise ValueError(fault)
+        check_shape(shape, (height, width))
         return coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
     if isinstance(shape["counts"], list):
         return coco_mask.frPyObjects(shape, height, width)

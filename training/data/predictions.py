@@ -6,22 +6,27 @@
     semantic   `*.png`, one channel; Cityscapes label ids, ADE20K 1 … 150
 
 Ids are the data set's own everywhere (`LabelSpace.dataset_ids`), as any tool writes them for these servers. Where
-`images.json` lies beside them, `inference.prediction_files` wrote them, and they fit by names (prediction_index.py).
+`images.json` lies beside them, eomt wrote them: images are matched by file name, since photos alone have no ids, and
+categories by name.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 
 from ...configuration.labels import LabelSpace
-from .decode import to_labels
-from .files import Tree, safe_name
-from .images import read_classes, read_map
+from .files import Tree, naming, safe_name
+from .images import read_classes, read_colors, read_map
 from .polygons import check_shape, to_rle
-from .prediction_index import PredictionIndex
-from .rows import is_id, is_number
+from .rows import is_id, is_number, label_of, member, objects
+from .samples import to_labels
+
+_UNNAMED = re.compile(r"(class|LABEL)_\d+")  # classes that nobody has named
 
 
 def read_predictions(path: str | Path, task: str, label_space: LabelSpace, dataset) -> Iterator[tuple[dict, object]]:
@@ -31,72 +36,73 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
     for instances, where nothing may be found), a prediction without its image, a category that is none, a repeated id.
     """
     tree = predictions_folder(path)
-    name = None if Path(path).is_dir() else Path(path).name
     plain = dataset.with_format(None)
     images = plain["image_id"][:]
     index = PredictionIndex.find(tree)
-    ids = index.image_ids(plain) if index else dict(zip(images, images))
+    ids = index.image_ids(plain) if index else dict(zip(images, images))  # the predictions' → the data set's
     space = index.space(label_space) if index else label_space
     if task == "semantic":
-        pngs = _indexed_pngs(tree, index, ids) if index else _label_pngs(tree, images)
-        _complete(pngs, images, str(tree))
-        prediction_for = _semantic(tree, pngs, space, plain[0]["layout"] == "semantic_colors")
+        read = read_colors if plain[0]["layout"] == "semantic_colors" else read_classes
+        prediction_of = _semantic(tree, index, ids, space, images, read)
     else:
-        prediction_for = {"panoptic": _panoptic, "instance": _instance}[task](tree, name, space, images, ids)
+        name = None if Path(path).is_dir() else Path(path).name
+        prediction_of = {"panoptic": _panoptic, "instance": _instance}[task](tree, name, ids, space, images)
     for position, image_id in enumerate(images):
         sample = dataset[position]
-        yield sample, prediction_for(image_id, tuple(sample["image"].shape[1:]))
+        yield sample, prediction_of(image_id, tuple(sample["image"].shape[1:]))
 
 
 def predictions_folder(path: str | Path) -> Tree:
     """The folder of predictions, or that of a json."""
-    return Tree(Path(path) if Path(path).is_dir() else Path(path).parent)
+    return Tree(path if Path(path).is_dir() else Path(path).parent)
 
 
-def _panoptic(tree: Tree, name: str | None, space: LabelSpace, images: list, ids: dict):
-    name, data = _json(tree, name, "annotations", lambda d: isinstance(d, dict) and "annotations" in d)
+def _panoptic(tree: Tree, name: str | None, ids: dict, space: LabelSpace, images: list):
+    name, data = _json(tree, name, "annotations", lambda data: isinstance(data, dict) and "annotations" in data)
     source = f"{tree}/{name}"
     stem = PurePosixPath(name).stem
     folder = tree.below(stem) if any(n.startswith(f"{stem}/") for n in tree.names) else tree
-    entries = _by_image(data["annotations"], images, ids, source)
+    entries: dict = {}
+    with naming(source):
+        for entry in member(data, "annotations"):
+            key = _image_id(entry, ids)
+            if key in entries:
+                raise ValueError(f"image id {entry['image_id']} has two annotations")
+            entries[key] = entry
+    _require_all(entries, images, source)
 
-    def prediction_for(image_id, size):
-        entry, where = entries[image_id], f"{source}: image {image_id}"
-        png = safe_name(entry.get("file_name") or "", where)
-        if png not in folder.names:
-            raise ValueError(f"{where}: its png {png!r} is not below {folder}")
-        segments = _objects(entry.get("segments_info"), f"{where}: segments_info")
-        wrong = [s.get("id") for s in segments if not is_id(s.get("id"))]
-        if wrong:
-            raise ValueError(f"{where}: segment id {wrong[0]!r} is not an integer")
-        info = [{"id": s["id"], "label_id": _label(s, space, where)} for s in segments]
-        return {"segmentation": read_map(folder.locate(png), png), "segments_info": info, "file_name": png}
+    def prediction_of(image_id, size):
+        with naming(f"{source}: image {image_id}"):
+            png = safe_name(entries[image_id].get("file_name") or "")
+            if png not in folder.names:
+                raise ValueError(f"its png {png!r} is not below {folder}")
+            info = []
+            for segment in member(entries[image_id], "segments_info"):
+                with naming(f"segment {segment.get('id')!r}"):
+                    if not is_id(segment.get("id")):
+                        raise ValueError("its id is not an integer")
+                    info.append({"id": segment["id"], "label_id": label_of(segment, space)})
+            return {"segmentation": read_map(folder.locate(png)), "segments_info": info, "file_name": png}
 
-    return prediction_for
+    return prediction_of
 
 
-def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list, ids: dict):
-    name, data = _json(tree, name, "a list of results", lambda d: isinstance(d, list))
+def _instance(tree: Tree, name: str | None, ids: dict, space: LabelSpace, images: list):
+    name, data = _json(tree, name, "a list of results", lambda data: isinstance(data, list))
     source = f"{tree}/{name}"
     found: dict = {image_id: [] for image_id in images}
-    for number, entry in enumerate(_objects(data, source)):
-        where = f"{source}: result {number}"
-        if not isinstance(entry.get("image_id"), int | str) or entry["image_id"] not in ids:
-            raise ValueError(f"{where}: the data set has no image with id {entry.get('image_id')!r}")
-        if fault := check_shape(entry.get("segmentation"), (None, None)):
-            raise ValueError(f"{where}: {fault}")
-        if not is_number(entry.get("score")):
-            raise ValueError(f"{where}: its score is {entry.get('score')!r}, not a finite number")
-        found[ids[entry["image_id"]]].append(
-            (_label(entry, space, where), float(entry["score"]), entry["segmentation"])
-        )
+    for number, entry in enumerate(objects(data, source)):
+        with naming(f"{source}: result {number}"):
+            shape, score = entry.get("segmentation"), entry.get("score")
+            check_shape(shape)
+            if not is_number(score):
+                raise ValueError(f"its score is {score!r}, not a finite number")
+            found[_image_id(entry, ids)].append((label_of(entry, space), float(score), shape))
 
-    def prediction_for(image_id, size):
+    def prediction_of(image_id, size):
         labels, scores, shapes = zip(*found[image_id]) if found[image_id] else ((), (), ())
-        try:
+        with naming(f"{source}: a result of image {image_id!r}"):
             masks = [to_rle(shape, *size) for shape in shapes]
-        except ValueError as error:
-            raise ValueError(f"{source}: a result of image {image_id!r}: {error}") from None
         return {
             "masks": masks,
             "labels": torch.tensor(labels, dtype=torch.int64),
@@ -104,25 +110,36 @@ def _instance(tree: Tree, name: str | None, space: LabelSpace, images: list, ids
             "file_name": name,
         }
 
-    return prediction_for
+    return prediction_of
 
 
-def _indexed_pngs(tree: Tree, index: PredictionIndex, ids: dict) -> dict:
-    """The data set's image id → label png, as `images.json` says."""
-    pngs = {ids[entry["id"]]: entry.get("sem_seg_file_name") for entry in index.images}
-    absent = next((png for png in pngs.values() if png not in tree.names), "")
-    if absent != "":
-        raise ValueError(f"{index.source}: its label image {absent!r} is not below {tree}")
-    return pngs
+def _semantic(tree: Tree, index: "PredictionIndex | None", ids: dict, space: LabelSpace, images: list, read):
+    if index:
+        pngs = {ids[image["id"]]: image.get("sem_seg_file_name") for image in index.images}
+    else:
+        pngs = _pngs_by_name(tree, images)
+    _require_all(pngs, images, str(tree))
+    absent = [png for png in pngs.values() if png not in tree.names]
+    if absent:
+        raise ValueError(f"{tree}: there is no label image {absent[0]!r}")
+
+    def prediction_of(image_id, size):
+        with naming(pngs[image_id]):
+            labels = to_labels(read(tree.locate(pngs[image_id])), space)
+        return torch.from_numpy(np.where(labels < 0, space.ignore_index, labels))
+
+    return prediction_of
 
 
-def _label_pngs(tree: Tree, images: list) -> dict:
-    """The data set's image id → label png of that name."""
+def _pngs_by_name(tree: Tree, images: list) -> dict:
+    """The data set's image id → the label png of that name; tools add endings such as "_leftImg8bit"."""
     known, pngs = set(images), {}
-    for png in (n for n in tree.names if n.lower().endswith(".png")):
+    for png in (name for name in tree.names if name.lower().endswith(".png")):
         path = PurePosixPath(png).with_suffix("")
-        full_name = "/".join(path.parts[path.parts[0] == "labels" :])  # images of one name in several folders
-        key = next((k for k in (full_name, *_prefixes(path.name)) if k in known), None)
+        parts = path.name.split("_")
+        names = ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        full_name = str(path).removeprefix("labels/")  # images of one name in several folders
+        key = next((name for name in (full_name, *names) if name in known), None)
         if key is None:
             raise ValueError(f"{tree}/{png}: the data set has no image {path.name!r}")
         if key in pngs:
@@ -131,63 +148,110 @@ def _label_pngs(tree: Tree, images: list) -> dict:
     return pngs
 
 
-def _semantic(tree: Tree, pngs: dict, space: LabelSpace, colors: bool):
-    def prediction_for(image_id, size):
-        png = pngs[image_id]
-        labels = to_labels(read_classes(tree.locate(png), png, colors), space, png)
-        return torch.from_numpy(np.where(labels < 0, space.ignore_index, labels))
-
-    return prediction_for
-
-
-def _prefixes(stem: str) -> Iterator[str]:
-    """The stem, then with its last "_…" parts left out: tools add such as "_leftImg8bit"."""
-    while stem:
-        yield stem
-        stem = stem.rpartition("_")[0]
-
-
 def _json(tree: Tree, name: str | None, what: str, fits) -> tuple[str, object]:
     """The one json of this kind in a folder, or the one named."""
-    found = []
-    candidates = [n for n in tree.names if n.endswith(".json") and not n.startswith("records/")]
-    for candidate in [name] if name else candidates:
-        data = tree.json(candidate)
-        if fits(data):
-            found.append((candidate, data))
+    candidates = [name] if name else [n for n in tree.names if n.endswith(".json") and not n.startswith("records/")]
+    read = ((candidate, tree.json(candidate)) for candidate in candidates)
+    found = [(candidate, data) for candidate, data in read if fits(data)]
     if len(found) != 1:
         raise ValueError(f"{tree}: {len(found)} json files with {what}; one is needed")
     return found[0]
 
 
-def _by_image(entries: list[dict], images: list, ids: dict, source: str) -> dict:
-    by_image: dict = {}
-    for entry in _objects(entries, f"{source}: annotations"):
-        key = entry.get("image_id")
-        if not isinstance(key, int | str) or key not in ids:
-            raise ValueError(f"{source}: the data set has no image with id {key!r} ({entry.get('file_name')})")
-        if ids[key] in by_image:
-            raise ValueError(f"{source}: image id {key} has two annotations")
-        by_image[ids[key]] = entry
-    _complete(by_image, images, source)
-    return by_image
+def _image_id(entry: dict, ids: dict):
+    key = entry.get("image_id")
+    if not isinstance(key, int | str) or key not in ids:
+        raise ValueError(f"the data set has no image with id {key!r}")
+    return ids[key]
 
 
-def _complete(found: dict, images: list, source: str) -> None:
+def _require_all(found: dict, images: list, source: str) -> None:
     missing = [image_id for image_id in images if image_id not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{source}: there is no prediction for image {missing[0]!r}{more}")
 
 
-def _label(entry: dict, space: LabelSpace, where: str) -> int:
-    category = entry.get("category_id")
-    if not is_id(category) or category not in space.dataset_id_to_label:
-        raise ValueError(f"{where}: category {category!r} (segment {entry.get('id')}) is not among the data set's")
-    return space.dataset_id_to_label[category]
+class PredictionIndex:
+    """`images.json` of `eomt predict`: {"images": [{"id", "file_name"}], "categories": [{"id", "name", "isthing"}]}."""
+
+    def __init__(self, tree: Tree, name: str = "images.json"):
+        self.source = f"{tree}/{name}"
+        data = tree.json(name)
+        with naming(self.source):
+            self.images, categories = member(data, "images"), member(data, "categories")
+            for image in self.images:
+                if not isinstance(image.get("id"), int | str) or not isinstance(image.get("file_name"), str):
+                    raise ValueError("an image has no id or no file_name; predict again")
+            for category in categories:
+                if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
+                    raise ValueError("a category has no integer id or no name; predict again")
+        self.categories = {category["id"]: category["name"] for category in categories}
+        self.things = {category["id"]: bool(category.get("isthing", 1)) for category in categories}
+
+    @classmethod
+    def find(cls, tree: Tree) -> "PredictionIndex | None":
+        return cls(tree) if "images.json" in tree.names else None
+
+    def image_ids(self, dataset) -> dict:
+        """Image id of the predictions → the data set's."""
+        ours = defaultdict(list)  # file name → (path, image id)
+        for image_id, file in zip(dataset["image_id"][:], dataset["file_name"][:]):
+            ours[PurePosixPath(file).name].append((PurePosixPath(file).parts, image_id))
+        ids: dict = {}
+        for image in self.images:
+            parts = PurePosixPath(image["file_name"].replace("\\", "/")).parts
+            shared = [(_shared_end(path, parts), image_id) for path, image_id in ours[parts[-1] if parts else ""]]
+            most = max((count for count, _ in shared), default=0)
+            best = [image_id for count, image_id in shared if count == most > 0]
+            if len(best) != 1:
+                count = "several images" if best else "no image"
+                raise ValueError(f"{self.source}: the data set has {count} {image['file_name']!r}")
+            ids[image["id"]] = best[0]
+        if len(set(ids.values())) < len(self.images):
+            raise ValueError(f"{self.source}: two of its images are the same image of the data set")
+        return ids
+
+    def space(self, space: LabelSpace) -> LabelSpace:
+        """The data set's label space with the ids that these predictions have for its classes.
+
+        Classes are matched by name; where one of the two has never named its classes, by their ids, which must then
+        be the same. `ValueError` where neither fits.
+        """
+        names = set(self.categories.values())
+        if len(names) == len(self.categories) and names <= set(space.names):
+            id_of = {name: i for i, name in self.categories.items()}
+            absent = iter(range(-1, -1 - space.num_labels, -1))
+            ids = tuple(id_of[name] if name in id_of else next(absent) for name in space.names)
+            return replace(space, dataset_ids=ids, ignored_ids=())
+        unnamed = is_unnamed(space.names) or is_unnamed(names)
+        if unnamed and set(self.categories) == set(space.dataset_ids):
+            return replace(space, ignored_ids=())
+        if unnamed:
+            raise ValueError(
+                f"{self.source}: the predictions have the category ids {_some(self.categories)}, the data set has "
+                f"{_some(space.dataset_ids)}; name its classes (classes.txt) as the model's are"
+            )
+        stranger = min(names - set(space.names), default=None)
+        raise ValueError(f"{self.source}: the data set has no class {stranger!r}; it has {_some(space.names)}")
+
+    def named(self, space: LabelSpace) -> LabelSpace:
+        """The data set's label space, with these predictions' class names where it has none of its own."""
+        if is_unnamed(space.names) and set(self.categories) == set(space.dataset_ids):
+            return replace(space, names=tuple(self.categories[i] for i in space.dataset_ids))
+        return space
 
 
-def _objects(entries, what: str) -> list[dict]:
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{what} is not a list of objects")
-    return entries
+def is_unnamed(names) -> bool:
+    return all(_UNNAMED.fullmatch(name) for name in names)
+
+
+def _shared_end(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
+    """How many last parts two paths share, 0 unless the shorter one is the longer one's end."""
+    shorter = min(len(ours), len(theirs))
+    return shorter if ours[-shorter:] == theirs[-shorter:] else 0
+
+
+def _some(values) -> str:
+    values = sorted(values)
+    return ", ".join(map(str, values)) if len(values) < 7 else f"{values[0]}, {values[1]}, … {values[-1]}"

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from ...configuration.labels import VOID
+from ...image_processing.images import look_up
 from .streaming import StreamingMetric, image_name, integer_map, same_size
 
-MAX_TABLE = 1 << 16  # smaller ids are looked up in a table, others by bisection
 IOU_UNIT = 2.0**42  # IoUs are summed as integers of this many parts: 1e-13 each, and the same sum in any order
 
 
@@ -121,23 +121,11 @@ class _Segments:
 
     def index(self, values: np.ndarray) -> np.ndarray:
         """Ids of pixels → 1 + position in the list, 0 for void; `ValueError` for an id that is not listed."""
-        ids = np.concatenate([[VOID], self.ids])  # void first, so that its position is 0
-        if 0 not in self.ids:
-            ids = np.concatenate([ids, [0]])
-        position = np.arange(len(ids)) % (len(self.ids) + 1)  # an unlisted 0, last, is void as well
-        top = int(ids.max())
-        if top < MAX_TABLE and values.size and values.min() >= -1 and values.max() <= top:
-            table = np.full(top + 2, -1)
-            table[ids + 1] = position
-            index = table[values.astype(np.intp) + 1]  # a small dtype would wrap at its end
-            if index.min() >= 0:
-                return index
-        order = np.argsort(ids)
-        place = np.minimum(np.searchsorted(ids[order], values), len(ids) - 1)
-        unlisted = ids[order][place] != values
+        positions = look_up(values, self.ids)
+        unlisted = (positions < 0) & (values != VOID) & (values != 0)
         if unlisted.any():
             raise ValueError(f"{self.what}: the map has id {values[unlisted.argmax()]}, which is not in segments_info")
-        return position[order][place]
+        return 1 + positions
 
 
 def _overlaps(true: _Segments, predicted: _Segments) -> np.ndarray:

@@ -130,3 +130,41 @@ def _places(value, path=()):
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in items:
         yield from _places(part, (*path, key))
+
+
+PNGS = {
+    "panoptic_val2017/000000000010.png": panoptic_png(panoptic_ids()),
+    "panoptic_val2017/000000000009.png": panoptic_png(np.zeros(SIZE, int)),
+    "__MACOSX/._panoptic_val2017": b"",
+}
+IMAGES = {"val2017/000000000010.jpg": picture(10), "val2017/000000000009.jpg": picture(9)}
+
+
+def extracted(root):
+    inner = {f"annotations/{name}": content for name, content in PNGS.items() if not name.startswith("__")}
+    annotations = {
+        "annotations/panoptic_val2017.json": panoptic_json(),
+        "annotations/instances_val2017.json": instance_json(),
+    }
+    return write(root, IMAGES | inner | annotations)
+
+
+def label_ids() -> np.ndarray:
+    """Every id from 0 to 33, and 255."""
+    values = np.resize(np.arange(34), SIZE)
+    values[-1, -1] = 255
+    return values
+
+
+def cityscapes(root, as_zip: bool = False):
+    images, ground_truth = {}, {}
+    for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "munster"), ("test", "bonn")):
+        stem = f"{split}/{city}/{city}_000000_000019"
+        images[f"leftImg8bit/{stem}_leftImg8bit.png"] = picture(kind="PNG")
+        ground_truth[f"gtFine/{stem}_gtFine_labelIds.png"] = png(label_ids())
+        ground_truth[f"gtFine/{stem}_gtFine_instanceIds.png"] = png(label_ids())
+        ground_truth[f"gtFine/{stem}_gtFine_polygons.json"] = "{}"
+    if as_zip:
+        archives = {"leftImg8bit_trainvaltest.zip": images, "gtFine_trainvaltest.zip": ground_truth}
+        return write(root, {name: zipped(files) for name, files in archives.items()})
+    return write(root, images | ground_truth)

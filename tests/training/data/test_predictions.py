@@ -13,9 +13,7 @@ from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
 from eomt.training.evaluation import as_reference, metric_for
 
-from .readers.test_cityscapes import written as cityscapes
-from .readers.test_coco import extracted
-from .synthetic import CATEGORIES, SIZE, annotation, damaged, panoptic_ids, panoptic_png, write
+from .synthetic import CATEGORIES, SIZE, annotation, cityscapes, damaged, extracted, panoptic_ids, panoptic_png, write
 
 
 def opened(root, task):
@@ -38,7 +36,7 @@ def prediction(task: str, seed: int):
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_written_and_read_back(tmp_path, task):
-    root = cityscapes(tmp_path / "data", as_zip=False) if task == "semantic" else extracted(tmp_path / "data")
+    root = cityscapes(tmp_path / "data") if task == "semantic" else extracted(tmp_path / "data")
     dataset, space = opened(root, task)
     results, given = Results(tmp_path / "files", task, space), {}
     for i in range(len(dataset)):
@@ -61,7 +59,7 @@ def test_written_and_read_back(tmp_path, task):
 
 
 def test_names_that_other_tools_give_label_pngs(tmp_path):
-    dataset, space = opened(cityscapes(tmp_path / "data", as_zip=False), "semantic")
+    dataset, space = opened(cityscapes(tmp_path / "data"), "semantic")
     label = np.full(SIZE, 7, np.uint8)
     for name in ("munster_000000_000019_leftImg8bit.png", "val/munster/munster_000000_000019_gtFine_labelIds.png"):
         folder = write(tmp_path / name.replace("/", "-"), {name: b""})
@@ -87,14 +85,14 @@ def panoptic_files(root, change=lambda data: None):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["annotations"][0].update(image_id=77), "p.json: the data set has no image with id 77 .a.png"),
-        (lambda d: d["annotations"].pop(), "there is no prediction for image 9"),
-        (lambda d: d["annotations"].append(d["annotations"][1]), "image id 9 has two annotations"),
-        (lambda d: d["annotations"][0].update(file_name="c.png"), "image 10: its png 'c.png' is not below"),
-        (lambda d: d["annotations"][0].update(file_name="../a.png"), "'../a.png' is empty or leaves"),
+        (lambda d: d["annotations"][0].update(image_id=77), "id 77"),
+        (lambda d: d["annotations"].pop(), "image 9"),
+        (lambda d: d["annotations"].append(d["annotations"][1]), "id 9"),
+        (lambda d: d["annotations"][0].update(file_name="c.png"), "c.png"),
+        (lambda d: d["annotations"][0].update(file_name="../a.png"), "../a.png"),
         (
             lambda d: d["annotations"][0]["segments_info"][0].update(category_id=4),
-            r"category 4 .segment 300. is not among",
+            "segment 300: category 4",
         ),
     ],
 )
@@ -110,18 +108,18 @@ def test_the_json_itself_may_be_named(tmp_path):
     folder = panoptic_files(tmp_path / "files")
     write(folder, {"other.json": {"annotations": []}})
     assert len(list(read_predictions(folder / "p.json", "panoptic", space, dataset))) == 2
-    with pytest.raises(ValueError, match="2 json files with annotations; one is needed"):
+    with pytest.raises(ValueError, match="2 json"):
         list(read_predictions(folder, "panoptic", space, dataset))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 4}, "result 0: the data set has no image with id 4"),
+        ({"image_id": 4}, "result 0.* id 4"),
         ({"category_id": 4}, "result 0: category 4"),
-        ({"score": None}, "result 0: its score is None, not a finite number"),
-        ({"segmentation": [[1, 2]]}, "result 0: a polygon needs an even number"),
-        ({"segmentation": [[0, 0, 9e4, 0, 1, 1]]}, "a result of image 10: a polygon has the coordinate 90000, far"),
+        ({"score": None}, "result 0.*None"),
+        ({"segmentation": [[1, 2]]}, "result 0.*not 2"),
+        ({"segmentation": [[0, 0, 9e4, 0, 1, 1]]}, "image 10.*90000"),
     ],
 )
 def test_faults_of_instance_files(tmp_path, change, message):
@@ -134,18 +132,18 @@ def test_faults_of_instance_files(tmp_path, change, message):
 
 
 def test_faults_of_label_pngs(tmp_path):
-    dataset, space = opened(cityscapes(tmp_path / "data", as_zip=False), "semantic")
-    with pytest.raises(ValueError, match="there is no prediction for image 'munster_000000_000019'"):
+    dataset, space = opened(cityscapes(tmp_path / "data"), "semantic")
+    with pytest.raises(ValueError, match="munster_000000_000019"):
         list(read_predictions(write(tmp_path / "a", {"readme.txt": ""}), "semantic", space, dataset))
-    with pytest.raises(ValueError, match=r"other.png: the data set has no image 'other'"):
+    with pytest.raises(ValueError, match=r"other.png"):
         list(read_predictions(write(tmp_path / "b", {"other.png": b""}), "semantic", space, dataset))
     name = "munster_000000_000019"
     twice = write(tmp_path / "c", {f"{name}.png": b"", f"x/{name}_pred.png": b""})
-    with pytest.raises(ValueError, match=f"two label images for image '{name}'"):
+    with pytest.raises(ValueError, match=f"{name}.*{name}_pred"):
         list(read_predictions(twice, "semantic", space, dataset))
     wrong = write(tmp_path / "d", {f"{name}.png": b""})
     Image.fromarray(np.full(SIZE, 99, np.uint8)).save(wrong / f"{name}.png")
-    with pytest.raises(ValueError, match=rf"{name}.png: its label image has the value 99"):
+    with pytest.raises(ValueError, match=rf"{name}.png.* 99"):
         list(read_predictions(wrong, "semantic", space, dataset))
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from eomt.training.data import EvaluationTransform, load_data
 
-from ..synthetic import SIZE, picture, png
+from .synthetic import SIZE, picture, png
 
 LABELS = np.where(np.arange(SIZE[1])[None].repeat(SIZE[0], 0) < 5, 0, 4)
 
@@ -35,6 +35,16 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
         assert np.array_equal(sample["reference"], LABELS // 4)
     _, space = load_data(tmp_path / "saved", task="semantic", class_names={0: "road", 4: "sky"})
     assert space.names == ("road", "sky")
+
+
+def test_parquet_files_as_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for split, count in (("train", 3), ("validation", 2)):
+        table(count).to_parquet(tmp_path / f"repository/data/{split}-00000-of-00001.parquet")
+    dataset, space = load_data(tmp_path / "repository", task="semantic", split="val")
+    assert len(dataset) == 2
+    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[1]["reference"]
+    assert np.array_equal(reference, LABELS // 4)
 
 
 def test_without_splits_a_part_is_held_out(tmp_path):

@@ -9,16 +9,16 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ....configuration.labels import LabelSpace, label_space
-from ..files import Tree, first_tree
-from ..rows import Rows
-from .options import ReadOptions
+from ...configuration.labels import LabelSpace, label_space
+from .files import Tree, first_tree
+from .rows import ReadOptions, Rows
 
 FOLDERS = {"train": "training", "val": "validation"}
 ROOT = "ADEChallengeData2016"
 
 
-def is_ade20k(path: Path) -> bool:
+def is_ade20k(tree: Tree, task: str) -> bool:
+    path = tree.root
     return path.name in (ROOT, f"{ROOT}.zip") or any((path / name).exists() for name in (ROOT, f"{ROOT}.zip"))
 
 
@@ -39,12 +39,12 @@ def read_ade20k(path: Path, task: str, split: str, options: ReadOptions) -> tupl
             raise ValueError(f"{base}: ADE20K panoptic also needs annotations_instance(.zip) with the instance pngs")
         things = _stems(tree, FOLDERS[split])
     for stem, image in _stems(main, f"images/{FOLDERS[split]}").items():
-        if stem not in maps or (task == "panoptic" and stem not in things):
-            folder = "annotations" if stem not in maps else "annotations_instance"
-            rows.problem(image, f"there is no png named {stem!r} in {folder}/{FOLDERS[split]}")
-            continue
-        other = tree.locate(things[stem]) if things else ""
-        rows.add(stem, PurePosixPath(image).name, main.locate(image), main.locate(maps[stem]), other)
+        with rows.problems.at(image):
+            if stem not in maps or (task == "panoptic" and stem not in things):
+                folder = "annotations" if stem not in maps else "annotations_instance"
+                raise ValueError(f"there is no png named {stem!r} in {folder}/{FOLDERS[split]}")
+            other = tree.locate(things[stem]) if things else ""
+            rows.add(stem, PurePosixPath(image).name, main.locate(image), main.locate(maps[stem]), other)
     return rows, options.match(label_space(f"ade20k_{task}"), path)
 
 
@@ -58,9 +58,7 @@ def _stems(tree: Tree, folder: str) -> dict[str, str]:
     return stems
 
 
-def panoptic_map(
-    semantic: np.ndarray, instance: np.ndarray, space: LabelSpace, name: str
-) -> tuple[np.ndarray, list[dict]]:
+def panoptic_map(semantic: np.ndarray, instance: np.ndarray, space: LabelSpace) -> tuple[np.ndarray, list[dict]]:
     """Semantic png (H, W) and instance png as R + 256 G (H, W) → id map int32 (H, W), −1 void, and its segments.
 
     What the pngs say is in the data set's own classes, whichever order `space` has them in: a stuff segment's id is its
@@ -70,9 +68,9 @@ def panoptic_map(
     things = np.array([label for label in range(own.num_labels) if label not in own.stuff_label_ids])
     category, number = instance & 255, (instance >> 8) & 255  # [H, W] each; blue is unused
     if category.max(initial=0) > len(things):
-        raise ValueError(f"{name}: its instance png has category {category.max()}; there are {len(things)} things")
+        raise ValueError(f"its instance png has category {category.max()}; there are {len(things)} things")
     if semantic.max(initial=0) > own.num_labels:
-        raise ValueError(f"{name}: its label png has the value {semantic.max()}; there are {own.num_labels} classes")
+        raise ValueError(f"its label png has the value {semantic.max()}; there are {own.num_labels} classes")
     is_stuff = np.zeros(own.num_labels + 1, bool)
     is_stuff[np.array(own.stuff_label_ids, int) + 1] = True
     ids = np.where(is_stuff[semantic], semantic - 1, -1).astype(np.int32)  # [H, W]

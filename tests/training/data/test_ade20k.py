@@ -6,7 +6,7 @@ import pytest
 from eomt.configuration.labels import LabelSpace, label_space
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
-from ..synthetic import SIZE, picture, png, write, zipped
+from .synthetic import SIZE, picture, png, write, zipped
 
 MAIN, THINGS = "ADEChallengeData2016", "annotations_instance"
 
@@ -93,14 +93,14 @@ def test_panoptic_in_a_models_order_of_classes(tmp_path):
 
 def test_panoptic_without_the_instance_pngs(tmp_path):
     write(tmp_path, files()[0])
-    with pytest.raises(ValueError, match=r"also needs annotations_instance"):
+    with pytest.raises(ValueError, match="annotations_instance"):
         load_data(tmp_path, task="panoptic")
 
 
 def test_a_missing_label_png(tmp_path):
     root = written(tmp_path, as_zip=False)
     (root / MAIN / "annotations/validation/ADE_val_00000001.png").unlink()
-    with pytest.raises(ValueError, match=r"there is no png named 'ADE_val_00000001' in annotations/validation"):
+    with pytest.raises(ValueError, match="ADE_val_00000001"):
         load_data(root, task="semantic", split="val")
 
 
@@ -109,5 +109,5 @@ def test_a_label_beyond_the_classes_names_file_and_value(tmp_path):
     wrong[0, 0] = 151
     root = write(written(tmp_path, as_zip=False), {f"{MAIN}/annotations/validation/ADE_val_00000001.png": png(wrong)})
     dataset, space = load_data(root, task="semantic", split="val")
-    with pytest.raises(ValueError, match=r"ADE_val_00000001.jpg: its label image has the value 151"):
+    with pytest.raises(ValueError, match=r"ADE_val_00000001.jpg.* 151"):
         dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]

@@ -1,5 +1,5 @@
-"""Data sets of Hugging Face's `datasets` library with images and label maps: a folder of `save_to_disk`, or a name on
-the hub (`dataset="hub"`). Semantic.
+"""Data sets of Hugging Face's `datasets` library with images and label maps: a folder of `save_to_disk` or of parquet
+files, or a name on the hub (`dataset="hub"`). Semantic.
 
 The image is the column `image` (or `pixel_values`, `img`), its label map the other column of images. Rows stay in the
 Arrow files: a location names the row, and its bytes are read when they are needed.
@@ -9,20 +9,19 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Image
 
-from ....configuration.labels import LabelSpace
-from ..files import SPLIT_NAMES, open_table
-from ..rows import Rows
-from .folder import numbered_space
-from .options import ReadOptions
+from ...configuration.labels import LabelSpace
+from .files import SPLIT_NAMES, Tree, is_saved, open_table
+from .folders import numbered_space
+from .rows import ReadOptions, Rows
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 
 
-def is_hub(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+def is_hub(tree: Tree, task: str) -> bool:
+    return is_saved(tree.root) or any(name.endswith(".parquet") for name in tree.names)
 
 
-def hub_splits(path: str | Path) -> list[str]:
+def hub_splits(path: Path, task: str) -> list[str]:
     """The splits that the data names."""
     table = open_table(str(path))
     named = set(table) if isinstance(table, DatasetDict) else set()
@@ -42,10 +41,10 @@ def read_hub(path: Path, task: str, split: str, options: ReadOptions) -> tuple[R
         locations = [f"row://{number}::{column}::{name}::{path}" for column in (image, label)]
         rows.add(number, f"{name or path.name} {number}", *locations)
     first = "train" if "train" in parts else name  # its values name the classes, for validation too
-    labels = [f"row://{number}::{label}::{first}::{path}" for number in range(len(parts[first]))]
+    count = len(parts[first])
+    labels = [(f"row://{number}::{label}::{first}::{path}", f"{first} {number}") for number in range(count)]
     names = options.class_names or options.known_names
-    space = numbered_space(path, names, [(location, f"{first} {i}") for i, location in enumerate(labels)], options)
-    return rows, options.match(space, path)
+    return rows, options.match(numbered_space(path, names, labels, options), path)
 
 
 def _columns(table: Dataset, path: Path) -> tuple[str, str]:

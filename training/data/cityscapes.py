@@ -5,14 +5,13 @@ Labels come from `*_gtFine_labelIds.png`, whose ids 7, 8, 11, … become 0 … 1
 
 from pathlib import Path, PurePosixPath
 
-from ....configuration.labels import LabelSpace, label_space
-from ..files import first_tree
-from ..rows import Rows
-from .options import ReadOptions
+from ...configuration.labels import LabelSpace, label_space
+from .files import Tree, first_tree
+from .rows import ReadOptions, Rows
 
 
-def is_cityscapes(path: Path) -> bool:
-    return any((path / name).exists() for name in ("gtFine", "gtFine_trainvaltest.zip"))
+def is_cityscapes(tree: Tree, task: str) -> bool:
+    return any((tree.root / name).exists() for name in ("gtFine", "gtFine_trainvaltest.zip"))
 
 
 def read_cityscapes(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
@@ -26,9 +25,9 @@ def read_cityscapes(path: Path, task: str, split: str, options: ReadOptions) -> 
         if not (name.startswith(f"{split}/") and name.endswith("_leftImg8bit.png")):
             continue
         label = name.removesuffix("_leftImg8bit.png") + "_gtFine_labelIds.png"
-        if label not in known:
-            rows.problem(name, f"there is no {label} in {ground_truth}")
-            continue
-        stem = PurePosixPath(name).stem.removesuffix("_leftImg8bit")
-        rows.add(stem, name, images.locate(name), ground_truth.locate(label))
+        with rows.problems.at(name):
+            if label not in known:
+                raise ValueError(f"there is no {label} in {ground_truth}")
+            stem = PurePosixPath(name).stem.removesuffix("_leftImg8bit")
+            rows.add(stem, name, images.locate(name), ground_truth.locate(label))
     return rows, options.match(label_space("cityscapes_semantic"), path)

@@ -1,22 +1,15 @@
 """COCO panoptic and instance: official zips, extracted folders, Roboflow's layout; pixels and labels as written."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 
+from eomt.configuration.labels import LabelSpace, label_space
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+from eomt.training.data.rows import UnknownClass
 
-from ..synthetic import SIZE, damaged, instance_json, panoptic_ids, panoptic_json, panoptic_png, picture, write, zipped
-
-PNGS = {
-    "panoptic_val2017/000000000010.png": panoptic_png(panoptic_ids()),
-    "panoptic_val2017/000000000009.png": panoptic_png(np.zeros(SIZE, int)),
-    "__MACOSX/._panoptic_val2017": b"",
-}
-IMAGES = {"val2017/000000000010.jpg": picture(10), "val2017/000000000009.jpg": picture(9)}
+from .synthetic import IMAGES, PNGS, SIZE, extracted, instance_json, panoptic_ids, panoptic_json, picture, write, zipped
 
 
 def official_zips(root):
@@ -36,15 +29,6 @@ def official_zips(root):
     )
 
 
-def extracted(root):
-    inner = {f"annotations/{name}": content for name, content in PNGS.items() if not name.startswith("__")}
-    annotations = {
-        "annotations/panoptic_val2017.json": panoptic_json(),
-        "annotations/instances_val2017.json": instance_json(),
-    }
-    return write(root, IMAGES | inner | annotations)
-
-
 def half_extracted(root):
     """The outer archive unpacked, the pngs still zipped beside their json, images in `images/`."""
     images = {f"images/{name}": content for name, content in IMAGES.items()}
@@ -57,11 +41,6 @@ def half_extracted(root):
 
 
 LAYOUTS = [official_zips, extracted, half_extracted]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -160,14 +139,6 @@ def test_names_as_label_studio_writes_them(tmp_path):
     assert len(load_data(write(tmp_path, files | {"result.json": data}), task="instance")[0]) == 2
 
 
-def test_two_classes_of_one_name_are_an_error(tmp_path):
-    data = instance_json()
-    data["categories"][0]["name"] = "person"
-    root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
-    with pytest.raises(ValueError, match="'person'"):
-        load_data(root, task="instance", split="val")
-
-
 def test_images_without_segments_can_be_left_out(tmp_path):
     root = extracted(tmp_path)
     for task in ("panoptic", "instance"):
@@ -208,9 +179,6 @@ def test_one_json_without_a_split_serves_both(tmp_path):
 
 
 def test_a_models_classes_are_matched_by_name(tmp_path):
-    from eomt.configuration.labels import LabelSpace, label_space
-    from eomt.training.data.readers import UnknownClass
-
     root = extracted(tmp_path)
     wanted = LabelSpace("model", ("cat", "dog", "person"))
     dataset, space = load_data(root, task="instance", split="val", label_space=wanted)
@@ -218,67 +186,8 @@ def test_a_models_classes_are_matched_by_name(tmp_path):
     assert [s["label_id"] for s in dataset[1]["segments"]] == [1, 2, 2]
     dataset, _ = load_data(root, task="panoptic", split="val", label_space=label_space("coco_panoptic"))
     assert [s["label_id"] for s in dataset[1]["segments"]] == [0, 88, 16]  # person, flower, dog of the 133
-    with pytest.raises(UnknownClass, match="its class 'person' is not among the 1 of 'model'"):
+    with pytest.raises(UnknownClass, match="'person'"):
         load_data(root, task="instance", split="val", label_space=LabelSpace("model", ("dog",)))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d["annotations"][0].update(image_id=77), "there is no image with id 77"),
-        (
-            lambda d: d["annotations"][0]["segments_info"][1].update(category_id=7),
-            "segment 70000: category 7 is not in",
-        ),
-        (lambda d: d["annotations"][0]["segments_info"][1].update(id=300), "segment id 300 is there twice"),
-        (lambda d: d["annotations"][0]["segments_info"][1].update(id=0), "segment id 0 is not an integer in 1"),
-        (lambda d: d["annotations"][0].update(file_name="../../etc/passwd"), "'../../etc/passwd' is empty or leaves"),
-        (lambda d: d["annotations"][0].update(file_name="no.png"), r"image 10 .*its png 'no.png' is not below"),
-        (lambda d: d["images"][0].update(file_name="/etc/passwd"), "image '/etc/passwd' is not below"),
-        (lambda d: d["images"][0].update(file_name="gone.jpg"), "image 'gone.jpg' is not below"),
-        (lambda d: d["images"][0].update(id=9), "image id 9 is there twice"),
-        (lambda d: d["categories"][0].update(id=1), "category id 1 is there twice"),
-        (lambda d: d.pop("categories"), "it has no list 'categories'"),
-        (lambda d: d["images"].clear(), "there is no image with id 10"),
-    ],
-)
-def test_malformed_panoptic_json_is_told_before_training(tmp_path, change, message):
-    data = panoptic_json()
-    change(data)
-    root = write(extracted(tmp_path), {"annotations/panoptic_val2017.json": data})
-    with pytest.raises(ValueError, match=message) as error:
-        load_data(root, task="panoptic", split="val")
-    assert "panoptic_val2017.json" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "annotation 1: .* not 7"),
-        ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"its RLE has size \[5, 5\], its image \[12, 16\]"),
-        ({"segmentation": {"size": list(SIZE), "counts": [3]}}, "its RLE counts add up to 3 pixels"),
-        ({"segmentation": [[0, 0, "a", 1, 1, 1]]}, "a coordinate that is not a number"),
-        (
-            {"segmentation": [[0, 0, 161, 0, 1, 1]]},
-            "annotation 1: a polygon has the coordinate 161, far outside of its",
-        ),
-        (
-            {"segmentation": [[0, 0, -1e10, 0, 1, 1]]},
-            r"a polygon has the coordinate -1e\+10, far outside",
-        ),
-        ({"segmentation": [[0, 0, 10**400, 0, 1, 1]]}, "a coordinate that is not a number"),
-        ({"category_id": 99}, "annotation 1: category 99 is not in the categories"),
-        ({"id": 2}, "annotation 2: an annotation needs an integer id of its own"),
-        ({"image_id": 5}, "annotation 1: there is no image with id 5"),
-    ],
-)
-def test_malformed_instance_json_is_told_before_training(tmp_path, change, message):
-    data = instance_json()
-    data["annotations"][0].update(change)
-    root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
-    with pytest.raises(ValueError, match=message):
-        load_data(root, task="instance", split="val")
 
 
 @pytest.mark.parametrize("nothing", [None, [], [[1, 2, 3, 4]], "absent"])
@@ -314,62 +223,3 @@ def test_training_data_without_a_segment_to_learn_is_an_error(tmp_path):
     write(root, {"annotations.json": data | {"annotations": []}})
     with pytest.raises(ValueError, match="no image has a segment"):
         load_data(root, task="instance")
-
-
-@pytest.mark.parametrize("content", ["", "{cut"])
-def test_an_annotation_file_that_is_no_json_is_named(tmp_path, content):
-    root = write(tmp_path, {"images/a.jpg": picture(), "annotations.json": content})
-    with pytest.raises(ValueError, match=r"annotations\.json"):
-        load_data(root, "coco", task="instance")
-
-
-def test_a_polygon_far_outside_of_an_image_whose_size_the_json_does_not_say(tmp_path):
-    """Up to a bound for any image it is found once the image is read; pycocotools would end the process."""
-    data = instance_json()
-    for image in data["images"]:
-        del image["height"], image["width"]
-    file = "annotations/instances_val2017.json"
-    data["annotations"][0]["segmentation"] = [[0, 0, 1e7, 0, 1, 1]]
-    with pytest.raises(ValueError, match=r"instances_val2017.json: annotation 1: .* coordinate 1e\+07, far outside"):
-        load_data(write(extracted(tmp_path), {file: data}), task="instance", split="val")
-    data["annotations"][0]["segmentation"] = [[0, 0, 9e4, 0, 1, 1]]
-    dataset, space = load_data(write(tmp_path, {file: data}), task="instance", split="val")
-    with pytest.raises(ValueError, match=r"000000000010.jpg: annotation 1: a polygon has the coordinate 90000, far"):
-        dataset.with_transform(EvaluationTransform(space, task="instance"))[1]
-
-
-def test_many_problems_are_counted(tmp_path):
-    data = instance_json()
-    data["annotations"] = [{**data["annotations"][0], "id": i, "category_id": 99} for i in range(10)]
-    root = write(extracted(tmp_path), {"annotations/instances_val2017.json": data})
-    with pytest.raises(ValueError, match=r"annotation 0: .*annotation 2: .*\(and 7 more problems\)"):
-        load_data(root, task="instance", split="val")
-
-
-def test_missing_json_and_missing_split(tmp_path):
-    root = write(tmp_path, {"images/a.jpg": picture()})
-    with pytest.raises(ValueError, match="no COCO panoptic annotation file for split 'train'"):
-        load_data(root, task="panoptic")
-    root = extracted(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"for split 'train' \(annotation files of that kind: annotations/panoptic_val2017"
-    ):
-        load_data(root, task="panoptic", split="train")
-
-
-@pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_any_damage_to_a_json_is_a_value_error_or_harmless(tmp_path, task):
-    """Each value in turn replaced by what does not belong there: never another exception, never two lines."""
-    root = extracted(tmp_path)
-    file = root / f"annotations/{'panoptic' if task == 'panoptic' else 'instances'}_val2017.json"
-    refused = []
-    for data in damaged(json.loads(file.read_text())):
-        file.write_text(json.dumps(data))
-        try:
-            dataset, space = load_data(root, task=task, split="val")
-            samples = dataset.with_transform(EvaluationTransform(space, task=task))
-            assert all(len(samples[i]) == 4 for i in range(len(dataset)))
-        except ValueError as error:
-            refused.append(str(error))
-    assert len(refused) > 100
-    assert not [message for message in refused if "\n" in message]

@@ -11,7 +11,7 @@ from eomt.configuration.labels import LabelSpace
 from eomt.results import Results, file_state
 from eomt.training.data import EvaluationTransform, load_data
 
-from ..synthetic import SIZE, picture, write
+from .synthetic import SIZE, picture, write
 
 SPACE = LabelSpace("pets", ("sky", "cat"), (0,), (7, 300))
 LEFT = np.arange(SIZE[1])[None].repeat(SIZE[0], 0) < 5
@@ -27,12 +27,12 @@ def predictions(task: str) -> dict:
     return {"size": SIZE, "masks": masks, "labels": torch.tensor([1, 0]), "scores": torch.tensor([0.9, 0.4])}
 
 
-def predicted(root, task: str):
+def predicted(root, task: str, more: dict | None = None):
     photos = write(root / "photos", {f"{name}.jpg": picture(i) for i, name in enumerate(("a", "7"))})
     results = Results(root / "out", task, SPACE)
     for name in ("a", "7"):
         file = photos / f"{name}.jpg"
-        results.write(name, file.name, predictions(task), source=file_state(file))
+        results.write(name, file.name, predictions(task) | (more or {}), source=file_state(file))
     results.finish(["a", "7"])
     return root / "out"
 
@@ -61,8 +61,17 @@ def test_segments_below_the_score_floor_are_not_learned(tmp_path, task):
     assert [segment["iscrowd"] for segment in dataset[0]["segments"]] == [0, 1]
 
 
+def test_unconfident_pixels_are_unlabeled(tmp_path):
+    folder = predicted(
+        tmp_path, "semantic", {"confidence": torch.where(torch.arange(SIZE[1]) < 3, 0.4, 0.6).expand(SIZE)}
+    )
+    dataset, space = load_data(folder, task="semantic", score_floor=0.5)
+    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
+    assert np.array_equal(reference, np.where(LEFT & (np.arange(SIZE[1]) >= 3), 1, 255))
+
+
 def test_a_floor_without_scores_and_another_task_are_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"score_floor 0\.5"):
+    with pytest.raises(ValueError, match=r"confidence/a\.png"):
         load_data(predicted(tmp_path / "semantic", "semantic"), task="semantic", score_floor=0.5)
     with pytest.raises(ValueError, match=r"panoptic\.json"):
         load_data(predicted(tmp_path / "instance", "instance"), task="panoptic")
@@ -86,5 +95,5 @@ def test_a_png_outside_of_the_folder_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="outside"):
         load_data(folder, task="panoptic")
     (folder / "panoptic.json").write_text('{"annotations": [{}]}')
-    with pytest.raises(ValueError, match="image_id"):
+    with pytest.raises(ValueError, match="segments_info"):
         load_data(folder, task="panoptic")

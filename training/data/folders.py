@@ -1,0 +1,266 @@
+"""Semantic own data: a folder of images beside a folder of label pngs; their pairing, which YOLO's txt share.
+
+    {train,val}/images/a.jpg   {train,val}/labels/a.png            or   images/{train,val}/…   labels/{train,val}/…
+    images/a.jpg               labels/a.png                        no split: each is all of it (load.py holds out)
+
+Image folders may also be called `image`, `imgs` or `img`, label folders `label`, `annotations`, `masks`, `gt`,
+`ground_truth` or `targets`. Roboflow's label images lie beside their images: `train/a_mask.png`, `train/a.jpg`.
+A label's name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its image's does not:
+`masks/a_mask.png`.
+
+Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}; other values are ignored),
+`class_dict.csv` (name,r,g,b) where the pngs show classes as colors, else every value found in the pngs. Masks of
+0 and 255 only are binary: 255 is the foreground. Else the values 255 and 65535, and a color that is called void, are
+unlabeled.
+"""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from ...configuration.labels import IGNORE_INDEX, LabelSpace
+from ...image_processing.images import distinct_values
+from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentioned_splits, mentions, naming
+from .images import read_classes
+from .rows import Problems, ReadOptions, Rows, is_id
+
+logger = logging.get_logger(__name__)
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+LABEL_FOLDERS = (
+    "labels", "label", "annotations", "annotation", "masks", "mask", "gt", "ground_truth", "groundtruth", "targets",
+    "target", "segmentationclass",
+)  # fmt: skip
+LABEL_SUFFIXES = (".png", ".tif", ".tiff")  # of label images: formats that keep values exactly
+LABEL_ENDING = re.compile(r"[_-](masks?|labels?|gt)$", re.IGNORECASE)
+LARGEST_VALUE = 65535  # of 16 bits: what 255 is for 8
+
+
+def is_folder(tree: Tree, task: str) -> bool:
+    return task == "semantic"
+
+
+def folder_splits(path: Path, task: str) -> list[str]:
+    """The splits that the folders of images mention."""
+    images = (PurePosixPath(name) for name in Tree(path).names if name.lower().endswith(IMAGE_SUFFIXES))
+    return mentioned_splits({str(image.parent) for image in images})
+
+
+def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
+    """Rows and label space of a folder of images and label pngs; a model names the classes of data that does not."""
+    tree = Tree(path)
+    colors = _class_dict(tree)
+    rows = Rows(str(path), "semantic_colors" if colors else "semantic")
+    found = pairs(tree, split, LABEL_SUFFIXES, rows.problems)
+    annotations = [name for name in tree.names if name.endswith(".json") and name != "classes.json"]
+    if annotations and not found:
+        raise ValueError(
+            f"{path}: no images with label pngs were found for semantic segmentation; if {annotations[0]} holds COCO "
+            "annotations, the task is panoptic or instance"
+        )
+    image_id = image_ids([image for image, _ in found])
+    for image, label in found:
+        with rows.problems.at(image):
+            if label is None:
+                raise ValueError("there is no label png of the same name")
+            rows.add(image_id[image], image, tree.locate(image), tree.locate(label))
+    if colors:
+        void = [color for color, name in colors.items() if name.lower() == "void"]
+        ignored = (*options.ignore_ids, *void)
+        ids = sorted(color for color in colors if color not in ignored)
+        space = LabelSpace(str(path), tuple(colors[color] for color in ids), (), tuple(ids), ignored)
+        return rows, options.match(space, path)
+    names = options.class_names or _classes_file(tree) or options.known_names
+    source = pairs(tree, "train", LABEL_SUFFIXES) or found  # its values name the classes, for validation too
+    labels = [(tree.locate(label), label) for _, label in source if label]
+    if not labels and rows.problems:
+        rows.check(split)  # raises what is wrong with the labels
+    return rows, options.match(numbered_space(path, names, labels, options), path)
+
+
+# --- pairing ----------------------------------------------------------------------------------------------------------
+
+
+def pairs(
+    tree: Tree, split: str, suffixes: tuple[str, ...], problems: Problems | None = None
+) -> list[tuple[str, str | None]]:
+    """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
+
+    Listed as problems: images that differ in their suffix only and would share a label, two labels of one image, and
+    label files without an image if no image has a label. Otherwise those are skipped with a warning.
+    """
+    images, labels = _by_key(tree, suffixes)
+    unused = [names[0] for key, names in labels.items() if key not in images and key[-1] != "classes"]
+    folders = {key: "/".join(key[:-1]) for key in images}
+    if mentioned_splits(set(folders.values())):
+        for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
+            chosen = {key: names for key, names in images.items() if mentions(folders[key], word)}
+            if chosen:
+                break
+        images = chosen
+    found = [(images[key][0], labels[key][0] if key in labels else None) for key in sorted(images)]
+    if problems is None:
+        return found
+    paired = any(label for _, label in found)
+    for key, (image, *others) in images.items():
+        for other in others:
+            problems.append(f"{other}: {image} has the same name but for the suffix; rename or remove one of the two")
+        for other in labels.get(key, ())[1:]:
+            problems.append(f"{other}: {labels[key][0]} is a label of the same image; remove one of the two")
+    if unused and images and not paired:
+        problems.append(f"{min(unused)}: no image has the name of a label file; name image and label alike")
+    elif unused:
+        skipped = f"{len(unused)} label files have no image of their name and are skipped"
+        logger.warning_once(f"{tree}: {skipped}, such as {min(unused)}")
+    if not paired and ".png" in suffixes:
+        inexact = [
+            name for name in tree.names if _role(name)[0] == "label" and name.lower().endswith((".jpg", ".jpeg"))
+        ]
+        problems += [f"{name}: a JPEG changes the values of labels; save label images as png" for name in inexact[:1]]
+    unread = [name for name in tree.names if _role(name)[0] == "image" and name.lower().endswith((".heic", ".heif"))]
+    if unread:
+        logger.warning_once(f"{tree}: {len(unread)} HEIC images are skipped, such as {unread[0]}; convert them to JPEG")
+    return found
+
+
+def has_label_images(tree: Tree) -> bool:
+    return any(label for split in SPLIT_NAMES for _, label in pairs(tree, split, LABEL_SUFFIXES))
+
+
+def image_ids(images: list[str]) -> dict[str, str]:
+    """What an image is called: its stem, or its whole path where two folders have the same stem."""
+    stems = {image: PurePosixPath(image).stem for image in images}
+    unique = len(set(stems.values())) == len(stems)
+    return stems if unique else {image: str(PurePosixPath(image).with_suffix("")) for image in images}
+
+
+def _by_key(tree: Tree, suffixes: tuple[str, ...]) -> tuple[dict[tuple, list[str]], dict[tuple, list[str]]]:
+    """Images and label files, each by what pairs them: the path without the folder of images or labels, and suffix."""
+    images, labels = defaultdict(list), defaultdict(list)
+    beside = _masks_beside(tree)
+    for name in tree.names:
+        path, suffix = PurePosixPath(name), PurePosixPath(name).suffix.lower()
+        role, place = _role(name)
+        if name in beside:
+            labels[*path.parts[:-1], LABEL_ENDING.sub("", path.stem)].append(name)
+        elif beside and suffix in IMAGE_SUFFIXES:
+            images[*path.parts[:-1], path.stem].append(name)
+        elif role:
+            key = (*path.parts[:place], *path.parts[place + 1 : -1], path.stem)
+            if role == "image" and suffix in IMAGE_SUFFIXES:
+                images[key].append(name)
+            elif role == "label" and suffix in suffixes:
+                labels[key].append(name)
+    for key in [key for key in labels if key not in images]:
+        plain = (*key[:-1], LABEL_ENDING.sub("", key[-1]))
+        if plain in images:
+            labels[plain] += labels.pop(key)
+    return images, labels
+
+
+def _role(name: str) -> tuple[str | None, int]:
+    """ "image" or "label", by the first folder that says so, and that folder's place in the path."""
+    for place, part in enumerate(PurePosixPath(name.lower()).parts[:-1]):
+        if part in IMAGE_FOLDERS:
+            return "image", place
+        if part in LABEL_FOLDERS:
+            return "label", place
+    return None, 0
+
+
+def _masks_beside(tree: Tree) -> set[str]:
+    """Label images `a_mask.png` in the folder of their image `a.jpg`, where no folder says which are which."""
+    if any(_role(name)[0] for name in tree.names):
+        return set()
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in tree.names}
+    masks = (name for name in tree.names if name.endswith(".png") and LABEL_ENDING.search(PurePosixPath(name).stem))
+    return {name for name in masks if LABEL_ENDING.sub("", str(PurePosixPath(name).with_suffix(""))) in stems}
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def numbered_space(
+    path: Path, names: dict[int, str] | None, labels: list[tuple[str, str]], options: ReadOptions
+) -> LabelSpace:
+    """The label space of label images whose values are classes.
+
+    Args:
+        names: value → class; None: every value found is a class.
+        labels: (location, what errors call it) of the label images to look into then.
+    """
+    values = set(names or ())
+    if names is None:
+        for location, name in tqdm(labels, desc="classes in the label images", leave=False, disable=len(labels) < 200):
+            with naming(name):
+                values.update(distinct_values(read_classes(location)))
+        names = {value: f"class_{value}" for value in values}
+    ignored = (*options.ignore_ids, LARGEST_VALUE)
+    binary = values - {*ignored} == {0, IGNORE_INDEX}  # 255 is the foreground then
+    ids = sorted(i for i in names if i not in ignored and (binary or i != IGNORE_INDEX))
+    if not ids:
+        raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
+    return LabelSpace(str(path), tuple(names[i] for i in ids), (), tuple(ids), ignored)
+
+
+def _classes_file(tree: Tree) -> dict[int, str] | None:
+    if "classes.json" in tree.names:
+        return numbered_classes(tree.json("classes.json"), f"{tree}/classes.json")
+    csv_file = next((name for name in tree.names if PurePosixPath(name).name == "_classes.csv"), None)
+    if csv_file:  # Roboflow's: "Pixel Value, Class"
+        lines = list(csv.reader(tree.text(csv_file).splitlines()))[1:]
+        return numbered_classes({line[0]: line[1].strip() for line in lines if len(line) == 2}, f"{tree}/{csv_file}")
+    if "classes.txt" in tree.names:
+        lines = tree.text("classes.txt").splitlines()
+        return {i: line.strip() for i, line in enumerate(lines) if line.strip()}
+    return None
+
+
+def numbered_classes(names, source: str) -> dict[int, str]:
+    """A list of names, or {number: name} → {number: name}."""
+    if not isinstance(names, (list, dict)):
+        raise ValueError(f"{source}: class names must be a list or numbered, not {names!r:.60}")
+    numbered = {}
+    for number, name in names.items() if isinstance(names, dict) else enumerate(names):
+        if isinstance(number, str) and re.fullmatch(r"\s*\d{1,18}\s*", number):
+            number = int(number)
+        if not is_id(number) or number < 0 or number in numbered:
+            raise ValueError(f"{source}: classes are numbered by integers, each by its own, not as in {number!r:.60}")
+        if not isinstance(name, str | int | float):  # a yaml's may be nested without end
+            raise ValueError(f"{source}: the name of class {number} is not text, but a {type(name).__name__}")
+        numbered[number] = str(name)
+    return numbered
+
+
+def _class_dict(tree: Tree) -> dict[int, str] | None:
+    """The colors of `class_dict.csv`, None where there is none."""
+    if "class_dict.csv" not in tree.names:
+        return None
+    lines = [[cell.strip() for cell in row] for row in csv.reader(tree.text("class_dict.csv").splitlines())]
+    if lines and [cell.lower() for cell in lines[0][1:]] == ["r", "g", "b"]:
+        lines[0] = []
+    return class_colors(((row[0], row[1:]) if any(row) else None for row in lines), f"{tree}/class_dict.csv")
+
+
+def class_colors(lines: Iterable[tuple[str, list[str]] | None], source: str) -> dict[int, str]:
+    """(name, [r, g, b] in digits) of each line, None for an empty one → {R + 256 G + 65536 B: name}."""
+    names: dict[int, str] = {}
+    for number, line in enumerate(lines, 1):
+        if line is None:
+            continue
+        name, color = line
+        if len(color) != 3 or not all(re.fullmatch(r"\s*\d{1,3}\s*", part) and int(part) < 256 for part in color):
+            raise ValueError(f"{source}, line {number}: {name!r:.60} needs a color r,g,b of 0 … 255, not {color!r:.60}")
+        red, green, blue = map(int, color)
+        packed = red + 256 * green + 65536 * blue
+        if packed in names:
+            raise ValueError(f"{source}, line {number}: {name!r} has the color of {names[packed]!r}")
+        names[packed] = name
+    if not names:
+        raise ValueError(f"{source}: it has no classes; write a line with name and color for each")
+    return names

@@ -1,0 +1,95 @@
+"""What `eomt predict` wrote, read as data: pseudo-labels for training on images without annotations.
+
+images.json       {"images": [{"id", "file_name", "path", …}], "categories": [{"id", "name", "isthing"}]}
+panoptic.json     and panoptic/*.png          instances.json           labels/*.png and confidence/*.png
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...configuration.labels import LabelSpace
+from .coco import instance_segments, panoptic_segments
+from .files import IMAGE_SUFFIXES, Tree, naming, safe_name
+from .predictions import PredictionIndex
+from .rows import ReadOptions, Rows, is_number, member, objects
+
+LARGEST_VALUES = (65535, 0xFFFFFF)  # unlabeled in label images of two bytes and of colors; 255 is so everywhere
+
+
+def is_predicted(tree: Tree, task: str) -> bool:
+    return {"images.json", "run.json"} <= set(tree.names)
+
+
+def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
+    """Rows and label space of a folder of predictions; there is one split, all of it.
+
+    Segments that score less than `options.score_floor` are crowds, which training leaves out; pixels of label images
+    are unlabeled where their confidence is less.
+    """
+    tree = Tree(path)
+    index = PredictionIndex(tree)
+    ids = tuple(sorted(index.categories))
+    names = tuple(index.categories[i] for i in ids)
+    stuff = tuple(label for label, i in enumerate(ids) if task == "panoptic" and not index.things[i])
+    ignored = tuple(value for value in LARGEST_VALUES if value not in ids)
+    space = options.match(LabelSpace(str(path), names, stuff, ids, ignored), path)
+    layout = "semantic_colors" if task == "semantic" and ids[-1] >= LARGEST_VALUES[0] else task
+    rows = Rows(str(path), layout, options.score_floor)
+    images = {image["id"]: image for image in index.images}
+    segments: dict = {key: [] for key in images}
+    pngs: dict = {}
+    if task == "panoptic":
+        annotations = member(_json(tree, "panoptic.json"), "annotations")
+        with naming(f"{tree}/panoptic.json"):
+            _mark_uncertain((s for entry in annotations for s in member(entry, "segments_info")), options.score_floor)
+        segments, pngs = panoptic_segments(annotations, images, space, (), tree.below("panoptic"), rows)
+    elif task == "instance":
+        annotations = objects(_json(tree, "instances.json"))
+        with naming(f"{tree}/instances.json"):
+            _mark_uncertain(annotations, options.score_floor)
+        annotations = [entry | {"id": number} for number, entry in enumerate(annotations)]
+        segments = instance_segments(annotations, images, space, rows)
+    as_text = any(isinstance(key, str) for key in images)
+    for key, image in images.items():
+        with rows.problems.at(f"{index.source}: image {key!r}"):
+            location, png, confidence = _image_file(tree, image), pngs.get(key, ""), ""
+            if task == "semantic":
+                png = safe_name(image.get("sem_seg_file_name") or "")
+                if options.score_floor:
+                    confidence = _confidence(tree, png)
+                png = tree.locate(png)
+            if segments[key] or options.keep_empty or task == "semantic":
+                rows.add(str(key) if as_text else key, image["file_name"], location, png, confidence, segments[key])
+    return rows, space
+
+
+def _image_file(tree: Tree, image: dict) -> str:
+    """Where `eomt predict` found the image: anywhere, but an image's file, no device and no pipe."""
+    if not isinstance(image.get("path"), str):
+        raise ValueError("its file is not named as 'path'; predict again")
+    file = Path(tree.root, image["path"])
+    if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+        raise ValueError(f"{image['path']!r} is no image file; predict again")
+    return str(file)
+
+
+def _confidence(tree: Tree, png: str) -> str:
+    """The location of the confidence map beside a label image."""
+    name = "confidence/" + png.removeprefix("labels/")
+    if name not in tree.names:
+        raise ValueError(f"score_floor needs {name}; predict with --confidence")
+    return tree.locate(name)
+
+
+def _mark_uncertain(entries: Iterable[dict], score_floor: float) -> None:
+    for entry in entries:
+        score = entry.get("score", 1.0)
+        if not is_number(score):
+            raise ValueError(f"a score is {score!r}, not a number")
+        entry["iscrowd"] = int(score < score_floor)
+
+
+def _json(tree: Tree, name: str):
+    if name not in tree.names:
+        raise ValueError(f"{tree}: it has no {name}; these are predictions of another task")
+    return tree.json(name)

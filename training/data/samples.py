@@ -1,0 +1,337 @@
+"""Rows → samples, on the fly: `dataset.with_transform(TrainTransform(…))` and `EvaluationTransform`.
+
+H, W image · S_h, S_w crop · n segments
+"""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch.utils.data import Dataset, get_worker_info
+
+from ...configuration import as_pair
+from ...configuration.labels import VOID, LabelSpace
+from ...image_processing.images import distinct_values, look_up
+from ...image_processing.rle import encode_masks, rle_areas
+from ..augmentation import Geometry, color_jitter, ids_to_positions, positions_to_masks
+from .ade20k import panoptic_map
+from .coco import BACKGROUND
+from .files import naming
+from .images import read_classes, read_colors, read_image, read_map
+from .polygons import to_rle
+from .voc import object_map
+
+TRIES = 10  # crops drawn before an image with segments is taken without any; the authors draw without end
+MAX_MASK_BYTES = 1 << 31  # of one crop's masks
+
+
+# --- a row's files → a decoded sample ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Sample:
+    """One decoded row. `segments`: {"id", "label_id", "iscrowd", …}; `ids`: int32 (H, W), the pixels' ids among them
+    (semantic: their labels), VOID where unlabeled; `rles` instead, one a segment, for instances, which may overlap."""
+
+    image: torch.Tensor  # uint8 (3, H, W)
+    segments: list[dict] = field(default_factory=list)
+    ids: np.ndarray | None = None
+    rles: list[dict] | None = None
+
+
+def decode(row: dict, space: LabelSpace) -> Sample:
+    """Read a row's files. `ValueError` naming the image: unreadable, of another size, or with ids it must not hold."""
+    with naming(row["file_name"]):
+        read, decode_pixels = LAYOUTS[row["layout"]]
+        pixels = read(row["annotation"]) if row["annotation"] else None  # first: the image is turned as it is
+        annotated = [tuple(row["size"])] if row["size"] else []
+        annotated += [pixels.shape] if pixels is not None else []
+        image = read_image(row["image"], annotated[0] if annotated else None)
+        for size in annotated:
+            require_size(size, image, "its annotation")
+        if pixels is None:
+            pixels = np.zeros(image.shape[1:], np.int32)  # an image without annotation
+        return decode_pixels(row, image, pixels, space)
+
+
+def require_size(size, image: torch.Tensor, what: str) -> None:
+    if tuple(size) != tuple(image.shape[1:]):
+        sizes = f"{size[0]}×{size[1]}, the image {image.shape[1]}×{image.shape[2]}"
+        raise ValueError(f"{what} is {sizes} (height × width); they must agree")
+
+
+def _semantic(row: dict, image: torch.Tensor, values: np.ndarray, space: LabelSpace) -> Sample:
+    labels = to_labels(values, space)
+    if row["score_floor"]:
+        confidence = read_map(row["second_png"])  # [H, W] of 0 … 65535
+        require_size(confidence.shape, image, "its confidence")
+        labels[confidence < row["score_floor"] * 65535] = VOID
+    return _classes(image, labels)
+
+
+def _panoptic(row: dict, image: torch.Tensor, ids: np.ndarray, space: LabelSpace) -> Sample:
+    listed = {s["id"] for s in row["segments"]} | {0}
+    unlisted = [i for i in distinct_values(ids) if i not in listed]
+    if unlisted:
+        raise ValueError(f"its panoptic png has id {unlisted[0]}, which is not in segments_info")
+    ids[ids == 0] = VOID
+    return Sample(image, _segments(row), ids=ids)
+
+
+def _panoptic_as_semantic(row: dict, image: torch.Tensor, ids: np.ndarray, space: LabelSpace) -> Sample:
+    sample = _panoptic(row, image, ids, space)
+    labels = np.array([*(s["label_id"] for s in sample.segments), VOID], np.int32)  # the last: not listed, so void
+    return _classes(image, labels[look_up(sample.ids, [s["id"] for s in sample.segments])])
+
+
+def _panoptic_as_instance(row: dict, image: torch.Tensor, ids: np.ndarray, space: LabelSpace) -> Sample:
+    segments = _segments(row)  # the png has stuff, too, which is not listed
+    return Sample(image, segments, rles=encode_masks(ids == s["id"] for s in segments))
+
+
+def _ade20k_panoptic(row: dict, image: torch.Tensor, classes: np.ndarray, space: LabelSpace) -> Sample:
+    instances = read_map(row["second_png"])
+    require_size(instances.shape, image, "its instance png")
+    ids, segments = panoptic_map(classes, instances, space)
+    return Sample(image, segments, ids=ids)
+
+
+def _voc_instance(row: dict, image: torch.Tensor, classes: np.ndarray, space: LabelSpace) -> Sample:
+    read, _ = LAYOUTS[row["layout"]]
+    objects = read(row["second_png"])
+    require_size(objects.shape, image, "its object png")
+    ids, segments = object_map(objects, to_labels(classes, space), read is read_colors)
+    return Sample(image, segments, rles=encode_masks(ids == s["id"] for s in segments))
+
+
+def _instance(row: dict, image: torch.Tensor, nothing: np.ndarray, space: LabelSpace) -> Sample:
+    segments, rles = _segments(row), []
+    for segment in segments:
+        with naming(f"annotation {segment['id']}"):
+            rle = to_rle(json.loads(segment.pop("shape")), *image.shape[1:])
+            require_size(rle["size"], image, "its mask")
+            rles.append(rle)
+    return Sample(image, segments, rles=rles)
+
+
+def _instance_as_semantic(row: dict, image: torch.Tensor, nothing: np.ndarray, space: LabelSpace) -> Sample:
+    """The smaller object lies above the larger one, the background below all."""
+    sample = _instance(row, image, nothing, space)
+    labels = np.full(image.shape[1:], space.label2id[BACKGROUND], np.int32)
+    for i in np.argsort(-rle_areas(sample.rles), kind="stable"):
+        labels[coco_mask.decode(sample.rles[i]).astype(bool)] = sample.segments[i]["label_id"]
+    return _classes(image, labels)
+
+
+LAYOUTS: dict[str, tuple[Callable, Callable]] = {
+    "semantic": (read_classes, _semantic),
+    "semantic_colors": (read_colors, _semantic),
+    "panoptic": (read_map, _panoptic),
+    "panoptic_as_semantic": (read_map, _panoptic_as_semantic),
+    "panoptic_as_instance": (read_map, _panoptic_as_instance),
+    "ade20k_panoptic": (read_map, _ade20k_panoptic),
+    "voc_instance": (read_classes, _voc_instance),
+    "voc_instance_colors": (read_colors, _voc_instance),
+    "instance": (read_map, _instance),
+    "instance_as_semantic": (read_map, _instance_as_semantic),
+}
+"""Layout of a row → how its annotation's png is read, and what makes a sample of it."""
+
+
+def _segments(row: dict) -> list[dict]:
+    return [dict(segment) for segment in row["segments"]]
+
+
+def _classes(image: torch.Tensor, labels: np.ndarray) -> Sample:
+    """A map of labels (H, W), VOID where unlabeled → one segment a class."""
+    segments = [{"id": i, "label_id": i, "iscrowd": 0} for i in distinct_values(labels) if i != VOID]
+    return Sample(image, segments, ids=labels)
+
+
+def to_labels(values: np.ndarray, space: LabelSpace) -> np.ndarray:
+    """Dataset ids (H, W) → labels int32 (H, W), VOID where unlabeled; an id that is neither is an error."""
+    label_of = dict.fromkeys((*space.ignored_ids, space.ignore_index), VOID) | dict(space.dataset_id_to_label)
+    positions = look_up(values, list(label_of))
+    if (unknown := positions < 0).any():
+        raise ValueError(
+            f"its label image has the value {values[unknown].min()}, which is neither a class nor ignored; correct it, "
+            "or add it to the class names or the ignored ids"
+        )
+    return np.array(list(label_of.values()), np.int32)[positions]
+
+
+# --- a decoded sample → what training and evaluation take -------------------------------------------------------------
+
+
+class _Transform:
+    """Rows as `datasets` hands them over (a dict of lists) → a dict of lists, row by row."""
+
+    def __init__(self, label_space: LabelSpace, *, task: str):
+        self.label_space, self.task = label_space, task
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        samples = [self.row(dict(zip(rows, values))) for values in zip(*rows.values())]
+        return {name: [sample[name] for sample in samples] for name in samples[0]} if samples else {}
+
+
+class TrainTransform(_Transform):
+    """Rows → {"pixel_values" uint8 (3, S_h, S_w), "mask_labels" bool (n, S_h, S_w), "class_labels" (n,), "file_name"}.
+
+    size: S or (S_h, S_w). scale_range: (0.1, 2.0) COCO and ADE20K panoptic, (0.5, 2.0) semantic.
+    color_jitter: ADE20K and Cityscapes only. augment=False: resize to fit and pad.
+    A crop without any segment is drawn again, at most 10 times; then, and where there is nothing, n = 0.
+    A crop with so many segments that their masks exceed 2 GiB is a `ValueError`.
+    """
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        *,
+        task: str,
+        size: int | tuple[int, int],
+        scale_range: tuple[float, float] = (0.1, 2.0),
+        color_jitter: bool = False,
+        augment: bool = True,
+    ):
+        super().__init__(label_space, task=task)
+        self.size = as_pair(size)
+        if not 0 < scale_range[0] <= scale_range[1]:
+            raise ValueError(f"scale_range {tuple(scale_range)} must be two rising positive factors, as (0.1, 2.0)")
+        self.scale_range, self.color_jitter, self.augment = tuple(scale_range), color_jitter, augment
+
+    def row(self, row: dict) -> dict:
+        sample = drop_crowds(decode(row, self.label_space))
+        positions = None  # (H, W): which segment each pixel belongs to
+        if sample.rles is None:
+            positions = ids_to_positions(sample.ids, [s["id"] for s in sample.segments])
+        size = tuple(sample.image.shape[1:])
+        for _ in range(TRIES if self.augment and sample.segments else 1):
+            image = color_jitter(sample.image) if self.augment and self.color_jitter else sample.image
+            geometry = (
+                Geometry.draw(size, self.size, self.scale_range) if self.augment else Geometry.fit(size, self.size)
+            )
+            if sample.rles is None:
+                self._require_room(len(sample.segments), row["file_name"])
+                masks, kept = positions_to_masks(geometry.target(positions, 0), len(sample.segments))
+            else:
+                masks, kept = self._masks(sample.rles, geometry, row["file_name"])
+            if len(kept):
+                break
+        labels = torch.tensor([s["label_id"] for s in sample.segments], dtype=torch.int64)[kept]
+        return {
+            "pixel_values": geometry.image(image),
+            "mask_labels": masks,
+            "class_labels": labels,
+            "file_name": row["file_name"],
+        }
+
+    def _masks(self, rles: list[dict], geometry: Geometry, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """RLEs → bool (n, S_h, S_w) and which segments have pixels in the crop.
+
+        Decoded one at a time: 60 full-size masks of a 12-megapixel photo take 0.7 GB.
+        """
+        masks, kept = [torch.zeros(0, *self.size, dtype=torch.bool)], []
+        for i, rle in enumerate(rles):
+            pixels = torch.from_numpy(coco_mask.decode(rle))  # uint8 (H, W), in Fortran order
+            mask = geometry.target(pixels, 0).bool()
+            if mask.any():
+                masks.append(mask[None])
+                kept.append(i)
+                self._require_room(len(kept), name)
+        return torch.cat(masks), torch.tensor(kept, dtype=torch.int64)
+
+    def _require_room(self, count: int, name: str) -> None:
+        most = MAX_MASK_BYTES // (self.size[0] * self.size[1])
+        if count > most:
+            raise ValueError(
+                f"{name}: a crop of {self.size[0]} × {self.size[1]} holds more than {most} segments, and their masks "
+                "exceed 2 GiB; cut the image into smaller ones"
+            )
+
+
+class EvaluationTransform(_Transform):
+    """Rows → {"image" uint8 (3, H, W), "reference", "image_id", "file_name"}; crowds stay, nothing is resized."""
+
+    def row(self, row: dict) -> dict:
+        sample = decode(row, self.label_space)
+        reference = {"panoptic": self._panoptic, "instance": self._instance, "semantic": self._semantic}[self.task]
+        common = {"image_id": row["image_id"], "file_name": row["file_name"]}
+        return {"image": sample.image, "reference": reference(sample), **common}
+
+    def _panoptic(self, sample: Sample) -> dict:
+        info = [{name: s[name] for name in ("id", "label_id", "iscrowd")} for s in sample.segments]
+        return {"segmentation": sample.ids, "segments_info": info}
+
+    def _semantic(self, sample: Sample) -> np.ndarray:
+        return np.where(sample.ids == VOID, self.label_space.ignore_index, sample.ids).astype(np.int32)
+
+    def _instance(self, sample: Sample) -> dict:
+        counted = rle_areas(sample.rles)
+        area = [s["area"] if s["area"] >= 0 else float(pixels) for s, pixels in zip(sample.segments, counted)]
+        return {
+            "masks": sample.rles,
+            "labels": np.array([s["label_id"] for s in sample.segments], np.int64),
+            "iscrowd": np.array([s["iscrowd"] for s in sample.segments], np.int64),
+            "area": np.array(area, np.float64),
+        }
+
+
+def drop_crowds(sample: Sample) -> Sample:
+    """Training's sample: crowd regions are no segments. Their pixels stay background, as the authors have it."""
+    keep = [i for i, s in enumerate(sample.segments) if not s["iscrowd"]]
+    sample.segments = [sample.segments[i] for i in keep]
+    if sample.rles is not None:
+        sample.rles = [sample.rles[i] for i in keep]
+    return sample
+
+
+# --- data sets around a data set --------------------------------------------------------------------------------------
+
+
+def leave_group() -> None:
+    """In a data loader's worker: leave the run's process group, which a terminal's Ctrl-C and `timeout` signal as a
+    whole. A worker that dies of it would take the main process with it in the middle of a step."""
+    if get_worker_info() is not None and hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class SignalSafeDataset(Dataset):
+    """A data set whose workers ignore interruptions; the main process handles them."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        leave_group()
+        return self.dataset[index]
+
+
+class RepeatableDataset(SignalSafeDataset):
+    """A map-style data set; each sample's torch random numbers are seeded by (seed, epoch, index).
+
+    How many were drawn before does not matter, so neither the number of workers or processes nor an interruption
+    changes a sample.
+    """
+
+    def __init__(self, dataset, seed: int):
+        super().__init__(dataset)
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see the next
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int):
+        words = np.random.SeedSequence([self.seed, int(self._epoch), int(index)]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(int(words[0]))
+            return super().__getitem__(index)

@@ -1,0 +1,76 @@
+"""YOLO segmentation: `data.yaml` with `names` (ultralytics' and Roboflow's), one txt an image (pairs in folders.py).
+
+A line is "class x1 y1 x2 y2 …" in fractions of width and height.
+"""
+
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from ...configuration.labels import LabelSpace
+from .files import Tree
+from .folders import image_ids, numbered_classes, pairs
+from .images import size_of
+from .rows import ReadOptions, Rows, segment
+
+MOST_YAML = 1 << 19  # bytes; PyYAML reads a few hundred thousand a second
+YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError)  # PyYAML's own
+
+
+def is_yolo(tree: Tree, task: str) -> bool:
+    paths = map(PurePosixPath, tree.names)
+    return task == "instance" and any(path.suffix == ".txt" and "labels" in path.parts[:-1] for path in paths)
+
+
+def read_yolo(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
+    """Rows and label space of YOLO segmentation txt. An image without a txt, or with an empty one, has no objects."""
+    tree = Tree(path)
+    rows = Rows(str(path), "instance")
+    space = options.match(_label_space(tree), path)
+    found = pairs(tree, split, (".txt",), rows.problems)
+    image_id = image_ids([image for image, _ in found])
+    for image, label in found:
+        segments = []
+        with rows.problems.at(f"{path}: {image}"):
+            lines = tree.text(label).splitlines() if label else []
+            height, width = size_of(tree.locate(image)) if lines else (1, 1)
+            for number, line in enumerate(lines, 1):
+                with rows.problems.at(f"{label}, line {number}"):
+                    if line.strip():
+                        segments.append(_polygon(line, number, height, width, space))
+            if segments or options.keep_empty:
+                rows.add(image_id[image], image, tree.locate(image), segments=segments)
+    return rows, space
+
+
+def _polygon(line: str, number: int, height: int, width: int, space: LabelSpace) -> dict:
+    """A line → a segment."""
+    category, *fields = line.split()
+    try:
+        category, values = int(category), [float(field) for field in fields]
+    except ValueError:
+        raise ValueError(f"{line[:40]!r} is not a class number and coordinates") from None
+    if category not in space.dataset_id_to_label:
+        raise ValueError(f"class {category} is not in data.yaml, which names {space.num_labels} classes")
+    if len(values) < 6 or len(values) % 2:
+        hint = " (a box of YOLO detection; segmentation is needed)" if len(values) == 4 else ""
+        raise ValueError(f"a polygon needs an even number of at least 6 coordinates, not {len(values)}{hint}")
+    if not all(-1e-3 <= value <= 1 + 1e-3 for value in values):
+        raise ValueError("coordinates must be fractions of the image's width and height, 0 … 1")
+    polygon = [min(max(value, 0.0), 1.0) * (width, height)[i % 2] for i, value in enumerate(values)]
+    return segment(number, space.dataset_id_to_label[category], shape=[polygon])
+
+
+def _label_space(tree: Tree) -> LabelSpace:
+    file = next((n for n in tree.names if PurePosixPath(n).name in ("data.yaml", "dataset.yaml", "data.yml")), None)
+    if file is None:
+        raise ValueError(f"{tree}: YOLO labels need a data.yaml with 'names'")
+    source = f"{tree}/{file}"
+    try:
+        data = yaml.safe_load(tree.text(file, MOST_YAML))
+    except YAML_ERRORS as error:
+        raise ValueError(f"{source}: not a readable yaml file ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict) or not data.get("names"):
+        raise ValueError(f"{source}: it has no 'names'")
+    classes = numbered_classes(data["names"], source)
+    return LabelSpace(source, tuple(classes[i] for i in sorted(classes)), (), tuple(sorted(classes)))
