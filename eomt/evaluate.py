@@ -25,7 +25,7 @@ from .training.data import EvaluationTransform, load_data
 from .training.data.load import splits_of
 from .training.data.predictions import PredictionIndex, predictions_folder, read_predictions
 from .training.data.rows import UnknownClass
-from .training.evaluation import as_reference, evaluate_model, metric_for
+from .training.evaluation import evaluate_model, metric_for, score
 from .training.files import finite, read_json, require_writable, write_json
 from .training.processes import gather, rank
 
@@ -221,13 +221,10 @@ def score_model(source: str, options: EvaluateOptions, model, processor, dataset
 
 
 def score_files(options: EvaluateOptions, task: str, dataset, space: LabelSpace, report) -> dict:
-    metric = metric_for(task, space)
     pairs = read_predictions(options.predictions, task, space, dataset)
-    for sample, prediction in tqdm(pairs, total=len(dataset), desc="scoring", leave=False):
-        metric.add(prediction=prediction, reference=as_reference(sample))
-        if options.output:
-            report(sample, prediction)
-    return metric.compute()
+    pairs = tqdm(pairs, total=len(dataset), desc="scoring", leave=False)
+    scored = ((sample, [prediction]) for sample, prediction in pairs)
+    return score(scored, {"": metric_for(task, space)}, report if options.output else None)
 
 
 def reported_results(config, task: str, space: LabelSpace) -> list[dict]:

@@ -1,11 +1,12 @@
 """Streamed evaluation: images in, one metric out, nothing kept in between (as the authors' code evaluates).
 
 `evaluate_model` serves the Trainer and `eomt evaluate`: each image is segmented at its own size and the metric reduces
-the result at once. With several processes each takes every n-th image; all of them return the same result, and all run
-the model equally often, so that sharded models (FSDP, DeepSpeed) do not wait for each other.
+the result at once, in `score`, which files of predictions share. With several processes each takes every n-th image;
+all of them return the same result, and all run the model equally often, so that sharded models (FSDP, DeepSpeed) do not
+wait for each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.utils.data import Dataset
@@ -15,7 +16,7 @@ from ..configuration.labels import LabelSpace
 from ..image_processing.inference import infer
 from .metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
 from .metrics.streaming import StreamingMetric
-from .processes import gather, rank, world_size
+from .processes import rank, world_size
 
 
 def metric_for(task: str, label_space: LabelSpace) -> StreamingMetric:
@@ -49,14 +50,13 @@ def evaluate_model(
     on_image: called with (sample, prediction) of every image this process evaluates; what it keeps is its own affair.
     Returns the metric's dict; see its class.
     """
-    metrics: dict[str, StreamingMetric] = {"": metric_for(task, label_space)}
-    share = Share(dataset, rank(), world_size())
     masked = []  # the blocks that an intermediate prediction is made before
     if intermediate:
         masked = [block for block in range(model.config.num_blocks) if model.predicts_before(block)]
     rules = {}
     if task == "panoptic" and processor.stuff_label_ids is None:
         rules["stuff_classes"] = list(label_space.stuff_label_ids)
+    share = Share(dataset, rank(), world_size())
     segmented = infer(
         model,
         processor,
@@ -68,25 +68,30 @@ def evaluate_model(
         intermediate=intermediate,
         **rules,
     )
-    for result in tqdm(segmented, "evaluation", len(share), leave=False, disable=not progress or rank() != 0):
-        sample, counts = result.item
-        if not counts:
-            continue
+    segmented = tqdm(segmented, "evaluation", len(share), leave=False, disable=not progress or rank() != 0)
+    pairs = ((result.item[0], [result.prediction, *result.before_blocks]) for result in segmented if result.item[1])
+    suffixes = ["", *(f"_block_{block}" for block in masked)]
+    return score(pairs, {suffix: metric_for(task, label_space) for suffix in suffixes}, on_image)
+
+
+def score(
+    pairs: Iterable[tuple[dict, Sequence]],
+    metrics: dict[str, StreamingMetric],
+    on_image: Callable[[dict, object], None] | None = None,
+) -> dict:
+    """Predictions of a model or out of files → the metrics' results in one dict, whose keys end in their suffixes.
+
+    pairs: (sample, predictions, one a metric, the first of them the final one) of this process's images.
+    metrics: suffix → metric. on_image: as for `evaluate_model`.
+    """
+    for sample, predictions in pairs:
         reference = as_reference(sample)
-        predictions = {f"_block_{block}": prediction for block, prediction in zip(masked, result.before_blocks)}
-        for suffix, prediction in {"": result.prediction, **predictions}.items():
-            if suffix not in metrics:
-                metrics[suffix] = metric_for(task, label_space)
-            metrics[suffix].add(prediction=prediction, reference=reference)
+        for metric, prediction in zip(metrics.values(), predictions, strict=True):
+            metric.add(prediction=prediction, reference=reference)
         if on_image is not None:
-            on_image(sample, result.prediction)
-    # a process without an image of its own has seen no intermediate prediction: all take part in all sums
-    suffixes = sorted({suffix for names in gather(list(metrics)) for suffix in names})
-    result: dict = {}
-    for suffix in suffixes:
-        metric = metrics[suffix] if suffix in metrics else metric_for(task, label_space)
-        result |= {f"{key}{suffix}": value for key, value in metric.compute().items()}
-    return result
+            on_image(sample, predictions[0])
+    results = {suffix: metric.compute() for suffix, metric in metrics.items()}
+    return {key + suffix: value for suffix, result in results.items() for key, value in result.items()}
 
 
 def as_reference(sample: dict):
