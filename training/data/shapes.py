@@ -3,11 +3,8 @@
 What makes it a fair miniature: objects overlap and are cut by the border, a class has a usual hue but hues overlap, so
 that shape or texture decides, sizes and aspect ratios vary, every pixel has noise. Image i of a seed is always the
 same, whatever the number of images.
-
-    python -m eomt.training.data.shapes FOLDER --train 1000 --val 100
 """
 
-import argparse
 import colorsys
 import json
 from pathlib import Path
@@ -28,6 +25,12 @@ CATEGORIES = [
     {"id": i, "name": name, "supercategory": "thing" if name in THINGS else "stuff", "isthing": int(name in THINGS)}
     for i, name in enumerate((*THINGS, *STUFF), 1)
 ]
+OUTLINES = {  # how far the corners lie from the center, at equal angles, in parts of the radius
+    "circle": np.ones(40),
+    "square": np.full(4, 1.1),
+    "triangle": np.full(3, 1.25),
+    "star": np.tile([1.3, 0.5], 5),
+}
 MIN_PIXELS = 24  # a segment with fewer visible pixels is not a segment: nobody could recognize it
 
 
@@ -56,33 +59,25 @@ def make_shapes(
     return folder
 
 
-def draw(
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    *,
-    things: int | None = None,
-    radius: tuple[float, float] = (0.16, 0.34),
-) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """One picture: uint8 (H, W, 3), ids int32 (H, W) with 0 for void, and COCO `segments_info`.
+def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    """One image of 1 to 4 things: uint8 (H, W, 3), ids int32 (H, W) with 0 for void, and COCO `segments_info`.
 
-    Args:
-        size: the range both sides are drawn from, in pixels.
-        things: how many; 1 to 4 by default.
-        radius: the range of theirs, as a share of the shorter side.
+    size: the range both sides are drawn from, in pixels.
     """
     height, width = rng.integers(size[0], size[1] + 1, 2)
     classes = rng.permutation(len(STUFF))[: rng.integers(1, 4)]  # stuff classes of this image, each one segment
     regions = _regions(rng, height, width, len(classes))  # [H, W] index into classes
     image = np.zeros((height, width, 3), np.float32)
     ids = np.zeros((height, width), np.int32)
-    category = {}
+    category = {}  # of the segments' ids
     for i, stuff in enumerate(classes):
-        image[regions == i] = _texture(rng, STUFF[stuff], height, width)[regions == i]
-        ids[regions == i] = category_id = len(THINGS) + int(stuff) + 1
-        category[category_id] = category_id
-    for number in range(rng.integers(1, 5) if things is None else things):
+        inside, number = regions == i, len(THINGS) + int(stuff) + 1
+        image[inside] = _texture(rng, STUFF[stuff], height, width)[inside]
+        ids[inside] = number
+        category[number] = number
+    for number in range(rng.integers(1, 5)):
         thing = int(rng.integers(len(THINGS)))
-        reach = rng.uniform(*radius) * min(height, width)
+        reach = rng.uniform(0.16, 0.34) * min(height, width)
         center = rng.uniform(0.08, 0.92, 2) * (width, height)
         mask = _mask(THINGS[thing], center, reach, rng.uniform(-0.5, 0.5), rng.uniform(0.75, 1.0), height, width)
         hue = (USUAL_HUE[THINGS[thing]] + rng.normal(0, 0.07)) % 1
@@ -133,32 +128,11 @@ def _texture(rng, name: str, height: int, width: int) -> np.ndarray:
 
 def _mask(name: str, center, radius: float, angle: float, squeeze: float, height: int, width: int) -> np.ndarray:
     """bool (H, W): the shape, turned and squeezed along one axis."""
-    if name == "circle":
-        turn, reach = np.linspace(0, 2 * np.pi, 40, endpoint=False), np.ones(40)
-    elif name == "square":
-        turn, reach = np.arange(4) * np.pi / 2, np.full(4, 1.1)
-    elif name == "triangle":
-        turn, reach = np.arange(3) * 2 * np.pi / 3, np.full(3, 1.25)
-    else:
-        turn, reach = np.arange(10) * np.pi / 5, np.tile([1.3, 0.5], 5)
+    reach = OUTLINES[name]
+    turn = np.arange(len(reach)) * 2 * np.pi / len(reach)
     points = np.stack([np.cos(turn) * reach, np.sin(turn) * reach * squeeze], -1)  # [points, (x, y)]
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     outline = (points @ rotation) * radius + center
     canvas = Image.new("1", (int(width), int(height)))
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in outline.tolist()], fill=1)
     return np.array(canvas, bool)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--train", type=int, default=1000, help="training images")
-    parser.add_argument("--val", type=int, default=100, help="held-out images")
-    parser.add_argument("--size", type=int, nargs=2, default=(72, 112), help="range of an image's sides, in pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    print(make_shapes(args.folder, train=args.train, val=args.val, size=tuple(args.size), seed=args.seed))
-
-
-if __name__ == "__main__":
-    main()
