@@ -1,8 +1,7 @@
-"""A table of the paper beside what is counted and measured here.
+"""A table of the paper beside what is counted here, and beside the results of own runs.
 
-python -m benchmarks.reproduce 3                                  # parameters and GFLOPs of Table 3, printed | here
-python -m benchmarks.reproduce 1 --measure --device cuda          # latency and memory too, with random weights
-python -m benchmarks.reproduce 2 --run 5=runs/mine                # results of `eomt train` or `eomt evaluate --output`
+python -m benchmarks.reproduce 3                       # parameters and GFLOPs of Table 3, printed | here
+python -m benchmarks.reproduce 2 --run 5=runs/mine     # with results of `eomt train` or `eomt evaluate --output`
 """
 
 import argparse
@@ -11,25 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from transformers import (
-    ConvNextConfig,
-    DinatConfig,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    OneFormerConfig,
-    OneFormerForUniversalSegmentation,
-    SwinConfig,
-)
+from transformers import ConvNextConfig, DinatConfig, Mask2FormerConfig, OneFormerConfig, SwinConfig
 from transformers.utils import is_natten_available
 
 from eomt.configuration.recipes import REPORTED, Reported
 from eomt.image_processing.geometry import placement
-from eomt.speed.candidates import ONEFORMER_TASK_TOKENS, Candidate
-from eomt.speed.flops import count_flops
-from eomt.speed.measure import measure_seconds, peak_bytes, text_table
-from eomt.training.files import read_json, write_json
+from eomt.speed.candidates import Candidate
+from eomt.speed.measure import text_table
+from eomt.training.files import read_json
 
 TABLES = {**{str(n): f"Table {n}" for n in range(1, 10)}, **{c: f"Table {c}" for c in "BCDE"}}
 BACKBONES = {
@@ -68,13 +58,11 @@ class PaperRow:
     "Of the first metric."
     metrics: dict[str, float]
     "Printed results, percent."
-    model: "Candidate | Peer | None" = None
+    model: Candidate | None = None
     inputs: float = 1.0
     "Model inputs an image."
     parameters: int | None = None
     gflops: float | None = None
-    latency_ms: float | None = None
-    peak_memory_bytes: int | None = None
     run: dict[str, float] = field(default_factory=dict)
     "Results of a run's folder, percent."
     notes: list[str] = field(default_factory=list)
@@ -92,21 +80,24 @@ def read_table(table: str) -> list[PaperRow]:
         row = PaperRow(number, group[0], {reported.metric: reported.value for reported in group})
         row.model, why_not = find_model(group[0])
         row.notes += [note for note in (group[0].note, why_not) if note]
-        if isinstance(row.model, Candidate):
+        if row.model and row.model.is_eomt:
             row.inputs = inputs_per_image(group[0])
         rows.append(row)
     return rows
 
 
-def find_model(row: Reported) -> "tuple[Candidate | Peer | None, str]":
-    """The row's model, or None and the reason."""
+def find_model(row: Reported) -> tuple[Candidate | None, str]:
+    """The row's model and a note, or None and the reason."""
     task = {"PQ": "panoptic", "AP": "instance"}.get(row.metric.split()[0], "semantic")
     labels = LABELS.get((row.dataset, row.metric)) or LABELS[row.dataset]
     if row.method in ("kMaX-DeepLab", "MaskDINO"):
         return None, "no implementation here"
     if row.backbone not in SIZES:
-        size = peer_size(row)
-        return Peer(row.method, row.backbone, labels, size), f"counted at {size[0]}×{size[1]}"
+        if row.backbone == "DiNAT-L" and not is_natten_available():
+            return None, "DiNAT needs the package natten, which is not installed"
+        height, width = peer_size(row)
+        config = peer_config(row.method, row.backbone, labels)
+        return Candidate(row.method, config, (height, width), pretrained=False), f"counted at {height}×{width}"
     if row.pretraining not in BACKBONES or row.method == "Mask2Former":
         return None, "no implementation here"
     if "ALGM" in row.method:
@@ -191,34 +182,22 @@ def add_run(row: PaperRow, folder: Path) -> None:
 
 
 def count(row: PaperRow) -> None:
+    """Fill in parameters and GFLOPs of an image; nothing is computed."""
     if row.model is None:
         return
-    try:
+    if row.model.is_eomt:
         row.parameters, flops = row.model.count()
-    except ValueError as reason:
-        row.notes.append(str(reason))
-        return
+    else:
+        with torch.device("meta"):
+            peer = row.model.load(torch.device("meta"), torch.float32)
+        with WithoutValues():
+            row.parameters, flops = row.model.count(peer)
     row.gflops = row.inputs * flops / 1e9
     if known := why_deviates(row):
         row.notes.append(known)
 
 
-def measure(row: PaperRow, device: torch.device, warm_up: int, repeats: int) -> None:
-    """Latency of one image, all its windows, and the memory it takes, with random weights."""
-    if row.model is None or row.parameters is None:
-        return
-    model = row.model.load(device, torch.float32)
-    inputs = row.model.inputs(round(row.inputs), device)
-
-    def run():
-        with torch.inference_mode():
-            model(**inputs)
-
-    row.latency_ms = 1e3 * measure_seconds(run, device, warm_up, repeats)["median"]
-    row.peak_memory_bytes = peak_bytes(run, model, device)
-
-
-def report(rows: list[PaperRow]) -> str:
+def paper_report(rows: list[PaperRow]) -> str:
     """Aligned text: printed figures, ours beside them, and marks where a count is another."""
 
     def pair(printed, found) -> str:
@@ -235,7 +214,7 @@ def report(rows: list[PaperRow]) -> str:
             cells.append(f"{metric} {value:.1f}{here}")
         return ", ".join(cells)
 
-    lines = [["", "method", "backbone", "data", "params M", "GFLOPs", "FPS", "ms here", "GiB here", "result"]]
+    lines = [["", "method", "backbone", "data", "params M", "GFLOPs", "FPS", "result"]]
     for row in rows:
         printed = row.printed
         lines.append([
@@ -243,74 +222,37 @@ def report(rows: list[PaperRow]) -> str:
             f"{printed.dataset} {printed.image_size}",
             pair(printed.parameters, row.parameters and row.parameters / 1e6), pair(printed.gflops, row.gflops),
             "–" if printed.fps is None else f"{printed.fps:g}",
-            "–" if row.latency_ms is None else f"{row.latency_ms:.0f}",
-            "–" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**30:.2f}",
             result(row),
         ])  # fmt: skip
     notes = [f"{row.number}: {note}" for row in rows for note in row.notes]
     return "\n".join([text_table(lines), "printed | here; ≠: our count is not the printed figure", *notes])
 
 
-@dataclass
-class Peer:
-    """A model of Tables 4 to 6 that is not built on a plain ViT: transformers' classes, published architectures."""
+# --- the models of Tables 4 to 6 that are not built on a plain ViT ---------------------------------------------------
 
-    method: str
-    backbone: str
-    num_labels: int
-    image_size: tuple[int, int]
 
-    def count(self) -> tuple[int, int]:
-        """(parameters, multiply-adds of one image at `image_size`), on the meta device.
-
-        Raises:
-            ValueError: when a package for the architecture is missing.
-        """
-        meta = torch.device("meta")
-        with meta:
-            model = self.load(meta)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        with _WithoutValues():
-            return parameters, count_flops(model, **self.inputs(1, meta))
-
-    def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The model with random weights, in evaluation mode."""
-        if self.method == "Mask2Former":
-            config = Mask2FormerConfig(backbone_config=self._backbone(), num_queries=200, num_labels=self.num_labels)
-            model = Mask2FormerForUniversalSegmentation(config)
-        else:
-            queries = 150 if self.num_labels in (80, 133) else 250  # OneFormer's own: COCO; ADE20K and Cityscapes
-            config = OneFormerConfig(
-                backbone_config=self._backbone(), num_queries=queries, num_labels=self.num_labels, is_training=False
-            )
-            model = OneFormerForUniversalSegmentation(config)
-        return model.eval().to(device, dtype)
-
-    def inputs(self, batch: int, device: torch.device) -> dict[str, Tensor]:
-        """Random images (batch, 3, H, W), and OneFormer's task text, of blanks."""
-        inputs = {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device)}
-        if self.method == "OneFormer":
-            inputs["task_inputs"] = torch.zeros(batch, ONEFORMER_TASK_TOKENS, dtype=torch.long, device=device)
-        return inputs
-
-    def _backbone(self):
-        stages = ["stage1", "stage2", "stage3", "stage4"]
-        if self.backbone == "Swin-L":
-            return SwinConfig(
-                embed_dim=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], window_size=12, out_features=stages
-            )
-        if self.backbone == "ConvNeXt-XL":
-            widths = [256, 512, 1024, 2048]
-            return ConvNextConfig(hidden_sizes=widths, depths=[3, 3, 27, 3], out_features=stages)
-        if not is_natten_available():
-            raise ValueError("DiNAT needs the package natten, which is not installed")
-        return DinatConfig(
+def peer_config(method: str, backbone: str, num_labels: int) -> Mask2FormerConfig | OneFormerConfig:
+    """transformers' classes in the published sizes."""
+    stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    if backbone == "Swin-T":
+        encoder = SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, **stages)
+    elif backbone == "Swin-L":
+        encoder = SwinConfig(embed_dim=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], window_size=12, **stages)
+    elif backbone == "ConvNeXt-XL":
+        encoder = ConvNextConfig(hidden_sizes=[256, 512, 1024, 2048], depths=[3, 3, 27, 3], **stages)
+    else:
+        encoder = DinatConfig(
             embed_dim=192, depths=[3, 4, 18, 5], num_heads=[6, 12, 24, 48], kernel_size=11, mlp_ratio=2.0,
-            out_features=stages, dilations=[[1, 20, 1], [1, 5, 1, 10], [1, 2, 1, 3, 1, 4] * 3, [1, 2, 1, 2, 1]],
+            dilations=[[1, 20, 1], [1, 5, 1, 10], [1, 2, 1, 3, 1, 4] * 3, [1, 2, 1, 2, 1]], **stages,
         )  # fmt: skip
+    if method == "Mask2Former":
+        queries = 100 if backbone == "Swin-T" else 200
+        return Mask2FormerConfig(backbone_config=encoder, num_queries=queries, num_labels=num_labels)
+    queries = 150 if num_labels in (80, 133) else 250  # OneFormer's own: COCO; ADE20K and Cityscapes
+    return OneFormerConfig(backbone_config=encoder, num_queries=queries, num_labels=num_labels, is_training=False)
 
 
-class _WithoutValues(TorchFunctionMode):
+class WithoutValues(TorchFunctionMode):
     """Answers what these models ask of values, which meta tensors have not: checks pass, and no mask is empty."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -325,11 +267,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--run", action="append", default=[], metavar="ROW=FOLDER", help="results of a run for a row")
-    parser.add_argument("--measure", action="store_true", help="measure latency and memory here")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file for the parameters, GFLOPs, times and results")
     args = parser.parse_args(argv)
     rows = read_table(TABLES[args.table])
     for entry in args.run:
@@ -337,12 +274,7 @@ def main(argv: list[str] | None = None) -> None:
         add_run(rows[int(number) - 1], Path(folder))
     for row in rows:
         count(row)
-        if args.measure:
-            measure(row, torch.device(args.device), args.warm_up, args.repeats)
-    print(report(rows))
-    if args.json:
-        names = ("number", "metrics", "parameters", "gflops", "latency_ms", "peak_memory_bytes", "run", "notes")
-        write_json(args.json, [{name: getattr(row, name) for name in names} for row in rows], indent=2)
+    print(paper_report(rows))
 
 
 if __name__ == "__main__":
