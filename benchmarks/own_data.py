@@ -1,67 +1,113 @@
-"""One run of the comparison in docs/results.md: a variant, a data set, a seed → a run folder with run.json.
+"""docs/results.md: short trainings on own data, ours and the built-in model in the stock Trainer.
 
-    python -m benchmarks.own_data VARIANT --data DATA --task TASK --weights FILE --output FOLDER [--seed 0]
+python -m benchmarks.own_data train VARIANT --data DATA --task TASK --weights FILE --output FOLDER     # one run
+python -m benchmarks.own_data page RUNS                          # all runs below a folder to docs/results.md
 
-Every variant sees the same images in batches of the same number, makes the same number of steps and is evaluated by
-`evaluate_model` on the same held-out images. `benchmarks.results` turns run folders into the page.
+Every variant sees the same images in batches of the same size, makes the same number of steps and is evaluated by
+`evaluate_model` on the same held-out images. No figure on the page is typed by hand.
 """
 
 import argparse
-import json
+import io
+import math
 import resource
 import statistics
-import time
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import EomtForUniversalSegmentation, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import EomtForUniversalSegmentation, Trainer, TrainingArguments, set_seed
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.auto import register
 from eomt.configuration import TASK_ROWS
-from eomt.drawing import draw_prediction, side_by_side
-from eomt.image_processing.inference import confident_instances
+from eomt.report import ImageReport
 from eomt.training.arguments import command_arguments
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
-from eomt.training.evaluation import as_reference, evaluate_model, metric_for
-from eomt.training.files import write_json
+from eomt.training.evaluation import evaluate_model
+from eomt.training.files import read_json, write_atomic, write_json
 from eomt.training.options import DataOptions, ModelOptions, RunOptions, StockOptions, listed
 from eomt.training.setup import build_trainer, cpu_has_bf16
 
-OURS = {  # variant → what it adds to `eomt train`'s own defaults
-    "ours": {},
-    "paper-rates": {"learning_rate": 1e-4, "backbone_learning_rate": 1e-4},
-    "scratch": {"backbone_weights": "scratch"},
-    "frozen": {"freeze_backbone": True},
-    "lora": {"lora": 16},
-    "ema": {"ema": 0.98},
-    "annealed": {"masking": "annealed"},
-    "always": {"masking": "always"},
-    "switched-off": {"masking": "switched-off"},
-    "never": {"masking": "never"},
-    "pseudo-labels": {},  # and --more-data
-}
-BUILT_IN = {  # variant → (learning rate, its schedule) of the stock Trainer
-    "built-in-example": (1e-5, "constant"),  # as the README of transformers' example
-    "built-in-1e-4": (1e-4, "linear"),
-    "built-in-5e-4": (5e-4, "linear"),
-}
+from .pages import fill_parts
+
+BACKBONE = "vit_small_patch14_dinov2"
 PICTURES = ("worst", "median", "best")
 
 
-class StepTimes(TrainerCallback):
-    """Seconds of each optimizer step."""
+@dataclass(frozen=True)
+class Variant:
+    title: str
+    options: dict
+    "Of `eomt train`, in place of its defaults; of the built-in, the learning rate and its schedule."
 
-    def __init__(self):
-        self.seconds = []
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
+OURS = {
+    "ours": Variant("`eomt train` with its defaults for own data", {}),
+    "paper-rates": Variant(
+        "the same at the paper's rate for all, 1e-4", {"learning_rate": 1e-4, "backbone_learning_rate": 1e-4}
+    ),
+    "scratch": Variant("the same without the pre-trained weights", {"backbone_weights": "scratch"}),
+    "frozen": Variant("`--freeze-backbone`", {"freeze_backbone": True}),
+    "lora": Variant("`--lora 16`", {"lora": 16}),
+    "ema": Variant("`--ema 0.98`", {"ema": 0.98}),
+    "annealed": Variant("`--masking annealed`", {"masking": "annealed"}),
+    "always": Variant("`--masking always`", {"masking": "always"}),
+    "switched-off": Variant("`--masking switched-off`", {"masking": "switched-off"}),
+    "never": Variant("`--masking never`", {"masking": "never"}),
+    "pseudo-labels": Variant("`--more-data`: labels that the first row's model gave the other training images", {}),
+}
+BUILT_IN = {
+    "built-in-example": Variant(
+        "built-in model, stock Trainer, 1e-5 constant (the example's rate)",
+        {"learning_rate": 1e-5, "lr_scheduler_type": "constant"},
+    ),
+    "built-in-1e-4": Variant("built-in model, stock Trainer, 1e-4 linear", {"learning_rate": 1e-4}),
+    "built-in-5e-4": Variant("built-in model, stock Trainer, 5e-4 linear", {"learning_rate": 5e-4}),
+}
+VARIANTS = OURS | BUILT_IN
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self.started)
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def train_variant(options) -> None:
+    """Train and evaluate; the output folder gets run.json and the pictures."""
+    if (options.variant == "pseudo-labels") != bool(options.more_data):
+        raise SystemExit("the variant pseudo-labels and --more-data belong together")
+    if (options.output / "run.json").exists():
+        raise SystemExit(f"{options.output} holds a finished run; choose another --output")
+    options.output.mkdir(parents=True, exist_ok=True)
+    register()
+    train = train_built_in if options.variant in BUILT_IN else train_ours
+    model, processor, log = train(options)
+
+    dataset, space = load_split(options, "val")
+    dataset = dataset.with_transform(EvaluationTransform(space, task=options.task))
+    report = ImageReport(options.task, space, worst=len(dataset))
+    metrics = evaluate_model(
+        model.eval(), processor, dataset, task=options.task, label_space=space, on_image=report, progress=False
+    )
+    drawn = report.draw_worst(options.output / "images")
+    for name, index in zip(PICTURES, (0, len(drawn) // 2, -1)):
+        Image.open(drawn[index]["picture"]).save(options.output / f"{name}.jpg")
+
+    metric = TASK_ROWS[options.task].metric_key
+    names = ("variant", "task", "seed", "steps", "batch", "image_size")
+    run = {name: getattr(options, name) for name in names} | {
+        "data": Path(options.data).name,
+        "metric": metric,
+        "value": metrics[metric],
+        "metrics": {name: value for name, value in metrics.items() if isinstance(value, (int, float))},
+        "images": drawn,
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "log": [entry for entry in log if "loss" in entry],
+    }
+    write_json(options.output / "run.json", run, indent=1)
+    print(f"{options.variant} {run['data']}: {metrics[metric]:.4f}")
 
 
 def load_split(options, split: str):
@@ -70,22 +116,22 @@ def load_split(options, split: str):
     return load_data(options.data, task=options.task, split=split, ignore_ids=ignored)
 
 
-def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict], StepTimes]:
-    """`eomt train` with its defaults for own data, plus what the variant says."""
-    added = dict(OURS[options.variant])
+def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]]:
+    """`eomt train` with its defaults for own data, plus what the variant says → model, processor, log."""
+    added = dict(OURS[options.variant].options)
     data = DataOptions(
         data=options.data,
         image_size=str(options.image_size),
         ignore_ids=options.ignore_ids,
         more_data=options.more_data,
     )
-    model = ModelOptions(backbone=options.backbone, backbone_weights=added.pop("backbone_weights", options.weights))
+    model = ModelOptions(backbone=BACKBONE, backbone_weights=added.pop("backbone_weights", options.weights))
     run = RunOptions(
         task=options.task,
         seed=options.seed,
         total_batch_size=options.batch,
         per_device_train_batch_size=options.batch,
-        precision=options.precision,
+        precision="bf16" if cpu_has_bf16() else "fp32",
         **added,
     )
     stock = StockOptions(
@@ -96,32 +142,28 @@ def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]
         logging_steps=10,
         dataloader_num_workers=0,
     )
-    args = command_arguments(run, stock, options.variant, disable_tqdm=True)
-    trainer, _ = build_trainer(data, model, args)
-    times = StepTimes()
-    trainer.add_callback(times)
+    trainer, _ = build_trainer(data, model, command_arguments(run, stock, options.variant, disable_tqdm=True))
     trainer.train()
-    return trainer.model, trainer.processing_class, trainer.state.log_history, times
+    return trainer.model, trainer.processing_class, trainer.state.log_history
 
 
-def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict], StepTimes]:
+def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]]:
     """transformers' EoMT from the same backbone in the stock Trainer, as its instance segmentation example trains
     Mask2Former: every image resized to the input size, flipped, its colors jittered; one rate for all parameters."""
-    rate, schedule = BUILT_IN[options.variant]
     train, space = load_split(options, "train")
     set_seed(options.seed)
+    stuff = list(space.stuff_label_ids)
     config = EoMTConfig.for_backbone(
-        options.backbone,
+        BACKBONE,
         image_size=options.image_size,
         task=options.task,
         **space.config_fields,
-        stuff_label_ids=list(space.stuff_label_ids),
-        num_queries=options.num_queries,
-        train_num_points=options.num_points,
+        stuff_label_ids=stuff,
+        num_queries=100,  # as ours has for these data, whose images hold few segments
+        train_num_points=2048,
     )
     start = options.output / "start"
     EoMTForUniversalSegmentation.from_pretrained_backbone(options.weights, config).save_pretrained(start)
-    model = EomtForUniversalSegmentation.from_pretrained(start)
     transform = TrainTransform(
         space, task=options.task, size=options.image_size, scale_range=(1.0, 1.0), color_jitter=True
     )
@@ -131,128 +173,199 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
         batch = collate(samples)
         return batch | {"mask_labels": [masks.float() for masks in batch["mask_labels"]]}
 
-    times = StepTimes()
     trainer = Trainer(
-        model,
+        EomtForUniversalSegmentation.from_pretrained(start),
         TrainingArguments(
             str(options.output / "trainer"),
             max_steps=options.steps,
             per_device_train_batch_size=options.batch,
-            learning_rate=rate,
-            lr_scheduler_type=schedule,
             seed=options.seed,
             logging_steps=10,
-            bf16=options.precision == "bf16",
+            bf16=cpu_has_bf16(),
             use_cpu=not torch.cuda.is_available(),
             disable_tqdm=True,
             save_strategy="no",
             report_to=[],
             remove_unused_columns=False,
             label_names=["mask_labels", "class_labels"],
+            **BUILT_IN[options.variant].options,
         ),
         data_collator=with_float_masks,
         train_dataset=train.with_transform(transform),
-        callbacks=[times],
     )
     trainer.train()
     folder = options.output / "built-in"
     trainer.save_model(folder)
-    processor = EoMTImageProcessor(
-        task=options.task, size=options.image_size, stuff_label_ids=list(space.stuff_label_ids)
+    model = EoMTForUniversalSegmentation.from_pretrained(folder)  # the same numbers; masked, as its buffer says
+    model.config.task = options.task
+    processor = EoMTImageProcessor(task=options.task, size=options.image_size, stuff_label_ids=stuff)
+    return model, processor, trainer.state.log_history
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def write_page(options) -> None:
+    """Its tables and pictures; photographs only of the data sets named, by default of all."""
+    groups = grouped(read_runs(options.runs))
+    folder, parts = options.page.parent, []
+    for (data, task, steps, batch, size), variants in groups.items():
+        parts.append(f"## {data}, {task}, {size}²\n\n{steps} steps of {batch} images at {size} × {size}.")
+        parts += [variant_table(variants, task), verdict(variants, TASK_ROWS[task].metric)]
+        shown = next((name for name in VARIANTS if name in variants and name != "pseudo-labels"), None)
+        files = [variants[shown][0]["folder"] / f"{name}.jpg" for name in PICTURES] if shown else []
+        if files and all(file.is_file() for file in files) and data in (options.pictures or [data]):
+            name = f"results-{data}-{task}-{steps}-{size}.jpg"
+            save_small(stack([Image.open(file) for file in files]), folder / name)
+            parts.append(f"Worst, median and best held-out image of “{shown}”, seed {variants[shown][0]['seed']}:")
+            parts.append(f"![photo, ground truth and prediction]({name})")
+    draw_curves(groups, folder / "results-curves.png")
+    note = "Mean over the seeds; dashed: built-in. “never” is left out: its loss is one prediction's, not a sum."
+    parts += ["## Curves", note, "![training loss](results-curves.png)"]
+    fill_parts(options.page, runs="\n\n".join(part for part in parts if part))
+    print(options.page)
+
+
+def read_runs(folder: Path) -> list[dict]:
+    """Every finished run below a folder, with the folder it is in.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    runs = [read_json(file) | {"folder": file.parent} for file in folder.rglob("run.json")]
+    if not runs:
+        raise ValueError(f"{folder}: there is no run.json in it; python -m benchmarks.own_data train writes one")
+    order = list(VARIANTS)
+    return sorted(runs, key=lambda run: (run["data"], run["task"], order.index(run["variant"]), run["seed"]))
+
+
+def grouped(runs: list[dict]) -> dict[tuple, dict[str, list[dict]]]:
+    """(data, task, steps, batch, image size) → variant → its runs: only what is alike is in one table."""
+    groups: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        key = tuple(run[name] for name in ("data", "task", "steps", "batch", "image_size"))
+        groups[key][run["variant"]].append(run)
+    return groups
+
+
+def spread(values: list[float]) -> str:
+    """Percent: the mean, and the extremes where there are several."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f} … {100 * max(values):.1f})"
+
+
+def variant_table(variants: dict[str, list[dict]], task: str) -> str:
+    second, name = {
+        "instance": ("ap_50", "AP50"),
+        "semantic": ("overall_accuracy", "pixels right"),
+        "panoptic": ("rq", "RQ"),
+    }[task]
+    lines = [f"|  | {TASK_ROWS[task].metric} | {name} | seeds | trained parameters | memory |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    best = max(mean_value(runs) for runs in variants.values())
+    for variant, runs in variants.items():
+        shown = spread([run["value"] for run in runs])
+        cells = [VARIANTS[variant].title, f"**{shown}**" if mean_value(runs) == best else shown]
+        cells.append(spread([run["metrics"][second] for run in runs]))
+        cells.append(", ".join(str(run["seed"]) for run in runs))
+        cells.append(f"{runs[0]['trained_parameters'] / 1e6:.1f} M")
+        cells.append(f"{max(run['peak_memory_bytes'] for run in runs) / 2**30:.1f} GiB")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mean_value(runs: list[dict]) -> float:
+    return statistics.mean(run["value"] for run in runs)
+
+
+def verdict(variants: dict[str, list[dict]], metric: str) -> str:
+    """Ours against the built-in at its best rate, seed by seed where both have several."""
+    theirs = {name: runs for name, runs in variants.items() if name in BUILT_IN}
+    if "ours" not in variants or not theirs:
+        return ""
+    best = max(theirs, key=lambda name: mean_value(theirs[name]))
+    ours, other = ({run["seed"]: run["value"] for run in variants[name]} for name in ("ours", best))
+    seeds = sorted(ours.keys() & other.keys())
+    won = sum(round(100 * (ours[seed] - other[seed]), 1) > 0 for seed in seeds)  # as far as the table shows
+    count = f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
+    rate = "its best rate here" if len(theirs) > 1 else "the only rate tried here"
+    return (
+        f"Ours {spread(list(ours.values()))} {metric}; the built-in at {rate} "
+        f"{spread(list(other.values()))}. Ours is ahead in {won} of {count}."
     )
-    ours = EoMTForUniversalSegmentation.from_pretrained(folder)  # the same numbers; masked, as its buffer says
-    ours.config.task = options.task
-    return ours, processor, trainer.state.log_history, times
 
 
-def evaluate(model, processor, options) -> tuple[dict, list[float]]:
-    """Held-out metric, and each image's own; writes the worst, the median and the best picture."""
-    dataset, space = load_split(options, "val")
-    dataset = dataset.with_transform(EvaluationTransform(space, task=options.task))
-    key, found = TASK_ROWS[options.task].metric_key, []
-
-    def keep(sample, prediction):
-        metric = metric_for(options.task, space)
-        metric.add(prediction=prediction, reference=as_reference(sample))
-        found.append((metric.compute()[key], len(found), prediction))
-
-    with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        metrics = evaluate_model(
-            model.eval(), processor, dataset, task=options.task, label_space=space, on_image=keep, progress=False
-        )
-    found.sort(key=lambda entry: entry[:2])
-    for name, place in zip(PICTURES, (0, len(found) // 2, len(found) - 1)):
-        score, index, prediction = found[place]
-        title = f"{'mIoU' if options.task == 'semantic' else key.upper()} of this image {100 * score:.0f}"
-        picture = draw(dataset[index], prediction, space, options.task, title)
-        picture.save(options.output / f"{name}.jpg", quality=80)
-    return metrics, [score for score, *_ in sorted(found, key=lambda entry: entry[1])]
+def stack(pictures: list[Image.Image], width: int = 900) -> Image.Image:
+    """One below the other, all at one width."""
+    scaled = [picture.resize((width, round(picture.height * width / picture.width))) for picture in pictures]
+    sheet = Image.new("RGB", (width, sum(picture.height for picture in scaled)))
+    top = 0
+    for picture in scaled:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
 
 
-def draw(sample: dict, prediction: dict, space, task: str, title: str):
-    """Photo, ground truth and prediction side by side."""
-    photo = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
+def save_small(picture: Image.Image, path: Path, most_bytes: int = 150_000) -> None:
+    """As JPEG, in less quality until it is small."""
+    for quality in range(90, 20, -5):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() < most_bytes:
+            break
+    write_atomic(path, lambda part: part.write_bytes(buffer.getvalue()))
 
-    shown = confident_instances(prediction, 0.5) if task == "instance" else prediction
-    panels, named = [("photo", photo)], space.num_labels > 1
-    for name, segments in (("ground truth", sample["reference"]), (title, shown)):
-        panels.append((name, draw_prediction(photo, segments, space.id2label, names=named)))
-    return side_by_side(panels, height=280)
+
+def draw_curves(groups: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
+    """Training loss of every variant, a panel for each table."""
+    from matplotlib import pyplot as plt
+
+    columns = min(3, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    size = (4.6 * columns, 4.4 * rows)  # inches
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes in panels.flat[len(groups) :]:
+        axes.remove()
+    for axes, ((data, task, *_, size), variants) in zip(panels.flat, groups.items()):
+        for variant, runs in variants.items():
+            if variant == "never":
+                continue
+            entries = zip(*(run["log"] for run in runs))  # a logged step of every seed
+            points = [(logs[0]["step"], statistics.mean(float(row["loss"]) for row in logs)) for logs in entries]
+            axes.plot(*zip(*points), label=variant, linestyle="--" if variant in BUILT_IN else "-")
+        axes.set(title=f"{data}, {task}, {size}²", xlabel="optimizer step", ylabel="training loss", yscale="log")
+        axes.yaxis.set_minor_formatter("{x:.0f}")
+        axes.yaxis.set_major_formatter("{x:.0f}")
+        axes.grid(alpha=0.3, which="both")
+        if axes.lines:
+            axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    write_atomic(path, lambda part: figure.savefig(part, dpi=90, format="png"))
+    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.own_data", description=__doc__.splitlines()[0])
-    parser.add_argument("variant", choices=[*OURS, *BUILT_IN])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--task", required=True, choices=list(TASK_ROWS))
-    parser.add_argument("--weights", required=True, help="file with the backbone's weights")
-    parser.add_argument("--backbone", default="vit_small_patch14_dinov2")
-    parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--ignore-ids", metavar="IDS", help="label png values that mean unlabeled, as in eomt train")
-    parser.add_argument("--alone", action="store_true", help="nothing else runs: seconds a step mean something")
-    parser.add_argument("--num-queries", type=int, default=100, help="of the built-in; its own default is 200")
-    parser.add_argument("--num-points", type=int, default=2048, help="of the built-in; its own default is 12544")
-    parser.add_argument("--more-data", help="folder of pseudo-labels, for the variant of that name")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the trained model")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    train = commands.add_parser("train", help="one run")
+    train.set_defaults(call=train_variant)
+    train.add_argument("variant", choices=VARIANTS)
+    train.add_argument("--data", required=True)
+    train.add_argument("--task", required=True, choices=TASK_ROWS)
+    train.add_argument("--weights", required=True, help="file with the backbone's weights")
+    train.add_argument("--output", required=True, type=Path)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--steps", type=int, default=120)
+    train.add_argument("--batch", type=int, default=4)
+    train.add_argument("--image-size", type=int, default=224)
+    train.add_argument("--ignore-ids", metavar="IDS", help="label png values that mean unlabeled, as in eomt train")
+    train.add_argument("--more-data", help="folder of pseudo-labels, for the variant of that name")
+    page = commands.add_parser("page", help="all runs below a folder to docs/results.md")
+    page.set_defaults(call=write_page)
+    page.add_argument("runs", type=Path)
+    page.add_argument("--page", type=Path, default=Path("docs/results.md"), help="file whose part `runs` is replaced")
+    page.add_argument("--pictures", nargs="+", metavar="DATA", help="data sets of which photographs may be shown")
     options = parser.parse_args(argv)
-    if (options.variant == "pseudo-labels") != bool(options.more_data):
-        raise SystemExit("the variant pseudo-labels and --more-data belong together")
-    options.precision = "bf16" if cpu_has_bf16() else "fp32"
-    if (options.output / "run.json").exists():
-        raise SystemExit(f"{options.output} holds a finished run; choose another --output")
-    options.output.mkdir(parents=True, exist_ok=True)
-    register()
-    train = train_built_in if options.variant in BUILT_IN else train_ours
-    model, processor, log, times = train(options)
-    if options.save:
-        model.save_pretrained(options.save)
-        processor.save_pretrained(options.save)
-    metrics, scores = evaluate(model, processor, options)
-    write_json(options.output / "run.json", summary(options, model, log, times, metrics, scores), indent=1)
-    print(f"{options.variant} {Path(options.data).name}: {metrics[TASK_ROWS[options.task].metric_key]:.4f}")
-
-
-def summary(options, model, log, times: StepTimes, metrics: dict, scores: list[float]) -> dict:
-    """What the page needs of a run."""
-    key = TASK_ROWS[options.task].metric_key
-    names = ("variant", "task", "backbone", "seed", "steps", "batch", "alone", "image_size", "precision")
-    return {name: getattr(options, name) for name in names} | {
-        "data": Path(options.data).name,
-        "num_queries": model.config.num_queries,
-        "num_points": model.config.train_num_points,
-        "metric": key,
-        "value": float(metrics[key]),
-        "metrics": {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
-        "scores": [float(score) for score in scores],
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "seconds_per_step": statistics.median(times.seconds),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "log": json.loads(json.dumps([row for row in log if "loss" in row])),
-    }
+    options.call(options)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import own_data, results
+from benchmarks import own_data
 from eomt.training.data.shapes import make_shapes
 
 
-def a_run(folder, variant, seed, value, steps=10, **changes):
+def save_run(folder, variant, seed, value, steps=10):
     folder = folder / f"{variant}-{seed}-{steps}"
     folder.mkdir(parents=True)
     run = {
         "variant": variant, "data": "cells", "task": "instance", "seed": seed, "steps": steps, "batch": 2,
         "image_size": 64, "metric": "ap", "value": value, "metrics": {"ap": value, "ap_50": 2 * value},
-        "scores": [value],
-        "trained_parameters": 22_000_000, "seconds_per_step": 1.0, "peak_memory_bytes": 2**30,
+        "trained_parameters": 22_000_000, "peak_memory_bytes": 2**30,
         "log": [{"loss": "3.0", "step": 5}, {"loss": 2.0, "step": 10}],
     }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps(run | changes))
+    (folder / "run.json").write_text(json.dumps(run))
     noise = np.random.default_rng(0).integers(0, 255, (200, 900, 3), np.uint8)  # what jpeg compresses worst
     for name in own_data.PICTURES:
         Image.fromarray(noise).save(folder / f"{name}.jpg")
@@ -28,35 +27,28 @@ def a_run(folder, variant, seed, value, steps=10, **changes):
 
 def test_page_of_runs(tmp_path):
     for seed, ours, theirs in ((0, 0.12, 0.05), (1, 0.14, 0.15)):
-        a_run(tmp_path / "runs", "ours", seed, ours)
-        a_run(tmp_path / "runs", "built-in-1e-4", seed, theirs)
-    a_run(tmp_path / "runs", "built-in-example", 0, 0.01)
-    a_run(tmp_path / "runs", "never", 0, 0.3, steps=20)
-    results.main([str(tmp_path / "runs"), "--output", str(tmp_path / "docs")])
-    text = (tmp_path / "docs" / "results.md").read_text()
+        save_run(tmp_path / "runs", "ours", seed, ours)
+        save_run(tmp_path / "runs", "built-in-1e-4", seed, theirs)
+    save_run(tmp_path / "runs", "built-in-example", 0, 0.01)
+    save_run(tmp_path / "runs", "never", 0, 0.3, steps=20)
+    page = tmp_path / "results.md"
+    page.write_text("# Results\n\n<!-- runs -->\nold\n<!-- /runs -->\nend\n", encoding="utf-8")
+    own_data.main(["page", str(tmp_path / "runs"), "--page", str(page)])
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Results\n\n<!-- runs -->\n\n## cells")
+    assert text.endswith("\n<!-- /runs -->\nend\n")
     assert text.count("## cells, instance") == 2  # 10 and 20 steps are not compared
     assert "**13.0 (12.0 … 14.0)** | 26.0 (24.0 … 28.0) | 0, 1 | 22.0 M | 1.0 GiB |" in text
     assert "Ours 13.0 (12.0 … 14.0) AP; the built-in at its best rate here 10.0 (5.0 … 15.0)." in text
     assert "ahead in 1 of 2 seeds" in text
-    assert "s/step" not in text.partition("## cells")[2]  # other programs ran beside
     for picture in ("results-cells-instance-10-64.jpg", "results-curves.png"):
         assert picture in text
-        assert (tmp_path / "docs" / picture).stat().st_size < 150_000
-    results.main([str(tmp_path / "runs"), "--output", str(tmp_path / "bare"), "--pictures", "other"])
-    assert ".jpg" not in (tmp_path / "bare" / "results.md").read_text()
-    assert [path.name for path in (tmp_path / "bare").glob("*.jpg")] == []
-
-
-def test_seconds_only_of_runs_that_were_alone(tmp_path):
-    a_run(tmp_path / "runs", "ours", 0, 0.1, alone=True)
-    a_run(tmp_path / "runs", "built-in-1e-4", 0, 0.1, alone=True, seconds_per_step=1.5)
-    results.main([str(tmp_path / "runs"), "--output", str(tmp_path / "docs")])
-    assert "| 1.50 |" in (tmp_path / "docs" / "results.md").read_text()
-
-
-def test_no_runs_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"no run\.json"):
-        results.read_runs(tmp_path)
+        assert (tmp_path / picture).stat().st_size < 150_000
+    own_data.main(["page", str(tmp_path / "runs"), "--page", str(page), "--pictures", "other"])
+    assert ".jpg" not in page.read_text(encoding="utf-8")
+    page.write_text("without marks")
+    with pytest.raises(ValueError, match="runs"):
+        own_data.main(["page", str(tmp_path / "runs"), "--page", str(page)])
 
 
 @pytest.mark.slow  # three trainings of a ViT-S
@@ -73,10 +65,10 @@ def test_a_run_of_each_kind(tmp_path, variant):
     backbone = {k.removeprefix(prefix): v.contiguous() for k, v in state.items() if k.startswith(prefix)}
     save_file(backbone, tmp_path / "weights.safetensors")
     make_shapes(tmp_path / "data", train=4, val=2)
-    command = [variant, "--data", str(tmp_path / "data"), "--task", "panoptic", "--steps", "2", "--batch", "2"]
+    command = ["train", variant, "--data", str(tmp_path / "data"), "--task", "panoptic", "--steps", "2", "--batch", "2"]
     command += ["--weights", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "run")]
     own_data.main([*command, "--image-size", "64"])
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (run["variant"], run["metric"], len(run["scores"])) == (variant, "pq", 2)
+    assert (run["variant"], run["metric"], len(run["images"])) == (variant, "pq", 2)
     assert 0 <= run["value"] <= 1
     assert (tmp_path / "run" / "worst.jpg").is_file()
