@@ -1,198 +1,257 @@
-"""From photo to segments through `pipeline`: the built-in, this implementation, exported engines, cheaper models.
+"""A photo to segments through `pipeline`: the built-in, this implementation, exported engines, cheaper models.
 
-Each row runs in a process of its own. Writes docs/benchmarks.md, and its excerpt in the README.
+Each row is measured in a process of its own. Writes docs/benchmarks.md and its excerpt in the README.
+
+python -m benchmarks engines
 """
 
+import argparse
 import io
-import json
+import os
 import re
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
+from transformers import (
+    EomtForUniversalSegmentation,
+    EomtImageProcessor,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+)
 
-from .engine_rows import DTYPES, ENGINE_ROWS, FULL, MODEL_ROWS, MODELS, OTHER_ROWS, Row
-from .engines_page import write
-from .inference import confident, photo
-from .models import pair
+from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
+from eomt.engines import ExportedEoMT
+from eomt.export import exportable, write_file
+from eomt.options import PredictOptions
+from eomt.predict import predict
+from eomt.speed.measure import cpu_name, measure_seconds
+from eomt.training.card import table
 
-BACKBONE = "vit_base_patch14_reg4_dinov2"
-PHOTOS = ((427, 640), (1500, 2000))  # height, width
+from .pages import fill_parts
+from .paired import DTYPES, model_pair
+from .reproduce import peer_config
+from .speed import PHOTOS, make_confident, photo
+
+ROOT = Path(__file__).parents[1]
 RULES = {"threshold": 0.8, "overlap_mask_area_threshold": 0.0}  # masks of random weights overlap more than 0.8
-FOLDER_PHOTOS = 50
+CPU = torch.device("cpu")
+TITLES = {
+    "built-in": "built-in, PyTorch",
+    "torch": "this, PyTorch",
+    "onnx": "this, ONNX Runtime",
+    "openvino": "this, OpenVINO",
+    "mask2former": "Mask2Former, PyTorch",
+}
+CHEAPER = {  # fields of the configuration
+    "100 queries": {"num_queries": 100},
+    "480²": {"image_size": 480},
+    "320²": {"image_size": 320},
+    "patch 32": {"patch_size": 32, "num_upscale_blocks": 3},
+}
 
 
-def exported_folder(folder: Path, model: str, engine: str, precision: str) -> Path:
-    """Where a row's files lie: bf16 is computed from the fp32 file."""
-    kind = "int8" if precision == "int8" else "fp32"
-    return folder / f"{list(MODELS).index(model)}-{engine}-{kind}"
+@dataclass(frozen=True)
+class Row:
+    engine: str
+    "Of `TITLES`."
+    precision: str
+    model: str = ""
+    "Of `CHEAPER`, or Mask2Former's backbone; ViT-B at 640² with 200 queries by default."
+
+    @property
+    def title(self) -> str:
+        return f"{TITLES[self.engine]}, {self.model}" if self.model else TITLES[self.engine]
+
+    @property
+    def folder(self) -> str:
+        """Of its files: OpenVINO computes in bf16 from the fp32 file."""
+        return f"{self.title}, int8" if self.precision == "int8" else self.title
 
 
-def export_all(folder: Path) -> None:
-    """The same weights for every engine; other models have random ones of their own."""
-    from transformers import EomtImageProcessor
+BUILT_IN = {precision: Row("built-in", precision) for precision in DTYPES}
+OURS = Row("torch", "fp32")
+OPENVINO = Row("openvino", "fp32")
+ENGINE_ROWS = [
+    *BUILT_IN.values(),
+    OURS,
+    Row("torch", "bf16"),
+    Row("onnx", "fp32"),
+    OPENVINO,
+    Row("openvino", "bf16"),
+    Row("openvino", "int8"),
+]
+CHEAPER_ROWS = [Row("openvino", precision, model) for model in CHEAPER for precision in DTYPES]
+PEER_ROWS = [Row("mask2former", "fp32", swin) for swin in ("Swin-T", "Swin-L")]
 
-    from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
-    from eomt.export import export, exportable
 
-    ours, theirs = pair(BACKBONE)
-    theirs.save_pretrained(folder / "built-in")
-    sizes = {"shortest_edge": 640, "longest_edge": 640}
-    EomtImageProcessor(do_pad=True, size=sizes).save_pretrained(folder / "built-in")
-    ours.save_pretrained(folder / "torch")
-    EoMTImageProcessor(task="panoptic", size=640).save_pretrained(folder / "torch")
-    for name, overrides in MODELS.items():
-        if overrides:
-            fields = {"image_size": 640, "num_labels": 133, "num_queries": 200, "layerscale_value": 1.0}
-            ours = EoMTForUniversalSegmentation(EoMTConfig.for_backbone(BACKBONE, **fields | overrides))
-        side = overrides.get("image_size", 640)
+def save_models(folder: Path, rows: Sequence[Row], backbone: str, image_size: int) -> None:
+    """What the rows load: the same weights for every engine, random ones for the cheaper models."""
+    ours, theirs = model_pair(backbone, image_size)
+    theirs.save_pretrained(folder / BUILT_IN["fp32"].folder)
+    EomtImageProcessor(do_pad=True, size=square(image_size)).save_pretrained(folder / BUILT_IN["fp32"].folder)
+    ours.save_pretrained(folder / OURS.folder)
+    EoMTImageProcessor(task="panoptic", size=image_size).save_pretrained(folder / OURS.folder)
+    make_confident(ours)
+    for row in rows:
+        target = folder / row.folder
+        if row.engine not in ("onnx", "openvino") or target.exists():
+            continue
+        model = ours
+        if row.model:
+            fields = {"image_size": image_size, "num_labels": 133, "num_queries": 200, "layerscale_value": 1.0}
+            model = EoMTForUniversalSegmentation(EoMTConfig.for_backbone(backbone, **fields | CHEAPER[row.model]))
+            make_confident(model)
+        side = model.config.image_size
         processor = EoMTImageProcessor(task="panoptic", size=side)
-        confident(ours)
         calibration = [processor(photo(size), return_tensors="pt").pixel_values.numpy() for size in PHOTOS]
-        for row in ENGINE_ROWS + MODEL_ROWS:
-            if row.model != name or row.precision == "bf16" or row.engine not in ("onnx", "openvino"):
-                continue
-            target = exported_folder(folder, name, row.engine, row.precision)
-            target.mkdir()
-            export(exportable(ours), row.engine, target, (side, side), row.precision, calibration)
-            ours.config.save_pretrained(target)
-            processor.save_pretrained(target)
+        target.mkdir()
+        precision = "int8" if row.precision == "int8" else "fp32"
+        write_file(exportable(model), row.engine, target, (side, side), precision, calibration)
+        model.config.save_pretrained(target)
+        processor.save_pretrained(target)
 
 
-def load(folder: Path, row: Row):
-    """The row's pipeline."""
-    import transformers
+def square(side: int) -> dict[str, int]:
+    return {"shortest_edge": side, "longest_edge": side}
 
-    dtype = DTYPES.get(row.precision)
+
+def load_pipeline(folder: Path, row: Row):
+    source, dtype = folder / row.folder, DTYPES.get(row.precision)
     if row.engine == "mask2former":
-        model, processor = (
-            mask2former(row.model),
-            transformers.Mask2FormerImageProcessor(
-                size={"shortest_edge": 640, "longest_edge": 640}, pad_size={"height": 640, "width": 640}
-            ),
-        )
+        model = Mask2FormerForUniversalSegmentation(peer_config("Mask2Former", row.model, 133))
+        processor = Mask2FormerImageProcessor(size=square(640), pad_size={"height": 640, "width": 640})
     elif row.engine == "built-in":
-        model = transformers.EomtForUniversalSegmentation.from_pretrained(folder / row.engine, dtype=dtype)
+        model = EomtForUniversalSegmentation.from_pretrained(source, dtype=dtype)
         model.attn_mask_probs.zero_()
-        processor = transformers.EomtImageProcessor.from_pretrained(folder / row.engine)
+        processor = EomtImageProcessor.from_pretrained(source)
     else:
-        import eomt
-        from eomt.engines import ExportedEoMT
-
-        if row.engine == "torch":
-            source = folder / row.engine
-            model = eomt.EoMTForUniversalSegmentation.from_pretrained(source, dtype=dtype)
-        else:
-            source = exported_folder(folder, row.model, row.engine, row.precision)
-            asked = None if row.precision == "int8" else row.precision
-            model = ExportedEoMT.from_pretrained(source, engine=row.engine, dtype=asked)
-        processor = transformers.AutoImageProcessor.from_pretrained(source)
+        kind = EoMTForUniversalSegmentation if row.engine == "torch" else ExportedEoMT
+        model = kind.from_pretrained(source, dtype=dtype)
+        processor = EoMTImageProcessor.from_pretrained(source)
     if isinstance(model, torch.nn.Module):
-        confident(model.eval())
+        make_confident(model.eval())
     return transformers.pipeline("image-segmentation", model=model, image_processor=processor)
 
 
-def mask2former(swin: str):
-    """transformers' Mask2Former with the published sizes and random weights."""
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+def measure_row(folder: Path, row: Row, repeats: int) -> dict:
+    """In a process of its own → {"seconds" and "maps", each photo's; "memory" GiB or None; "rates"}.
 
-    stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
-    backbone = {
-        "Swin-T": SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, **stages),
-        "Swin-L": SwinConfig(embed_dim=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], window_size=12, **stages),
-    }[swin]
-    queries = {"Swin-T": 100, "Swin-L": 200}[swin]
-    config = Mask2FormerConfig(backbone_config=backbone, num_queries=queries, num_labels=133)
-    return Mask2FormerForUniversalSegmentation(config)
-
-
-def measure(folder: str, model: str, engine: str, precision: str, repeats: int = 5) -> None:
-    """One row, in its own process: prints json with seconds and segments of each photo, and the peak memory."""
-    row = Row(model, engine, precision)
-    segment = load(Path(folder), row)
-    found = {"seconds": [], "segments": []}
+    "maps": the segment of each pixel (H, W), −1 for none. "rates": of `predict_rates`, where it is measured.
+    """
+    segment = load_pipeline(folder, row)
+    seconds, maps = [], []
     with torch.inference_mode():
         for size in PHOTOS:
             image = photo(size)
-            segments = segment(image, **RULES)
-            found["segments"].append(len(segments))
             label_map = np.full(size, -1, np.int16)
-            for index, entry in enumerate(segments):
+            for index, entry in enumerate(segment(image, **RULES)):
                 label_map[np.asarray(entry["mask"]) > 0] = index
-            np.save(Path(folder, f"{'-'.join(asdict(row).values()).replace('/', '')}-{size[0]}.npy"), label_map)
-            times = []
-            for _ in range(repeats):
-                started = time.perf_counter()
-                segment(image, **RULES)
-                times.append(time.perf_counter() - started)
-            found["seconds"].append(statistics.median(times))
-        if engine in ("onnx", "openvino") and model == FULL:
-            found["throughput"] = throughput(exported_folder(Path(folder), model, engine, precision), segment.model)
-    status = Path("/proc/self/status")  # Linux: the highest memory that the process had in use
-    peak = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
-    found["memory"] = int(peak[1]) / 2**20 if peak else None  # GiB
-    print(json.dumps(found))
+            maps.append(label_map)
+            seconds.append(measure_seconds(lambda image=image: segment(image, **RULES), CPU, 0, repeats)["median"])
+    found = {"seconds": seconds, "maps": maps, "memory": peak_memory()}
+    if row.engine in ("onnx", "openvino") and not row.model and row.precision != "bf16":
+        found["rates"] = predict_rates(folder / row.folder, segment.model.engine)
+    return found
 
 
-def throughput(folder: Path, model) -> tuple[float, float] | None:
-    """(images/s of `eomt predict` over a folder of photos, of the engine alone); the file's own number type."""
-    from eomt.cli import main
+def peak_memory() -> float | None:
+    """GiB that this process had in use at most; None where the system is not Linux."""
+    status = Path("/proc/self/status")
+    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**20 if status.exists() else None
 
-    if model.engine.precision == "fp32" and model.engine.dtype != "fp32":
-        return None  # `eomt predict` computes in what the file was exported for
-    pixels = np.zeros((1, 3, *model.engine.size), np.float32)
-    alone = []
-    for _ in range(9):
-        started = time.perf_counter()
-        model.engine.run(pixels)
-        alone.append(time.perf_counter() - started)
+
+def predict_rates(model: Path, engine, photos: int = 50) -> tuple[float, float]:
+    """Images a second: of `eomt predict` over a folder of photos, in the file's own number type, and of the engine."""
+    pixels = np.zeros((1, 3, *engine.size), np.float32)
+    alone = measure_seconds(lambda: engine.run(pixels), CPU, 1, 9)["median"]
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch, "photos")
         images.mkdir()
-        for index in range(FOLDER_PHOTOS):
+        for index in range(photos):
             photo(PHOTOS[0]).save(images / f"{index}.jpg")
-        said = io.StringIO()
-        with redirect_stdout(said):
-            main(["predict", str(images), "--model", str(folder), "--output", f"{scratch}/out", "--no-overlays"])
-    rate = float(re.search(r"([\d.]+) images/s", said.getvalue())[1])
-    return rate, 1 / statistics.median(alone)
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            predict([str(images)], PredictOptions(model=str(model), output=Path(scratch, "results"), overlays=False))
+    return float(re.search(r"([\d.]+) images/s", printed.getvalue())[1]), 1 / alone
 
 
-def differing(folder: Path, row: Row) -> list[float]:
-    """Share of pixels in another segment than the built-in's in fp32, of each photo."""
-    name = "{}-{}-{}-{}.npy"
-    shares = []
-    for height, _ in PHOTOS:
-        ours, theirs = (
-            np.load(folder / name.format(r.model.replace("/", ""), r.engine, r.precision, height))
-            for r in (row, ENGINE_ROWS[0])
-        )
-        shares.append(float((ours != theirs).mean()))
-    return shares
+# --- docs/benchmarks.md ----------------------------------------------------------------------------------------------
 
 
-def main() -> None:
+def rate_table(found: dict[Row, dict]) -> str:
+    lines = []
+    for row, measured in found.items():
+        if "rates" in measured:
+            rate, alone = measured["rates"]
+            lines.append((row.title, row.precision, f"{rate:.2f}", f"{alone:.2f}", f"{rate / alone:.2f}"))
+    return table(("", "numbers", "`eomt predict`, photos/s", "engine alone", "share"), lines)
+
+
+def engine_table(found: dict[Row, dict], rows: Sequence[Row]) -> str:
+    """Seconds, and how many times as fast as the built-in in the same number type and in fp32."""
+    expected, lines = found[BUILT_IN["fp32"]], []
+    for row in rows:
+        measured, cells = found[row], []
+        for index, seconds in enumerate(measured["seconds"]):
+            against = f"{expected['seconds'][index] / seconds:.1f} × fp32"
+            if row.precision == "bf16":
+                against = f"{found[BUILT_IN['bf16']]['seconds'][index] / seconds:.1f} × bf16, {against}"
+            cells.append(f"{seconds:.2f} s ({against})")
+        cells.append(f"{measured['memory']:.1f} GiB" if measured["memory"] else "–")
+        same_weights = not row.model and row != BUILT_IN["fp32"]
+        shares = [(ours != theirs).mean() for ours, theirs in zip(measured["maps"], expected["maps"])]
+        cells.append(" / ".join(f"{share:.2%}" for share in shares) if same_weights else "–")
+        lines.append((row.title, row.precision, *cells))
+    return table(("", "numbers", "427 × 640 photo", "1500 × 2000 photo", "memory", "pixels that differ"), lines)
+
+
+def describe_machine() -> str:
+    """The processor, its speed at matrix products as in ViT-B's MLP, and the packages' versions."""
+    rates = []
+    for name, dtype in DTYPES.items():
+        a, b = torch.randn(1805, 768, dtype=dtype), torch.randn(768, 3072, dtype=dtype)
+        seconds = measure_seconds(partial(torch.matmul, a, b), CPU, 1, 5)["median"]
+        rates.append(f"{2 * 1805 * 768 * 3072 / seconds / 1e9:.0f} GFLOP/s in {name}")
+    packages = ("torch", "transformers", "openvino", "nncf", "onnxruntime")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"{os.cpu_count()} × {cpu_name()} ({instructions}; PyTorch multiplies matrices at {' and '.join(rates)}); "
+        f"{versions}"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
+    rows, found = [*ENGINE_ROWS, *CHEAPER_ROWS, *PEER_ROWS], {}
     with tempfile.TemporaryDirectory() as folder:
-        export_all(Path(folder))
-        found = {}
-        for row in ENGINE_ROWS + MODEL_ROWS + OTHER_ROWS:
-            arguments = ", ".join(map(repr, (folder, *asdict(row).values())))
-            code = f"from benchmarks.engines import measure; measure({arguments})"
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{row.title}, {row.precision}:\n{done.stderr}")
-            found[row] = json.loads(done.stdout.splitlines()[-1])
-            if row.model == FULL:
-                found[row]["differing"] = differing(Path(folder), row)
-            print(row.title, row.precision, found[row], flush=True)
-    write(found)
+        save_models(Path(folder), rows, "vit_base_patch14_reg4_dinov2", 640)
+        for row in rows:
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                found[row] = process.submit(measure_row, Path(folder), row, 5).result()
+            print(row.title, row.precision, found[row]["seconds"], flush=True)
+    engines = engine_table(found, ENGINE_ROWS)
+    fill_parts(
+        ROOT / "docs/benchmarks.md",
+        machine=f"Written by `python -m benchmarks engines` on {date.today().isoformat()}: {describe_machine()}.",
+        engines=engines,
+        rates=rate_table(found),
+        models=engine_table(found, [BUILT_IN["fp32"], OPENVINO, *CHEAPER_ROWS, *PEER_ROWS]),
+    )
+    fill_parts(ROOT / "README.md", benchmarks=engines)
+    print("written: docs/benchmarks.md, README.md")
 
 
 if __name__ == "__main__":

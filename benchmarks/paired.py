@@ -1,0 +1,45 @@
+"""Our model and the built-in one with the same weights, and their times in turn."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import EomtConfig, EomtForUniversalSegmentation
+
+from eomt import EoMTConfig, EoMTForUniversalSegmentation
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def model_pair(backbone: str, image_size: int = 640, num_labels: int = 133, num_queries: int = 200):
+    """(ours, the built-in): the same random weights, in evaluation mode, without masked attention."""
+    torch.manual_seed(0)
+    config = EoMTConfig.for_backbone(
+        backbone, image_size=image_size, num_labels=num_labels, num_queries=num_queries, layerscale_value=1.0
+    )
+    ours = EoMTForUniversalSegmentation(config).eval()
+    ours.set_attn_mask_probs([0] * config.num_blocks)
+    names = set(EomtConfig().to_dict())
+    fields = {name: value for name, value in config.to_dict().items() if name in names - {"architectures"}}
+    theirs = EomtForUniversalSegmentation(EomtConfig(**fields)).eval()
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def seconds(run: Callable) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def paired_seconds(ours: Callable, theirs: Callable, repeats: int) -> tuple[float, float, float]:
+    """Median seconds of both, and the median of the ratios theirs / ours.
+
+    They run in turn, so that both see the same machine; an uncounted run of each comes first.
+    """
+    ours()
+    theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    fast, slow = zip(*pairs)
+    return statistics.median(fast), statistics.median(slow), statistics.median(b / a for a, b in pairs)

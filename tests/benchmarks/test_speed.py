@@ -1,0 +1,51 @@
+"""What `make bench` runs, in small."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from benchmarks import speed
+from benchmarks.engines import BUILT_IN, OURS, engine_table, measure_row, save_models
+from benchmarks.paired import paired_seconds
+
+
+def test_ratios_are_of_pairs():
+    calls = []
+    fast, slow, ratio = paired_seconds(lambda: calls.append("ours"), lambda: calls.append("theirs"), 3)
+    assert calls == ["ours", "theirs"] * 4
+    assert min(fast, slow, ratio) > 0
+
+
+def test_small_rows(capsys):
+    """Each also asserts that both results are the same."""
+    speed.compare_postprocessing(64, 1)
+    speed.compare_augmentation(5, 64, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if "×" in line] == [
+        "panoptic post-processing",
+        "instance post-processing",
+        "semantic post-processing",
+        "augmentation, 5 segments",
+        "",
+    ]
+
+
+@pytest.mark.slow  # ViT-B
+def test_every_row(capsys):
+    speed.main(["--image-size", "64", "--repeats", "1"])
+    printed = capsys.readouterr().out
+    assert "photo to 50 segments" in printed
+    assert "training step, fp32" in printed
+
+
+@pytest.mark.slow  # processes that load models
+def test_engines(tmp_path):
+    rows = [BUILT_IN["fp32"], OURS]
+    save_models(tmp_path, rows, "vit_small_patch14_reg4_dinov2", 64)
+    found = {}
+    for row in rows:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            found[row] = process.submit(measure_row, tmp_path, row, 1).result()
+    assert [len(measured["seconds"]) for measured in found.values()] == [2, 2]
+    assert "| 0.00% / 0.00% |" in engine_table(found, rows)
