@@ -25,45 +25,54 @@ def labels() -> np.ndarray:
     return values
 
 
-def semantic_files(layout: str) -> dict:
-    files = {}
-    for split in ("train", "val"):
-        for name in ("b", "a"):
-            image, label = layout.format(split=split, role="images"), layout.format(split=split, role="labels")
-            files[f"{image}/{name}.jpg"] = picture(hash_of(split + name))
-            files[f"{label}/{name}.png"] = png(labels())
-    return files
+def stored(values: np.ndarray, name: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values.astype(np.uint8)).save(buffer, "TIFF" if name.endswith("tif") else "PNG")
+    return buffer.getvalue()
 
 
-def hash_of(text: str) -> int:
-    return sum(map(ord, text))
-
-
-@pytest.mark.parametrize("layout", ["{split}/{role}", "{role}/{split}", "x/{role}/{split}/city"])
-def test_semantic_in_either_order_of_folders(tmp_path, layout):
-    root = write(tmp_path, semantic_files(layout))
-    dataset, space = load_data(root, task="semantic", split="val", ignore_ids=(9,))
-    assert dataset["image_id"][:] == ["a", "b"]
-    assert all("val" in path for path in dataset["image"][:])
-    assert space.names == ("class_0", "class_3")
-    assert space.dataset_ids == (0, 3)
-    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
-    expected = np.where(labels() == 3, 1, labels())
-    expected[1] = 255
-    assert np.array_equal(reference, expected)
+@pytest.mark.parametrize("zip_file", [False, True])
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("{}/images/a.jpg", "{}/labels/a.png"),
+        ("images/{}/a.jpg", "labels/{}/a.png"),
+        ("x/images/{}/city/a.jpg", "x/annotations/{}/city/a.png"),
+        ("{}/img/a.jpg", "{}/mask/a_mask.png"),
+        ("{}/img/b_mask.jpg", "{}/mask/b_mask_mask.png"),
+        ("{}/images/a.jpg", "{}/ground_truth/a.tif"),
+        ("{}/a_jpg.rf.1.jpg", "{}/a_jpg.rf.1_mask.png"),  # Roboflow's
+    ],
+)
+def test_images_are_paired_with_their_labels(tmp_path, image, label, zip_file):
+    files = {"_classes.csv": "Pixel Value, Class\n0, sky\n3, road\n"}
+    for i, split in enumerate(("train", "valid", "test")):
+        files |= {image.format(split): picture(i), label.format(split): stored(labels(), label)}
+    root = write(tmp_path, {"data.zip": zipped(files)} if zip_file else files)
+    for split, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
+        dataset, space = load_data(
+            root / ("data.zip" if zip_file else ""), task="semantic", split=split, ignore_ids=(9,)
+        )
+        assert dataset["file_name"][:] == [image.format(folder)]
+        assert label.format(folder) in dataset["annotation"][0]
+        assert dict(zip(space.dataset_ids, space.names)) == {0: "sky", 3: "road"}
+        reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
+        assert np.array_equal(reference, np.select([labels() == 0, labels() == 3], [0, 1], 255))
 
 
 def test_class_names_from_a_file_or_an_argument(tmp_path):
-    root = write(tmp_path, semantic_files("{split}/{role}") | {"classes.json": {"0": "sky", "3": "road"}})
-    _, space = load_data(root, task="semantic", ignore_ids=(9,))
-    assert space.names == ("sky", "road")
-    _, space = load_data(root, task="semantic", class_names={0: "ground", 3: "car", 9: "tree"})
-    assert space.names == ("ground", "car", "tree")
-    (root / "classes.json").unlink()
+    root = write(tmp_path, {"images/a.jpg": picture(), "labels/a.png": png(labels())})
+
+    def names(**options):
+        return load_data(root, task="semantic", split="val", **options)[1].names
+
+    assert names() == ("class_0", "class_3", "class_9")
+    assert names(ignore_ids=(9,)) == ("class_0", "class_3")
     write(root, {"classes.txt": "sky\n\n\nroad\n\n\n\n\n\nvoid"})
-    _, space = load_data(root, task="semantic")
-    assert space.names == ("sky", "road", "void")
-    assert space.dataset_ids == (0, 3, 9)
+    assert names() == ("sky", "road", "void")
+    write(root, {"classes.json": {"0": "sky", "3": "street"}})
+    assert names(ignore_ids=(9,)) == ("sky", "street")
+    assert names(class_names={0: "ground", 3: "car", 9: "tree"}) == ("ground", "car", "tree")
 
 
 def test_classes_as_colors(tmp_path):
@@ -97,50 +106,23 @@ def test_unlabeled_pixels_of_sixteen_bits_and_of_colors(tmp_path):
         assert np.array_equal(decode(dataset[0], space).ids, prediction)
 
 
-def test_a_folder_without_splits_and_one_in_a_zip(tmp_path):
-    files = {"images/a.jpg": picture(), "masks/a.png": png(labels())}
-    write(tmp_path / "folder", files)
-    write(tmp_path, {"data.zip": zipped(files)})
-    for path in (tmp_path / "folder", tmp_path / "data.zip"):
-        dataset, space = load_data(path, task="semantic", split="val")
-        assert space.num_labels == 3
-        assert dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["image"].shape == (3, *SIZE)
-
-
 def test_images_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
     files = {f"images/{c}/a.jpg": picture() for c in "xy"} | {f"labels/{c}/a.png": png(labels()) for c in "xy"}
     dataset, _ = load_data(write(tmp_path, files), task="semantic")
     assert dataset["image_id"][:] == ["images/x/a", "images/y/a"]
 
 
-YAML = "names: [cat, dog]\nnc: 2\n"
-
-
-def yolo(root, text: str, yaml: str = YAML):
-    files = {"train/images/a.jpg": picture(), "train/images/empty.jpg": picture(), "train/labels/a.txt": text}
-    return write(root, files | {"data.yaml": yaml})
-
-
-@pytest.mark.parametrize("yaml", [YAML, "names:\n  0: cat\n  1: dog\n"])
-def test_yolo_segmentation(tmp_path, yaml):
-    root = yolo(tmp_path, "1 0.25 0.5 0.75 0.5 0.75 1 0.25 1\n\n0 0 0 0.5 0 0.5 0.25 0 0.25\n", yaml)
-    dataset, space = load_data(root, task="instance")
-    assert space.names == ("cat", "dog")
-    sample = dataset.with_transform(TrainTransform(space, task="instance", size=SIZE, augment=False))[0]
-    dog, cat = (torch.zeros(SIZE, dtype=torch.bool) for _ in range(2))
-    dog[6:, 4:12], cat[:3, :8] = True, True
-    assert sample["class_labels"].tolist() == [1, 0]
-    assert torch.equal(sample["mask_labels"], torch.stack([dog, cat]))
-    assert dataset[1]["segments"] == []  # an image without a txt has no objects
-    assert len(load_data(root, task="instance", keep_empty=False)[0]) == 1
-
-
-def test_yolo_in_a_zip_is_found_by_its_files(tmp_path):
-    files = {"train/images/a.jpg": picture(), "train/labels/a.txt": "1 0 0 1 0 1 1", "data.yaml": YAML}
-    write(tmp_path, {"data.zip": zipped(files)})
-    dataset, space = load_data(tmp_path / "data.zip", task="instance")
-    assert space.names == ("cat", "dog")
-    assert [s["label_id"] for s in dataset[0]["segments"]] == [1]
+def test_masks_of_0_and_255_are_binary(tmp_path):
+    """Many tools write 255 for the foreground."""
+    mask = np.zeros(SIZE, int)
+    mask[2:5] = 255
+    root = write(tmp_path, {"images/a.png": picture(), "masks/a.png": png(mask)})
+    dataset, space = load_data(root, task="semantic")
+    assert space.dataset_ids == (0, 255)
+    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
+    assert np.array_equal(reference, mask // 255)
+    assert load_data(root, task="semantic", ignore_ids=(255,))[1].names == ("class_0",)
+    assert load_data(root, task="semantic", label_space=space)[1].dataset_ids == (0, 255), "a model of these classes"
 
 
 def test_a_zip_is_read_by_spawned_workers_and_augmentation_differs_between_them(tmp_path):
@@ -159,69 +141,20 @@ def test_a_zip_is_read_by_spawned_workers_and_augmentation_differs_between_them(
         assert not any(torch.equal(a, b) for i, a in enumerate(pixels) for b in pixels[:i])
 
 
-def test_labels_named_after_their_images_with_an_ending(tmp_path):
-    files = {}
-    for name in ("a", "b_mask"):
-        files[f"train/img/{name}.jpg"] = picture(hash_of(name))
-        files[f"train/mask/{name}_mask.png"] = png(labels())
-    dataset, _ = load_data(write(tmp_path, files), task="semantic", ignore_ids=(9,))
-    pairs = zip(dataset["image"][:], dataset["annotation"][:])
-    assert [(image.rpartition("/")[2], label.rpartition("/")[2]) for image, label in pairs] == [
-        ("a.jpg", "a_mask.png"),
-        ("b_mask.jpg", "b_mask_mask.png"),
-    ]
-    write(tmp_path, {"train/mask/a.png": png(labels())})
-    with pytest.raises(ValueError, match=r"train/mask/a"):
-        load_data(tmp_path, task="semantic", ignore_ids=(9,))
-
-
-def test_masks_of_0_and_255_are_binary(tmp_path):
-    """Many tools write 255 for the foreground."""
-    mask = np.zeros(SIZE, int)
-    mask[2:5] = 255
-    root = write(tmp_path, {"images/a.png": picture(), "masks/a.png": png(mask)})
-    dataset, space = load_data(root, task="semantic")
-    assert space.dataset_ids == (0, 255)
-    reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
-    assert np.array_equal(reference, mask // 255)
-    assert load_data(root, task="semantic", ignore_ids=(255,))[1].names == ("class_0",)
-    assert load_data(root, task="semantic", label_space=space)[1].dataset_ids == (0, 255), "a model of these classes"
-
-
-@pytest.mark.parametrize("folder", ["gt", "ground_truth", "targets", "SegmentationClass"])
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_names_and_formats_of_label_images(tmp_path, folder, kind):
-    buffer = io.BytesIO()
-    Image.fromarray(labels().astype(np.uint8)).save(buffer, kind)
-    label = f"{folder}/a.{'png' if kind == 'PNG' else 'tif'}"
-    root = write(tmp_path, {"images/a.jpg": picture(), label: buffer.getvalue()})
-    dataset, space = load_data(root, task="semantic", ignore_ids=(9,))
-    assert space.dataset_ids == (0, 3)
-    assert np.array_equal(decode(dataset[0], space).ids == 1, labels() == 3)
-
-
-def test_label_images_in_jpeg_are_refused_with_the_reason(tmp_path):
-    root = write(tmp_path, {"images/a.jpg": picture(), "labels/a.jpg": picture()})
-    with pytest.raises(ValueError, match=r"labels/a\.jpg"):
-        load_data(root, task="semantic")
-
-
-def test_roboflow_label_images_lie_beside_their_images(tmp_path):
-    files = {"_classes.csv": "Pixel Value, Class\n0, sky\n3, road\n"}
-    for split in ("train", "valid"):
-        files |= {f"{split}/a_jpg.rf.1.jpg": picture(), f"{split}/a_jpg.rf.1_mask.png": png(labels())}
-    root = write(tmp_path, files)
-    for split, folder in (("train", "train"), ("val", "valid")):
-        dataset, space = load_data(root, task="semantic", split=split, ignore_ids=(9,))
-        assert space.names == ("sky", "road")
-        assert dataset["file_name"][:] == [f"{folder}/a_jpg.rf.1.jpg"]
-
-
-def test_heic_images_are_named(tmp_path):
-    root = write(tmp_path, {"images/a.jpg": picture(), "labels/a.png": png(labels()), "images/b.heic": b""})
-    with CaptureLogger(folders.logger) as captured:
-        assert len(load_data(root, task="semantic")[0]) == 1
-    assert "b.heic" in captured.out
+@pytest.mark.parametrize("yaml", ["names: [cat, dog]\nnc: 2\n", "names:\n  0: cat\n  1: dog\n"])
+def test_yolo_segmentation(tmp_path, yaml):
+    lines = "1 0.25 0.5 0.75 0.5 0.75 1 0.25 1\n\n0 0 0 0.5 0 0.5 0.25 0 0.25\n"
+    files = {"train/images/a.jpg": picture(), "train/images/empty.jpg": picture(), "train/labels/a.txt": lines}
+    root = write(tmp_path, {"data.zip": zipped(files | {"data.yaml": yaml})}) / "data.zip"
+    dataset, space = load_data(root, task="instance")
+    assert space.names == ("cat", "dog")
+    sample = dataset.with_transform(TrainTransform(space, task="instance", size=SIZE, augment=False))[0]
+    dog, cat = (torch.zeros(SIZE, dtype=torch.bool) for _ in range(2))
+    dog[6:, 4:12], cat[:3, :8] = True, True
+    assert sample["class_labels"].tolist() == [1, 0]
+    assert torch.equal(sample["mask_labels"], torch.stack([dog, cat]))
+    assert dataset[1]["segments"] == []  # an image without a txt has no objects
+    assert len(load_data(root, task="instance", keep_empty=False)[0]) == 1
 
 
 def test_labels_without_an_image(tmp_path):
@@ -237,10 +170,11 @@ def test_labels_without_an_image(tmp_path):
     assert "labels/c.txt" in captured.out
 
 
-def test_a_split_of_its_own_for_testing(tmp_path):
-    files = semantic_files("{split}/{role}")
-    files |= {name.replace("val/", "test/"): content for name, content in files.items() if name.startswith("val/")}
-    root = write(tmp_path, files)
-    for split in ("train", "val", "test"):
-        dataset, _ = load_data(root, task="semantic", split=split, ignore_ids=(9,))
-        assert all(f"/{split}/" in path for path in dataset["image"][:])
+def test_heic_images_are_named_and_labels_in_jpeg_refused(tmp_path):
+    root = write(tmp_path, {"images/a.jpg": picture(), "labels/a.png": png(labels()), "images/b.heic": b""})
+    with CaptureLogger(folders.logger) as captured:
+        assert len(load_data(root, task="semantic")[0]) == 1
+    assert "b.heic" in captured.out
+    (root / "labels/a.png").rename(root / "labels/a.jpg")
+    with pytest.raises(ValueError, match=r"labels/a\.jpg"):
+        load_data(root, task="semantic")

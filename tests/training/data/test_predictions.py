@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pycocotools import mask as rle
 
 from eomt.results import Results
@@ -13,7 +12,18 @@ from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
 from eomt.training.evaluation import as_reference, metric_for
 
-from .synthetic import CATEGORIES, SIZE, annotation, cityscapes, damaged, extracted, panoptic_ids, panoptic_png, write
+from .synthetic import (
+    CATEGORIES,
+    SIZE,
+    annotation,
+    cityscapes,
+    damaged,
+    extracted,
+    panoptic_ids,
+    panoptic_png,
+    png,
+    write,
+)
 
 
 def opened(root, task):
@@ -60,10 +70,8 @@ def test_written_and_read_back(tmp_path, task):
 
 def test_names_that_other_tools_give_label_pngs(tmp_path):
     dataset, space = opened(cityscapes(tmp_path / "data"), "semantic")
-    label = np.full(SIZE, 7, np.uint8)
     for name in ("munster_000000_000019_leftImg8bit.png", "val/munster/munster_000000_000019_gtFine_labelIds.png"):
-        folder = write(tmp_path / name.replace("/", "-"), {name: b""})
-        Image.fromarray(label).save(folder / name)
+        folder = write(tmp_path / name.replace("/", "-"), {name: png(np.full(SIZE, 7))})
         ((_, p),) = read_predictions(folder, "semantic", space, dataset)
         assert (p == 0).all()
 
@@ -79,83 +87,62 @@ def panoptic_files(root, change=lambda data: None):
     }
     change(data)
     pngs = {"p/a.png": panoptic_png(panoptic_ids()), "p/b.png": panoptic_png(np.zeros(SIZE, int))}
-    return write(root, {"p.json": data} | pngs)
+    return write(root / "files", {"p.json": data} | pngs)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d["annotations"][0].update(image_id=77), "id 77"),
-        (lambda d: d["annotations"].pop(), "image 9"),
-        (lambda d: d["annotations"].append(d["annotations"][1]), "id 9"),
-        (lambda d: d["annotations"][0].update(file_name="c.png"), "c.png"),
-        (lambda d: d["annotations"][0].update(file_name="../a.png"), "../a.png"),
-        (
-            lambda d: d["annotations"][0]["segments_info"][0].update(category_id=4),
-            "segment 300: category 4",
-        ),
-    ],
-)
-def test_faults_of_panoptic_files(tmp_path, change, message):
-    dataset, space = opened(extracted(tmp_path / "data"), "panoptic")
-    folder = panoptic_files(tmp_path / "files", change)
-    with pytest.raises(ValueError, match=message):
-        list(read_predictions(folder, "panoptic", space, dataset))
+GOOD = annotation(1, 18, [[2, 2, 8, 2, 8, 6, 2, 6]], score=0.5)
+NAME = "munster_000000_000019"
+FAULTS = [  # task, files or what changes those of panoptic_files, the values named
+    ("panoptic", lambda d: d["annotations"][0].update(image_id=77), "id 77"),
+    ("panoptic", lambda d: d["annotations"].pop(), "image 9"),
+    ("panoptic", lambda d: d["annotations"].append(d["annotations"][1]), "id 9"),
+    ("panoptic", lambda d: d["annotations"][0].update(file_name="c.png"), "c.png"),
+    ("panoptic", lambda d: d["annotations"][0].update(file_name="../a.png"), "../a.png"),
+    ("panoptic", lambda d: d["annotations"][0]["segments_info"][0].update(category_id=4), "300.*category 4"),
+    ("instance", {"r.json": [GOOD | {"image_id": 4}]}, "result 0.*id 4"),
+    ("instance", {"r.json": [GOOD | {"category_id": 4}]}, "result 0.*category 4"),
+    ("instance", {"r.json": [GOOD | {"score": None}]}, "result 0.*None"),
+    ("instance", {"r.json": [GOOD | {"segmentation": [[1, 2]]}]}, "result 0.*not 2"),
+    ("instance", {"r.json": [GOOD | {"segmentation": [[0, 0, 9e4, 0, 1, 1]]}]}, "image 10.*90000"),
+    ("semantic", {"readme.txt": ""}, NAME),
+    ("semantic", {"other.png": b""}, "other.png"),
+    ("semantic", {f"{NAME}.png": b"", f"x/{NAME}_pred.png": b""}, f"{NAME}.*{NAME}_pred"),
+    ("semantic", {f"{NAME}.png": png(np.full(SIZE, 99))}, f"{NAME}.png.* 99"),
+]
+
+
+@pytest.mark.parametrize(("task", "files", "values"), FAULTS)
+def test_faults_name_file_and_value(tmp_path, task, files, values):
+    root = cityscapes(tmp_path / "data") if task == "semantic" else extracted(tmp_path / "data")
+    dataset, space = opened(root, task)
+    folder = panoptic_files(tmp_path, files) if callable(files) else write(tmp_path / "files", files)
+    with pytest.raises(ValueError, match=values):
+        list(read_predictions(folder, task, space, dataset))
+
+
+def test_an_image_without_instances_is_no_fault(tmp_path):
+    dataset, space = opened(extracted(tmp_path / "data"), "instance")
+    found = [p for _, p in read_predictions(write(tmp_path / "files", {"r.json": [GOOD]}), "instance", space, dataset)]
+    assert [len(p["masks"]) for p in found] == [0, 1]
 
 
 def test_the_json_itself_may_be_named(tmp_path):
     dataset, space = opened(extracted(tmp_path / "data"), "panoptic")
-    folder = panoptic_files(tmp_path / "files")
+    folder = panoptic_files(tmp_path)
     write(folder, {"other.json": {"annotations": []}})
     assert len(list(read_predictions(folder / "p.json", "panoptic", space, dataset))) == 2
     with pytest.raises(ValueError, match="2 json"):
         list(read_predictions(folder, "panoptic", space, dataset))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_id": 4}, "result 0.* id 4"),
-        ({"category_id": 4}, "result 0: category 4"),
-        ({"score": None}, "result 0.*None"),
-        ({"segmentation": [[1, 2]]}, "result 0.*not 2"),
-        ({"segmentation": [[0, 0, 9e4, 0, 1, 1]]}, "image 10.*90000"),
-    ],
-)
-def test_faults_of_instance_files(tmp_path, change, message):
-    dataset, space = opened(extracted(tmp_path / "data"), "instance")
-    good = annotation(1, 18, [[2, 2, 8, 2, 8, 6, 2, 6]], score=0.5)
-    found = [p for _, p in read_predictions(write(tmp_path / "a", {"r.json": [good]}), "instance", space, dataset)]
-    assert [len(p["masks"]) for p in found] == [0, 1]  # nothing found in an image is not a fault
-    with pytest.raises(ValueError, match=message):
-        list(read_predictions(write(tmp_path / "b", {"r.json": [good | change]}), "instance", space, dataset))
-
-
-def test_faults_of_label_pngs(tmp_path):
-    dataset, space = opened(cityscapes(tmp_path / "data"), "semantic")
-    with pytest.raises(ValueError, match="munster_000000_000019"):
-        list(read_predictions(write(tmp_path / "a", {"readme.txt": ""}), "semantic", space, dataset))
-    with pytest.raises(ValueError, match=r"other.png"):
-        list(read_predictions(write(tmp_path / "b", {"other.png": b""}), "semantic", space, dataset))
-    name = "munster_000000_000019"
-    twice = write(tmp_path / "c", {f"{name}.png": b"", f"x/{name}_pred.png": b""})
-    with pytest.raises(ValueError, match=f"{name}.*{name}_pred"):
-        list(read_predictions(twice, "semantic", space, dataset))
-    wrong = write(tmp_path / "d", {f"{name}.png": b""})
-    Image.fromarray(np.full(SIZE, 99, np.uint8)).save(wrong / f"{name}.png")
-    with pytest.raises(ValueError, match=rf"{name}.png.* 99"):
-        list(read_predictions(wrong, "semantic", space, dataset))
-
-
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
 def test_any_damage_to_a_file_is_a_value_error_or_harmless(tmp_path, task):
     dataset, space = opened(extracted(tmp_path / "data"), task)
     metric = metric_for(task, space)
-    folder = panoptic_files(tmp_path / "files")
-    good = [annotation(1, 18, [[2, 2, 8, 2, 8, 6, 2, 6]], score=0.5)]
+    folder = panoptic_files(tmp_path)
     file = folder / "p.json"
     refused = []
-    for data in damaged(json.loads(file.read_text()) if task == "panoptic" else good):
+    for data in damaged(json.loads(file.read_text()) if task == "panoptic" else [GOOD]):
         file.write_text(json.dumps(data))
         try:
             for sample, prediction in read_predictions(folder, task, space, dataset):

@@ -136,27 +136,23 @@ def test_nothing_found_and_nothing_there():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "value"),
     [
-        ({"labels": [2]}, "label 2 is not in 0 … 1"),
-        ({"labels": [0, 1]}, "2 labels for 1 masks"),
-        ({"scores": None}, "it has no 'scores'"),
-        ({"masks": np.ones((1, 5, 4), bool)}, r"masks of different sizes \[\(4, 4\), \(5, 4\)\]"),
-        ({"masks": np.full((1, 4, 4), 0.5)}, "threshold them first"),
-        ({"masks": np.ones((4, 4), bool)}, r"masks must be \(n, H, W\)"),
+        ({"labels": [2]}, "label 2"),
+        ({"labels": [0, 1]}, "2 labels"),
+        ({"scores": None}, "'scores'"),
+        ({"scores": [float("nan")]}, "score"),
+        ({"masks": np.ones((1, 5, 4), bool)}, r"\(5, 4\)"),
+        ({"masks": np.full((1, 4, 4), 0.5)}, "masks"),
+        ({"masks": np.ones((4, 4), bool)}, r"\(4, 4\)"),
+        ({"image_id": 3}, "twice"),
     ],
 )
-def test_bad_input_names_the_image(change, message):
+def test_bad_input_names_the_image(change, value):
     good = {"masks": np.ones((1, 4, 4), bool), "labels": [1], "scores": [0.5], "iscrowd": [0]}
-    with pytest.raises(ValueError, match=message) as error:
-        MaskAveragePrecision(num_labels=2).add(prediction=good | change, reference=good | {"image_id": 3})
-    assert "image 3" in str(error.value)
-
-
-def test_an_image_added_twice_is_refused():
-    good = {"masks": np.ones((1, 4, 4), bool), "labels": [1], "scores": [0.5], "iscrowd": [0], "image_id": 8}
-    with pytest.raises(ValueError, match="image 8: was added twice"):
-        MaskAveragePrecision(num_labels=2).add_batch(predictions=[good, good], references=[good, good])
+    references = [good | {"image_id": 3}] * 2
+    with pytest.raises(ValueError, match=f"image 3.*{value}"):
+        MaskAveragePrecision(num_labels=2).add_batch(predictions=[good | change] * 2, references=references)
 
 
 def test_more_instances_than_a_byte_counts():
@@ -171,9 +167,3 @@ def test_more_instances_than_a_byte_counts():
         reference={"masks": mask, "labels": labels, "iscrowd": labels},
     )
     assert metric.compute()["ar_100"] == pytest.approx(1 / 3)
-
-
-def test_a_score_that_is_no_number():
-    entry = {"masks": np.ones((1, 4, 4), bool), "labels": [0], "scores": [float("nan")]}
-    with pytest.raises(ValueError, match="a score is not a finite number"):
-        MaskAveragePrecision(num_labels=1).add(prediction=entry, reference=entry)

@@ -38,26 +38,23 @@ def test_nothing_added_is_nan_not_zero():
 
 
 @pytest.mark.parametrize(
-    ("prediction", "reference", "message"),
+    ("prediction", "reference", "value"),
     [
-        ([[2]], [[0]], "prediction: label 2 is not in 0 … 1"),
-        ([[0]], [[7]], "ground truth: label 7"),
-        ([[0]], [[-1]], "ground truth: label -1"),
-        ([[0, 0]], [[0]], "the prediction is 1×2, its ground truth 1×1"),
-        ([[0.0]], [[0]], "must hold integers"),
-        ([0], [[0]], "must be a map"),
+        ([[2]], [[0]], "label 2"),
+        ([[0]], [[7]], "label 7"),
+        ([[0]], [[-1]], "label -1"),
+        ([[0, 0]], [[0]], "1×2"),
+        ([[0.0]], [[0]], "float64"),
+        ([0], [[0]], r"\(1,\)"),
     ],
 )
-def test_bad_input(prediction, reference, message):
-    with pytest.raises(ValueError, match=message):
-        MeanIoU(num_labels=2).add_batch(predictions=[np.array(prediction)], references=[np.array(reference)])
+def test_bad_input(prediction, reference, value):
+    with pytest.raises(ValueError, match=value):
+        MeanIoU(num_labels=2).add(prediction=np.array(prediction), reference=np.array(reference))
 
 
-def test_unlike_numbers_of_predictions_and_references():
-    with pytest.raises(ValueError, match="1 predictions for 0 references"):
+def test_bad_numbers():
+    with pytest.raises(ValueError, match="1 predictions for 0"):
         MeanIoU(num_labels=2).add_batch(predictions=[np.zeros((1, 1), int)], references=[])
-
-
-def test_a_number_of_processes_without_a_group_is_refused():
-    with pytest.raises(ValueError, match="num_process=2 needs"):
+    with pytest.raises(ValueError, match="num_process=2"):  # of processes without a group
         MeanIoU(num_labels=2, num_process=2, process_id=0)

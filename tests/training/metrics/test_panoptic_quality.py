@@ -161,30 +161,22 @@ def test_the_last_id_of_a_dtype_is_itself(dtype, last):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "value"),
     [
-        ({"segmentation": np.full((4, 4), 9)}, "the map has id 9"),
-        ({"segmentation": np.full((4, 4), -2)}, "the map has id -2"),
-        ({"segmentation": np.zeros((4, 4))}, "must hold integers"),
-        ({"segmentation": np.ones((4, 5), int)}, "the prediction is 4×5, its ground truth 4×4"),
-        ({"segments_info": [{"id": 1, "label_id": 7}]}, "segment 1 has label_id 7"),
-        ({"segments_info": [{"id": 1, "label_id": 0}] * 2}, "id 1 is listed twice"),
-        (
-            {"segments_info": [{"id": 1, "label_id": 0}, {"id": 3, "label_id": 0}]},
-            "segment 3 is listed but has no pixel",
-        ),
+        ({"segmentation": np.full((4, 4), 9)}, "id 9"),
+        ({"segmentation": np.full((4, 4), -2)}, "id -2"),
+        ({"segmentation": np.zeros((4, 4))}, "float64"),
+        ({"segmentation": np.ones((4, 5), int)}, "4×5"),
+        ({"segments_info": [{"id": 1, "label_id": 7}]}, "label_id 7"),
+        ({"segments_info": [{"id": 1, "label_id": 0}] * 2}, "id 1"),
+        ({"segments_info": [{"id": 1, "label_id": 0}, {"id": 3, "label_id": 0}]}, "segment 3"),
     ],
 )
-def test_bad_input_is_one_error_that_names_image_and_id(change, message):
+def test_bad_input_is_one_error_that_names_image_and_id(change, value):
     entry = {"segmentation": np.ones((4, 4), int), "segments_info": [{"id": 1, "label_id": 0}]}
-    metric = PanopticQuality(num_labels=2)
-    with pytest.raises(ValueError, match=message) as error:
-        metric.add_batch(predictions=[entry | change], references=[entry | {"image_id": 42}])
-    assert "image 42" in str(error.value)
-
-
-def test_a_stuff_label_outside_the_classes_is_refused():
-    with pytest.raises(ValueError, match="stuff label 3"):
+    with pytest.raises(ValueError, match=f"image 42.*{value}"):
+        PanopticQuality(num_labels=2).add(prediction=entry | change, reference=entry | {"image_id": 42})
+    with pytest.raises(ValueError, match="label 3"):
         PanopticQuality(num_labels=3, stuff_label_ids=[3])
 
 
