@@ -17,7 +17,7 @@ Every measure is over Cityscapes' 19 classes. H, W image
 import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from statistics import harmonic_mean, mean
 
 import numpy as np
@@ -35,38 +35,35 @@ from eomt.training.metrics.out_of_distribution import confidence_levels
 CITYSCAPES = label_space("cityscapes_semantic")
 SAMPLES = 100_000
 """Pixels of an image that the out-of-distribution score is taken over, at most."""
-_CITYSCAPES_FILES = ("_leftImg8bit", "_gt_labelTrainIds.png", "_gt_invIds.png")
 
 
 @dataclass(frozen=True)
 class Subset:
-    """One of BRAVO's subsets: the folder and the endings of its files."""
+    """The folder and the endings of its files; an image's is before the suffix."""
 
     name: str
     folder: str
     image: str
-    "Ending of an image's name, before the suffix."
     labels: str
     invalid: str
-    semantic: bool = True
-    "Whether it has labels of the 19 classes."
-    objects: bool = False
-    "Whether it counts for the detection of objects of no class."
 
 
+_TRUTH = ("_gt_labelTrainIds.png", "_gt_invIds.png")
 SUBSETS = (
-    *(
-        Subset(f"ACDC{weather}", f"bravo_ACDC/{weather}", "_rgb_anon", *_CITYSCAPES_FILES[1:])
-        for weather in ("fog", "rain", "night", "snow")
-    ),
-    Subset("synrain", "bravo_synrain", *_CITYSCAPES_FILES),
-    Subset("synobjs", "bravo_synobjs", "", "_gt.png", "_mask.png", objects=True),
-    Subset("synflare", "bravo_synflare", *_CITYSCAPES_FILES),
-    Subset("outofcontext", "bravo_outofcontext", *_CITYSCAPES_FILES),
-    Subset(
-        "SMIYC", "bravo_SMIYC", "", "_labels_semantic_fake.png", "_labels_semantic.png", semantic=False, objects=True
-    ),
+    Subset("ACDCfog", "bravo_ACDC/fog", "_rgb_anon", *_TRUTH),
+    Subset("ACDCrain", "bravo_ACDC/rain", "_rgb_anon", *_TRUTH),
+    Subset("ACDCnight", "bravo_ACDC/night", "_rgb_anon", *_TRUTH),
+    Subset("ACDCsnow", "bravo_ACDC/snow", "_rgb_anon", *_TRUTH),
+    Subset("synrain", "bravo_synrain", "_leftImg8bit", *_TRUTH),
+    Subset("synobjs", "bravo_synobjs", "", "_gt.png", "_mask.png"),
+    Subset("synflare", "bravo_synflare", "_leftImg8bit", *_TRUTH),
+    Subset("outofcontext", "bravo_outofcontext", "_leftImg8bit", *_TRUTH),
+    Subset("SMIYC", "bravo_SMIYC", "", "_labels_semantic_fake.png", "_labels_semantic.png"),
 )
+WITHOUT_CLASSES = ("SMIYC",)
+"""Its labels say which pixels count, and nothing of the 19 classes."""
+WITH_OBJECTS = ("synobjs", "SMIYC")
+"""They count for the detection of objects of no class."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class BravoImage:
     def reference(self) -> dict[str, np.ndarray]:
         """For `OutOfDistribution`: {"segmentation" (H, W) train ids, "invalid" (H, W), "pixels" flat indices}."""
         labels = np.asarray(Image.open(self.labels)).astype(np.int32)
-        if not self.subset.semantic:  # only whether a pixel counts
+        if self.subset.name in WITHOUT_CLASSES:
             labels = np.where(labels == IGNORE_INDEX, IGNORE_INDEX, 0)
         pixels = read_samples(self.samples) if self.samples else draw_samples(labels)
         return {"segmentation": labels, "invalid": np.asarray(Image.open(self.invalid)), "pixels": pixels}
@@ -96,33 +93,33 @@ def find_images(folder: Path, subsets: Iterable[str] = ()) -> list[BravoImage]:
         ValueError: for a subset that is unknown or missing, and an image without ground truth.
     """
     known = {subset.name: subset for subset in SUBSETS}
-    chosen = list(subsets) or list(known)
-    if unknown := [name for name in chosen if name not in known]:
-        raise ValueError(f"BRAVO has no subset {unknown[0]!r}; choose from {', '.join(known)}")
+    if unknown := set(subsets) - set(known):
+        raise ValueError(f"BRAVO has no subset {min(unknown)!r}; choose from {', '.join(known)}")
     files = files_from_bravo(folder)
-    found = []
-    for subset in (known[name] for name in chosen):
-        images = list(_subset_images(subset, files))
-        if not images:
+    images = []
+    for subset in (known[name] for name in subsets or known):
+        found = subset_images(subset, files)
+        if not found:
             raise ValueError(f"{folder} has no {subset.name} ({subset.folder}/); extract its archive there")
-        found += images
-    return found
+        images += found
+    return images
 
 
-def _subset_images(subset: Subset, files: dict[str, Path]) -> Iterator[BravoImage]:
+def subset_images(subset: Subset, files: dict[str, Path]) -> list[BravoImage]:
+    images = []
     others = (subset.labels, subset.invalid, "_pred.png", "_conf.png")
     for name in sorted(files):
-        path = PurePosixPath(name)
-        if not name.startswith(f"{subset.folder}/") or path.suffix.lower() not in (".png", ".jpg"):
+        stem, _, suffix = name.rpartition(".")
+        of_subset = name.startswith(f"{subset.folder}/") and suffix.lower() in ("png", "jpg")
+        if not of_subset or name.endswith(others) or not stem.endswith(subset.image):
             continue
-        if name.endswith(others) or not path.stem.endswith(subset.image):
-            continue
-        base = str(path.with_suffix("")).removesuffix(subset.image)
+        base = stem.removesuffix(subset.image)
         labels, invalid = base + subset.labels, base + subset.invalid
-        if missing := [file for file in (labels, invalid) if file not in files]:
-            raise ValueError(f"{name} has no ground truth {missing[0]}; extract it there")
-        stem = str(path.with_suffix(""))
-        yield BravoImage(subset, stem, files[name], files[labels], files[invalid], files.get(f"{base}_samples.bin"))
+        if missing := {labels, invalid} - set(files):
+            raise ValueError(f"{name} has no ground truth {min(missing)}; extract it there")
+        samples = files.get(f"{base}_samples.bin")
+        images.append(BravoImage(subset, stem, files[name], files[labels], files[invalid], samples))
+    return images
 
 
 def files_from_bravo(folder: Path) -> dict[str, Path]:
@@ -167,7 +164,7 @@ def read_samples(file: Path) -> np.ndarray:
     return np.cumsum(steps)
 
 
-def predict_images(model, processor, images: list[BravoImage], batch_size: int = 1) -> Iterator[dict]:
+def predict_images(model, processor, images: list[BravoImage]) -> Iterator[dict]:
     """{"segmentation" (H, W) train ids, "confidence" (H, W)} of each image.
 
     Raises:
@@ -177,8 +174,7 @@ def predict_images(model, processor, images: list[BravoImage], batch_size: int =
     if sorted(names) != sorted(CITYSCAPES.names):
         raise ValueError(f"the model has {len(names)} classes; BRAVO is for models of Cityscapes' 19 classes")
     train_ids = np.array([CITYSCAPES.label2id[name] for name in names], np.uint8)
-    files = [image.file for image in images]
-    for result in infer(model, processor, files, task="semantic", confidence=True, batch_size=batch_size):
+    for result in infer(model, processor, [image.file for image in images], task="semantic", confidence=True):
         segmentation = train_ids[np.asarray(result.prediction["segmentation"])]
         yield {"segmentation": segmentation, "confidence": result.prediction["confidence"]}
 
@@ -198,7 +194,7 @@ def read_predictions(folder: Path, images: list[BravoImage]) -> Iterator[dict]:
         yield found
 
 
-def score(images: list[BravoImage], predictions: Iterable[dict]) -> dict:
+def bravo_scores(images: list[BravoImage], predictions: Iterable[dict]) -> dict:
     """→ {"subsets": {name: {"mean_iou", "auprc", "images", "per_category_iou"}}, and over them "mean_iou" and
     "auprc": {"arithmetic", "harmonic"}}; fractions 0 … 1, `None` where a subset has no such figure.
 
@@ -207,24 +203,20 @@ def score(images: list[BravoImage], predictions: Iterable[dict]) -> dict:
     """
     metrics: dict[str, OutOfDistribution] = {}
     for image, prediction in zip(tqdm(images, "BRAVO", leave=False), predictions, strict=True):
-        name = image.subset.name
-        if name not in metrics:
-            metrics[name] = OutOfDistribution(num_labels=CITYSCAPES.num_labels)
-        metrics[name].add(prediction=prediction, reference=image.reference() | {"file_name": image.name})
-    found, objects = {}, []
+        metric = metrics.setdefault(image.subset.name, OutOfDistribution(num_labels=CITYSCAPES.num_labels))
+        metric.add(prediction=prediction, reference=image.reference() | {"file_name": image.name})
+    found = {}
     for name, metric in metrics.items():
         result = metric.compute()
-        subset = next(subset for subset in SUBSETS if subset.name == name)
+        has_classes = name not in WITHOUT_CLASSES
         found[name] = {
-            "mean_iou": result["mean_iou"] if subset.semantic else None,
+            "mean_iou": result["mean_iou"] if has_classes else None,
             "auprc": None if np.isnan(result["auprc"]) else result["auprc"],
-            "images": sum(image.subset is subset for image in images),
-            "per_category_iou": result["per_category_iou"] if subset.semantic else None,
+            "images": sum(image.subset.name == name for image in images),
+            "per_category_iou": result["per_category_iou"] if has_classes else None,
         }
-        if subset.objects:
-            objects.append(found[name]["auprc"])
-    ious = [row["mean_iou"] for row in found.values()]
-    return {"subsets": found, "mean_iou": means(ious), "auprc": means(objects)}
+    objects = [row["auprc"] for name, row in found.items() if name in WITH_OBJECTS]
+    return {"subsets": found, "mean_iou": means(row["mean_iou"] for row in found.values()), "auprc": means(objects)}
 
 
 def means(values: Iterable[float | None]) -> dict[str, float | None]:
@@ -246,7 +238,7 @@ def save_predictions(folder: Path, images: list[BravoImage], predictions: Iterab
         yield prediction
 
 
-def report(result: dict) -> str:
+def bravo_report(result: dict) -> str:
     """Percent; a dash where a subset has no such figure. The paper's rows below."""
 
     def line(name: str, iou: float | None, auprc: float | None, images="") -> str:
@@ -269,21 +261,18 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--model", help="a semantic model of Cityscapes' 19 classes")
     source.add_argument("--predictions", type=Path, help="folder of the challenge's raw files")
     parser.add_argument("--subsets", nargs="+", default=[], help="default: all nine")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--device")
     parser.add_argument("--save-predictions", type=Path, metavar="FOLDER", help="write the challenge's raw files")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write metrics.json for benchmarks.reproduce")
     args = parser.parse_args(argv)
     images = find_images(args.data, args.subsets)
     if args.model:
-        model, processor = load_for_inference(args.model, args.device, task="semantic")
-        predictions = predict_images(model, processor, images, args.batch_size)
+        predictions = predict_images(*load_for_inference(args.model, task="semantic"), images)
     else:
         predictions = read_predictions(args.predictions, images)
     if args.save_predictions:
         predictions = save_predictions(args.save_predictions, images, predictions)
-    result = score(images, predictions)
-    print(report(result))
+    result = bravo_scores(images, predictions)
+    print(bravo_report(result))
     if args.output:
         write_json(args.output / "metrics.json", {"dataset": "bravo", "metrics": result}, indent=2)
 

@@ -54,7 +54,6 @@ OURS = {
     "frozen": Variant("`--freeze-backbone`", {"freeze_backbone": True}),
     "lora": Variant("`--lora 16`", {"lora": 16}),
     "ema": Variant("`--ema 0.98`", {"ema": 0.98}),
-    "annealed": Variant("`--masking annealed`", {"masking": "annealed"}),
     "always": Variant("`--masking always`", {"masking": "always"}),
     "switched-off": Variant("`--masking switched-off`", {"masking": "switched-off"}),
     "never": Variant("`--masking never`", {"masking": "never"}),
@@ -207,45 +206,41 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
 
 def write_page(options) -> None:
     """Its tables and pictures; photographs only of the data sets named, by default of all."""
-    groups = grouped(read_runs(options.runs))
+    tables = read_runs(options.runs)
     folder, parts = options.page.parent, []
-    for (data, task, steps, batch, size), variants in groups.items():
+    for (data, task, steps, batch, size), variants in tables.items():
         parts.append(f"## {data}, {task}, {size}²\n\n{steps} steps of {batch} images at {size} × {size}.")
         parts += [variant_table(variants, task), verdict(variants, TASK_ROWS[task].metric)]
-        shown = next((name for name in VARIANTS if name in variants and name != "pseudo-labels"), None)
-        files = [variants[shown][0]["folder"] / f"{name}.jpg" for name in PICTURES] if shown else []
-        if files and all(file.is_file() for file in files) and data in (options.pictures or [data]):
+        shown, runs = next(iter(variants.items()))
+        files = [runs[0]["folder"] / f"{name}.jpg" for name in PICTURES]
+        if all(file.is_file() for file in files) and data in (options.pictures or [data]):
             name = f"results-{data}-{task}-{steps}-{size}.jpg"
             save_small(stack([Image.open(file) for file in files]), folder / name)
-            parts.append(f"Worst, median and best held-out image of “{shown}”, seed {variants[shown][0]['seed']}:")
+            parts.append(f"Worst, median and best held-out image of “{shown}”, seed {runs[0]['seed']}:")
             parts.append(f"![photo, ground truth and prediction]({name})")
-    draw_curves(groups, folder / "results-curves.png")
+    draw_curves(tables, folder / "results-curves.png")
     note = "Mean over the seeds; dashed: built-in. “never” is left out: its loss is one prediction's, not a sum."
     parts += ["## Curves", note, "![training loss](results-curves.png)"]
     fill_parts(options.page, runs="\n\n".join(part for part in parts if part))
     print(options.page)
 
 
-def read_runs(folder: Path) -> list[dict]:
-    """Every finished run below a folder, with the folder it is in.
+def read_runs(folder: Path) -> dict[tuple, dict[str, list[dict]]]:
+    """(data, task, steps, batch, image size) → variant → its runs: only what is alike is in one table.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: where there is no finished run below the folder.
     """
     runs = [read_json(file) | {"folder": file.parent} for file in folder.rglob("run.json")]
     if not runs:
         raise ValueError(f"{folder}: there is no run.json in it; python -m benchmarks.own_data train writes one")
     order = list(VARIANTS)
-    return sorted(runs, key=lambda run: (run["data"], run["task"], order.index(run["variant"]), run["seed"]))
-
-
-def grouped(runs: list[dict]) -> dict[tuple, dict[str, list[dict]]]:
-    """(data, task, steps, batch, image size) → variant → its runs: only what is alike is in one table."""
-    groups: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    runs.sort(key=lambda run: (run["data"], run["task"], order.index(run["variant"]), run["seed"]))
+    tables: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         key = tuple(run[name] for name in ("data", "task", "steps", "batch", "image_size"))
-        groups[key][run["variant"]].append(run)
-    return groups
+        tables[key][run["variant"]].append(run)
+    return tables
 
 
 def spread(values: list[float]) -> str:
@@ -316,17 +311,17 @@ def save_small(picture: Image.Image, path: Path, most_bytes: int = 150_000) -> N
     write_atomic(path, lambda part: part.write_bytes(buffer.getvalue()))
 
 
-def draw_curves(groups: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
+def draw_curves(tables: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
     """Training loss of every variant, a panel for each table."""
     from matplotlib import pyplot as plt
 
-    columns = min(3, len(groups))
-    rows = math.ceil(len(groups) / columns)
+    columns = min(3, len(tables))
+    rows = math.ceil(len(tables) / columns)
     size = (4.6 * columns, 4.4 * rows)  # inches
     figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axes in panels.flat[len(groups) :]:
+    for axes in panels.flat[len(tables) :]:
         axes.remove()
-    for axes, ((data, task, *_, size), variants) in zip(panels.flat, groups.items()):
+    for axes, ((data, task, *_, size), variants) in zip(panels.flat, tables.items()):
         for variant, runs in variants.items():
             if variant == "never":
                 continue
