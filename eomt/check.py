@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,16 @@ def check_data(
     samples: int = 16,
     num_workers: int = 0,
     seed: int = 0,
+    seen: dict[str, str] | None = None,
 ) -> dict:
     """Decode every image of a data set from `load_data`; write `check.json` and `check.png` to a folder.
 
-    Returns {"images", "unreadable": [message, …], "without_segments", "height" and "width": {"min", "median", "max"},
-    "segments_per_image", "crowds", "classes": [{"label", "name", "images", "segments", "pixels": share}, …],
-    "sheet": path}. Unreadable files are listed, not raised, so that all are found in one go.
+    seen: digests of the other splits' images and their names; this split's are added.
+
+    Returns {"images", "unreadable": [message, …], "repeated": [name in this split and another, …],
+    "without_segments", "height" and "width": {"min", "median", "max"}, "segments_per_image", "crowds", "classes":
+    [{"label", "name", "images", "segments", "pixels": share}, …], "sheet": path}. Unreadable files are listed, not
+    raised, so that all are found in one go.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +52,12 @@ def check_data(
     found = list(tqdm(loader, desc="reading every image", leave=False))
     good = [i for i, f in enumerate(found) if "error" not in f]
     report = _report([found[i] for i in good], label_space)
-    report = {"images": len(dataset), "unreadable": [f["error"] for f in found if "error" in f]} | report
+    names = {found[i]["digest"]: found[i]["file_name"] for i in good}
+    seen = {} if seen is None else seen
+    repeated = sorted(name for digest, name in names.items() if digest in seen)
+    seen |= names
+    unreadable = [f["error"] for f in found if "error" in f]
+    report = {"images": len(dataset), "unreadable": unreadable, "repeated": repeated} | report
     if good:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -73,6 +83,8 @@ def describe(report: dict) -> str:
     lines = [f"{report['images']} images, {len(report['unreadable'])} unreadable"]
     if report["unreadable"]:
         lines.append(list_problems(report["unreadable"]))
+    if report["repeated"]:
+        lines.append(f"{len(report['repeated'])} images are in another split, too, such as {report['repeated'][0]}")
     if "height" in report:
         height, width, count = report["height"], report["width"], report["segments_per_image"]
         lines += [
@@ -131,7 +143,9 @@ class _Counted:
         else:
             areas = rle_areas(sample.rles).tolist()
         segments = [(s["label_id"], bool(s["iscrowd"]), area) for s, area in zip(sample.segments, areas)]
-        return {"size": tuple(sample.image.shape[1:]), "segments": segments}
+        digest = sha256(sample.image.numpy().tobytes()).hexdigest()
+        size = tuple(sample.image.shape[1:])
+        return {"size": size, "segments": segments, "digest": digest, "file_name": row["file_name"]}
 
 
 def _same(row: dict) -> dict:

@@ -39,7 +39,7 @@ def not_empty(type_, value) -> None:
     """Refuse "", which would be the current folder."""
     for one in value if isinstance(value, tuple | list) else [value]:
         if one is not None and not str(one).strip():
-            raise ValueError("is empty; give a path or a name")
+            raise ValueError("Empty; give a path or a name")
 
 
 Words = Parameter(consume_multiple=True, validator=not_empty)

@@ -1,7 +1,7 @@
 """`eomt train`: a recipe of the paper, or fine-tuning on own data; saves a model ready for the Auto classes."""
 
 import difflib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,7 +13,7 @@ from .training.arguments import EoMTTrainingArguments, command_arguments
 from .training.callbacks import ReadableProgress, progress_line
 from .training.card import final_evaluation
 from .training.checkpoints import check_options, checkpoint_to_resume, write_options
-from .training.data.load import UNSPLIT, splits_of
+from .training.data.load import UNSPLIT, detect_format, splits_of, tasks_of
 from .training.data.rows import DataProblems
 from .training.files import write_json
 from .training.options import DataOptions, ModelOptions, RunOptions, StockOptions
@@ -55,6 +55,9 @@ def arguments(
             near = difflib.get_close_matches(name, known, 1)
             raise ValueError(f"there is no option {option!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         values[name] = getattr(parser.parse_args([f"--{name}={text}"]), name)
+    if run.task is None and run.recipe is None and model.checkpoint is None:
+        tasks = tasks_of(data.data, data.dataset)
+        run = replace(run, task=tasks[0] if len(tasks) == 1 else "panoptic")
     task = run.task or ("finetuned" if model.checkpoint else "panoptic")
     return command_arguments(run, stock, f"{Path(data.data).name}_{task}", **values)
 
@@ -95,7 +98,9 @@ def check(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -
     """Read every image of both splits and print a report; pictures go to the output folder. 1: some are unreadable."""
     start = starting_point(model, args)
     args.task = args.task or start.task
-    readable, labels = True, None
+    format = detect_format(Path(data.data), args.task) if data.dataset == "auto" else data.dataset
+    print(f"{data.data}: {format} data, task {args.task}")
+    readable, labels, seen = True, None, {}
     for split in ("train", "val") if args.eval_strategy != "no" else ("train",):
         print(f"--- {split} ---")
         try:
@@ -115,6 +120,7 @@ def check(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -
             Path(args.output_dir, f"check-{split}"),
             num_workers=args.dataloader_num_workers,
             seed=args.seed,
+            seen=seen,
         )
         readable = readable and not report["unreadable"]
         print(describe(report))

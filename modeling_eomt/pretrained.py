@@ -202,8 +202,9 @@ class EoMTPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Like transformers', always under the names of the current layout. Warns where plain transformers, without
-        this package, cannot load what is saved.
+        """Like transformers', always under the names of the current layout; files of weights get the permissions of
+        config.json (safetensors gives them to their owner only). Warns where plain transformers, without this package,
+        cannot load what is saved.
 
         Raises:
             ValueError: for weights quantized by torchao, whose files do not load.
@@ -218,7 +219,11 @@ class EoMTPreTrainedModel(PreTrainedModel):
         lacking = self.config.plain_transformers_lacks
         if lacking:
             logger.warning_once(f"this model loads with this package only, not in plain transformers: {lacking}")
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        config = Path(save_directory, "config.json")
+        for weights in Path(save_directory).glob("*.safetensors"):
+            if config.is_file():
+                weights.chmod(config.stat().st_mode)
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoModel"):

@@ -60,7 +60,11 @@ def test_every_unreadable_file_is_listed_and_the_rest_is_counted(tmp_path):
     }
     files |= {"images/1.jpg": b"broken", "labels/3.png": png(np.ones((5, 5)))}
     dataset, space = load_data(write(tmp_path / "data", files), task="semantic")
-    report = check_data(dataset, space, TrainTransform(space, task="semantic", size=32), tmp_path)
+    seen = {}
+    report = check_data(dataset, space, TrainTransform(space, task="semantic", size=32), tmp_path, seen=seen)
+    assert not report["repeated"]
+    again = check_data(dataset, space, TrainTransform(space, task="semantic", size=32), tmp_path, seen=seen)
+    assert again["repeated"] == ["images/0.jpg", "images/2.jpg"]
     assert len(report["unreadable"]) == 2
     assert "images/1.jpg" in report["unreadable"][0]
     assert "images/3.jpg" in report["unreadable"][1]

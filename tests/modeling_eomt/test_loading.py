@@ -36,6 +36,11 @@ def test_dtype_auto(their_folder):
     assert EoMTForUniversalSegmentation.from_pretrained(their_folder, dtype=torch.float32).dtype == torch.float32
 
 
+def test_weights_are_as_readable_as_the_configuration(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
 def test_probabilities_and_class_weights_stay_fp32_in_a_model_made_in_half_precision(their_folder):
     config = EoMTForUniversalSegmentation.from_pretrained(their_folder).config
     model = EoMTForUniversalSegmentation._from_config(config, dtype=torch.float16)

@@ -111,6 +111,8 @@ def test_own_steps_and_wrong_ones(tmp_path):
     assert trainer.model.seen[:5] == [[1.0, 1.0], [0.75, 1.0], [0.5, 1.0], [0.25, 1.0], [0.0, 1.0]]
     with pytest.raises(ValueError, match="num_blocks=3"):
         run(tmp_path, MaskAnnealingCallback([0, 4], [4, 8]), num_blocks=3)
+    with pytest.raises(ValueError, match="step 4 and ends at 2"):
+        MaskAnnealingCallback([0, 4], [4, 2])
     with pytest.raises(ValueError, match="both"):
         MaskAnnealingCallback(start_steps=[1])
     with pytest.raises(ValueError, match="one pair per block"):

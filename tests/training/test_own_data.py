@@ -7,8 +7,9 @@ from transformers import AutoConfig
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.training import EoMTTrainingArguments
+from eomt.training import EoMTTrainingArguments, setup
 from eomt.training.data import load_data
+from eomt.training.data.load import tasks_of
 from eomt.training.data.shapes import make_shapes
 from eomt.training.options import DataOptions, ModelOptions
 from eomt.training.setup import DataFacts, Start, choose_defaults, data_facts, default_choices, processor_of
@@ -94,6 +95,18 @@ def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
     assert choose_defaults(DataFacts(4, 250, None), *options, Start("backbone"))[2]["total_batch_size"] == 6
 
 
+def test_fewer_queries_than_segments_are_noticed(tmp_path, monkeypatch):
+    args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none")
+    model = tiny_model()
+    options = (DataOptions(data="data"), ModelOptions(), args, Start("eomt", "runs/old", model.config))
+    warnings = []
+    monkeypatch.setattr(setup.logger, "warning", warnings.append)
+    choose_defaults(DataFacts(20, 108, (3, model.config.num_queries)), *options)
+    assert not warnings
+    choose_defaults(DataFacts(20, 108, (3, model.config.num_queries + 1)), *options)
+    assert len(warnings) == 1
+
+
 @pytest.mark.parametrize(("given", "total", "device", "accumulated"), [
     ({"per_device_train_batch_size": 1}, 8, 1, 8),
     ({"per_device_train_batch_size": 3}, 9, 3, 3),
@@ -107,6 +120,19 @@ def test_a_given_share_of_the_batch_accumulates_the_rest(tmp_path, given, total,
     *_, args, _ = choose_defaults(DataFacts(20, 108, (3, 8)), *options, Start("backbone"))
     assert (args.total_batch_size, args.per_device_train_batch_size) == (total, device)
     assert (args.gradient_accumulation_steps, args.num_train_epochs) == (accumulated, 100)
+
+
+@pytest.mark.parametrize(("files", "tasks"), [
+    (["annotations/panoptic_train2017.json", "annotations/instances_train2017.json"], ["panoptic", "instance"]),
+    (["train/_annotations.coco.json"], ["instance"]),
+    (["images/1.jpg", "labels/1.png"], ["semantic"]),
+    (["data.yaml", "images/1.jpg", "labels/1.txt"], ["instance"]),
+])  # fmt: skip
+def test_the_tasks_that_data_has_ground_truth_for(tmp_path, files, tasks):
+    for file in map(tmp_path.joinpath, files):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert tasks_of(tmp_path) == tasks
 
 
 def test_the_checkpoints_own_processor_normalizes(tmp_path):

@@ -49,6 +49,12 @@ def coco_splits(path: Path, task: str) -> list[str]:
     return mentioned_splits([name for tree, name in named if any(is_kind(tree, name, kind) for kind in KINDS[task])])
 
 
+def has_annotations(path: Path, task: str) -> bool:
+    """Whether there is a json of panoptic annotations, or of instances, for the task of that name."""
+    names = ((tree, name) for tree in _search_trees(path, "val") for name in tree.names if name.endswith(".json"))
+    return task in ("panoptic", "instance") and any(is_kind(tree, name, task) for tree, name in names)
+
+
 def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
     """Rows and label space of one split."""
     trees = _search_trees(path, split)

@@ -9,11 +9,12 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ...configuration.labels import LabelSpace
+from ...configuration.tasks import TASKS
 from .ade20k import is_ade20k, read_ade20k
 from .cityscapes import is_cityscapes, read_cityscapes
-from .coco import coco_splits, is_coco, read_coco
+from .coco import coco_splits, has_annotations, is_coco, read_coco
 from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, naming
-from .folders import folder_splits, is_folder, read_folder
+from .folders import folder_splits, has_label_images, is_folder, read_folder
 from .hub import hub_splits, is_hub, read_hub
 from .images import read_map
 from .predicted import is_predicted, read_predicted
@@ -121,6 +122,22 @@ def detect_format(path: Path, task: str) -> str:
     """The format of the data at a path, by the names of its files."""
     tree = Tree(path)
     return next(name for name, format in FORMATS.items() if format.matches(tree, task))
+
+
+def tasks_of(path: str | Path, dataset: str = "auto") -> list[str]:
+    """The tasks that the data has ground truth of its own for, by the names of its files."""
+    path, found = Path(path), []
+    for task in TASKS:
+        name = detect_format(path, task) if dataset == "auto" else dataset
+        if name == "coco":
+            there = has_annotations(path, task)
+        elif name == "folder":
+            there = has_label_images(Tree(path))
+        else:
+            there = task in FORMATS[name].tasks
+        if there:
+            found.append(task)
+    return found
 
 
 def splits_of(path: str | Path, dataset: str, task: str) -> list[str]:
