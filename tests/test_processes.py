@@ -165,5 +165,5 @@ def test_eomt_predict_shares_the_work(pairs, photos, models, tmp_path):
 
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(EoMTTrainingArguments, "world_size", 2)
-    with pytest.raises(ValueError, match="WORLD_SIZE is 1, but the processes that found each other are 2"):
+    with pytest.raises(ValueError, match="WORLD_SIZE is 1"):
         tiny_arguments(tmp_path)

@@ -19,6 +19,7 @@ from tests.docs import workspace
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TESTED_ELSEWHERE = {
@@ -36,7 +37,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-SLOW = {"fine-tuning.md", "evaluation.md"}  # several trainings, many evaluations
+SLOW = {"fine-tuning.md", "evaluation.md", "ladder.md"}  # several trainings, many evaluations
 RUNNING = [
     pytest.param(page, id=str(page.relative_to(DOCS)), marks=[pytest.mark.slow] if page.name in SLOW else [])
     for page in PAGES
@@ -60,7 +61,7 @@ def test_the_demo_writes_what_the_readme_says(demo_folder):
 
 def test_the_readmes_code_runs(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    code = [text for language, text in blocks(ROOT / "README.md") if language == "python"]
+    code = [text for language, text in blocks(README) if language == "python"]
     assert len(code) == 3
     for number, text in enumerate(code, 1):
         exec(compile(text, f"README.md, block {number}", "exec"), {"__name__": "__main__"})
@@ -114,6 +115,24 @@ def parse(argv: list[str]) -> None:
     app.parse_args(argv, exit_on_error=False, print_error=False)
 
 
+def test_the_readmes_commands_and_files_exist():
+    text = README.read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `eomt (\w+)`", text, re.MULTILINE)) == {
+        name for name in app if not name.startswith("-")
+    }
+    targets = set(re.findall(r"^(\w+)(?: \w+)?: \.venv", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake (\w+)", text)) <= targets | {"demo", "test", "bench"}
+    assert len(text.splitlines()) <= 150
+
+
+def test_the_readmes_table_of_engines_is_an_excerpt():
+    text = README.read_text(encoding="utf-8")
+    excerpt = re.search(r"<!-- benchmarks -->\n(.*?)<!-- /benchmarks -->", text, re.DOTALL)[1].splitlines()
+    page = (DOCS / "benchmarks.md").read_text(encoding="utf-8").splitlines()
+    assert len(excerpt) > 4
+    assert [line for line in excerpt if line not in page] == []
+
+
 def navigation(entries) -> list[str]:
     if isinstance(entries, str):
         return [entries]
@@ -129,7 +148,7 @@ def test_every_page_is_in_the_navigation():
     assert len(PAGES) <= 12
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\((?!https?:)([^)#]*)#?[^)]*\)", text):

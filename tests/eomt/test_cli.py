@@ -223,7 +223,7 @@ def full_disk():
 
 @pytest.mark.parametrize("command", [
     "convert {0}/authors.bin {1}/new --heads 4", "convert {0}/model {1}/new.bin",
-    "export {0}/model {1}/new --format onnx",
+    pytest.param("export {0}/model {1}/new --format onnx", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, full_disk, capsys, command):
     assert main(command.format(folder, tmp_path).split()) == 2

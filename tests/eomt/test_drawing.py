@@ -92,5 +92,5 @@ def test_colors_of_one_picture_differ():
 
 
 def test_wrong_size_is_an_error():
-    with pytest.raises(ValueError, match="10 × 10 does not fit its image of 500 × 640"):
+    with pytest.raises(ValueError, match="10 × 10"):
         draw_segments(GRAY, np.zeros((10, 10), int), [{"id": 0, "label_id": 0}])

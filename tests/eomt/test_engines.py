@@ -92,30 +92,32 @@ def test_the_pipeline_gives_the_same_segments(exported, task, tmp_path):
 
 
 @pytest.mark.parametrize(("format", "precision"), [
-    pytest.param("openvino", "bf16", marks=openvino), pytest.param("openvino", "int8", marks=openvino),
-    ("onnx", "fp16"), ("onnx", "int8"),
+    pytest.param("openvino", "int8", marks=openvino),
+    ("onnx", "fp16"),
+    pytest.param("openvino", "bf16", marks=[openvino, pytest.mark.slow]),
+    pytest.param("onnx", "int8", marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_smaller_number_types(format, precision, tmp_path, capfd):
+def test_smaller_number_types(exported, format, precision, tmp_path):
     if not is_installed(format):
         pytest.skip(f"{format} is not installed")
-    save_confident(tmp_path / "model")
     photos = tmp_path / "photos"
     photos.mkdir()
     for index in range(3):
         synthetic_image(60 + index, 80).save(photos / f"{index}.png")
     calibrate = ["--calibrate", photos] if precision == "int8" else []
     options = ("--format", format, "--precision", precision, *calibrate)
-    assert export(tmp_path / "model", tmp_path / "out", *options) == 0
+    assert export(exported / "model", tmp_path / "out", *options) == 0
     model = ExportedEoMT.from_pretrained(tmp_path / "out")
     assert model.engine.precision == precision
     pixels = EoMTImageProcessor(task="panoptic", size=64)(synthetic_image(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        expected, found = load_unmasked(tmp_path / "model")(pixels), model(pixels)
+        expected, found = load_unmasked(exported / "model")(pixels), model(pixels)
     gap = (expected.masks_queries_logits - found.masks_queries_logits).abs().max()
     assert 0 < gap < 0.2 * expected.masks_queries_logits.abs().max()
 
 
 @openvino
+@pytest.mark.slow
 def test_any_size_where_positions_are_rotary(tmp_path, capsys):
     save_confident(tmp_path / "v3", "dinov3", num_hidden_layers=1)  # with free sides each takes ten seconds
     assert export(tmp_path / "v3", tmp_path / "out", "--format", "openvino", "--dynamic-size") == 0
@@ -125,7 +127,7 @@ def test_any_size_where_positions_are_rotary(tmp_path, capsys):
     found = ExportedEoMT.from_pretrained(tmp_path / "out")(pixels).masks_queries_logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     for height, width in ((96, 40), (16, 32), (32, 4112)):
-        with pytest.raises(ValueError, match=rf"{height} × {width} pixels; .* multiples of 16, from 32 to 4096"):
+        with pytest.raises(ValueError, match=f"{height} × {width}"):
             ExportedEoMT.from_pretrained(tmp_path / "out")(torch.zeros(1, 3, height, width))
     save_confident(tmp_path / "v2")
     capsys.readouterr()
@@ -147,6 +149,7 @@ def test_bfloat16_only_when_asked_for(exported):
 
 
 @openvino
+@pytest.mark.slow
 def test_a_check_in_other_numbers_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ENGINES["openvino"], "DTYPES", {"fp32": "f32", "bf16": "f32"})  # as on a CPU without bf16
     save_confident(tmp_path / "model", num_hidden_layers=1)
@@ -185,48 +188,46 @@ def test_commands_take_an_exported_folder(exported, command, tmp_path):
         assert results[0]["annotations"] == results[1]["annotations"]
 
 
-def test_what_cannot_be_run(exported, tmp_path, monkeypatch):
+def test_what_an_exported_model_cannot_do(exported):
     model = ExportedEoMT.from_pretrained(exported / "out", engine="onnx")
-    with pytest.raises(ValueError, match="32 × 64 pixels; the file takes 64 × 64"):
-        model(torch.zeros(1, 3, 32, 64))
-    with pytest.raises(ValueError, match="has no loss"):
-        model(torch.zeros(1, 3, 64, 64), mask_labels=[], class_labels=[])
-    with pytest.raises(ValueError, match="cannot merge tokens"):
-        model.set_token_merging(threshold=0.9)
-    with pytest.raises(ValueError, match="has no masked attention"):
-        model.set_attn_mask_probs([1.0])
-    with pytest.raises(ValueError, match=r"no config\.json"):
-        ExportedEoMT.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="engine is 'tensorrt'; choose from auto, openvino, onnx"):
-        open_engine(exported / "out", "tensorrt")
-    with pytest.raises(ValueError, match="dtype is 'bf16'; onnx computes in fp32"):
-        open_engine(exported / "out", "onnx", "bf16")
-    (tmp_path / "config.json").write_text((exported / "out/config.json").read_text())
-    with pytest.raises(ValueError, match="holds no exported model"):
-        ExportedEoMT.from_pretrained(tmp_path)
-    for engine in ENGINES.values():
+    for call, word in (
+        (lambda: model(torch.zeros(1, 3, 32, 64)), "32 × 64"),
+        (lambda: model(torch.zeros(1, 3, 64, 64), mask_labels=[], class_labels=[]), "loss"),
+        (lambda: model.set_token_merging(threshold=0.9), "tokens"),
+        (lambda: model.set_attn_mask_probs([1.0]), "masked"),
+        (lambda: open_engine(exported / "out", "tensorrt"), "'tensorrt'"),
+        (lambda: open_engine(exported / "out", "onnx", "bf16"), "'bf16'"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            call()
+
+
+def test_folders_that_hold_no_exported_model(exported, tmp_path, monkeypatch):
+    def refused(word, **options):
+        with pytest.raises(ValueError, match=word):
+            ExportedEoMT.from_pretrained(tmp_path, **options)
+
+    refused(r"config\.json")
+    shutil.copy(exported / "out/config.json", tmp_path)
+    refused("no exported model")
+    for name, engine in ENGINES.items():
         (tmp_path / engine.file).write_bytes(b"<net name='cut")
-    for engine in FORMATS:
-        with pytest.raises(ValueError, match="cannot be read"):
-            ExportedEoMT.from_pretrained(tmp_path, engine=engine)
+        if name in FORMATS:
+            refused("cannot be read", engine=name)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install openvino"):
-        ExportedEoMT.from_pretrained(tmp_path, engine="openvino")
+    refused("pip install openvino", engine="openvino")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(ValueError, match="holds a 'vit' model, not an EoMT"):
-        ExportedEoMT.from_pretrained(tmp_path)
+    refused("'vit'")
 
 
-def test_a_picture_that_cannot_be_read_for_calibration(tmp_path, capsys):
-    save_confident(tmp_path / "model")
+def test_a_picture_that_cannot_be_read_for_calibration(exported, tmp_path, capsys):
     (tmp_path / "cut.png").write_bytes(Image.new("RGB", (8, 8)).tobytes()[:20])
     options = ("--format", "onnx", "--precision", "int8", "--calibrate", tmp_path / "cut.png")
-    assert export(tmp_path / "model", tmp_path / "out", *options) == 2
-    assert "cut.png" in capsys.readouterr().err
-    assert len(capsys.readouterr().err.splitlines()) <= 1
+    assert export(exported / "model", tmp_path / "out", *options) == 2
+    assert "cut.png" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("after", "code"), [(39.5, 0), (38.5, 2)])
+@pytest.mark.parametrize(("after", "code"), [(38.5, 2), pytest.param(39.5, 0, marks=pytest.mark.slow)])
 def test_a_file_that_loses_too_much_is_not_left(after, code, tmp_path, monkeypatch, capsys):
     """The exported file is scored on the data; the second score is made up, as a tiny model has nothing to lose."""
     data = make_shapes(tmp_path / "shapes", train=1, val=2)

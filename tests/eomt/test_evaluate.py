@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from eomt.cli import main
 from eomt.configuration import EoMTConfig
+from eomt.configuration.labels import label_space
+from eomt.configuration.recipes import get_recipe
+from eomt.evaluate import reported_results
 from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training.data import load_data, make_shapes
@@ -26,19 +30,9 @@ def model(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     _, space = load_data(shapes, task="panoptic")
     torch.manual_seed(0)
-    config = EoMTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_blocks=1,
-        num_queries=1,
-        patch_size=8,
-        image_size=64,
-        id2label=space.id2label,
-        label2id=space.label2id,
-        task="panoptic",
-    )
-    model = EoMTForUniversalSegmentation(config)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_blocks": 1, "num_queries": 1}
+    labels = {"id2label": space.id2label, "label2id": space.label2id}
+    model = EoMTForUniversalSegmentation(EoMTConfig(**sizes, patch_size=8, image_size=64, **labels, task="panoptic"))
     with torch.no_grad():
         model.class_predictor.weight.mul_(400)  # decided, and never for "no object": it does find segments
         model.class_predictor.bias[-1] = -1000
@@ -71,8 +65,6 @@ def test_a_model_and_its_saved_predictions_score_the_same(shapes, model, tmp_pat
 @pytest.mark.parametrize("task", ["instance", "semantic"])
 def test_other_tasks_of_the_same_weights(model, tmp_path, task, capsys):
     """A model is scored by its own task's data; here boxes and label maps made for the purpose."""
-    from PIL import Image
-
     data, copy = tmp_path / "data", tmp_path / "model"
     (data / "images").mkdir(parents=True)
     Image.new("RGB", (60, 40), (200, 30, 30)).save(data / "images/a.png")
@@ -100,8 +92,6 @@ def test_other_tasks_of_the_same_weights(model, tmp_path, task, capsys):
 
 def test_another_tools_coco_files_give_panopticapis_number(tmp_path, capsys):
     """The golden predictions against COCO's truth; the photos are not in the repository: black ones stand in."""
-    from PIL import Image
-
     truth = json.loads((GOLDEN / "coco-sample/panoptic_examples.json").read_text())
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
@@ -115,26 +105,6 @@ def test_another_tools_coco_files_give_panopticapis_number(tmp_path, capsys):
     assert result["classes"] == "coco_panoptic"
     assert result["metrics"]["pq"] == pytest.approx(expected["all"]["pq"], abs=1e-9)
     assert result["metrics"]["pq_stuff"] == pytest.approx(expected["stuff"]["pq"], abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--data", "nowhere"), "give either a model or --predictions"),
-        (("model", "--predictions", "x", "--data", "y"), "give either a model or --predictions"),
-        (("--predictions", "x", "--data", "y"), "--predictions needs --task"),
-        (("--predictions", "x", "--data", "y", "--task", "panoptic"), "y: there is no such file or folder"),
-        (("model", "--data", "y", "--worst", "3"), "--worst needs --output"),
-        (("model", "--data", "y", "--output", "o", "--worst", "-3"), "--worst"),
-        (("--predictions", "x", "--data", "y", "--task", "panoptic", "--masked"), "--masked needs a model"),
-    ],
-)
-def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run(*arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -160,10 +130,6 @@ def test_classes_that_are_not_the_models(shapes, model, tmp_path, capsys, swappe
 
 def test_the_papers_number_stands_beside_a_result_of_its_recipe(tmp_path):
     """Told by data, task and architecture; for a ViT-S on COCO panoptic at 640² the model zoo has one."""
-    from eomt.configuration.labels import label_space
-    from eomt.configuration.recipes import get_recipe
-    from eomt.evaluate import reported_results
-
     recipe, space = get_recipe("coco_panoptic_eomt_small_640_2x"), label_space("coco_panoptic")
     config = EoMTConfig.for_backbone(recipe.backbone, image_size=640, id2label=space.id2label, label2id=space.label2id)
     found = {entry["recipe"]: entry["percent"] for entry in reported_results(config, "panoptic", space)}

@@ -22,16 +22,13 @@ def export(*arguments) -> int:
     return main(["export", *map(str, arguments)])
 
 
-def test_files_and_settings(exported, tmp_path, capsys):
+def test_files_and_settings(exported):
     names = {path.name for path in (exported / "out").iterdir() if not path.name.startswith("openvino")}
     assert names == {"model.onnx", "config.json", "preprocessor_config.json"}
     config = json.loads((exported / "out/config.json").read_text())
     assert config["id2label"]["4"] == "LABEL_4"
     processor = AutoImageProcessor.from_pretrained(exported / "out")
     assert processor.to_dict() == AutoImageProcessor.from_pretrained(exported / "model").to_dict()
-    assert export(exported / "model", tmp_path / "out", "--format", "onnx") == 0
-    said = float(capsys.readouterr().out.split(" MB")[0].split()[-1])
-    assert said == pytest.approx((tmp_path / "out/model.onnx").stat().st_size / 1e6, abs=0.06)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -46,7 +43,12 @@ def test_the_file_equals_the_unmasked_model(exported, batch):
         torch.testing.assert_close(torch.from_numpy(onnx), ours, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["dinov2_swiglu", "deit3", "dinov3", "eva02"])
+@pytest.mark.parametrize("kind", [
+    "dinov3",
+    pytest.param("eva02", marks=pytest.mark.slow),
+    pytest.param("deit3", marks=pytest.mark.slow),
+    pytest.param("dinov2_swiglu", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_every_family(kind, tmp_path, capsys):
     """The command compares; here it must only succeed, and say by how much they differ."""
     save_confident(tmp_path / "model", kind)
@@ -63,6 +65,7 @@ def test_the_two_lines_of_torch_export():
     torch.testing.assert_close(program.module()(pixels)[1], model(pixels).masks_queries_logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_step_of_the_ladder_takes_any_batch(tmp_path):
     ladder(3).save_pretrained(tmp_path / "model")
@@ -99,12 +102,12 @@ def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_refuses_to_overwrite(tmp_path, capsys):
-    save_confident(tmp_path / "model")
+def test_refuses_to_overwrite(exported, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx") == 2
+    assert export(exported / "model", tmp_path / "out", "--format", "onnx") == 2
     assert "exists" in capsys.readouterr().err
-    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx", "--force") == 0
-    assert export(tmp_path / "model", tmp_path / "out", "--format", "onnx", "--image", tmp_path / "none.png") == 2
-    assert export(tmp_path / "model", tmp_path / "new", "--format", "onnx", "--image", tmp_path / "none.png") == 2
+    assert export(exported / "model", tmp_path / "new", "--format", "onnx", "--image", tmp_path / "none.png") == 2
     assert not (tmp_path / "new").exists()
+    assert export(exported / "model", tmp_path / "out", "--format", "onnx", "--force") == 0
+    said = float(capsys.readouterr().out.split(" MB")[0].split()[-1])
+    assert said == pytest.approx((tmp_path / "out/model.onnx").stat().st_size / 1e6, abs=0.06)

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
-from transformers import AutoModelForUniversalSegmentation
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-from eomt import EoMTImageProcessor
+from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.image_processing import read_image
 from eomt.image_processing.images import rgb_to_id
 from eomt.predict import find_images
+from eomt.results import Results
 from tests.pairs import ENVIRONMENT
 from tests.predicting import SIZES, predict
 
@@ -29,8 +30,6 @@ SIDES = (2400, 4200)  # pixels of the pictures whose memory is measured
 
 def expected(model_directory, photo):
     """The same by the Python interface."""
-    from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
-
     model = AutoModelForUniversalSegmentation.from_pretrained(model_directory).eval()
     processor = AutoImageProcessor.from_pretrained(model_directory)
     picture = read_image(photo)
@@ -98,15 +97,17 @@ def test_semantic_with_confidence(models, photos, tmp_path):
 
 
 def test_unreadable_files_are_listed_at_the_end(models, photos, tmp_path, capsys):
+    """One of them has too many pixels to be decoded."""
     (photos / "broken.png").write_bytes((photos / "000000000139.png").read_bytes()[:120])
     (photos / "text.jpg").write_text("no image")
-    assert predict(photos, models["panoptic"], tmp_path / "out", "--batch-size", "2") == 1
+    options = ["--batch-size", "2", "--max-pixels", "3000"]
+    assert predict(photos, models["panoptic"], tmp_path / "out", *options) == 1
     printed = capsys.readouterr()
-    assert "3 images in" in printed.out
-    for name in ("broken.png", "text.jpg"):
-        assert f"{photos / name}: cannot read image" in printed.err
-    assert "2 of 5 images" in printed.err
-    assert len(json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]) == 3
+    assert "2 images in" in printed.out
+    for name in ("broken.png", "text.jpg", "000000000285.png"):
+        assert name in printed.err
+    assert "3 of 5 images" in printed.err
+    assert len(json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]) == 2
 
 
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
@@ -126,24 +127,28 @@ def test_images_that_cannot_be_segmented_or_written_are_listed_at_the_end(models
         assert "long.png: image of 4 × 66000 is too narrow for windows" in printed.err
 
 
-def test_a_failing_post_processing_costs_one_image(models, photos, tmp_path, capsys, monkeypatch):
-    semantic_segmentation = EoMTImageProcessor.post_process_semantic_segmentation
+@pytest.mark.parametrize("where", ["forward", "post-processing"])
+def test_out_of_memory_costs_one_image(models, photos, tmp_path, capsys, monkeypatch, where):
+    if where == "forward":
+        owner, name, error = EoMTForUniversalSegmentation, "forward", RuntimeError("can't allocate memory")
+    else:
+        owner, name, error = EoMTImageProcessor, "post_process_semantic_segmentation", MemoryError()
+    real, calls = getattr(owner, name), []
 
-    def out_of_memory(self, outputs, sizes):
-        if sizes == [SIZES["000000000285"]]:
-            raise MemoryError
-        return semantic_segmentation(self, outputs, sizes)
+    def scarce(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(EoMTImageProcessor, "post_process_semantic_segmentation", out_of_memory)
-    assert predict(photos, models["semantic"], tmp_path / "out", "--batch-size", "3") == 1
-    assert "000000000285.png: MemoryError" in capsys.readouterr().err
-    found = json.loads((tmp_path / "out/images.json").read_text())["images"]
-    assert [image["id"] for image in found] == [139, 632]
+    monkeypatch.setattr(owner, name, scarce)
+    options = ["--batch-size", "1" if where == "forward" else "3"]
+    assert predict(photos, models["semantic"], tmp_path / "out", *options) == 1
+    assert "1 of 3 images" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out/images.json").read_text())["images"]) == 2
 
 
 def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monkeypatch):
-    from eomt.results import Results
-
     write, calls = Results.write, []
 
     def interrupted(self, name, *args, **kwargs):
@@ -202,47 +207,36 @@ def test_ways_to_run(models, photos, tmp_path, options):
         assert (way != plain).mean() < 0.05
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--confidence"], "--confidence is for semantic"),
-        (["--label-space", "coco_panoptic"], "133 classes, the model has 5"),
-        (["--label-space", "none"], "no label space 'none'"),
-    ],
-)
-def test_bad_options_are_one_line(models, photos, tmp_path, capsys, options, message):
+@pytest.mark.parametrize(("options", "word"), [
+    (["--confidence"], "--confidence"),
+    (["--label-space", "coco_panoptic"], "133"),
+    (["--label-space", "none"], "'none'"),
+])  # fmt: skip
+def test_options_that_do_not_fit_the_model_are_one_line(models, photos, tmp_path, capsys, options, word):
     assert predict(photos, models["panoptic"], tmp_path / "out", *options) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("eomt predict: ")
-    assert message in error
-
-
-def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(models, photos, tmp_path, capsys):
-    assert predict(photos, models["panoptic"], tmp_path / "out", "--max-pixels", "3000") == 1
-    printed = capsys.readouterr()
-    assert "2 images in" in printed.out
-    assert "000000000285.png: cannot read image" in printed.err
-    assert "max_pixels=3000" in printed.err
+    assert word in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_masks_are_as_the_model_was_trained_or_as_asked(models, photos, tmp_path):
     """`masked_inference` in the configuration decides, not the probabilities in the checkpoint (Table 7)."""
-    trained = shutil.copytree(models["panoptic"], tmp_path / "trained")
-    model = AutoModelForUniversalSegmentation.from_pretrained(trained)
-    model.set_attn_mask_probs([1.0] * 2)
-    model.config.masked_inference = False
-    model.save_pretrained(trained)
-    always = shutil.copytree(trained, tmp_path / "always")
-    config = json.loads((always / "config.json").read_text())
-    (always / "config.json").write_text(json.dumps(config | {"masked_inference": True}))
-    runs = {"plain": (models["panoptic"], []), "trained": (trained, []), "always": (always, [])}
-    runs |= {"asked": (trained, ["--masked"]), "not asked": (always, ["--no-masked"])}
+    folders = {"plain": models["panoptic"]}
+    for name in ("trained", "always"):
+        model = AutoModelForUniversalSegmentation.from_pretrained(models["panoptic"])
+        model.set_attn_mask_probs([1.0] * 2)
+        model.config.masked_inference = name == "always"
+        folders[name] = shutil.copytree(models["panoptic"], tmp_path / name)
+        model.save_pretrained(folders[name])
     found = {}
-    for name, (folder, options) in runs.items():
-        assert predict(photos, folder, tmp_path / name / "out", *options) == 0
-        found[name] = (tmp_path / name / "out/panoptic.json").read_text()
-    assert found["plain"] == found["trained"] == found["not asked"]
-    assert found["always"] == found["asked"] != found["plain"]
+    for name, options in (("plain", []), ("trained", []), ("always", []), ("trained", ["--masked"]),
+                          ("always", ["--no-masked"])):  # fmt: skip
+        run = " ".join([name, *options])
+        assert predict(photos, folders[name], tmp_path / "out" / run, "--no-overlays", *options) == 0
+        found[run] = (tmp_path / "out" / run / "panoptic.json").read_text()
+    assert found["plain"] == found["trained"] == found["always --no-masked"]
+    assert found["always"] == found["trained --masked"] != found["plain"]
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +269,7 @@ def peaks(models, tmp_path_factory):
     return dict(zip(commands, (1024 * int(kilobytes) for kilobytes in re.findall(r"^peak (\d+)$", done.stdout, re.M))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_memory_a_pixel(peaks, task):
     """At most 12 bytes a pixel, from the difference of two sizes."""
@@ -305,45 +300,15 @@ def test_names_and_ids_are_unique(models, photos, tmp_path):
     assert [a["image_id"] for a in data["annotations"]] == [image["id"] for image in data["images"]]
 
 
-def test_out_of_memory_in_one_forward_costs_its_images(models, photos, tmp_path, capsys, monkeypatch):
-    from eomt import EoMTForUniversalSegmentation
-
-    forward, calls = EoMTForUniversalSegmentation.forward, []
-
-    def scarce(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return forward(self, *args, **kwargs)
-
-    monkeypatch.setattr(EoMTForUniversalSegmentation, "forward", scarce)
-    assert predict(photos, models["panoptic"], tmp_path / "out") == 1
-    printed = capsys.readouterr()
-    assert "2 images in" in printed.out
-    assert "can't allocate memory" in printed.err
-
-
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
 def test_tiles(models, photos, tmp_path, task):
     """Results of the same form; the settings belong to the run; a picture within a tile is as without."""
-    assert predict(photos, models[task], tmp_path / "out", "--tile", "48", "--batch-size", "4") == 0
+    tiled = ["--no-overlays", "--batch-size", "4", "--tile"]
+    assert predict(photos, models[task], tmp_path / "out", *tiled, "48") == 0
     file = {"panoptic": "panoptic.json", "instance": "instances.json"}[task]
     assert json.loads((tmp_path / "out" / file).read_text())
     assert json.loads((tmp_path / "out/run.json").read_text())["tile"] == 48
-    assert len(list((tmp_path / "out/overlays").iterdir())) == 3
     assert predict(photos, models[task], tmp_path / "out", "--no-overlays") == 2
     assert predict(photos, models[task], tmp_path / "plain", "--no-overlays") == 0
-    assert predict(photos, models[task], tmp_path / "one", "--no-overlays", "--tile", "90") == 0
+    assert predict(photos, models[task], tmp_path / "one", *tiled, "90") == 0
     assert (tmp_path / "plain" / file).read_text() == (tmp_path / "one" / file).read_text()
-
-
-def test_tiles_that_cannot_be_are_one_line(models, photos, tmp_path, capsys):
-    for task, options, message in (
-        ("panoptic", ["--tile", "8"], "8 pixels"),
-        ("panoptic", ["--tile", "0"], "--tile"),
-        ("semantic", ["--tile", "64"], "windows"),
-    ):
-        assert predict(photos, models[task], tmp_path / "out", *options) == 2
-        error = capsys.readouterr().err.strip().splitlines()
-        assert message in error[-1]
-        assert not (tmp_path / "out").exists()

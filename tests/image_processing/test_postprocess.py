@@ -1,10 +1,7 @@
 """Post-processing against the authors' numbers, against their rules written out plainly, and against itself."""
 
-import importlib.util
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +19,8 @@ from eomt.image_processing import EoMTImageProcessor, placement
 from eomt.image_processing.instance import encoded_instances, instance_segmentation
 from eomt.image_processing.panoptic import panoptic_segmentation
 from eomt.image_processing.semantic import semantic_scores, semantic_segmentation
-
-_spec = importlib.util.spec_from_file_location("plain_reference", Path(__file__).with_name("reference.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+from eomt.speed.measure import extra_cpu_bytes
+from tests.image_processing import reference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 POST, POST_META = load_file(GOLDEN / "postprocess.safetensors"), json.loads((GOLDEN / "postprocess.json").read_text())
@@ -252,12 +247,14 @@ def test_windows_arrive_in_every_form():
     assert torch.equal(processor.post_process_semantic_segmentation(leading, sizes[:1])[0], as_list[0])
 
 
+HALVES = torch.tensor([[[9.0, -9, -9], [-9, 9.0, -9]]])  # logits of two queries, one of each class
+
+
 def test_semantic_with_padding_removes_it():
     masks = torch.full((1, 2, 16, 16), -9.0)
     masks[0, 0, :4], masks[0, 1, 4:] = 9.0, 9.0  # an image of 32 × 64 fills the upper half: class 0, then class 1
-    classes = torch.tensor([[[9.0, -9, -9], [-9, 9.0, -9]]])
     processor = EoMTImageProcessor(task="semantic", size=64, do_pad=True)
-    result = processor.post_process_semantic_segmentation(outputs(masks, classes), [(32, 64)])[0]
+    result = processor.post_process_semantic_segmentation(outputs(masks, HALVES), [(32, 64)])[0]
     assert (result[:15] == 0).all()
     assert (result[17:] == 1).all()
 
@@ -265,12 +262,11 @@ def test_semantic_with_padding_removes_it():
 def test_semantic_without_target_sizes_is_the_whole_window():
     masks = torch.full((1, 2, 16, 16), -9.0)
     masks[0, 0, :, :8], masks[0, 1, :, 8:] = 9.0, 9.0  # class 0 on the left, class 1 on the right
-    out = outputs(masks, torch.tensor([[[9.0, -9, -9], [-9, 9.0, -9]]]))
     processor = EoMTImageProcessor(task="semantic", size={"shortest_edge": 64, "longest_edge": 128})
-    result = processor.post_process_semantic_segmentation(out)[0]
+    result = processor.post_process_semantic_segmentation(outputs(masks, HALVES))[0]
     assert (result[:, :31] == 0).all()
     assert (result[:, 33:] == 1).all()
-    assert torch.equal(result, processor.post_process_semantic_segmentation(out, [(64, 64)])[0])
+    assert torch.equal(result, processor.post_process_semantic_segmentation(outputs(masks, HALVES), [(64, 64)])[0])
 
 
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
@@ -297,7 +293,7 @@ def test_scores_on_request_and_confidence():
 def test_errors_name_the_value():
     out = made(batch=2)
     processor = EoMTImageProcessor(size=64)
-    with pytest.raises(ValueError, match="3 target_sizes for the outputs of 2 images"):
+    with pytest.raises(ValueError, match="3 target_sizes"):
         processor.post_process_panoptic_segmentation(out, [(4, 4)] * 3)
     windows = outputs(out.masks_queries_logits, out.class_queries_logits, [(0, 0, 64), (0, 43, 107)])
     with pytest.raises(ValueError, match="patch_offsets"):
@@ -318,8 +314,6 @@ def test_a_processor_offers_what_its_task_can():
 
 
 def test_equal_to_transformers_where_its_rule_is_the_authors():
-    from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
-
     builtin = BuiltIn(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True)
     processor = EoMTImageProcessor(size=64)
     for seed in range(5):
@@ -333,53 +327,35 @@ def test_equal_to_transformers_where_its_rule_is_the_authors():
 
 
 def test_memory_is_bounded_by_tiles():
-    """200 confident queries at 1500 × 2000: a tensor per query would be 2.4 GB."""
+    """200 confident queries at 1000 × 1000: a tensor per query would be 0.8 GB."""
     out = made(queries=200, classes=20, grid=160, seed=0, certain=12.0)
-    place = placement(1500, 2000, 640)
+    place = placement(1000, 1000, 640)
     masks, classes = out.masks_queries_logits, out.class_queries_logits
     for run in (
         lambda: panoptic_segmentation(masks[0], classes[0], place, threshold=0.2),
         lambda: instance_segmentation(masks[0], classes[0], place),
         lambda: semantic_segmentation(masks, classes, place),
     ):
-        assert _peak_extra(run) < 400 * 2**20
-
-
-def _peak_extra(run) -> int:
-    """Bytes of tensors that were alive at once, beyond those alive before."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    total = peak = 0
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    assert peak > 0
-    return peak
+        assert 0 < extra_cpu_bytes(run) < 250 * 2**20
 
 
 def test_precision_set_through_either_interface_is_kept_and_not_pinned():
-    """In a process of its own: torch's precision is global. transformers' `tf32=True` uses the new interface."""
-    script = """
-import torch
-from types import SimpleNamespace
-from eomt import EoMTImageProcessor
-out = SimpleNamespace(masks_queries_logits=torch.randn(1, 3, 8, 8), class_queries_logits=torch.randn(1, 3, 4))
-matmul = torch.backends.cuda.matmul
-run = lambda: EoMTImageProcessor(size=32).post_process_panoptic_segmentation(out, [(20, 32)], threshold=0.1)
-torch.backends.fp32_precision = "tf32"
-run()
-assert matmul.fp32_precision == "tf32"
-torch.backends.fp32_precision = "ieee"  # still follows: nothing was pinned
-assert matmul.fp32_precision == "ieee", matmul.fp32_precision
-torch.set_float32_matmul_precision("medium")
-run()
-assert (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == ("tf32", "bf16")
-assert torch.get_float32_matmul_precision() == "medium"
-"""
-    subprocess.run([sys.executable, "-c", script], check=True)
+    """torch's precision is global; transformers' `tf32=True` uses the new interface."""
+    out, processor, matmul = made(), EoMTImageProcessor(size=32), torch.backends.cuda.matmul
+    try:
+        torch.backends.fp32_precision = "tf32"
+        processor.post_process_panoptic_segmentation(out, [(20, 32)], threshold=0.1)
+        assert matmul.fp32_precision == "tf32"
+        torch.backends.fp32_precision = "ieee"  # still follows: nothing was pinned
+        assert matmul.fp32_precision == "ieee"
+        torch.set_float32_matmul_precision("medium")
+        processor.post_process_panoptic_segmentation(out, [(20, 32)], threshold=0.1)
+        assert (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == ("tf32", "bf16")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for backend in (torch.backends, matmul, torch.backends.mkldnn.matmul):
+            backend.fp32_precision = "none"
 
 
 def test_positional_arguments_are_the_built_ins():

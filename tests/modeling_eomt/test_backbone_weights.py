@@ -159,10 +159,10 @@ def test_heads_and_queries_stay_fresh():
 
 
 @pytest.mark.parametrize(("source", "name", "overrides", "message"), [
-    ("deit3_large_patch16_384", "vit_small_patch14_reg4_dinov2", {}, "depth 2 and 0 registers; .* and 4 registers"),
-    ("vit_small_patch16_dinov3", "vit_small_patch14_reg4_dinov2", {}, "is a DINOv3 ViT .* wants a DINOv2"),
-    ("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", {}, "is a DINOv2 .* wants a DINOv3"),
-    ("eva02_large_patch14_224", "deit3_large_patch16_384", {}, "is an? EVA-02 ViT .* wants a DINOv2 or DeiT-III"),
+    ("deit3_large_patch16_384", "vit_small_patch14_reg4_dinov2", {}, "0 registers; .* 4 registers"),
+    ("vit_small_patch16_dinov3", "vit_small_patch14_reg4_dinov2", {}, "DINOv3 ViT .* DINOv2"),
+    ("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", {}, "DINOv2 .* DINOv3"),
+    ("eva02_large_patch14_224", "deit3_large_patch16_384", {}, "EVA-02 ViT .* DINOv2 or DeiT-III"),
     ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"hidden_size": 96}, "width 48, .* width 96"),
     ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"num_hidden_layers": 3}, "depth 2 .* depth 3"),
     ("vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2", {}, "mis-shaped"),  # MLP against SwiGLU
@@ -173,9 +173,9 @@ def test_another_family_width_or_depth_is_a_clear_error(source, name, overrides,
 
 
 @pytest.mark.parametrize(("source", "error", "message"), [
-    ({"conv1.weight": torch.zeros(2)}, ValueError, "is not a ViT known here; its keys begin with conv1.weight"),
-    ({}, ValueError, "holds no tensor"),
-    ("no/such/file.pth", FileNotFoundError, "there is no weights file"),
+    ({"conv1.weight": torch.zeros(2)}, ValueError, r"conv1\.weight"),
+    ({}, ValueError, "tensor"),
+    ("no/such/file.pth", FileNotFoundError, r"file\.pth"),
 ])  # fmt: skip
 def test_no_backbone_at_all(source, error, message):
     with pytest.raises(error, match=message):

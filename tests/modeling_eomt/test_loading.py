@@ -78,7 +78,7 @@ def test_adapter_folder(their_folder, tmp_path):
     names_nothing = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     del names_nothing["base_model_name_or_path"]
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(names_nothing))
-    with pytest.raises(ValueError, match="names no base_model_name_or_path"):
+    with pytest.raises(ValueError, match="base_model_name_or_path"):
         EoMTForUniversalSegmentation.from_pretrained(tmp_path / "adapter")
 
 
@@ -95,18 +95,26 @@ def test_offloaded_weights(kind, tmp_path):
     assert torch.equal(on_disk(PIXELS).masks_queries_logits, expected)
 
 
+def placed(on_disk: tuple[str, ...]) -> dict[str, str]:
+    """A device map: some parts on disk, the others on the CPU."""
+    parts = ["embeddings", *(f"layers.{i}" for i in range(4)), "layernorm", "query", "upscale_block", "mask_head"]
+    parts += ["class_predictor", "criterion", "attn_mask_probs"]
+    return {part: "disk" if part in on_disk else "cpu" for part in parts}
+
+
 def test_device_map_with_disk(tmp_path):
     model = tiny_model("dinov2")
     model.save_pretrained(tmp_path / "model")
-    places = dict.fromkeys(("embeddings", "layers.0", "query", "upscale_block", "criterion"), "disk")
-    places |= dict.fromkeys(
-        ("layers.1", "layers.2", "layers.3", "layernorm", "mask_head", "class_predictor", "attn_mask_probs"), "cpu"
-    )
-    loaded = EoMTForUniversalSegmentation.from_pretrained(
-        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload"
-    )
+    place = {
+        "device_map": placed(("embeddings", "layers.0", "query", "upscale_block", "criterion")),
+        "offload_folder": tmp_path / "offload",
+    }
+    loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "model", **place)
     with torch.no_grad():
         assert torch.equal(loaded(PIXELS).masks_queries_logits, model(PIXELS).masks_queries_logits)
+    place["device_map"] = placed(("embeddings",))
+    with pytest.raises(ValueError, match="image_size 128"):
+        EoMTForUniversalSegmentation.from_pretrained(tmp_path / "model", **place, image_size=128)
 
 
 @pytest.mark.parametrize("kind", ["deit3", "eva02"])
@@ -189,27 +197,13 @@ def test_weights_quantized_in_place_are_not_saved(tmp_path):
         model.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"tp_plan": {"layers.*.mlp.fc1": "colwise"}},
-        {"tp_size": 2},
-        {"distributed_config": SimpleNamespace(tp_plan="auto", tp_size=None)},
-    ],
-)
+@pytest.mark.parametrize("arguments", [
+    {"tp_plan": {"layers.*.mlp.fc1": "colwise"}}, {"tp_size": 2},
+    {"distributed_config": SimpleNamespace(tp_plan="auto", tp_size=None)},
+])  # fmt: skip
 def test_tensor_parallel_plans(arguments, their_folder):
     with pytest.raises(ValueError, match="tensor parallel"):
         EoMTForUniversalSegmentation.from_pretrained(their_folder, **arguments)
-
-
-def test_another_size_with_offloaded_embeddings(tmp_path):
-    tiny_model().save_pretrained(tmp_path / "model")
-    places = dict.fromkeys(("layers", "layernorm", "query", "upscale_block", "mask_head", "class_predictor"), "cpu")
-    places |= {"criterion": "cpu", "attn_mask_probs": "cpu", "embeddings": "disk"}
-    with pytest.raises(ValueError, match="image_size 128"):
-        EoMTForUniversalSegmentation.from_pretrained(
-            tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload", image_size=128
-        )
 
 
 def test_a_subfolder_is_read_as_a_folder(tmp_path):

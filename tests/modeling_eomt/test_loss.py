@@ -157,8 +157,6 @@ def test_a_broken_query_is_matched_last():
 
 
 def test_numpy_labels_give_the_same_loss():
-    from tests.models import targets, tiny_model
-
     masks, labels = targets()
     losses = []
     for convert in (lambda values: values, lambda values: [value.numpy() for value in values]):

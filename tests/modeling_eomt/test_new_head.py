@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForUniversalSegmentation,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, Trainer, TrainingArguments
 
 import eomt
 from eomt import EoMTConfig, EoMTImageProcessor
@@ -30,9 +24,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("changes", "stuff", "dropped"),
-    [
+@pytest.mark.parametrize(("changes", "stuff", "dropped"), [
         ({"num_labels": 3}, [], True),
         ({"num_labels": 3, "stuff_label_ids": []}, [], False),
         ({"num_labels": 3, "stuff_label_ids": [2]}, [2], False),
@@ -42,9 +34,7 @@ def folder(tmp_path_factory):
         ({"id2label": EIGHT, "num_labels": 8, "stuff_label_ids": [7]}, [7], False),
         ({"id2label": NAMES | {4: "mud", 5: "tree"}}, [2, 3], True),
         ({"id2label": {str(label): name for label, name in NAMES.items()}}, [2, 3, 4], False),
-    ],
-    ids=str,
-)
+], ids=str)  # fmt: skip
 def test_stuff_labels_stay_where_they_apply(folder, tmp_path, caplog, changes, stuff, dropped):
     model = AutoModelForUniversalSegmentation.from_pretrained(folder, ignore_mismatched_sizes=True, **changes)
     labels = len(changes["id2label"]) if "id2label" in changes else changes["num_labels"]
@@ -72,13 +62,8 @@ def test_a_changed_configuration_is_saved_and_loaded(folder, tmp_path, set_first
 def test_the_stock_instance_segmentation_example_runs_on_it(folder, tmp_path):
     """The calls of transformers' run_instance_segmentation.py (Trainer), with other classes and another size."""
     id2label = {0: "box", 1: "disc", 2: "bar", 3: "ring", 4: "cross", 5: "star", 6: "moon"}
-    model = AutoModelForUniversalSegmentation.from_pretrained(
-        folder,
-        label2id={name: label for label, name in id2label.items()},
-        id2label=id2label,
-        ignore_mismatched_sizes=True,
-        token=None,
-    )
+    labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder, **labels, ignore_mismatched_sizes=True)
     size = {"height": 32, "width": 32}
     options = {"do_reduce_labels": True, "reduce_labels": True, "token": None}
     processor = AutoImageProcessor.from_pretrained(folder, do_resize=True, size=size, **options)
@@ -113,18 +98,10 @@ def test_the_stock_instance_segmentation_example_runs_on_it(folder, tmp_path):
         return {"found": float(sum(len(image["segments_info"]) for image in found))} if compute_result else None
 
     args = TrainingArguments(
-        str(tmp_path),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=2,
-        eval_strategy="steps",
-        eval_steps=1,
-        eval_do_concat_batches=False,
-        batch_eval_metrics=True,
-        remove_unused_columns=False,
-        report_to="none",
-        use_cpu=True,
-    )
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, per_device_eval_batch_size=2, eval_strategy="steps",
+        eval_steps=1, eval_do_concat_batches=False, batch_eval_metrics=True, remove_unused_columns=False,
+        report_to="none", use_cpu=True,
+    )  # fmt: skip
     samples = [sample(index) for index in range(4)]
     trainer = Trainer(
         model, args, collate, samples, samples, processing_class=processor, compute_metrics=compute_metrics

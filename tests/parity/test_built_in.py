@@ -151,6 +151,6 @@ def test_saving_says_what_plain_transformers_cannot_load(kind, fields, loads, tm
 
 @pytest.mark.parametrize("kind", [EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor])
 def test_custom_code_is_refused_before_anything_is_written(kind):
-    with pytest.raises(ValueError, match="custom code cannot be uploaded"):
+    with pytest.raises(ValueError, match="custom code"):
         kind.register_for_auto_class()
     assert not kind._auto_class

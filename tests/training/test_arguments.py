@@ -73,7 +73,7 @@ def test_batches_without_a_recipe(tmp_path):
     assert arguments(tmp_path, per_device_train_batch_size=2).total_batch_size == 2  # as in the stock Trainer
     assert arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=3).total_batch_size == 6
     assert arguments(tmp_path).total_batch_size == 16
-    with pytest.raises(ValueError, match="total_batch_size 16 is not per_device_train_batch_size 3"):
+    with pytest.raises(ValueError, match="total_batch_size 16"):
         arguments(tmp_path, total_batch_size=16, per_device_train_batch_size=3)
 
 

@@ -35,12 +35,24 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("backbone", "step", "size", "options", "parameters", "gmacs"), ROWS)
-def test_rows_of_the_paper(backbone, step, size, options, parameters, gmacs):
+def on_meta(backbone, step, size, options) -> LadderForUniversalSegmentation:
     config = LadderConfig.for_backbone(backbone, step=step, image_size=size, **{"num_labels": 133, **options})
     with torch.device("meta"):
-        model = LadderForUniversalSegmentation(config)
+        return LadderForUniversalSegmentation(config)
+
+
+@pytest.mark.parametrize(("backbone", "step", "size", "options", "parameters", "gmacs"), ROWS)
+def test_parameters_of_the_papers_rows(backbone, step, size, options, parameters, gmacs):
+    model = on_meta(backbone, step, size, options)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("backbone", "step", "size", "options", "parameters", "gmacs"),
+    [*ROWS[:4], *(pytest.param(*row, marks=pytest.mark.slow) for row in ROWS[4:])],
+)
+def test_gflops_of_the_papers_rows(backbone, step, size, options, parameters, gmacs):
+    model = on_meta(backbone, step, size, options)
     assert round(count_flops(model, torch.empty(1, 3, size, size, device="meta")) / 1e9, 2) == gmacs
 
 
@@ -52,8 +64,9 @@ def ladder(step: int, kind: str = "dinov2", seed: int = 0, **overrides) -> Ladde
     return model
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("kind", list(BACKBONE_OF_KIND))
+@pytest.mark.parametrize(
+    ("step", "kind"), [*((3, kind) for kind in BACKBONE_OF_KIND), *((step, "dinov2") for step in (0, 1, 2))]
+)
 def test_saved_and_loaded_by_the_auto_classes(step, kind, tmp_path):
     model, pixels = ladder(step, kind), torch.randn(2, 3, 64, 96)
     model.set_attn_mask_probs([1, 0.5, 0])
@@ -134,7 +147,7 @@ def test_what_a_step_cannot_take(changes, message):
 
 
 def test_a_grid_that_cannot_be_halved():
-    with pytest.raises(ValueError, match="48 × 64 pixels; step 1 has a feature map of stride 32"):
+    with pytest.raises(ValueError, match="48 × 64"):
         ladder(1)(torch.zeros(1, 3, 48, 64))
     assert ladder(3)(torch.zeros(1, 3, 48, 64)).masks_queries_logits.shape == (1, 7, 12, 16)
 

@@ -68,15 +68,14 @@ def test_the_models_task_is_the_default(saved, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("batch_size", [2, 3, 4])
-def test_batches_change_nothing(saved, task, batch_size):
+def test_batches_change_nothing(saved, task):
     """More images than masked blocks, sizes of one and of several windows, and a last batch that is not full."""
     images = [photo(*size, seed=i) for i, size in enumerate([(50, 90), (64, 64), (130, 40), (30, 200), (64, 65)])]
     segment = segmenter(saved[task])
-    together = segment(images, batch_size=batch_size, **EVERYTHING[task])
-    assert len(together) == len(images)
-    for image, found in zip(images, together):
-        same(segment(image, **EVERYTHING[task]), found)
+    alone = [segment(image, **EVERYTHING[task]) for image in images]
+    for batch_size in (2, 3, 4):
+        for one, found in zip(alone, segment(images, batch_size=batch_size, **EVERYTHING[task]), strict=True):
+            same(one, found)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -96,28 +95,27 @@ def turned(image):
     return Image.open(buffer)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize(
-    ("make", "size"),
-    [
-        (lambda: photo().convert("L"), (90, 50)),
-        (lambda: photo().convert("RGBA"), (90, 50)),
-        (lambda: photo().convert("P"), (90, 50)),
-        (lambda: photo().convert("CMYK"), (90, 50)),
-        (lambda: Image.fromarray(np.asarray(photo().convert("L")).astype(np.uint16) * 257), (90, 50)),
-        (lambda: turned(photo()), (50, 90)),
-        (lambda: photo(3000, 200), (200, 3000)),
-        (lambda: photo(40, 300), (300, 40)),
-        (lambda: photo(1, 1), (1, 1)),
-    ],
-    ids=["gray", "rgba", "palette", "cmyk", "16-bit", "exif", "3000x200", "40x300", "1x1"],
-)
-@pytest.mark.parametrize("pipeline_class", [None, EoMTImageSegmentationPipeline])
-def test_every_picture(saved, task, make, size, pipeline_class):
-    segment = segmenter(saved[task], pipeline_class=pipeline_class)
-    for s in segment(make(), **EVERYTHING[task]):
-        assert s["mask"].size == size
-        assert s["label"] in segment.model.config.label2id
+@pytest.fixture(scope="module", params=[None, EoMTImageSegmentationPipeline], ids=["stock", "ours"])
+def segmenters(request, saved):
+    return {task: segmenter(saved[task], pipeline_class=request.param) for task in TASKS}
+
+
+@pytest.mark.parametrize(("make", "size"), [
+    (lambda: photo().convert("L"), (90, 50)),
+    (lambda: photo().convert("RGBA"), (90, 50)),
+    (lambda: photo().convert("P"), (90, 50)),
+    (lambda: photo().convert("CMYK"), (90, 50)),
+    (lambda: Image.fromarray(np.asarray(photo().convert("L")).astype(np.uint16) * 257), (90, 50)),
+    (lambda: turned(photo()), (50, 90)),
+    (lambda: photo(3000, 200), (200, 3000)),
+    (lambda: photo(40, 300), (300, 40)),
+    (lambda: photo(1, 1), (1, 1)),
+], ids=["gray", "rgba", "palette", "cmyk", "16-bit", "exif", "3000x200", "40x300", "1x1"])  # fmt: skip
+def test_every_picture(segmenters, make, size):
+    for task, segment in segmenters.items():
+        for s in segment(make(), **EVERYTHING[task]):
+            assert s["mask"].size == size
+            assert s["label"] in segment.model.config.label2id
 
 
 def test_stuff_is_merged_by_default(saved):
