@@ -4,7 +4,6 @@ Exit codes: 0 success, 1 some items failed, 2 bad input, 130 interrupted, 141 br
 `EOMT_DEBUG=1` shows tracebacks and what libraries log.
 """
 
-import logging
 import os
 import re
 import sys
@@ -275,5 +274,5 @@ def quiet_libraries() -> None:
     """Libraries report loading, retries and probes; the command reports what matters itself."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     warnings.filterwarnings("ignore")

@@ -27,7 +27,7 @@ from .loading import load_for_inference, needs_cpu_group, require_model, weight_
 from .options import PredictOptions
 from .results import Results, file_state, image_ids_by_name
 from .tiling import infer_tiled, require_tiles
-from .training.data.files import IMAGE_SUFFIXES, files_below
+from .training.data.files import HEIC_SUFFIXES, IMAGE_SUFFIXES, files_below
 
 WAITING_PIXELS = 50_000_000
 """Of results that wait to be written, beside one."""
@@ -252,7 +252,7 @@ def _expand(source: str) -> Iterator[tuple[Path, Path]]:
     if path.is_dir():
         for name in sorted(files_below(str(path))):
             file = path / name
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+            if file.suffix.lower() in (*IMAGE_SUFFIXES, *HEIC_SUFFIXES) and not file.name.startswith("."):
                 yield path, file
     elif path.is_file():
         yield path.parent, path

@@ -5,8 +5,10 @@ decoder that starts other programs nor one that runs for minutes is ever reached
 """
 
 import base64
+import importlib.util
 import os
 import re
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -147,16 +149,28 @@ def _open(file: BinaryIO) -> Image.Image:
     if start.startswith(b"GIF8"):
         _require_short_comments(start + file.read())
     file.seek(0)
-    Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]  # Pillow may be built without some
+    known = _known_formats()
     try:
         return Image.open(file, formats=known)
     except UnidentifiedImageError:
         is_heic = start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif")
-        hint = "HEIC is not read; convert it to JPEG" if is_heic else f"it is none of {', '.join(known)}"
+        hint = f"it is none of {', '.join(known)}"
+        if is_heic and "HEIF" not in known:
+            hint = "HEIC needs pillow-heif: pip install pillow-heif, or convert it to JPEG"
         raise ValueError(f"unreadable image ({hint})") from None
     except Exception as error:  # as in `decode_image`
         raise ValueError(f"unreadable image ({error})") from error
+
+
+@cache
+def _known_formats() -> list[str]:
+    """Those of `FORMATS` that Pillow is built with, and HEIC where pillow-heif is installed."""
+    Image.init()
+    if importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return [name for name in (*FORMATS, "HEIF") if name in Image.OPEN]
 
 
 def _require_few_scans(data: bytes) -> None:

@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
 )  # fmt: skip
 """What is taken from a folder; a file named outright may be called anything."""
+HEIC_SUFFIXES = (".heic", ".heif")
 SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held out
     "train": ("train",),
     "val": ("val", "valid", "validation", "test"),

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from ...configuration.labels import IGNORE_INDEX, LabelSpace
 from ...image_processing.images import distinct_values
-from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentioned_splits, mentions, naming
+from .files import HEIC_SUFFIXES, IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentioned_splits, mentions, naming
 from .images import read_classes
 from .rows import Problems, ReadOptions, Rows, is_id
 
@@ -122,7 +122,7 @@ def pairs(
             name for name in tree.names if _role(name)[0] == "label" and name.lower().endswith((".jpg", ".jpeg"))
         ]
         problems += [f"{name}: a JPEG changes the values of labels; save label images as png" for name in inexact[:1]]
-    unread = [name for name in tree.names if _role(name)[0] == "image" and name.lower().endswith((".heic", ".heif"))]
+    unread = [name for name in tree.names if _role(name)[0] == "image" and name.lower().endswith(HEIC_SUFFIXES)]
     if unread:
         logger.warning_once(f"{tree}: {len(unread)} HEIC images are skipped, such as {unread[0]}; convert them to JPEG")
     return found
