@@ -88,7 +88,7 @@ def test_predictions_with_other_ids_are_matched_by_name_or_refused(label_maps, t
     assert evaluate(tmp_path / "named", "--data", data, "--json") == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["per_category_iou"] == found["per_category_iou"]
     assert scores["unnamed"][0] == 2
-    assert "category ids 0, 1, 2, the data set has 1, 2, 3" in scores["unnamed"][1].err
+    assert "'LABEL_0'" in scores["unnamed"][1].err
 
 
 def test_roboflow_predictions_score_as_the_model_does(runs, roboflow, tmp_path, capsys):

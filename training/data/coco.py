@@ -60,8 +60,8 @@ def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
     trees = _search_trees(path, split)
     kind, tree, name = _annotation_file(trees, task, split, path)
     rows = Rows(f"{tree}/{name}", task if kind == task else f"{kind}_as_{task}")
+    data = tree.json(name)
     with naming(rows.source):
-        data = tree.json(name)
         annotations, categories = member(data, "annotations"), member(data, "categories")
         own, left_out = _label_space(categories, annotations, kind, task, rows.source)
         images = _images(member(data, "images"), rows)

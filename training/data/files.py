@@ -98,14 +98,28 @@ def read_bytes(location: str, limit: int = MOST_BYTES) -> bytes:
     """The file at a location, of at most `limit` bytes: `ValueError` for a larger one, before it fills the memory."""
     if location.startswith("row://"):
         return _row_bytes(location, limit)
-    if not location.startswith("zip://"):
-        with open(location, "rb") as file:
-            _require_size(location, os.fstat(file.fileno()).st_size, limit)
-            return file.read()
-    member, archive = location.removeprefix("zip://").split("::", 1)
+    if location.startswith("zip://"):
+        return _member_bytes(*location.removeprefix("zip://").split("::", 1), limit)
+    with open(location, "rb") as file:
+        _require_size(location, os.fstat(file.fileno()).st_size, limit)
+        return file.read()
+
+
+def _member_bytes(member: str, archive: str, limit: int) -> bytes:
+    """A file in a zip; `ValueError` where it cannot be unpacked, or would unpack to more than it may."""
+    opened = open_archive(archive)
     try:
-        with open_member(archive, member, limit) as file:
+        info = opened.getinfo(member)
+        _require_size(f"{archive}: {member!r}", info.file_size, limit)
+        if info.file_size > SMALL and info.file_size > MOST_COMPRESSED * info.compress_size:
+            sizes = f"unpacks from {info.compress_size} to {info.file_size} bytes"
+            raise ValueError(f"{archive}: {member!r} {sizes}, as a zip bomb would; unpack it and give the folder")
+        with opened.open(info) as file:
             return file.read(limit)
+    except KeyError:
+        raise ValueError(f"{archive}: there is no file {member!r} in it") from None
+    except RuntimeError as error:  # encrypted, or a compression that is not read here, as deflate64 of Windows
+        raise ValueError(f"{archive}: {member!r}: {error}; unpack the archive and give the folder") from None
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise ValueError(f"{archive}: {member!r} is damaged ({error}); download it again") from None
 
@@ -135,25 +149,6 @@ def _row_bytes(location: str, limit: int) -> bytes:
         return read_bytes(cell["path"], limit)
     _require_size(f"{source}: {column!r} of row {number}", len(cell["bytes"]), limit)
     return cell["bytes"]
-
-
-def open_member(archive: str | Path, member: str, limit: int):
-    """A file in a zip, opened for reading; `ValueError` where it cannot be, or would unpack to more than it may."""
-    opened = open_archive(archive)
-    try:
-        info = opened.getinfo(member)
-    except KeyError:
-        raise ValueError(f"{archive}: there is no file {member!r} in it") from None
-    if info.flag_bits & 1:
-        raise ValueError(f"{archive}: {member!r} is encrypted; unpack the archive and give the folder")
-    _require_size(f"{archive}: {member!r}", info.file_size, limit)
-    if info.file_size > SMALL and info.file_size > MOST_COMPRESSED * info.compress_size:
-        sizes = f"unpacks from {info.compress_size} to {info.file_size} bytes"
-        raise ValueError(f"{archive}: {member!r} {sizes}, as a zip bomb would; unpack it and give the folder")
-    try:
-        return opened.open(info)
-    except NotImplementedError as error:  # deflate64, which Windows writes for large files
-        raise ValueError(f"{archive}: {member!r}: {error}; unpack the archive and give the folder") from None
 
 
 def _require_size(what: str, size: int, limit: int) -> None:

@@ -47,7 +47,8 @@ FORMATS = {  # in the order of recognition
     "coco": Format(is_coco, read_coco, ("panoptic", "instance", "semantic"), coco_splits),
     "folder": Format(is_folder, read_folder, ("semantic",), folder_splits),
 }
-PNG_LAYOUTS = ("semantic", "semantic_colors", "ade20k_panoptic")  # their segments are known when pngs are read
+PNG_LAYOUTS = ("semantic", "semantic_colors", "ade20k_panoptic", "voc_instance", "voc_instance_colors")
+"""Their segments are known when the pngs are read."""
 UNSPLIT = ([], ["train"])
 """Splits named by data that has none for validation."""
 SHARE, FEWEST = 0.1, 5  # of the images are held out; of fewer than five none are

@@ -5,15 +5,14 @@ panoptic.json     and panoptic/*.png          instances.json           labels/*.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ...configuration.labels import LabelSpace
 from .coco import instance_segments, panoptic_segments
 from .files import IMAGE_SUFFIXES, Tree, naming, safe_name
-from .predictions import PredictionIndex
+from .predictions import LARGEST_VALUES, PredictionIndex
 from .rows import ReadOptions, Rows, is_number, member, objects
-
-LARGEST_VALUES = (65535, 0xFFFFFF)  # unlabeled in label images of two bytes and of colors; 255 is so everywhere
 
 
 def is_predicted(tree: Tree, task: str) -> bool:
@@ -28,13 +27,10 @@ def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> t
     """
     tree = Tree(path)
     index = PredictionIndex(tree)
-    ids = tuple(sorted(index.categories))
-    names = tuple(index.categories[i] for i in ids)
-    stuff = tuple(label for label, i in enumerate(ids) if task == "panoptic" and not index.things[i])
-    ignored = tuple(value for value in LARGEST_VALUES if value not in ids)
-    space = options.match(LabelSpace(str(path), names, stuff, ids, ignored), path)
-    layout = "semantic_colors" if task == "semantic" and ids[-1] >= LARGEST_VALUES[0] else task
-    rows = Rows(str(path), layout, options.score_floor)
+    labels = index.labels if task == "panoptic" else replace(index.labels, stuff_label_ids=())
+    space = options.match(labels, path)
+    is_colored = task == "semantic" and max(labels.dataset_ids) >= LARGEST_VALUES[0]
+    rows = Rows(str(path), "semantic_colors" if is_colored else task, options.score_floor)
     images = {image["id"]: image for image in index.images}
     segments: dict = {key: [] for key in images}
     pngs: dict = {}

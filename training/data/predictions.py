@@ -23,9 +23,10 @@ from ...configuration.labels import LabelSpace
 from .files import Tree, naming, safe_name
 from .images import read_classes, read_colors, read_map
 from .polygons import check_shape, to_rle
-from .rows import is_id, is_number, label_of, member, objects
+from .rows import is_id, is_number, label_of, match_labels, member, objects
 from .samples import to_labels
 
+LARGEST_VALUES = (65535, 0xFFFFFF)  # unlabeled in label images of two bytes and of colors; 255 is so everywhere
 _UNNAMED = re.compile(r"(class|LABEL)_\d+")  # classes that nobody has named
 
 
@@ -186,8 +187,12 @@ class PredictionIndex:
             for category in categories:
                 if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
                     raise ValueError("a category has no integer id or no name; predict again")
-        self.categories = {category["id"]: category["name"] for category in categories}
-        self.things = {category["id"]: bool(category.get("isthing", 1)) for category in categories}
+        categories = sorted(categories, key=lambda category: category["id"])
+        ids = tuple(category["id"] for category in categories)
+        names = tuple(category["name"] for category in categories)
+        stuff = tuple(label for label, category in enumerate(categories) if not category.get("isthing", 1))
+        ignored = tuple(value for value in LARGEST_VALUES if value not in ids)
+        self.labels = LabelSpace(self.source, names, stuff, ids, ignored)
 
     @classmethod
     def find(cls, tree: Tree) -> "PredictionIndex | None":
@@ -215,31 +220,22 @@ class PredictionIndex:
     def space(self, space: LabelSpace) -> LabelSpace:
         """The data set's label space with the ids that these predictions have for its classes.
 
-        Classes are matched by name; where one of the two has never named its classes, by their ids, which must then
-        be the same. `ValueError` where neither fits.
+        Classes are matched by name; where one of the two has never named its classes, by their ids, if those are the
+        same. `ValueError` where neither fits.
         """
-        names = set(self.categories.values())
-        if len(names) == len(self.categories) and names <= set(space.names):
-            id_of = {name: i for i, name in self.categories.items()}
-            absent = iter(range(-1, -1 - space.num_labels, -1))
-            ids = tuple(id_of[name] if name in id_of else next(absent) for name in space.names)
-            return replace(space, dataset_ids=ids, ignored_ids=())
-        unnamed = is_unnamed(space.names) or is_unnamed(names)
-        if unnamed and set(self.categories) == set(space.dataset_ids):
-            return replace(space, ignored_ids=())
-        if unnamed:
-            raise ValueError(
-                f"{self.source}: the predictions have the category ids {_some(self.categories)}, the data set has "
-                f"{_some(space.dataset_ids)}; name its classes (classes.txt) as the model's are"
-            )
-        stranger = min(names - set(space.names), default=None)
-        raise ValueError(f"{self.source}: the data set has no class {stranger!r}; it has {_some(space.names)}")
+        if self._has_ids_of(space) and (is_unnamed(space.names) or is_unnamed(self.labels.names)):
+            return replace(space, ignored_ids=self.labels.ignored_ids)
+        return match_labels(self.labels, space, self.source)
 
     def named(self, space: LabelSpace) -> LabelSpace:
         """The data set's label space, with these predictions' class names where it has none of its own."""
-        if is_unnamed(space.names) and set(self.categories) == set(space.dataset_ids):
-            return replace(space, names=tuple(self.categories[i] for i in space.dataset_ids))
+        if is_unnamed(space.names) and self._has_ids_of(space):
+            name_of = dict(zip(self.labels.dataset_ids, self.labels.names))
+            return replace(space, names=tuple(name_of[i] for i in space.dataset_ids))
         return space
+
+    def _has_ids_of(self, space: LabelSpace) -> bool:
+        return set(self.labels.dataset_ids) == set(space.dataset_ids)
 
 
 def is_unnamed(names) -> bool:
@@ -250,8 +246,3 @@ def _shared_end(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
     """How many last parts two paths share, 0 unless the shorter one is the longer one's end."""
     shorter = min(len(ours), len(theirs))
     return shorter if ours[-shorter:] == theirs[-shorter:] else 0
-
-
-def _some(values) -> str:
-    values = sorted(values)
-    return ", ".join(map(str, values)) if len(values) < 7 else f"{values[0]}, {values[1]}, … {values[-1]}"

@@ -132,31 +132,31 @@ class ReadOptions:
         return {i: space.names[label] for i, label in space.dataset_id_to_label.items() if i >= 0} or None
 
     def match(self, own: LabelSpace, source) -> LabelSpace:
-        """The data's own label space, or the wanted one with the data's ids, its classes matched by name.
-
-        The data decides which classes are stuff where the wanted space does not (models of plain transformers).
-
-        Raises:
-            UnknownClass: for a class that the wanted space does not have.
-        """
+        """The data's own label space, or the wanted one with the data's ids (`match_labels`)."""
         twice = [name for name in own.names if own.names.count(name) > 1]
         if twice:
             raise ValueError(f"{source}: two classes are called {twice[0]!r}; give each a name of its own")
-        wanted = self.label_space
-        if wanted is None:
-            return own
-        id_of = dict(zip(own.names, own.dataset_ids))
-        unknown = [name for name in own.names if name not in wanted.label2id]
-        if unknown:
-            raise UnknownClass(
-                f"{source}: its class {unknown[0]!r} is not among the {wanted.num_labels} of {wanted.name!r}"
-            )
-        stuff = wanted.stuff_label_ids
-        if not stuff:
-            stuff = tuple(sorted(wanted.label2id[own.names[label]] for label in own.stuff_label_ids))
-        absent = iter(range(-1, -1 - wanted.num_labels, -1))  # ids that the data cannot contain
-        ids = tuple(id_of[name] if name in id_of else next(absent) for name in wanted.names)
-        return LabelSpace(wanted.name, wanted.names, stuff, ids, own.ignored_ids, wanted.ignore_index)
+        return own if self.label_space is None else match_labels(own, self.label_space, source)
+
+
+def match_labels(own: LabelSpace, wanted: LabelSpace, source) -> LabelSpace:
+    """The wanted label space with the ids that data, or predictions, have for its classes, matched by name.
+
+    The data decides which classes are stuff where the wanted space does not (models of plain transformers).
+
+    Raises:
+        UnknownClass: for a class that the wanted space does not have.
+    """
+    label_of, id_of = wanted.label2id, dict(zip(own.names, own.dataset_ids))
+    unknown = [name for name in own.names if name not in label_of]
+    if unknown:
+        raise UnknownClass(
+            f"{source}: its class {unknown[0]!r} is not among the {wanted.num_labels} of {wanted.name!r}"
+        )
+    stuff = wanted.stuff_label_ids or tuple(sorted(label_of[own.names[label]] for label in own.stuff_label_ids))
+    absent = iter(range(-1, -1 - wanted.num_labels, -1))  # ids that the data cannot contain
+    ids = tuple(id_of[name] if name in id_of else next(absent) for name in wanted.names)
+    return LabelSpace(wanted.name, wanted.names, stuff, ids, own.ignored_ids, wanted.ignore_index)
 
 
 def objects(entries, what: str = "it") -> list[dict]:
