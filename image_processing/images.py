@@ -423,17 +423,17 @@ def distinct_values(ids: np.ndarray) -> list[int]:
 
 
 def look_up(values: np.ndarray, ids: list[int] | np.ndarray) -> np.ndarray:
-    """Values of any shape → their positions in `ids`, -1 for a value that is not there: int64 of the same shape.
+    """Values of any shape → their positions in `ids`, -1 for a value that is not there: int32 of the same shape.
 
     Only where a run starts is a value looked up.
     """
     flat, ids = values.ravel(), np.asarray(ids)
     if not flat.size or not ids.size:
-        return np.full(values.shape, -1)
+        return np.full(values.shape, -1, np.int32)
     starts = _run_starts(flat)
     order = np.argsort(ids)
     places = order[np.searchsorted(ids[order], flat[starts]).clip(max=len(ids) - 1)]
-    found = np.where(ids[places] == flat[starts], places, -1)
+    found = np.where(ids[places] == flat[starts], places, -1).astype(np.int32)
     return found.repeat(np.diff(starts, append=flat.size)).reshape(values.shape)
 
 
