@@ -209,29 +209,29 @@ class TrainTransform(_Transform):
         positions = None  # (H, W): which segment each pixel belongs to
         if sample.rles is None:
             positions = ids_to_positions(sample.ids, [s["id"] for s in sample.segments])
-        size = tuple(sample.image.shape[1:])
-        for _ in range(TRIES if self.augment and sample.segments else 1):
-            image = color_jitter(sample.image) if self.augment and self.color_jitter else sample.image
-            geometry = (
-                Geometry.draw(size, self.size, self.scale_range) if self.augment else Geometry.fit(size, self.size)
-            )
-            if sample.rles is None:
-                self._require_room(len(sample.segments), row["file_name"])
-                masks, kept = positions_to_masks(geometry.target(positions, 0), len(sample.segments))
-            else:
-                masks, kept = self._masks(sample.rles, geometry, row["file_name"])
-            if len(kept):
-                break
+        with naming(row["file_name"]):
+            for _ in range(TRIES if self.augment and sample.segments else 1):
+                image, geometry = self._draw(sample.image)
+                if positions is None:
+                    masks, kept = self._masks_of_rles(sample.rles, geometry)
+                else:
+                    self._require_room(len(sample.segments))
+                    masks, kept = positions_to_masks(geometry.target(positions, 0), len(sample.segments))
+                if len(kept):
+                    break
         labels = torch.tensor([s["label_id"] for s in sample.segments], dtype=torch.int64)[kept]
-        return {
-            "pixel_values": geometry.image(image),
-            "mask_labels": masks,
-            "class_labels": labels,
-            "file_name": row["file_name"],
-        }
+        crop = {"pixel_values": geometry.image(image), "mask_labels": masks, "class_labels": labels}
+        return crop | {"file_name": row["file_name"]}
 
-    def _masks(self, rles: list[dict], geometry: Geometry, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """RLEs → bool (n, S_h, S_w) and which segments have pixels in the crop.
+    def _draw(self, image: torch.Tensor) -> tuple[torch.Tensor, Geometry]:
+        size = tuple(image.shape[1:])
+        if not self.augment:
+            return image, Geometry.fit(size, self.size)
+        jittered = color_jitter(image) if self.color_jitter else image
+        return jittered, Geometry.draw(size, self.size, self.scale_range)
+
+    def _masks_of_rles(self, rles: list[dict], geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
+        """RLEs → bool masks (m, S_h, S_w) of those with pixels in the crop, and which of the n they are (m,).
 
         Decoded one at a time: 60 full-size masks of a 12-megapixel photo take 0.7 GB.
         """
@@ -242,15 +242,15 @@ class TrainTransform(_Transform):
             if mask.any():
                 masks.append(mask[None])
                 kept.append(i)
-                self._require_room(len(kept), name)
+                self._require_room(len(kept))
         return torch.cat(masks), torch.tensor(kept, dtype=torch.int64)
 
-    def _require_room(self, count: int, name: str) -> None:
+    def _require_room(self, count: int) -> None:
         most = MAX_MASK_BYTES // (self.size[0] * self.size[1])
         if count > most:
             raise ValueError(
-                f"{name}: a crop of {self.size[0]} × {self.size[1]} holds more than {most} segments, and their masks "
-                "exceed 2 GiB; cut the image into smaller ones"
+                f"a crop of {self.size[0]} × {self.size[1]} holds more than {most} segments, and their masks exceed "
+                "2 GiB; cut the image into smaller ones"
             )
 
 
