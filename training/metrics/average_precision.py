@@ -56,9 +56,8 @@ class MaskAveragePrecision(StreamingMetric):
     def _result(self, states: list[dict]) -> dict:
         images = [(key, number, rank, m) for rank, state in enumerate(states) for key, number, m in state["images"]]
         images.sort(key=_order)
-        matches = _Matches.joined([m for *_, m in images])
-        labels = np.unique(matches.labels).tolist()
-        curves = [_accumulate(matches, label) for label in labels or [-1]]
+        labels = sorted({label for *_, matches in images for label in matches})
+        curves = [_accumulate([matches[k] for *_, matches in images if k in matches]) for k in labels or [-1]]
         precision, recall = (np.concatenate(parts, axis=-3) for parts in zip(*curves))  # [T, R, K, A, M], [T, K, A, M]
         result = {"ap": _mean(precision[..., 0, 2]), "ap_50": _mean(precision[0, ..., 0, 2])}
         result["ap_75"] = _mean(precision[5, ..., 0, 2])  # thresholds 0.5, 0.55, …
@@ -74,23 +73,13 @@ class MaskAveragePrecision(StreamingMetric):
 
 @dataclass(frozen=True, slots=True)
 class _Matches:
-    """What COCOeval's accumulation needs of an image, in a few kB: of N detections, the best 100 of each of k labels
-    one after the other, bits over the thresholds. Joined, those of many images: labels repeat then."""
+    """What COCOeval's accumulation needs of a label in an image, in a few hundred bytes: of the best 100 detections, n,
+    bits over the thresholds."""
 
-    labels: np.ndarray  # (k,) ascending in an image
-    detections: np.ndarray  # (k,) how many of the N
-    references: np.ndarray  # (k, A) ground truths that count in each area range
-    scores: np.ndarray  # (N,) float64
-    matched: np.ndarray  # (A, 2, N) uint8: T bits
-    ignored: np.ndarray  # (A, 2, N) uint8
-
-    @classmethod
-    def joined(cls, images: list["_Matches"]) -> "_Matches":
-        """Those of many images, of none too."""
-        bits, ints = np.zeros((len(AREAS), 2, 0), np.uint8), np.zeros(0, np.int32)
-        images = [cls(ints, ints, np.zeros((0, len(AREAS)), np.int32), np.zeros(0), bits, bits), *images]
-        columns = zip(*((m.labels, m.detections, m.references, m.scores, m.matched, m.ignored) for m in images))
-        return cls(*(np.concatenate(parts, axis=-1 if parts[0].ndim == 3 else 0) for parts in columns))
+    scores: np.ndarray  # (n,) float64, falling
+    matched: np.ndarray  # (A, 2, n) uint8: T bits
+    ignored: np.ndarray  # (A, 2, n) uint8
+    references: np.ndarray  # (A,) ground truths that count in each area range
 
 
 def _order(image: tuple) -> tuple:
@@ -101,28 +90,28 @@ def _order(image: tuple) -> tuple:
     return 1, str(key), number, rank
 
 
-def _accumulate(matches: _Matches, label: int) -> tuple[np.ndarray, np.ndarray]:
-    """A label's precision (T, R, 1, A, M) and recall (T, 1, A, M).
+def _accumulate(matches: list[_Matches]) -> tuple[np.ndarray, np.ndarray]:
+    """A label's precision (T, R, 1, A, M) and recall (T, 1, A, M) from its matches in all images.
 
-    COCOeval pools an area range's images itself; here they are one image already, which is the same sums in far
+    COCOeval pools the images of an area range itself; here they are one image already, which is the same sums in far
     fewer calls. It also cuts every image's detections at a limit: that is done first, in a run a limit.
     """
-    of_label = matches.labels == label
-    references = matches.references[of_label].sum(0)
-    found = np.flatnonzero(np.repeat(of_label, matches.detections))
-    counts = matches.detections[of_label]
-    ranks = np.arange(len(found)) - np.repeat(counts.cumsum() - counts, counts)  # in the image
+    bits = np.zeros((len(AREAS), 2, 0), np.uint8)
+    matches = [_Matches(np.zeros(0), bits, bits, np.zeros(len(AREAS), int)), *matches]  # of no image, too
+    references = sum(m.references for m in matches)
     limited = []
     for limit in LIMITS:
-        kept = found[ranks < limit]
+        scores = np.concatenate([m.scores[:limit] for m in matches])
+        matched = np.concatenate([m.matched[..., :limit] for m in matches], axis=-1)
+        ignored = np.concatenate([m.ignored[..., :limit] for m in matches], axis=-1)
         evaluator = COCOeval(iouType="segm")
         params = evaluator._paramsEval = evaluator.params
-        params.imgIds, params.catIds, params.maxDets = [0], [0], [max(1, len(kept))]
+        params.imgIds, params.catIds, params.maxDets = [0], [0], [max(1, len(scores))]
         evaluator.evalImgs = [
             {
-                "dtScores": matches.scores[kept],
-                "dtMatches": np.unpackbits(matches.matched[a][:, kept], axis=0, count=THRESHOLDS),
-                "dtIgnore": np.unpackbits(matches.ignored[a][:, kept], axis=0, count=THRESHOLDS).astype(bool),
+                "dtScores": scores,
+                "dtMatches": np.unpackbits(matched[a], axis=0, count=THRESHOLDS),
+                "dtIgnore": np.unpackbits(ignored[a], axis=0, count=THRESHOLDS).astype(bool),
                 "gtIgnore": np.zeros(references[a], int),  # those that are ignored are not counted
             }
             for a in range(len(AREAS))
@@ -166,8 +155,8 @@ def _numbers(value) -> np.ndarray:
     return as_array(value.double() if isinstance(value, torch.Tensor) else value)  # numpy has no bfloat16
 
 
-def _match(found: dict, reference: dict) -> _Matches:
-    """One image by COCOeval."""
+def _match(found: dict, reference: dict) -> dict[int, _Matches]:
+    """One image by COCOeval: its labels' matches."""
     evaluator = COCOeval(iouType="segm")
     for i, (mask, label, score) in enumerate(zip(found["masks"], found["labels"].tolist(), found["scores"].tolist())):
         area = float(coco_mask.area(mask))
@@ -177,27 +166,17 @@ def _match(found: dict, reference: dict) -> _Matches:
         crowd = int(bool(crowd))
         entry = {"id": i + 1, "segmentation": mask, "area": area, "iscrowd": crowd, "ignore": crowd}
         evaluator._gts[0, label].append(entry)
-    labels = sorted({label for _, label in (*evaluator._dts, *evaluator._gts)})
-    found_by_label = []  # for each label, for each area range
-    for label in labels:
+    matches = {}
+    for label in {label for _, label in (*evaluator._dts, *evaluator._gts)}:
         evaluator.ious[0, label] = evaluator.computeIoU(0, label)
-        found_by_label.append([evaluator.evaluateImg(0, label, r, LIMITS[-1]) for r in evaluator.params.areaRng])
-
-    def bits(key: str) -> np.ndarray:
-        parts = [[r[key] > 0 for r in areas] for areas in found_by_label]  # [k][A] of [T, n]
-        joined = np.concatenate(parts, axis=2) if parts else np.zeros((len(AREAS), THRESHOLDS, 0), bool)
-        return np.packbits(joined, axis=1)
-
-    return _Matches(
-        labels=np.array(labels, np.int32),
-        detections=np.array([len(areas[0]["dtScores"]) for areas in found_by_label], np.int16),
-        references=np.array(
-            [[np.count_nonzero(np.asarray(r["gtIgnore"]) == 0) for r in areas] for areas in found_by_label], np.int32
-        ).reshape(-1, len(AREAS)),
-        scores=np.array([score for areas in found_by_label for score in areas[0]["dtScores"]], np.float64),
-        matched=bits("dtMatches"),
-        ignored=bits("dtIgnore"),
-    )
+        areas = [evaluator.evaluateImg(0, label, r, LIMITS[-1]) for r in evaluator.params.areaRng]
+        matches[label] = _Matches(
+            scores=np.array(areas[0]["dtScores"], np.float64),
+            matched=np.packbits([r["dtMatches"] > 0 for r in areas], axis=1),
+            ignored=np.packbits([r["dtIgnore"] > 0 for r in areas], axis=1),
+            references=np.array([np.count_nonzero(np.asarray(r["gtIgnore"]) == 0) for r in areas]),
+        )
+    return matches
 
 
 def _mean(values: np.ndarray) -> float:
