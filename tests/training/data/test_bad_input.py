@@ -15,6 +15,7 @@ from PIL import Image
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
 from .synthetic import SIZE, cityscapes, damaged, extracted, panoptic_ids, panoptic_png, picture, png, write, zipped
+from .test_ade20k import MAIN, THINGS, ade20k
 
 PANOPTIC, INSTANCE = "annotations/panoptic_val2017.json", "annotations/instances_val2017.json"
 IMAGE, PNG = "val2017/000000000010.jpg", "annotations/panoptic_val2017/000000000010.png"
@@ -25,6 +26,8 @@ DATA = {  # format → (files, task)
     "semantic": ({"images/a.jpg": picture(), "labels/a.png": LABELS}, "semantic"),
     "yolo": ({"images/a.jpg": picture(), "labels/a.txt": "0 0 0 1 0 1 1", "data.yaml": "names: [cat]"}, "instance"),
     "cityscapes": (cityscapes, "semantic"),
+    "ade20k": (ade20k, "semantic"),
+    "ade20k panoptic": (ade20k, "panoptic"),
 }
 
 
@@ -100,6 +103,9 @@ DAMAGE = [  # format, file, its new content or what changes its json, the value 
     ("yolo", "data.yaml", "names: {1.5: cat}", "1.5"),
     ("yolo", "data.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]", "list"),
     ("yolo", "images/a.jpg", bomb(), "images/a.jpg"),
+    ("ade20k", f"{MAIN}/annotations/validation/ADE_val_00000001.png", None, "ADE_val_00000001"),
+    ("ade20k", f"{MAIN}/annotations/validation/ADE_val_00000001.png", png(np.full(SIZE, 151)), "151"),
+    ("ade20k panoptic", f"{THINGS}/validation/ADE_val_00000001.png", None, "annotations_instance"),
     ("cityscapes", "gtFine/val/munster/munster_000000_000019_gtFine_labelIds.png", None, "munster_000000_000019"),
 ]
 

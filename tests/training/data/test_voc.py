@@ -13,6 +13,9 @@ from eomt.training.data.samples import decode
 from .synthetic import picture, png, write
 from .test_folder import labels
 
+CLASSES = np.where(labels() == 9, 20, labels())
+OBJECTS = np.select([labels() == 3, labels() == 255, labels() == 9], [2, 255, 1], 0)
+
 
 def palette_png(values: np.ndarray) -> bytes:
     image = Image.fromarray(values.astype(np.uint8), "P")
@@ -22,60 +25,54 @@ def palette_png(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_voc(tmp_path):
-    """The official folders: a palette's indices are the classes, 255 is unlabeled."""
-    files = {f"VOC2012/JPEGImages/{name}.jpg": picture() for name in "abc"}
-    values = np.where(labels() == 9, 20, labels())
-    files |= {f"VOC2012/SegmentationClass/{name}.png": palette_png(values) for name in "ab"}
-    lists = {"train": "a\n", "val": "b\n", "trainval": "a\nb\n"}
-    files |= {f"VOC2012/ImageSets/Segmentation/{name}.txt": text for name, text in lists.items()}
-    root = write(tmp_path, files)
+def red_png(values: np.ndarray) -> bytes:
+    return png(np.where(values == 255, 0, values)[..., None] * (1, 0, 0))
+
+
+def voc(root, names: str, lists: dict, encoded=palette_png, labelmap: str = ""):
+    """One image a name, with the same classes and objects."""
+    files = {f"ImageSets/Segmentation/{name}.txt": text for name, text in lists.items()}
+    files |= {"labelmap.txt": labelmap} if labelmap else {}
+    for name in names:
+        files |= {f"JPEGImages/{name}.jpg": picture(), f"SegmentationClass/{name}.png": encoded(CLASSES)}
+        files[f"SegmentationObject/{name}.png"] = encoded(OBJECTS)
+    return write(root, files)
+
+
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbird:3,0,0::\ntvmonitor:20,0,0::\n"
+FORMS = [{}, {"encoded": red_png, "labelmap": LABELMAP}]  # the official palette, CVAT's colors
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_semantic(tmp_path, form):
+    root = voc(tmp_path / "VOC2012", "abc", {"train": "a\n", "val": "b\n", "trainval": "a\nb\n"}, **form)
     for split, name in (("train", "a"), ("val", "b")):
         dataset, space = load_data(root, task="semantic", split=split)
         assert dataset["image_id"][:] == [name]
-        assert (space.num_labels, space.names[3], space.names[20]) == (21, "bird", "tvmonitor")
-        assert np.array_equal(decode(dataset[0], space).ids, np.where(values == 255, -1, values))
+        assert space.num_labels == (3 if form else 21)
+        names = np.array([*space.names, "unlabeled"])[decode(dataset[0], space).ids]
+        border = "background" if form else "unlabeled"
+        found = [CLASSES == 3, CLASSES == 20, CLASSES == 255]
+        assert np.array_equal(names, np.select(found, ["bird", "tvmonitor", border], "background"))
 
 
-def test_voc_as_cvat_exports_it(tmp_path):
-    """Classes are colors of `labelmap.txt`; no split is listed, so a part can be held out."""
-    colored = np.where((labels() == 3)[..., None], (250, 50, 83), 0)
-    files = {"labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:250,50,83::\n"}
-    files["ImageSets/Segmentation/default.txt"] = "\n".join(f"img/{i}" for i in range(6))
-    for i in range(6):
-        files |= {f"JPEGImages/{i}.jpg": picture(i), f"SegmentationClass/{i}.png": png(colored)}
-    root = write(tmp_path, files)
-    dataset, space = load_data(root, task="semantic")
-    assert len(dataset) == 6
-    assert space.names == ("background", "car")
-    assert np.array_equal(decode(dataset[0], space).ids, labels() == 3)
-    sizes = [len(load_data(root, task="semantic", split=s, automatic_split=True)[0]) for s in ("train", "val")]
-    assert sum(sizes) == 6
-    assert min(sizes) > 0
-
-
-OBJECTS = np.select([labels() == 3, labels() == 255, labels() == 9], [2, 255, 1], 0)
-COLORED = (OBJECTS == 2)[..., None] * (0, 128, 0) + (OBJECTS == 1)[..., None] * (128, 0, 0)
-
-
-@pytest.mark.parametrize("colored", [False, True])
-def test_voc_instances(tmp_path, colored):
+@pytest.mark.parametrize("form", FORMS)
+def test_instances(tmp_path, form):
     """An object's class is that of its pixels in SegmentationClass; the background is no class."""
-    values = np.where(labels() == 9, 20, labels())
-    classes, objects = palette_png(values), palette_png(OBJECTS)
-    files = {"JPEGImages/a.jpg": picture(), "ImageSets/Segmentation/val.txt": "a"}
-    if colored:
-        classes, objects = png(np.where(values == 255, 0, values)[..., None] * (1, 0, 0)), png(COLORED)
-        files["labelmap.txt"] = "background:0,0,0::\nbird:3,0,0::\ntvmonitor:20,0,0::\n"
-    files |= {"SegmentationClass/a.png": classes, "SegmentationObject/a.png": objects}
-    dataset, space = load_data(write(tmp_path, files), task="instance", split="val")
+    dataset, space = load_data(voc(tmp_path, "a", {"val": "a"}, **form), task="instance", split="val")
     assert "background" not in space.names
     reference = dataset.with_transform(EvaluationTransform(space, task="instance"))[0]["reference"]
     found = dict(zip((space.names[label] for label in reference["labels"]), reference["masks"]))
     assert set(found) == {"bird", "tvmonitor"}
     assert np.array_equal(coco_mask.decode(found["bird"]), OBJECTS == 2)
     assert np.array_equal(coco_mask.decode(found["tvmonitor"]), OBJECTS == 1)
-    (tmp_path / "SegmentationObject/a.png").unlink()
-    write(tmp_path, {"SegmentationObject/b.png": objects})
-    with pytest.raises(ValueError, match="SegmentationObject"):
-        load_data(tmp_path, task="instance", split="val")
+
+
+def test_no_listed_split_and_a_missing_png(tmp_path):
+    root = voc(tmp_path, "abcdef", {"default": "\n".join(f"img/{name}" for name in "abcdef")})
+    sizes = [len(load_data(root, task="semantic", split=s, automatic_split=True)[0]) for s in ("train", "val")]
+    assert sum(sizes) == len(load_data(root, task="semantic")[0]) == 6
+    assert min(sizes) > 0
+    (root / "SegmentationObject/c.png").unlink()
+    with pytest.raises(ValueError, match=r"c: .*SegmentationObject"):
+        load_data(root, task="instance")
