@@ -61,7 +61,7 @@ def _stems(tree: Tree, folder: str) -> dict[str, str]:
 def panoptic_map(semantic: np.ndarray, instance: np.ndarray, space: LabelSpace) -> tuple[np.ndarray, list[dict]]:
     """Semantic png (H, W) and instance png as R + 256 G (H, W) → id map int32 (H, W), −1 void, and its segments.
 
-    What the pngs say is in the data set's own classes, whichever order `space` has them in: a stuff segment's id is its
+    The pngs have the data set's own classes, whichever order `space` has them in: a stuff segment's id is its
     label there, an instance's 1000 × (its number + 1) + its label there. Only the segments' `label_id` is of `space`.
     """
     own = label_space("ade20k_panoptic")

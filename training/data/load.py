@@ -73,7 +73,7 @@ def load_data(
     label_space: the classes wanted (a model's); the data's are matched to them by name. Default: the data's own.
     class_names, ignore_ids: for a folder of label pngs, what the values are called and which mean "unlabeled" (255
         always); an error for other data, which says so itself.
-    keep_empty: keep images without any segment. False gives the authors' selection, and their steps an epoch.
+    keep_empty: keep images without any segment. False: the authors' selection, and their steps an epoch.
     crowds_as_instances: ignore `iscrowd` of COCO instances; CVAT sets it on every mask that it exports.
     score_floor: of what `eomt predict` wrote, segments that score less are not learned.
     automatic_split: where the data names no split, or only train, hold a tenth of it out as "val" (`hold_out`).

@@ -1,4 +1,4 @@
-"""What `eomt predict` wrote, read as data: pseudo-labels for training on images without annotations.
+"""Predictions of `eomt predict`, read as data: pseudo-labels for training on images without annotations.
 
 images.json       {"images": [{"id", "file_name", "path", …}], "categories": [{"id", "name", "isthing"}]}
 panoptic.json     and panoptic/*.png          instances.json           labels/*.png and confidence/*.png

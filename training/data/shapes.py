@@ -1,6 +1,6 @@
 """A synthetic data set in COCO panoptic format: things (four shapes) over stuff (four textures), with pngs and json.
 
-What makes it a fair miniature: objects overlap and are cut by the border, a class has a usual hue but hues overlap, so
+A fair miniature: objects overlap and are cut by the border, a class has a usual hue but hues overlap, so
 that shape or texture decides, sizes and aspect ratios vary, every pixel has noise. Image i of a seed is always the
 same, whatever the number of images.
 """

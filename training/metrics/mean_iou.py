@@ -1,4 +1,4 @@
-"""Mean IoU from one confusion matrix over the whole data set.
+"""Mean IoU from one confusion matrix over the data set.
 
 H, W image · C classes
 """

@@ -1,7 +1,7 @@
 """The base of the metrics: an `evaluate.Metric` that keeps statistics, never predictions, and sums over processes.
 
 `add_batch` reduces to statistics at once; `compute` sums them over the processes of torch.distributed where a group is
-initialized (torchrun, accelerate, the Trainer) and gives every process the same result, exactly that of one process:
+initialized (torchrun, accelerate, the Trainer) and returns the same result in every process, exactly that of one process:
 counts are integers, so no order of summation shows. Nothing is downloaded and nothing written.
 """
 
@@ -104,7 +104,7 @@ def same_size(prediction: tuple, reference: tuple, what: str) -> None:
 
 
 def image_name(*entries) -> str:
-    """What errors call the image: the first `file_name` or `image_id` an entry has."""
+    """The image's name in errors: the first `file_name` or `image_id` of the entries."""
     for entry in entries:
         for key in ("file_name", "image_id"):
             if isinstance(entry, dict) and entry.get(key) is not None:

@@ -1,4 +1,4 @@
-"""What `eomt predict` wrote is data: the images lie where it found them, uncertain segments are not learned."""
+"""Predictions of `eomt predict` are data: the images lie where it found them, uncertain segments are not learned."""
 
 import json
 
