@@ -73,7 +73,7 @@ class MaskAveragePrecision(StreamingMetric):
 
 @dataclass(frozen=True, slots=True)
 class _Matches:
-    """A label's matches in an image, in a few hundred bytes: of its best 100 detections, n, bits over the thresholds."""
+    """A label's matches in an image, in a few hundred bytes: n, its best 100 detections, bits over the thresholds."""
 
     scores: np.ndarray  # (n,) float64, falling
     matched: np.ndarray  # (A, 2, n) uint8: T bits

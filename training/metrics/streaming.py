@@ -1,7 +1,7 @@
 """The base of the metrics: an `evaluate.Metric` that keeps statistics, never predictions, and sums over processes.
 
 `add_batch` reduces to statistics at once; `compute` sums them over the processes of torch.distributed where a group is
-initialized (torchrun, accelerate, the Trainer) and returns the same result in every process, exactly that of one process:
+initialized (torchrun, accelerate, the Trainer) and returns the same result in every process, that of one process:
 counts are integers, so no order of summation shows. Nothing is downloaded and nothing written.
 """
 
