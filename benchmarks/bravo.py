@@ -160,7 +160,9 @@ def read_samples(file: Path) -> np.ndarray:
         steps.append(int.from_bytes(data[at + 1 : at + 4], "little") if wide else data[at])
         at += 4 if wide else 1
     if len(steps) != count:
-        raise ValueError(f"{file} holds {len(steps)} indices and says {count}; extract bravo_SAMPLING.tar again")
+        raise ValueError(
+            f"{file} holds {len(steps)} indices, and {count} by its header; extract bravo_SAMPLING.tar again"
+        )
     return np.cumsum(steps)
 
 

@@ -57,7 +57,7 @@ OURS = {
     "always": Variant("`--masking always`", {"masking": "always"}),
     "switched-off": Variant("`--masking switched-off`", {"masking": "switched-off"}),
     "never": Variant("`--masking never`", {"masking": "never"}),
-    "pseudo-labels": Variant("`--more-data`: labels that the first row's model gave the other training images", {}),
+    "pseudo-labels": Variant("`--more-data`: labels of the first row's model for the other training images", {}),
 }
 BUILT_IN = {
     "built-in-example": Variant(
@@ -116,7 +116,7 @@ def load_split(options, split: str):
 
 
 def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]]:
-    """`eomt train` with its defaults for own data, plus what the variant says → model, processor, log."""
+    """`eomt train` with its defaults for own data, and the variant's options → model, processor, log."""
     added = dict(OURS[options.variant].options)
     data = DataOptions(
         data=options.data,
@@ -195,7 +195,7 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
     trainer.train()
     folder = options.output / "built-in"
     trainer.save_model(folder)
-    model = EoMTForUniversalSegmentation.from_pretrained(folder)  # the same numbers; masked, as its buffer says
+    model = EoMTForUniversalSegmentation.from_pretrained(folder)  # the same numbers; masked, by its buffer
     model.config.task = options.task
     processor = EoMTImageProcessor(task=options.task, size=options.image_size, stuff_label_ids=stuff)
     return model, processor, trainer.state.log_history

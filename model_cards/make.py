@@ -2,7 +2,7 @@
 
     python -m model_cards.make [FOLDER]      # rewrites FOLDER (default: model_cards)
 
-A test holds the committed files to what this writes.
+A test compares the committed files.
 """
 
 import sys
@@ -118,7 +118,7 @@ Code: Apache-2.0. Backbone weights: {weights_license}. Data: {data.terms}. Train
 
 
 def package_card() -> str:
-    """The card of the package as a whole, with the list of recipes."""
+    """The card of the package, with the list of recipes."""
     rows = []
     for recipe in RECIPES.values():
         row = recipe.reported
