@@ -32,6 +32,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "rope_theta": (1e-6, 1e12),
 }
 LONGEST_IMAGE_SIDE = 2**15  # pixels
+INFERRED = "task_is_inferred"
+"""Attribute of a loaded configuration whose file names no task; not saved."""
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh")
 
 
@@ -195,6 +197,7 @@ class EoMTConfig(PreTrainedConfig):
             hub = {**hub, "revision": fields.get("_commit_hash") or hub.get("revision")}
             processor = read_beside(path, "preprocessor_config.json", **hub)
             fields["task"] = checkpoint_task(fields, fields, processor, path)
+            fields[INFERRED] = True
         labels = new_labels(fields.get("id2label"), kwargs)
         if labels is not None:
             if "stuff_label_ids" not in given and fields.get("stuff_label_ids"):
@@ -236,6 +239,7 @@ class EoMTConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Like transformers', but `architectures` names the built-in's class: plain transformers loads what we save."""
         fields = super().to_dict()
+        fields.pop(INFERRED, None)
         for name in ("image_size", "patch_size"):  # plain transformers divides them
             if isinstance(fields.get(name), (list, tuple)) and len(set(fields[name])) == 1:
                 fields[name] = fields[name][0]

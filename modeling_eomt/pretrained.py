@@ -20,7 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..configuration import EoMTConfig, EoMTDINOv3Config
 from ..configuration.checkpoint import HUB_ARGUMENTS
-from ..configuration.eomt import code_upload_refused
+from ..configuration.eomt import INFERRED, code_upload_refused
 from .attention import Attention
 from .embeddings import Embeddings
 from .layers import EoMTLayer, LayerScale
@@ -179,6 +179,8 @@ class EoMTPreTrainedModel(PreTrainedModel):
         if isinstance(config, PreTrainedConfig):
             config = own_config(config)
             stored = {} if path is None else _read_config(base, hub)
+            if getattr(config, INFERRED, False) and hub.get("subfolder"):  # the Auto classes infer without the folder
+                config.task = type(config).from_dict(stored, checkpoint=(str(base), hub)).task
         elif path is not None:  # the type may be any of ours; "dtype" is the model's argument, not the configuration's
             dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
             fields, kwargs = EoMTConfig.get_config_dict(config or base, **kwargs)

@@ -10,10 +10,11 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
-from transformers import EomtConfig, EomtDinov3Config, EomtForUniversalSegmentation
+from transformers import AutoModelForUniversalSegmentation, EomtConfig, EomtDinov3Config, EomtForUniversalSegmentation
 from transformers import EomtImageProcessor as BuiltInProcessor
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
+from eomt.configuration.eomt import INFERRED
 from eomt.modeling_eomt.weights.state_dicts import read_state_dict
 from tests.models import BACKBONE_OF_KIND, tiny_model
 
@@ -214,7 +215,12 @@ def test_a_subfolder_is_read_as_a_folder(tmp_path):
     place = {"pretrained_model_name_or_path": tmp_path, "subfolder": "subfolder"}
     assert EoMTImageProcessor.from_pretrained(**place).task == "semantic"
     assert EoMTConfig.from_pretrained(**place).task == "semantic"
-    assert EoMTForUniversalSegmentation.from_pretrained(**place).config.task == "semantic"
+    for loader in (EoMTForUniversalSegmentation, AutoModelForUniversalSegmentation):
+        model = loader.from_pretrained(**place)
+        assert model.config.task == "semantic"
+        model.save_pretrained(tmp_path / "saved")
+        assert EoMTConfig.get_config_dict(tmp_path / "saved")[0].keys().isdisjoint({INFERRED})
+        assert loader.from_pretrained(**place, task="instance").config.task == "instance"
 
 
 # --- several devices -------------------------------------------------------------------------------------------------
