@@ -91,41 +91,53 @@ def pairs(
 ) -> list[tuple[str, str | None]]:
     """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
 
-    Listed as problems: images that differ in their suffix only and would share a label, two labels of one image, and
-    label files without an image if no image has a label. Otherwise those are skipped with a warning.
+    problems: a list for the faults that are found.
     """
     images, labels = _by_key(tree, suffixes)
-    unused = [names[0] for key, names in labels.items() if key not in images and key[-1] != "classes"]
+    chosen = _of_split(images, split)
+    found = [(chosen[key][0], labels[key][0] if key in labels else None) for key in sorted(chosen)]
+    if problems is not None:
+        unused = [names[0] for key, names in labels.items() if key not in images and key[-1] != "classes"]
+        _report_doubles(chosen, labels, problems)
+        _report_unpaired(tree, found, unused, suffixes, problems)
+    return found
+
+
+def _of_split(images: dict[tuple, list[str]], split: str) -> dict[tuple, list[str]]:
     folders = {key: "/".join(key[:-1]) for key in images}
-    if mentioned_splits(set(folders.values())):
-        for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
-            chosen = {key: names for key, names in images.items() if mentions(folders[key], word)}
-            if chosen:
-                break
-        images = chosen
-    found = [(images[key][0], labels[key][0] if key in labels else None) for key in sorted(images)]
-    if problems is None:
-        return found
-    paired = any(label for _, label in found)
+    if not mentioned_splits(set(folders.values())):
+        return images
+    for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
+        chosen = {key: names for key, names in images.items() if mentions(folders[key], word)}
+        if chosen:
+            break
+    return chosen
+
+
+def _report_doubles(images: dict, labels: dict, problems: Problems) -> None:
+    """List images that differ in their suffix only and would share a label, and second labels of an image."""
     for key, (image, *others) in images.items():
         for other in others:
             problems.append(f"{other}: {image} has the same name but for the suffix; rename or remove one of the two")
         for other in labels.get(key, ())[1:]:
             problems.append(f"{other}: {labels[key][0]} is a label of the same image; remove one of the two")
-    if unused and images and not paired:
+
+
+def _report_unpaired(tree: Tree, found: list, unused: list[str], suffixes: tuple[str, ...], problems: Problems) -> None:
+    """Label files without an image are listed if no image has a label, else skipped with a warning; so is HEIC."""
+    paired = any(label for _, label in found)
+    if unused and found and not paired:
         problems.append(f"{min(unused)}: no image has the name of a label file; name image and label alike")
     elif unused:
         skipped = f"{len(unused)} label files have no image of their name and are skipped"
         logger.warning_once(f"{tree}: {skipped}, such as {min(unused)}")
-    if not paired and ".png" in suffixes:
-        inexact = [
-            name for name in tree.names if _role(name)[0] == "label" and name.lower().endswith((".jpg", ".jpeg"))
-        ]
-        problems += [f"{name}: a JPEG changes the values of labels; save label images as png" for name in inexact[:1]]
-    unread = [name for name in tree.names if _role(name)[0] == "image" and name.lower().endswith(HEIC_SUFFIXES)]
+    roles = {name: _role(name)[0] for name in tree.names}
+    inexact = [name for name in tree.names if roles[name] == "label" and name.lower().endswith((".jpg", ".jpeg"))]
+    if inexact and not paired and ".png" in suffixes:
+        problems.append(f"{inexact[0]}: a JPEG changes the values of labels; save label images as png")
+    unread = [name for name in tree.names if roles[name] == "image" and name.lower().endswith(HEIC_SUFFIXES)]
     if unread:
         logger.warning_once(f"{tree}: {len(unread)} HEIC images are skipped, such as {unread[0]}; convert them to JPEG")
-    return found
 
 
 def has_label_images(tree: Tree) -> bool:
