@@ -5,12 +5,12 @@ The image is the column `image` (or `pixel_values`, `img`), its label map the ot
 Arrow files: a location names the row, and its bytes are read when they are needed.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datasets import Dataset, DatasetDict, Image
 
 from ...configuration.labels import LabelSpace
-from .files import SPLIT_NAMES, Tree, is_saved, open_table
+from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, is_saved, open_table
 from .folders import numbered_space
 from .rows import ReadOptions, Rows
 
@@ -18,7 +18,10 @@ IMAGE_COLUMNS = ("image", "pixel_values", "img")
 
 
 def is_hub(tree: Tree, task: str) -> bool:
-    return is_saved(tree.root) or any(name.endswith(".parquet") for name in tree.names)
+    if is_saved(tree.root):
+        return True
+    suffixes = {PurePosixPath(name).suffix.lower() for name in tree.names}
+    return ".parquet" in suffixes and not suffixes & {*IMAGE_SUFFIXES}
 
 
 def hub_splits(path: Path, task: str) -> list[str]:

@@ -24,7 +24,7 @@ SPACE_FIELDS = ("name", "names", "stuff_label_ids", "dataset_ids", "ignored_ids"
 
 
 def is_large(path: Path) -> bool:
-    return path.is_dir() and sum(size for _, size, _ in _annotation_files(path)) >= MIN_BYTES
+    return sum(size for _, size, _ in _annotation_files(path)) >= MIN_BYTES
 
 
 def cached_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Dataset, LabelSpace]:
@@ -33,7 +33,7 @@ def cached_coco(path: Path, task: str, split: str, options: ReadOptions) -> tupl
     arguments = {"path": str(path), "task": task, "split": split, "version": VERSION}
     arguments |= {"keep_empty": options.keep_empty, "crowds_as_instances": options.crowds_as_instances}
     arguments |= {"wanted": _to_json(options.label_space) if options.label_space else None}
-    arguments |= {"names": tuple(sorted(files_below(str(path)))), "annotations": _annotation_files(path)}
+    arguments |= {"names": _names(path), "annotations": _annotation_files(path)}
     columns = features("int64")
     columns["label_space"] = Value("large_string")  # of the first row
     try:
@@ -56,9 +56,13 @@ def _generate(
         yield row | {"label_space": "" if number else _to_json(space)}
 
 
+def _names(path: Path) -> tuple[str, ...]:
+    return tuple(sorted(files_below(str(path)))) if path.is_dir() else ("",)
+
+
 def _annotation_files(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of the annotation files below a folder."""
-    stats = [(name, (path / name).stat()) for name in sorted(files_below(str(path))) if name.endswith(ANNOTATIONS)]
+    """Name, size and time of the annotation files below a folder, or of an archive."""
+    stats = [(name, (path / name).stat()) for name in _names(path) if (name or path.name).endswith(ANNOTATIONS)]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
