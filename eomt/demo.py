@@ -37,7 +37,7 @@ PICTURES = 4
 def demo(options: DemoOptions) -> int:
     """Run all of it. Returns the exit code."""
     started = time.time()
-    trainer, space, folder = train(options)
+    trainer, space, folder = train_on_shapes(options)
     metrics = trainer.evaluate()
     model_folder = Path(options.output, "model")
     trainer.save_model(model_folder)
@@ -60,7 +60,7 @@ def demo(options: DemoOptions) -> int:
     return 0
 
 
-def train(options: DemoOptions):
+def train_on_shapes(options: DemoOptions):
     """Make the data and train → (trainer, label space, data folder)."""
     disable_progress_bar()
     counts = {"train": options.train_images, "val": options.val_images}

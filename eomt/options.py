@@ -26,12 +26,12 @@ def numbers(type_, tokens) -> tuple[int, ...]:
     return tuple(int(part) for token in tokens for part in token.value.split(",") if part.strip())
 
 
-def size(type_, tokens) -> tuple[int, int]:
+def read_size(type_, tokens) -> tuple[int, int]:
     """ "640" or "480x640" → (height, width) in pixels."""
     return parse_size(*[token.value for token in tokens])
 
 
-def sizes(type_, tokens) -> list[tuple[int, int]]:
+def read_sizes(type_, tokens) -> list[tuple[int, int]]:
     return [parse_size(token.value) for token in tokens]
 
 
@@ -47,7 +47,7 @@ Positive = Annotated[int, Parameter(validator=Number(gte=1))]
 Count = Annotated[int, Parameter(validator=Number(gte=0))]
 Probability = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 Ids = Annotated[tuple[int, ...], Parameter(converter=numbers, consume_multiple=True)]
-Size = Annotated[tuple[int, int] | None, Parameter(converter=size, consume_multiple=True, n_tokens=-1)]
+Size = Annotated[tuple[int, int] | None, Parameter(converter=read_size, consume_multiple=True, n_tokens=-1)]
 
 
 @dataclass(kw_only=True)
@@ -98,8 +98,6 @@ class PredictOptions(DeviceOptions, MaskingOptions):
     """Share of a tile that its neighbor covers too."""
     confidence: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
     """Semantic: also write a confidence map and a picture of it."""
-    label_space: Annotated[str | None, Parameter(group=WRITTEN)] = None
-    """Write the category ids of this data set (coco_panoptic, cityscapes_semantic, …), not those of the model."""
     overlays: Annotated[bool, Parameter(group=WRITTEN)] = True
     """Write pictures beside the machine-readable results."""
     max_pixels: Annotated[Positive, Parameter(group=MACHINE)] = 200_000_000
@@ -193,7 +191,7 @@ class BenchmarkOptions:
     """Options of `eomt benchmark`."""
 
     image_size: Annotated[
-        list[tuple[int, int]] | None, Parameter(group=MODEL, converter=sizes, consume_multiple=True, n_tokens=-1)
+        list[tuple[int, int]] | None, Parameter(group=MODEL, converter=read_sizes, consume_multiple=True, n_tokens=-1)
     ] = None
     """Sides or HEIGHTxWIDTH; every model is run at each. Its own by default, else 640."""
     task: Annotated[TaskName, Parameter(group=MODEL)] = "panoptic"

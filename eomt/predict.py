@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .configuration import TASK_ROWS
-from .configuration.labels import LabelSpace, label_space
+from .configuration.labels import LabelSpace
 from .drawing import draw_confidence, draw_prediction, side_by_side, write_jpeg
 from .image_processing.images import allow_pixels, is_animated, open_image, read_image
 from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
@@ -56,8 +56,9 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
     )
     require_options(options, processor.task, model)
     threshold = TASK_ROWS[processor.task].drawing_threshold if options.threshold is None else options.threshold
+    labels = LabelSpace.from_config(model.config, name=str(options.model))
     with state.main_process_first():  # run.json is written once
-        results = Results(options.output, processor.task, written_labels(options, model), settings(options, threshold))
+        results = Results(options.output, processor.task, labels, settings(options, threshold))
     share = list(images.items())[state.process_index :: state.num_processes]  # fixed before what is done changes
     states = {name: file_state(file) for name, file in share}
     items = [(name, file) for name, file in share if results.needs(name, image_ids[name], states[name])]
@@ -113,20 +114,9 @@ def require_options(options: PredictOptions, task: str, model) -> None:
         raise ValueError(f"--compile is for models in PyTorch; {options.model} is exported and runs on its engine")
 
 
-def written_labels(options: PredictOptions, model) -> LabelSpace:
-    """Names and category ids to write."""
-    own = LabelSpace.from_config(model.config, name=str(options.model))
-    space = label_space(options.label_space) if options.label_space else own
-    if space.num_labels != own.num_labels:
-        raise ValueError(
-            f"--label-space {options.label_space} has {space.num_labels} classes, the model has {own.num_labels}"
-        )
-    return space
-
-
 def settings(options: PredictOptions, threshold: float) -> dict:
     """What makes two runs' results different; `Results` refuses to mix them."""
-    names = ("label_space", "confidence", "dtype", "overlays", "masked", "tile", "token_merging")
+    names = ("confidence", "dtype", "overlays", "masked", "tile", "token_merging")
     found = {name: getattr(options, name) for name in names}
     if options.tile:
         found["overlap"] = options.overlap

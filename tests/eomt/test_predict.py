@@ -209,8 +209,6 @@ def test_ways_to_run(models, photos, tmp_path, options):
 
 @pytest.mark.parametrize(("options", "word"), [
     (["--confidence"], "--confidence"),
-    (["--label-space", "coco_panoptic"], "133"),
-    (["--label-space", "none"], "'none'"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_the_model_are_one_line(models, photos, tmp_path, capsys, options, word):
     assert predict(photos, models["panoptic"], tmp_path / "out", *options) == 2
