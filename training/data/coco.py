@@ -17,7 +17,7 @@ from ...configuration.labels import LabelSpace, label_space
 from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentioned_splits, mentions, naming, safe_name
 from .folders import has_label_images
 from .polygons import check_shape
-from .rows import ReadOptions, Rows, is_id, is_number, label_of, member, segment
+from .rows import Problems, ReadOptions, Rows, is_id, is_number, label_of, member, segment
 
 BACKGROUND = "background"
 KINDS = {
@@ -101,16 +101,24 @@ def panoptic_segments(
                 raise ValueError("the image has two annotations")
             infos = member(entry, "segments_info")
             locations[key] = _png(entry, pngs, known) if infos or entry.get("file_name") else ""
-            seen: set[int] = set()
-            for info in infos:
-                with rows.problems.at(f"{where}: segment {info.get('id')!r}"):
-                    number = _new_id(info, seen)
-                    if not 0 < number < 2**24:
-                        raise ValueError("its id is not in 1 … 16777215, the colors of a png")
-                    if info.get("category_id") not in left_out:
-                        segments[key].append(segment(number, label_of(info, space), *_crowd_and_area(info)))
-            segments[key].sort(key=lambda s: s["id"])
+            segments[key] = _segments(infos, space, left_out, where, rows.problems)
     return segments, locations
+
+
+def _segments(
+    infos: list[dict], space: LabelSpace, left_out: tuple[int, ...], where: str, problems: Problems
+) -> list[dict]:
+    """`segments_info` → a row's segments, by id."""
+    segments: list[dict] = []
+    seen: set[int] = set()
+    for info in infos:
+        with problems.at(f"{where}: segment {info.get('id')!r}"):
+            number = _new_id(info, seen)
+            if not 0 < number < 2**24:
+                raise ValueError("its id is not in 1 … 16777215, the colors of a png")
+            if info.get("category_id") not in left_out:
+                segments.append(segment(number, label_of(info, space), *_crowd_and_area(info)))
+    return sorted(segments, key=lambda entry: entry["id"])
 
 
 def instance_segments(
