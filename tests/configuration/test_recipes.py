@@ -85,22 +85,12 @@ RESULTS = {
 @pytest.mark.parametrize("name", AUTHORS)
 def test_recipe_is_the_authors(name):
     recipe = RECIPES[name]
-    found = (
-        recipe.epochs,
-        recipe.learning_rate,
-        recipe.llrd,
-        recipe.llrd_l2_enabled,
-        recipe.warmup_steps,
-        recipe.num_blocks,
-        recipe.annealing_steps(),
-    )
-    assert found == AUTHORS[name]
+    fields = ("epochs", "learning_rate", "llrd", "llrd_l2_enabled", "warmup_steps", "num_blocks")
+    assert (*(getattr(recipe, field) for field in fields), recipe.annealing_steps()) == AUTHORS[name]
     semantic = recipe.task == "semantic"
     assert recipe.num_queries == (100 if semantic else 200)
-    assert (
-        recipe.num_labels
-        == {"coco": 80 if recipe.task == "instance" else 133, "ade20k": 150, "cityscapes": 19}[recipe.dataset]
-    )
+    labels = {"coco": 80 if recipe.task == "instance" else 133, "ade20k": 150, "cityscapes": 19}
+    assert recipe.num_labels == labels[recipe.dataset]
     assert recipe.scale_range == ((0.5, 2.0) if semantic else (0.1, 2.0))
     assert recipe.color_jitter == (recipe.dataset != "coco")
     assert (recipe.batch_size, recipe.weight_decay, recipe.max_grad_norm, recipe.poly_power) == (16, 0.05, 0.01, 0.9)

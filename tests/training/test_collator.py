@@ -69,33 +69,6 @@ def test_what_does_not_fit_is_an_error():
         EoMTDataCollator()([])
 
 
-def test_the_stock_trainer_trains_on_the_processors_samples(tmp_path):
-    """transformers' own Trainer, the processor's outputs as they are, one image with nothing in it."""
-    from transformers import Trainer, TrainingArguments
-
-    from eomt.configuration import EoMTConfig
-    from eomt.modeling_eomt import EoMTForUniversalSegmentation
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_blocks": 1, "num_queries": 5}
-    config = EoMTConfig(**sizes, patch_size=8, image_size=32, num_labels=3, train_num_points=64)
-    processor = EoMTImageProcessor(task="panoptic", size=32)
-    rng = np.random.default_rng(0)
-    samples = []
-    for present in (True, False, True):
-        image, ids = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8), np.zeros((20, 30), int)
-        ids[:, 10:] = 7 * present
-        info = [{"id": 7, "label_id": 1}] if present else []
-        samples.append(dict(processor(image, segmentation_maps=ids, segments_info=[info], return_tensors="pt")))
-    model = EoMTForUniversalSegmentation(config)
-    before = model.class_predictor.weight.clone()
-    options = {"per_device_train_batch_size": 3, "remove_unused_columns": False, "use_cpu": True, "report_to": []}
-    arguments = TrainingArguments(str(tmp_path), max_steps=2, learning_rate=1e-3, logging_steps=1, **options)
-    trainer = Trainer(model, arguments, data_collator=EoMTDataCollator(), train_dataset=samples)
-    trainer.train()
-    assert all(np.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
-    assert not torch.equal(before, model.class_predictor.weight)
-
-
 @pytest.mark.parametrize("settings", [
     {"image_mean": 0.5, "image_std": 0.25}, {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, {"do_normalize": False},
     {"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False, "do_normalize": False},
