@@ -184,16 +184,11 @@ class _EoMTProcessing(PostProcessing):
             raise ValueError(
                 f"task is {kwargs['task']!r}, this processor's is {self.task!r}; make one with task={kwargs['task']!r}"
             )
-        given = {
-            "segmentation_maps": segmentation_maps,
-            "segments_info": segments_info,
-            "instance_id_to_semantic_id": instance_id_to_semantic_id,
-        }
         if kwargs.get("do_split_image") and kwargs.get("do_pad") is None:
             kwargs["do_pad"] = False
         elif kwargs.get("do_pad") and kwargs.get("do_split_image") is None:
             kwargs["do_split_image"] = False
-        return super().preprocess(images, image_like_kwargs=given, **kwargs)
+        return super().preprocess(images, segmentation_maps, segments_info, instance_id_to_semantic_id, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, segments_info, instance_id_to_semantic_id, **options
