@@ -221,7 +221,7 @@ def score_model(source: str, options: EvaluateOptions, model, processor, dataset
 
 
 def score_files(options: EvaluateOptions, task: str, dataset, space: LabelSpace, report) -> dict:
-    pairs = read_predictions(options.predictions, task, space, dataset)
+    pairs = read_predictions(options.predictions, task, space, dataset) if rank() == 0 else ()
     pairs = tqdm(pairs, total=len(dataset), desc="scoring", leave=False)
     scored = ((sample, [prediction]) for sample, prediction in pairs)
     return score(scored, {"": metric_for(task, space)}, report if options.output else None)
