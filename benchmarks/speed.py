@@ -78,7 +78,7 @@ def make_confident(model, share: float = 0.25) -> None:
     model.class_predictor.register_forward_hook(sharpen)
 
 
-def segment(model, processor, image: Image.Image, dtype: torch.dtype) -> list[dict]:
+def panoptic_segments(model, processor, image: Image.Image, dtype: torch.dtype) -> list[dict]:
     """Photo → panoptic segments at the photo's size; masks of random weights overlap more than the paper's 0.8."""
     inputs = processor(image, return_tensors="pt").to(dtype)
     rules = {"threshold": 0.8, "overlap_mask_area_threshold": 0.0, "target_sizes": [image.size[::-1]]}
@@ -101,8 +101,8 @@ def compare_inference(name: str, size: int, repeats: int) -> None:
 
     for image in images:
         calls = (
-            partial(segment, ours, our_processor, image, dtype),
-            partial(segment, theirs, their_processor, image, dtype),
+            partial(panoptic_segments, ours, our_processor, image, dtype),
+            partial(panoptic_segments, theirs, their_processor, image, dtype),
         )
         counts = [len(call()[0]["segments_info"]) for call in calls]
         assert abs(counts[0] - counts[1]) <= 2, f"{counts[0]} segments, the built-in finds {counts[1]}"

@@ -17,7 +17,7 @@ from ...configuration.labels import LabelSpace, label_space
 from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentioned_splits, mentions, naming, safe_name
 from .folders import has_label_images
 from .polygons import check_shape
-from .rows import Problems, ReadOptions, Rows, is_id, is_number, label_of, member, segment
+from .rows import Problems, ReadOptions, Rows, is_id, is_number, label_of, member, segment_entry
 
 BACKGROUND = "background"
 KINDS = {
@@ -63,7 +63,7 @@ def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
     data = tree.json(name)
     with naming(rows.source):
         annotations, categories = member(data, "annotations"), member(data, "categories")
-        own, left_out = _label_space(categories, annotations, kind, task, rows.source)
+        own, left_out = _own_classes(categories, annotations, kind, task, rows.source)
         images = _images(member(data, "images"), rows)
     space = options.match(own, path)
     if kind == "panoptic":
@@ -117,7 +117,7 @@ def _segments(
             if not 0 < number < 2**24:
                 raise ValueError("its id is not in 1 … 16777215, the colors of a png")
             if info.get("category_id") not in left_out:
-                segments.append(segment(number, label_of(info, space), *_crowd_and_area(info)))
+                segments.append(segment_entry(number, label_of(info, space), *_crowd_and_area(info)))
     return sorted(segments, key=lambda entry: entry["id"])
 
 
@@ -137,7 +137,7 @@ def instance_segments(
                 continue
             check_shape(shape, _size(images[key]))
             iscrowd, area = _crowd_and_area(entry)
-            segments[key].append(segment(number, label, 0 if crowds_as_instances else iscrowd, area, shape))
+            segments[key].append(segment_entry(number, label, 0 if crowds_as_instances else iscrowd, area, shape))
     if skipped:
         left = f"{skipped} of {len(annotations)} annotations have no mask (boxes only, or two points)"
         if skipped == len(annotations):
@@ -146,7 +146,7 @@ def instance_segments(
     return segments
 
 
-def _label_space(
+def _own_classes(
     categories: list[dict], annotations: list[dict], kind: str, task: str, source: str
 ) -> tuple[LabelSpace, tuple[int, ...]]:
     """The label space of the json's categories, ascending by id; the packaged one where it is the same. And the

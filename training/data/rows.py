@@ -100,7 +100,7 @@ class Rows:
         return Dataset.from_dict({name: [row[name] for row in self.rows] for name in columns}, features=columns)
 
 
-def segment(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape="") -> dict:
+def segment_entry(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape="") -> dict:
     """One entry of a row's `segments`; `area` −1: count the pixels."""
     text = shape if isinstance(shape, str) else _encode(shape)
     return {"id": id, "label_id": label_id, "iscrowd": int(iscrowd), "area": float(area), "shape": text}

@@ -41,7 +41,7 @@ def voc_splits(path: Path, task: str) -> list[str]:
 def read_voc(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
     """Rows of one split and the label space; what an instance is, its png says when it is read."""
     tree = Tree(path)
-    space, is_colored = _label_space(tree, task)
+    space, is_colored = _own_classes(tree, task)
     layout = "voc_instance" if task == "instance" else "semantic"
     rows = Rows(str(path), f"{layout}_colors" if is_colored else layout)
     images, labels = _stems(tree, "JPEGImages", IMAGE_SUFFIXES), _stems(tree, CLASSES, ".png")
@@ -85,7 +85,7 @@ def _stems(tree: Tree, folder: str, suffixes: str | tuple[str, ...]) -> dict[str
     return {path.stem: str(path) for path in paths if path.parent.name == folder}
 
 
-def _label_space(tree: Tree, task: str) -> tuple[LabelSpace, bool]:
+def _own_classes(tree: Tree, task: str) -> tuple[LabelSpace, bool]:
     """The label space, without the background for instances, and whether classes are colors."""
     file = next((name for name in tree.names if _is_labelmap(name)), None)
     names = dict(enumerate(NAMES))

@@ -11,7 +11,7 @@ from ...configuration.labels import LabelSpace
 from .files import Tree
 from .folders import image_ids, numbered_classes, pairs
 from .images import size_of
-from .rows import ReadOptions, Rows, segment
+from .rows import ReadOptions, Rows, segment_entry
 
 MOST_YAML = 1 << 19  # bytes; PyYAML reads a few hundred thousand a second
 YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError)  # PyYAML's own
@@ -26,7 +26,7 @@ def read_yolo(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
     """Rows and label space of YOLO segmentation txt. An image without a txt, or with an empty one, has no objects."""
     tree = Tree(path)
     rows = Rows(str(path), "instance")
-    space = options.match(_label_space(tree), path)
+    space = options.match(_own_classes(tree), path)
     found = pairs(tree, split, (".txt",), rows.problems)
     image_id = image_ids([image for image, _ in found])
     for image, label in found:
@@ -58,10 +58,10 @@ def _polygon(line: str, number: int, height: int, width: int, space: LabelSpace)
     if not all(-1e-3 <= value <= 1 + 1e-3 for value in values):
         raise ValueError("coordinates must be fractions of the image's width and height, 0 … 1")
     polygon = [min(max(value, 0.0), 1.0) * (width, height)[i % 2] for i, value in enumerate(values)]
-    return segment(number, space.dataset_id_to_label[category], shape=[polygon])
+    return segment_entry(number, space.dataset_id_to_label[category], shape=[polygon])
 
 
-def _label_space(tree: Tree) -> LabelSpace:
+def _own_classes(tree: Tree) -> LabelSpace:
     file = next((n for n in tree.names if PurePosixPath(n).name in ("data.yaml", "dataset.yaml", "data.yml")), None)
     if file is None:
         raise ValueError(f"{tree}: YOLO labels need a data.yaml with 'names'")
