@@ -89,6 +89,8 @@ class Rows:
         crowds = [segment["iscrowd"] for row in self.rows for segment in row["segments"]]
         if not crowds:
             raise ValueError(f"{self.source}: no image has a segment; training needs some")
+        if all(crowds) and self.score_floor:
+            raise ValueError(f"{self.source}: all of its {len(crowds)} segments score below {self.score_floor:g}")
         if all(crowds):
             raise ValueError(
                 f"{self.source}: all of its {len(crowds)} segments are crowds (iscrowd 1), which are not learned; "

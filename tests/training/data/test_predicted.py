@@ -57,6 +57,8 @@ def test_predictions_are_data(tmp_path, task):
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
 def test_segments_below_the_score_floor_are_not_learned(tmp_path, task):
+    with pytest.raises(ValueError, match=r"below 1\.5"):
+        load_data(predicted(tmp_path, task), task=task, score_floor=1.5)
     dataset, _ = load_data(predicted(tmp_path, task), task=task, score_floor=0.5)
     assert [segment["iscrowd"] for segment in dataset[0]["segments"]] == [0, 1]
 
