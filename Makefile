@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+# Threads that spin at a barrier take the cores of whatever else runs.
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test test-slow test-lowest lint bench docs clean
 
