@@ -70,7 +70,7 @@ def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
         segments, pngs = panoptic_segments(annotations, images, space, left_out, _png_tree(tree, name), rows)
     else:
         segments, pngs = instance_segments(annotations, images, space, rows, options.crowds_as_instances), {}
-    find_image = _Finder(trees, split, name)
+    find_image = _Finder(trees, split, name, kind)
     for key in _order(images):
         file_name = images[key]["file_name"]
         with rows.problems.at(f"{rows.source}: image {key}"):
@@ -308,9 +308,9 @@ def is_kind(tree: Tree, name: str, kind: str) -> bool:
 class _Finder:
     """Finds an image by the json's `file_name`: beside the json, in a folder of the split, or the only one so named."""
 
-    def __init__(self, trees: list[Tree], split: str, json_name: str):
+    def __init__(self, trees: list[Tree], split: str, json_name: str, kind: str):
         self.trees, self.split, self.folder = trees, split, PurePosixPath(json_name).parent
-        pngs = PurePosixPath(json_name).stem  # the folder of panoptic pngs, which are no images
+        pngs = PurePosixPath(json_name).stem if kind == "panoptic" else None  # their folder; they are no images
         self.by_name: dict[str, list[tuple[Tree, str]]] = {}
         for tree in trees:
             for name in tree.names:

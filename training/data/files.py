@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = (
 """What is taken from a folder; a file named outright may be called anything."""
 HEIC_SUFFIXES = (".heic", ".heif")
 SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held out
-    "train": ("train",),
+    "train": ("train", "training"),
     "val": ("val", "valid", "validation", "test"),
     "test": ("test",),
 }
@@ -194,7 +194,7 @@ class Tree:
 
     def text(self, name: str, limit: int = MOST_TEXT) -> str:
         try:
-            return self.read(name, limit).decode("utf-8")
+            return self.read(name, limit).decode("utf-8-sig")  # Windows writes a byte order mark
         except UnicodeDecodeError as error:
             raise ValueError(f"{self}/{name}: not a text file in UTF-8 ({error})") from None
 

@@ -8,9 +8,9 @@ Image folders may also be called `image`, `imgs` or `img`, label folders `label`
 A label's name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its image's does not:
 `masks/a_mask.png`.
 
-Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}; other values are ignored),
+Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}),
 `class_dict.csv` (name,r,g,b) where the pngs show classes as colors, else every value found in the pngs. Masks of
-0 and 255 only are binary: 255 is the foreground. Else the values 255 and 65535, and a color that is called void, are
+0 and 255 only are binary: 255 is the foreground, of two named classes the second. Else the values 255 and 65535, and a color that is called void, are
 unlabeled.
 """
 
@@ -204,20 +204,33 @@ def numbered_space(
 
     Args:
         names: value → class; None: every value found is a class.
-        labels: (location, what errors call it) of the label images to look into then.
+        labels: (location, what errors call it) of the label images to look into then, and where 0 and 1 have names.
     """
+    has_two = names is not None and set(names) == {0, 1}  # the label images may have 255 for 1
     values = set(names or ())
-    if names is None:
-        for location, name in tqdm(labels, desc="classes in the label images", leave=False, disable=len(labels) < 200):
-            with naming(name):
-                values.update(distinct_values(read_classes(location)))
-        names = {value: f"class_{value}" for value in values}
+    if names is None or has_two:
+        values = _values_of(labels, until=1 if has_two else None)
     ignored = (*options.ignore_ids, LARGEST_VALUE)
     binary = values - {*ignored} == {0, IGNORE_INDEX}  # 255 is the foreground then
+    if names is None:
+        names = {value: f"class_{value}" for value in values}
+    elif has_two and binary:
+        names = {0: names[0], IGNORE_INDEX: names[1]}
     ids = sorted(i for i in names if i not in ignored and (binary or i != IGNORE_INDEX))
     if not ids:
         raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
     return LabelSpace(str(path), tuple(names[i] for i in ids), (), tuple(ids), ignored)
+
+
+def _values_of(labels: list[tuple[str, str]], until: int | None) -> set[int]:
+    """The values in label images, up to the first one that has the value `until`."""
+    values: set[int] = set()
+    for location, name in tqdm(labels, desc="classes in the label images", leave=False, disable=len(labels) < 200):
+        with naming(name):
+            values.update(distinct_values(read_classes(location)))
+        if until in values:
+            break
+    return values
 
 
 def _classes_file(tree: Tree) -> dict[int, str] | None:

@@ -162,9 +162,10 @@ def test_roboflow_layout(tmp_path):
         assert dataset["image"][:] == [str(tmp_path / folder / name) for name in names]
 
 
-def test_one_json_without_a_split_serves_both(tmp_path):
+@pytest.mark.parametrize("name", ["labels.json", "photos.json"])
+def test_one_json_without_a_split_serves_both(tmp_path, name):
     write(tmp_path, {"photos/000000000010.jpg": picture(), "photos/000000000009.jpg": picture()})
-    write(tmp_path, {"labels.json": instance_json()})
+    write(tmp_path, {name: instance_json()})
     for split in ("train", "val"):
         assert len(load_data(tmp_path, task="instance", split=split)[0]) == 2
 

@@ -68,7 +68,7 @@ def test_class_names_from_a_file_or_an_argument(tmp_path):
 
     assert names() == ("class_0", "class_3", "class_9")
     assert names(ignore_ids=(9,)) == ("class_0", "class_3")
-    write(root, {"classes.txt": "sky\n\n\nroad\n\n\n\n\n\nvoid"})
+    write(root, {"classes.txt": "\ufeffsky\n\n\nroad\n\n\n\n\n\nvoid"})
     assert names() == ("sky", "road", "void")
     write(root, {"classes.json": {"0": "sky", "3": "street"}})
     assert names(ignore_ids=(9,)) == ("sky", "street")
@@ -112,6 +112,14 @@ def test_images_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
     assert dataset["image_id"][:] == ["images/x/a", "images/y/a"]
 
 
+def test_splits_called_training_and_validation(tmp_path):
+    files = {f"images/{name}/a.jpg": picture() for name in ("training", "validation")}
+    files |= {name.replace("images", "annotations").replace("jpg", "png"): png(labels()) for name in files}
+    root = write(tmp_path, files)
+    assert load_data(root, task="semantic", split="train")[0]["file_name"][:] == ["images/training/a.jpg"]
+    assert load_data(root, task="semantic", split="val")[0]["file_name"][:] == ["images/validation/a.jpg"]
+
+
 def test_masks_of_0_and_255_are_binary(tmp_path):
     """Many tools write 255 for the foreground."""
     mask = np.zeros(SIZE, int)
@@ -123,6 +131,10 @@ def test_masks_of_0_and_255_are_binary(tmp_path):
     assert np.array_equal(reference, mask // 255)
     assert load_data(root, task="semantic", ignore_ids=(255,))[1].names == ("class_0",)
     assert load_data(root, task="semantic", label_space=space)[1].dataset_ids == (0, 255), "a model of these classes"
+    named = load_data(root, task="semantic", class_names=["wall", "crack"])[1]
+    assert dict(zip(named.names, named.dataset_ids)) == {"wall": 0, "crack": 255}
+    write(root, {"classes.txt": "wall\ncrack\n", "images/b.png": picture(), "masks/b.png": png(mask // 255)})
+    assert load_data(root, task="semantic")[1].dataset_ids == (0, 1), "255 is unlabeled beside 1"
 
 
 def test_a_zip_is_read_by_spawned_workers_and_augmentation_differs_between_them(tmp_path):
