@@ -8,9 +8,9 @@ Image folders may also be called `image`, `imgs` or `img`, label folders `label`
 A label's name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its image's does not:
 `masks/a_mask.png`.
 
-Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}),
-`class_dict.csv` (name,r,g,b) where the pngs show classes as colors, else every value found in the pngs. Masks of
-0 and 255 only are binary: 255 is the foreground, of two named classes the second. Else the values 255 and 65535, and a color that is called void, are
+Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}), `class_dict.csv` (name,r,g,b)
+where the pngs show classes as colors, else every value found in the pngs. Masks of 0 and 255 only are binary: 255 is
+the foreground, of two named classes the second. Else the values 255 and 65535, and a color that is called void, are
 unlabeled.
 """
 

@@ -13,7 +13,7 @@ from ...configuration.tasks import TASKS
 from .ade20k import is_ade20k, read_ade20k
 from .cityscapes import is_cityscapes, read_cityscapes
 from .coco import coco_splits, has_annotations, is_coco, read_coco
-from .files import IMAGE_SUFFIXES, SPLIT_NAMES, Tree, naming
+from .files import SPLIT_NAMES, Tree, naming
 from .folders import folder_splits, has_label_images, is_folder, read_folder
 from .hub import hub_splits, is_hub, read_hub
 from .images import read_map
@@ -85,7 +85,7 @@ def load_data(
     if not str(path):
         raise ValueError("the path of the data is empty; the current folder is '.'")
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in (".json", *IMAGE_SUFFIXES):
+    if path.is_file() and path.suffix.lower() != ".zip":
         raise ValueError(f"{path} is one file of a data set; give the folder that holds the images and their labels")
     if split not in SPLIT_NAMES:
         raise ValueError(f"there is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}")

@@ -198,9 +198,9 @@ def test_wrong_arguments(tmp_path, options, value):
         load_data(write(tmp_path, DATA["semantic"][0]), **options)
 
 
-@pytest.mark.parametrize("path", ["", "images/a.jpg", "classes.json", "gone", "empty"])
+@pytest.mark.parametrize("path", ["", "images/a.jpg", "classes.json", "a.parquet", "gone", "empty"])
 def test_what_is_no_folder_of_data(tmp_path, path):
-    write(tmp_path, DATA["semantic"][0] | {"classes.json": ["a"]})
+    write(tmp_path, DATA["semantic"][0] | {"classes.json": ["a"], "a.parquet": b"PAR1"})
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=path or "path"):
         load_data(path and tmp_path / path, task="semantic")
