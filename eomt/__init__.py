@@ -1,4 +1,4 @@
-"""EoMT for Hugging Face Transformers: `import eomt`, and every EoMT checkpoint loads as this implementation.
+"""EoMT for Hugging Face Transformers. After `import eomt` every EoMT checkpoint loads as this implementation.
 
 In a checkout the sub-packages `eomt.configuration`, `eomt.image_processing`, `eomt.modeling_eomt` and `eomt.training`
 are the top-level folders of the repository; a wheel holds them inside `eomt/`.
@@ -28,10 +28,12 @@ __getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
 
 def _is_command() -> bool:
-    """Whether this process is `eomt …` or `python -m eomt …`: it registers when a command runs, because importing
-    torch takes seconds and `--help` does not need it."""
+    """Whether this process is `eomt …` or `python -m eomt …`.
+
+    The command line registers the models itself, just before a command runs: `--help` must not wait for torch.
+    """
     program = Path((getattr(sys, "argv", None) or [""])[0]).name
-    if program == "-m":  # the module to run is being looked for
+    if program == "-m":  # Python is still searching for the module
         started = sys.orig_argv
         return "-m" in started and started[started.index("-m") + 1 : started.index("-m") + 2] == [__name__]
     return program in ("eomt", "eomt.exe")

@@ -1,4 +1,4 @@
-"""`python -m eomt …` is `eomt …`; launchers such as torchrun want a module."""
+"""`python -m eomt …` is `eomt …`. Launchers such as torchrun need a module."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Registration with transformers' Auto classes: every EoMT checkpoint, the hub's included, loads as ours."""
+"""Registration with transformers' Auto classes. Every EoMT checkpoint, the hub's included, then loads as ours."""
 
 from transformers import (
     AutoConfig,
@@ -23,8 +23,8 @@ MODEL_OF_CONFIG = {
     LadderEVA02Config: LadderForUniversalSegmentation,
 }
 MODEL_CLASSES = (AutoModel, AutoModelForUniversalSegmentation, AutoModelForImageSegmentation)
-# Saved processors are found by the class name they carry, and ours carry the built-in's, so that they load without us:
-# the last two are those names.
+# transformers looks up a saved processor by its class name. Ours are saved under the built-in names, so that they load
+# without this package. The last two entries are those names.
 IMAGE_PROCESSORS = {
     "torchvision": EoMTImageProcessor,
     "pil": EoMTImageProcessorPil,
@@ -38,7 +38,7 @@ def register() -> None:
     for config_class, model_class in MODEL_OF_CONFIG.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class in MODEL_CLASSES:
-            # auto_class.register wants one configuration per model class; ours serve three.
+            # auto_class.register allows one configuration per model class; ours have three.
             auto_class._model_mapping.register(config_class, model_class, exist_ok=True)
         AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
     # The pipeline checks class names against this table and would log an error for ours.

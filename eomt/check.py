@@ -1,10 +1,8 @@
-"""A look at a data set before training: every file decoded, counted, and a sheet of augmented samples with their masks.
-
-`check_data(dataset, labels, transform, folder)` is what `eomt train --check` runs.
-"""
+"""`eomt train --check`: decode and count every file of a data set, and draw a sheet of augmented samples."""
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +33,26 @@ def check_data(
     seed: int = 0,
     seen: dict[str, str] | None = None,
 ) -> dict:
-    """Decode every image of a data set from `load_data`; write `check.json` and `check.png` to a folder.
+    """Decode every image of a data set and write `check.json` and `check.png`.
 
-    seen: digests of the other splits' images and their names; this split's are added.
+    Args:
+        dataset: rows from `load_data`.
+        samples: number of augmented samples on the sheet.
+        seen: {digest: file name} of the images of other splits. This split's images are added.
 
-    Returns {"images", "unreadable": [message, …], "repeated": [name in this split and another, …],
-    "without_segments", "height" and "width": {"min", "median", "max"}, "segments_per_image", "crowds", "classes":
-    [{"label", "name", "images", "segments", "pixels": share}, …], "sheet": path}. Unreadable files are listed, not
-    raised, so that all are found in one go.
+    Returns:
+        {"images", "unreadable": [message, …], "repeated": [name of an image that another split also has, …],
+        "without_segments", "height" and "width": {"min", "median", "max"}, "segments_per_image", "crowds", "classes":
+        [{"label", "name", "images", "segments", "pixels": share}, …], "sheet": path}. Unreadable files are listed, not
+        raised, so that one pass finds them all.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     loader = DataLoader(
-        dataset.with_transform(_Counted(label_space)), batch_size=None, num_workers=num_workers, collate_fn=_same
+        dataset.with_transform(_Counted(label_space)),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=itemgetter("found"),
     )
     found = list(tqdm(loader, desc="reading every image", leave=False))
     good = [i for i, f in enumerate(found) if "error" not in f]
@@ -63,7 +68,7 @@ def check_data(
             torch.manual_seed(seed)
             order = torch.randperm(len(good)).tolist()
             drawn = dataset.with_transform(transform)
-            chosen = [good[order[i % len(good)]] for i in range(samples)]  # a small data set's images come again
+            chosen = [good[order[i % len(good)]] for i in range(samples)]  # small data sets repeat their images
             present = [c["label"] for c in report["classes"] if c["segments"]]
             sheet = contact_sheet((drawn[i] for i in chosen), samples, label_space, class_colors(present))
         sheet.save(folder / "check.png")
@@ -73,25 +78,25 @@ def check_data(
 
 
 def list_problems(problems: Sequence[str]) -> str:
-    """One problem per line, at most 20, then the number of the others."""
+    """One problem per line, at most 20, then the number of further ones."""
     more = [f"  and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
     return "\n".join([f"  {problem}" for problem in problems[:MAX_LISTED]] + more)
 
 
 def describe(report: dict) -> str:
-    """A report for people: the counts, then a histogram of the classes."""
+    """Format a report of `check_data` as text: the counts, then a histogram of the classes."""
     lines = [f"{report['images']} images, {len(report['unreadable'])} unreadable"]
     if report["unreadable"]:
         lines.append(list_problems(report["unreadable"]))
     if report["repeated"]:
-        lines.append(f"{len(report['repeated'])} images are in another split, too, such as {report['repeated'][0]}")
+        lines.append(f"{len(report['repeated'])} images are also in another split, for example {report['repeated'][0]}")
     if "height" in report:
         height, width, count = report["height"], report["width"], report["segments_per_image"]
         lines += [
             f"height {height['min']} … {height['max']} (median {height['median']:g}), "
             f"width {width['min']} … {width['max']} (median {width['median']:g})",
-            f"{count['min']} … {count['max']} segments an image (median {count['median']:g}), "
-            f"{report['without_segments']} images without any, {report['crowds']} crowds",
+            f"{count['min']} … {count['max']} segments per image (median {count['median']:g}), "
+            f"{report['without_segments']} images without segments, {report['crowds']} crowds",
             f"{'class':<28}{'images':>8}{'segments':>10}{'pixels':>8}",
         ]
         most = max((c["pixels"] for c in report["classes"]), default=0) or 1
@@ -104,9 +109,9 @@ def describe(report: dict) -> str:
 
 
 def contact_sheet(samples: Iterable[dict], count: int, label_space: LabelSpace, colors: dict) -> Image.Image:
-    """TrainTransform's samples → one picture, each tile an augmented image with its masks and class names.
+    """One image with a tile for each sample of a `TrainTransform`: its pixels, masks and class names.
 
-    One sample is in memory at a time: the masks of a crowded image may take gigabytes.
+    Samples are drawn one at a time: the masks of a crowded image can take gigabytes.
     """
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
@@ -123,7 +128,7 @@ def contact_sheet(samples: Iterable[dict], count: int, label_space: LabelSpace, 
 
 
 class _Counted:
-    """Rows → what one image adds to the report, or its error."""
+    """A transform of rows: size, segments and digest of each image, or its error."""
 
     def __init__(self, label_space: LabelSpace):
         self.label_space = label_space
@@ -148,25 +153,21 @@ class _Counted:
         return {"size": size, "segments": segments, "digest": digest, "file_name": row["file_name"]}
 
 
-def _same(row: dict) -> dict:
-    return row["found"]
-
-
 def _report(found: list[dict], label_space: LabelSpace) -> dict:
     if not found:
         return {}
     segments = np.zeros(label_space.num_labels, np.int64)
     images, pixels = segments.copy(), segments.copy()
-    crowds = 0
+    counts, crowds = [], 0
     for f in found:
         plain = [(label, area) for label, crowd, area in f["segments"] if not crowd]
+        counts.append(len(plain))
         crowds += len(f["segments"]) - len(plain)
         for label, area in plain:
             segments[label] += 1
             pixels[label] += area
         images[list({label for label, _ in plain})] += 1
     heights, widths = np.array([f["size"] for f in found]).T
-    counts = [sum(not crowd for _, crowd, _ in f["segments"]) for f in found]
     share = pixels / (heights * widths).sum()
     return {
         "without_segments": counts.count(0),

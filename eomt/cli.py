@@ -1,7 +1,7 @@
-"""The `eomt` command: a function a verb, and the one place that turns an error into a line and an exit code.
+"""The `eomt` command: one function per subcommand. `main` turns every error into one line and an exit code.
 
-Exit codes: 0 success, 1 some items failed, 2 bad input, 130 interrupted, 141 broken pipe, as in `eomt … | head`.
-`EOMT_DEBUG=1` shows tracebacks and what libraries log.
+Exit codes: 0 success, 1 some items failed, 2 bad input, 130 interrupted, 141 broken pipe (`eomt … | head`).
+`EOMT_DEBUG=1` shows tracebacks and the logs of libraries.
 """
 
 import os
@@ -44,10 +44,10 @@ Name = Parameter(validator=not_empty)
 
 @app.command
 def demo(options: Annotated[DemoOptions, Flat] = DemoOptions()) -> int:  # noqa: B008 (cyclopts asks for it)
-    """Train a small model on synthetic shapes, evaluate it, write pictures: minutes on a CPU.
+    """Train a small model on synthetic shapes, evaluate it and draw its predictions: minutes on a CPU.
 
     Makes a data set of shapes in COCO panoptic format, trains a small EoMT from scratch with mask annealing, evaluates
-    it on held-out images without masks, saves it, and reloads it through the Auto classes and the pipeline.
+    it on held-out images without masked attention, saves it, and reloads it through the Auto classes and the pipeline.
     """
     from .demo import demo as run
 
@@ -64,11 +64,13 @@ def predict(*images: Annotated[str, Name], options: Annotated[PredictOptions, Fl
     Parameters
     ----------
     images
-        Image files, folders (searched to the bottom), globs, URLs.
+        Image files, folders (searched recursively), globs, URLs.
     """
     from .predict import predict as run
 
-    return run(require_some(images, "images to segment"), options)
+    if not images:
+        raise ValueError("give images to segment")
+    return run(images, options)
 
 
 @app.command
@@ -85,39 +87,39 @@ def train(
     """Train a recipe of the paper, or fine-tune on your own data.
 
     A run of the paper: eomt train --recipe coco_panoptic_eomt_large_640 --data COCO. Own data: eomt train --data DATA
-    --task semantic --backbone small; --check looks at the data first. Several GPUs: torchrun --nproc_per_node 4
-    --no-python eomt train …, with a recipe's 16 images a step; more launches: training/configs/README.md.
+    --task semantic --backbone small; add --check to check the data first. Several GPUs: torchrun --nproc_per_node 4
+    --no-python eomt train …; a recipe keeps its 16 images per step. More launches: training/configs/README.md.
 
     Parameters
     ----------
     resume
-        Continue from the last complete checkpoint, if there is one.
+        Resume from the last complete checkpoint, if there is one.
     list_recipes
         List the runs of the paper.
     others
-        Any other field of transformers' TrainingArguments, with a value: --full-determinism true.
+        Any other field of transformers' TrainingArguments with its value: --full-determinism true.
     """
     from . import train as verb
 
     if list_recipes:
         return verb.list_recipes()
     if data is None:
-        raise ValueError("give the folder of the data set as --data")
+        raise ValueError("--data is missing; give the folder of the data set")
     args = verb.arguments(data, model, run, stock, others)
     return verb.check(data, model, args) if data.check else verb.train(data, model, args, resume)
 
 
 @app.command
 def evaluate(model: Annotated[str | None, Name] = None, *, options: Annotated[EvaluateOptions, Flat]) -> int:
-    """Compute PQ, AP or mIoU of a model, or of predictions that any tool wrote.
+    """Compute PQ, AP or mIoU of a model, or of prediction files from any tool.
 
-    Percent on the terminal, fractions in files. Several processes share the work:
+    Prints percent and writes fractions. Several processes share the work:
     torchrun --nproc_per_node 4 --no-python eomt evaluate runs/mine --data COCO
 
     Parameters
     ----------
     model
-        Local folder or name on the hub; or give --predictions.
+        Local folder or hub name. Leave it out with --predictions.
     """
     from .evaluate import evaluate as run
 
@@ -131,14 +133,14 @@ def convert(
     *,
     options: Annotated[ConvertOptions, Flat] = ConvertOptions(),  # noqa: B008
 ) -> int:
-    """Convert an authors' checkpoint to a folder that transformers loads, or such a folder to an authors' file.
+    """Convert an authors' checkpoint to a folder for transformers, or such a folder to an authors' checkpoint.
 
     Parameters
     ----------
     source
-        Authors' file or its folder; or a saved model's folder or hub name.
+        Authors' file or its folder; or the folder or hub name of a saved model.
     destination
-        Folder to create; or, from a saved model, a file such as eomt.bin.
+        Folder to create; for a saved model, a file such as eomt.bin.
     """
     from .convert import convert as run
 
@@ -152,16 +154,16 @@ def export(
     *,
     options: Annotated[ExportOptions, Flat] = ExportOptions(),  # noqa: B008
 ) -> int:
-    """Write a model for an inference engine, checked against the model: OpenVINO or ONNX Runtime.
+    """Export a model for OpenVINO or ONNX Runtime and check the files against the model.
 
-    Any batch size, masked attention off; config.json and preprocessor_config.json lie beside the file.
+    The files take any batch size, without masked attention. config.json and preprocessor_config.json lie beside them.
 
     Parameters
     ----------
     model
-        Local folder or name on the hub.
+        Local folder or hub name.
     output
-        Folder to write.
+        Folder to create.
     """
     from .export import export as run
 
@@ -176,13 +178,14 @@ def benchmark(
 ) -> int:
     """Compare models by parameters, GFLOPs, latency, throughput and memory.
 
-    By the paper's protocol (Section 4.1): batch 1, warm-up, median of synchronized runs. A multiply-add is one FLOP.
+    The protocol is the paper's (Section 4.1): batch 1, warm-up, median of synchronized runs. A multiply-add is one
+    FLOP.
 
     Parameters
     ----------
     model
-        Local folders, also of eomt export; hub names; or names of backbones (vit_large_patch14_reg4_dinov2), which
-        become an EoMT with random weights.
+        Local folders, also of eomt export; hub names; or names of backbones (vit_large_patch14_reg4_dinov2) for an
+        EoMT with random weights.
     """
     from .speed import benchmark as run
 
@@ -191,22 +194,18 @@ def benchmark(
 
 @app.command
 def serve(*models: Annotated[str, Name], options: Annotated[ServeOptions, Flat] = ServeOptions()) -> int:  # noqa: B008
-    """Open a page (and an HTTP API, endpoint /segment) to try models on images.
+    """Serve a web page and an HTTP API (endpoint /segment) to try models on images.
 
     Parameters
     ----------
     models
-        Local folders, exported ones too, or hub names.
+        Local folders, also of eomt export, or hub names.
     """
     from .serve import serve as run
 
-    return run(require_some(models, "models to serve"), options)
-
-
-def require_some(values: tuple, what: str) -> tuple:
-    if not values:
-        raise ValueError(f"give {what}")
-    return values
+    if not models:
+        raise ValueError("give models to serve")
+    return run(models, options)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -222,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
         return 141
     except KeyboardInterrupt:
         print(f"{command}: interrupted{AFTER_AN_INTERRUPTION.get(command.removeprefix('eomt '), '')}", file=sys.stderr)
@@ -237,8 +236,8 @@ def main(argv: list[str] | None = None) -> int:
 def run_command(argv: list[str]) -> int:
     asks_for_help = bool({"-h", "--help", "--version"} & {*argv})
     if argv and argv[0] in app and not asks_for_help:
-        app.parse_args(argv, exit_on_error=False, print_error=False)  # importing torch takes seconds: not before
-        if argv[0] == "demo":  # it runs beside anything; threads that spin would take each other's core
+        app.parse_args(argv, exit_on_error=False, print_error=False)  # report bad options before the import of torch
+        if argv[0] == "demo":  # beside other work, spinning threads would take each other's core
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from .auto import register
 
@@ -246,32 +245,32 @@ def run_command(argv: list[str]) -> int:
         if os.environ.get("EOMT_DEBUG") != "1":
             from transformers.utils.logging import disable_progress_bar
 
-            disable_progress_bar()  # of loading and saving weights; commands have their own
+            disable_progress_bar()  # of loading and saving weights; commands have bars of their own
     return app(argv or ["--help"], exit_on_error=False, print_error=False, result_action="return_value") or 0
 
 
 def user_message(error: Exception) -> str:
-    """One line for any error; where it may be our own bug, with the way to see more."""
+    """One line for any error. Where it may be a bug of ours, the line names EOMT_DEBUG."""
     text = str(error)
     if "in DataLoader worker process" in text:  # the original message, without its traceback
         text = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)[-1]
     line = " ".join(text.split())
     if "ignore_mismatched_sizes" in text:
-        return "the weights have other shapes than config.json says; both must come from the same checkpoint"
+        return "the weights do not have the shapes of config.json; both must come from the same checkpoint"
     if isinstance(error, MemoryError) or "out of memory" in text or "t allocate memory" in text:
         return f"out of memory; use a smaller batch or smaller images ({line[:200]})"
     if re.search(r"DataLoader worker \(pid.*(killed|exited)", text):
         return "a data-loading worker was killed, probably out of memory; use fewer workers, or 0"
     signs = ("Error while serializing", "PytorchStreamWriter", "unexpected pos", "No space left", "File too large")
-    if any(sign in text for sign in signs):  # of safetensors, torch, the system
-        return f"a file could not be written, the disk may be full: {line[:200]}"
+    if any(sign in text for sign in signs):  # messages of safetensors, torch and the system
+        return f"a file could not be written; the disk may be full ({line[:200]})"
     if isinstance(error, ValueError | OSError | ImportError | CycloptsError):
         return line or type(error).__name__
     return f"{type(error).__name__}: {line[:300]} (EOMT_DEBUG=1 shows the traceback)"
 
 
 def quiet_libraries() -> None:
-    """Libraries report loading, retries and probes; the command reports what matters itself."""
+    """Silence the reports of libraries about loading, retries and probes."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

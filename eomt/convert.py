@@ -1,7 +1,7 @@
-"""`eomt convert`: an authors' checkpoint → a folder that transformers loads, and back. Same weights, bit for bit.
+"""`eomt convert`: convert an authors' checkpoint to a folder for transformers, and back. Weights stay bit for bit.
 
-What a file leaves unsaid is inferred from its shapes and printed before anything is written. Nothing is left behind
-unless it was read back equal.
+The configuration is inferred from the shapes of the weights and printed before any file is written. The result is
+read back and compared; it is kept only if it is equal.
 """
 
 import json
@@ -26,8 +26,8 @@ TO_HUB_ONLY = ("task", "labels", "stuff", "image_size", "heads", "reference_back
 
 
 def convert(source: str, destination: Path, options: ConvertOptions) -> int:
-    """In the direction that the source says. Returns the exit code."""
-    require_free(destination, options.force, source)  # before minutes of reading
+    """Convert a saved model to an authors' checkpoint, and any other source to a folder. Returns the exit code."""
+    require_free(destination, options.force, source)  # reading the source takes minutes
     require_writable(destination.parent)
     if is_hub(source):
         to_authors(source, destination, options)
@@ -37,7 +37,7 @@ def convert(source: str, destination: Path, options: ConvertOptions) -> int:
 
 
 def is_hub(source: str) -> bool:
-    """A folder with a configuration, or a name that can only be the hub's."""
+    """Whether the source is a folder with a configuration, or a name that only the hub can have."""
     path = Path(source)
     if path.exists():
         return (path / "config.json").is_file()
@@ -48,13 +48,13 @@ def is_hub(source: str) -> bool:
 
 def to_hub(source: str, destination: Path, options: ConvertOptions) -> None:
     if options.delta_from:
-        raise ValueError("--delta-from is for hub → authors'; differences are read with --reference-backbone")
+        raise ValueError("--delta-from is for saved models; use --reference-backbone to read differences")
     if destination.suffix in FILES:
         raise ValueError(f"{source} is an authors' checkpoint, so {destination} must be a folder")
     state = read_state_dict(source)
     mean = state.get("network.encoder.pixel_mean")
     if mean is not None and not mean.any() and not options.reference_backbone:
-        raise ValueError(f"{source} holds differences to DINOv3; give its weights as --reference-backbone")
+        raise ValueError(f"{source} holds differences to DINOv3; give DINOv3's weights as --reference-backbone")
     config = config_from_checkpoint(
         state,
         heads=options.heads,
@@ -81,12 +81,12 @@ def to_hub(source: str, destination: Path, options: ConvertOptions) -> None:
 def to_authors(source: str, destination: Path, options: ConvertOptions) -> None:
     for name in TO_HUB_ONLY:
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is for authors' → hub; {source} is a hub folder")
+            raise ValueError(f"--{name.replace('_', '-')} is for authors' checkpoints; {source} is a saved model")
     if destination.suffix not in FILES:
-        raise ValueError(f"{destination} must end in one of {', '.join(FILES)}: {source} is a hub folder")
+        raise ValueError(f"{source} is a saved model, so {destination} must end in one of {', '.join(FILES)}")
     require_model(source)
     if getattr(AutoConfig.from_pretrained(source), "quantization_config", None):
-        raise ValueError(f"{source} is quantized: its codes are no weights; convert the model that it was made of")
+        raise ValueError(f"{source} is quantized; convert the original model")
     model = load_model(source)
     if not isinstance(model, EoMTForUniversalSegmentation):
         raise ValueError(f"{source} is a {type(model).__name__}, not an EoMT")
@@ -101,12 +101,15 @@ def to_authors(source: str, destination: Path, options: ConvertOptions) -> None:
         write_state_dict(file, state, model.config.to_json_string(use_diff=False), wrap=wrap)
         again = read_state_dict(file)
         if again.keys() != state.keys() or not all(torch.equal(again[key], tensor) for key, tensor in state.items()):
-            raise RuntimeError("the file read back differs from what was written")
+            raise RuntimeError(f"the weights read back from {file} differ")
     print(f"{len(state)} tensors, read back and equal: {destination}")
 
 
 def pixel_statistics(source: str, delta_from: str | None) -> dict[str, torch.Tensor]:
-    """The source's mean and deviation as the authors' buffers; none where it has no image processor, or ImageNet's."""
+    """Mean and deviation of the source's image processor as the authors' buffers.
+
+    Empty without an image processor, and for ImageNet's values.
+    """
     try:
         processor = AutoImageProcessor.from_pretrained(source)
     except OSError:
@@ -121,7 +124,7 @@ def pixel_statistics(source: str, delta_from: str | None) -> dict[str, torch.Ten
 
 
 def image_processor(config, state) -> EoMTImageProcessor:
-    """Image processor of the model; the checkpoint's own mean and deviation where it does not hold differences."""
+    """The model's image processor, with the mean and deviation of the checkpoint unless it holds differences."""
     statistics = {}
     for ours, theirs in (("image_mean", "pixel_mean"), ("image_std", "pixel_std")):
         values = state.get(f"network.encoder.{theirs}")
@@ -141,7 +144,7 @@ def masking(model) -> str:
 
 
 def read_labels(given: str) -> LabelSpace:
-    """A packaged label space, a json of names or of label → name, or a text file with a name a line."""
+    """Read a packaged label space, a JSON file (a list or {label: name}), or a text file with one name per line."""
     if given in PACKAGED:
         return label_space(given)
     path = Path(given)
@@ -157,5 +160,5 @@ def read_labels(given: str) -> LabelSpace:
             raise ValueError(f"--labels {given}: its keys must be the labels 0 to {len(names) - 1}")
         names = [names[str(label)] for label in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"--labels {given} must hold a list of names, or label → name")
+        raise ValueError(f"--labels {given} must hold a list of names, or an object with a name for each label")
     return LabelSpace(path.stem, [name for name in names if name])

@@ -1,4 +1,4 @@
-"""`eomt demo`: synthetic shapes, training from scratch, evaluation, reloading, pictures: minutes on a CPU."""
+"""`eomt demo`: train on synthetic shapes, evaluate, save, reload and draw predictions, in minutes on a CPU."""
 
 import time
 from pathlib import Path
@@ -31,18 +31,18 @@ MODEL = {
     "train_num_points": 512,
 }
 IMAGE_SIZE = 64
-PICTURES = 4
+DRAWN_IMAGES = 4
 
 
 def demo(options: DemoOptions) -> int:
-    """Run all of it. Returns the exit code."""
+    """Run the demonstration. Returns the exit code."""
     started = time.time()
     trainer, space, folder = train_on_shapes(options)
     metrics = trainer.evaluate()
     model_folder = Path(options.output, "model")
     trainer.save_model(model_folder)
     reloaded = reload_and_compare(model_folder, trainer)
-    pictures = draw_pictures(reloaded, folder, space, options.output)
+    drawn = draw_predictions(reloaded, folder, space, options.output)
     report = {
         "pq": 100 * metrics["eval_pq"],
         "pq_things": 100 * metrics["eval_pq_things"],
@@ -56,12 +56,12 @@ def demo(options: DemoOptions) -> int:
         f"held-out PQ {report['pq']:.1f} (things {report['pq_things']:.1f}, stuff {report['pq_stuff']:.1f}) after "
         f"{report['steps']} steps, {report['seconds']:.0f} s; masking off, reloaded through the Auto classes"
     )
-    print("\n".join(f"  {path}" for path in [model_folder, *pictures, Path(options.output, "curves.png")]))
+    print("\n".join(f"  {path}" for path in [model_folder, *drawn, Path(options.output, "curves.png")]))
     return 0
 
 
 def train_on_shapes(options: DemoOptions):
-    """Make the data and train → (trainer, label space, data folder)."""
+    """Make the data and train. Returns the trainer, the label space and the data folder."""
     disable_progress_bar()
     counts = {"train": options.train_images, "val": options.val_images}
     folder = make_shapes(options.output / "data", **counts, seed=options.seed)
@@ -112,7 +112,7 @@ def train_on_shapes(options: DemoOptions):
 
 
 def reload_and_compare(model_folder: Path, trainer):
-    """The saved model as a user loads it, a pipeline; its logits are the trained model's."""
+    """Load the saved model as a user does, compare its logits with the trained model's, and return a pipeline."""
     model = AutoModelForUniversalSegmentation.from_pretrained(model_folder)
     processor = AutoImageProcessor.from_pretrained(model_folder)
     pixels = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -124,12 +124,12 @@ def reload_and_compare(model_folder: Path, trainer):
     return pipeline("image-segmentation", model=model, image_processor=processor)
 
 
-def draw_pictures(pipe, folder: Path, space, output: Path) -> list[Path]:
-    """Held-out input, ground truth and the pipeline's prediction side by side, for the first few images."""
+def draw_predictions(pipe, folder: Path, space, output: Path) -> list[Path]:
+    """Draw input, ground truth and the pipeline's prediction side by side, for the first few held-out images."""
     dataset, _ = load_data(folder, task="panoptic", split="val")
     dataset = dataset.with_transform(EvaluationTransform(space, task="panoptic"))
     paths = []
-    for index in range(min(PICTURES, len(dataset))):
+    for index in range(min(DRAWN_IMAGES, len(dataset))):
         sample = dataset[index]
         image = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
         ground_truth = draw_prediction(image, sample["reference"], space.id2label)

@@ -1,6 +1,6 @@
-"""Pictures for people: segments with outlines, names and a legend over the image; panels side by side.
+"""Drawing: segments with outlines, names and a legend over the image; panels side by side.
 
-H, W the image · n segments · s the whole factor that small images are enlarged by, so that lines and names stay fine
+H, W image · n segments · s enlargement of small images, an integer, so that lines and names stay fine
 """
 
 from collections import Counter
@@ -18,15 +18,15 @@ from .training.files import write_atomic
 
 Color = tuple[int, int, int]
 SHORT_SIDE = 480
-"""Images with a shorter side are enlarged by a whole factor before drawing (pixels)."""
+"""Images with a shorter side are enlarged by an integer factor before drawing (pixels)."""
 BAND_PIXELS = 2**21
-"""Pixels that are tinted at once."""
+"""Pixels that are tinted in one step."""
 NAME_INSIDE = 0.72
-"""Share of a name's box that must lie in its segment; the legend has the names that fit nowhere."""
+"""Least share of a name's box inside its segment. Names without such a place are in the legend only."""
 NAME_AREA = 0.25
-"""Share of a segment that its name may cover: small objects stay visible."""
+"""Largest share of a segment that its name may cover, so that small objects stay visible."""
 SHEET_WIDTH = 8000
-"""Panels side by side are at most so wide (pixels): one of 1 × 3000 is not enlarged to 480 × 1.4 million."""
+"""Largest width of a panel (pixels): a panel of 1 × 3000 is not enlarged to 480 × 1.4 million."""
 JPEG_SIDE = 65500
 """Longest side of a JPEG file (pixels)."""
 
@@ -43,27 +43,27 @@ def draw_segments(
     ignore_index: int = IGNORE_INDEX,
     colors: Mapping[int, Color] | None = None,
 ) -> Image.Image:
-    """Image and segmentation → image with tinted, outlined and named segments.
+    """Return the image with tinted, outlined and named segments.
 
     Args:
         segmentation: (H, W) ids with `segments_info`; (n, H, W) masks or a list of n, one for each of `segments_info`;
             or (H, W) class labels without it (−1 and `ignore_index` are void).
-        segments_info: `{"id", "label_id", "score" (optional)}`, as the post-processing returns them.
-        id2label: class names; numbers without.
-        names: write them where they fit inside their segment. With one class the legend is enough.
-        legend: add a list of the classes under the image: the number of segments, or of class labels the share of the
-            image. It says so where there is no segment.
-        colors: {label: (r, g, b)}; give `class_colors` of all labels to images that are to be compared.
+        segments_info: `{"id", "label_id", "score" (optional)}`, as returned by the post-processing.
+        id2label: class names; the label by default.
+        names: write names where they fit inside their segment. With one class only the legend names it.
+        legend: list the classes under the image, with the number of segments, or the share of the image for class
+            labels. Without segments it reads "nothing found".
+        colors: {label: (r, g, b)}. For images to be compared, give the `class_colors` of all their labels.
 
     Raises:
-        ValueError: if the segmentation is of another size than the image.
+        ValueError: if the segmentation does not have the size of the image.
     """
     segmentation = segmentation if isinstance(segmentation, Sequence) else np.asarray(segmentation)
     masks = segment_masks(segmentation, segments_info, ignore_index)
     image = image.convert("RGB")
     if masks and masks[0].shape != image.size[::-1]:
         height, width = masks[0].shape
-        raise ValueError(f"segmentation of {height} × {width} does not fit its image of {image.height} × {image.width}")
+        raise ValueError(f"segmentation of {height} × {width} does not fit the image of {image.height} × {image.width}")
     factor = max(1, round(SHORT_SIDE / min(image.size))) if max(image.size) < 2 * SHORT_SIDE else 1
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
@@ -74,11 +74,11 @@ def draw_segments(
     order = sorted(range(len(masks)), key=lambda k: -masks[k].area)  # small segments over large ones
     for k in order:
         _tint(canvas, masks[k], np.asarray(tints[k], np.float32), opacity, line, factor)
-    picture = Image.fromarray(canvas)
+    image = Image.fromarray(canvas)
     name_of = {label: str((id2label or {}).get(label, label)) for label in class_color}
     counts = Counter(mask.label for mask in masks)
     if names and (len(counts) > 1 or len(masks) == 1):
-        _write_names(picture, [(masks[k], name_of[masks[k].label], tints[k]) for k in order], factor)
+        _write_names(image, [(masks[k], name_of[masks[k].label], tints[k]) for k in order], factor)
     if legend:
         rows = []
         for label, count in counts.most_common():
@@ -87,17 +87,17 @@ def draw_segments(
                 share = sum(mask.area for mask in masks if mask.label == label) / np.prod(masks[0].shape)
                 text = f"{name_of[label]} {share:.0%}" if share >= 0.005 else f"{name_of[label]} <1%"
             rows.append((text, class_color[label] if len(counts) > 1 or count == 1 else None))
-        picture = _with_legend(picture, rows or [("nothing found", None)])
-    return picture
+        image = _with_legend(image, rows or [("nothing found", None)])
+    return image
 
 
 def draw_prediction(
     image: Image.Image, prediction, id2label: Mapping[int, str] | None = None, step: int = 1, **options
 ) -> Image.Image:
-    """`draw_segments` of what `predict_image` returns, or of a metric's reference.
+    """`draw_segments` for a result of `predict_image`, or for the ground truth of a metric.
 
     Args:
-        step: the image is this factor smaller than the prediction.
+        step: size of the prediction divided by the size of the image.
     """
     if not isinstance(prediction, Mapping):  # a semantic reference
         prediction = {"segmentation": np.asarray(prediction)}
@@ -110,7 +110,7 @@ def draw_prediction(
 
 
 def draw_confidence(confidence) -> Image.Image:
-    """(H, W) in [0, 1] → heat map, dark where the model is unsure (paper Fig. B)."""
+    """Heat map of (H, W) confidences in [0, 1]: dark where the model is unsure (paper Fig. B)."""
     from matplotlib import colormaps
 
     values = np.asarray(confidence, np.float32).clip(0, 1)
@@ -118,7 +118,7 @@ def draw_confidence(confidence) -> Image.Image:
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, gap: int = 12) -> Image.Image:
-    """(title, image), … → one image on white, all at one height (pixels; less if one is very wide), titles above."""
+    """Join (title, image) panels on white, at one height (pixels; lower if a panel is very wide), titles above."""
     font = make_font(max(14, height // 26))
     height = max(1, min([height, *(SHEET_WIDTH * p.height // p.width for _, p in panels)]))
     scaled = [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for _, p in panels]
@@ -132,12 +132,12 @@ def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, g
     return sheet
 
 
-def write_jpeg(path: Path, picture: Image.Image) -> None:
-    """Picture → file, scaled down if it is longer than a JPEG can be."""
-    longest = max(picture.size)
+def write_jpeg(path: Path, image: Image.Image) -> None:
+    """Write a JPEG file, scaled down to the longest side that the format allows."""
+    longest = max(image.size)
     if longest > JPEG_SIDE:
-        picture = picture.resize([max(1, side * JPEG_SIDE // longest) for side in picture.size])
-    write_atomic(path, lambda part: picture.save(part, quality=92))
+        image = image.resize([max(1, side * JPEG_SIDE // longest) for side in image.size])
+    write_atomic(path, lambda part: image.save(part, quality=92))
 
 
 # --- colors ----------------------------------------------------------------------------------------------------------
@@ -148,15 +148,15 @@ _TINTS = """
     b3363d 0099fc c9c43e 993f95 00b3b0 ffa158 545ac2 49ac27 ff92b6 0078ac
 """
 PALETTE: list[Color] = [tuple(bytes.fromhex(tint)) for tint in _TINTS.split()]
-"""30 tints of three lightnesses, hues in golden steps: neighbors are unlike each other."""
+"""30 tints in three lightnesses, hues a golden angle apart: neighbors look different."""
 _CLOSE = 60
-"""Distance in RGB below which two tints over an image look the same."""
+"""RGB distance below which two tints over an image look the same."""
 
 
 def class_colors(labels: Iterable[int]) -> dict[int, Color]:
-    """Labels of one image (or of several to be compared) → a color for each.
+    """{label: color} for the labels of one image, or of several images to be compared.
 
-    A label has its own place in the palette. Where that is too close to one already taken, the farthest free one.
+    Each label has a fixed color. If that is too close to a color already in use, the farthest one replaces it.
     """
     tints = np.array(PALETTE)
     chosen: dict[int, Color] = {}
@@ -171,8 +171,10 @@ def class_colors(labels: Iterable[int]) -> dict[int, Color]:
 
 
 def segment_colors(labels: Sequence[int], class_color: Mapping[int, Color]) -> list[Color]:
-    """A color for each segment: its class's, in another shade for each further instance. Where all are of one class,
-    instances have the colors of the palette."""
+    """A color for each segment: the color of its class, in another shade for each further instance.
+
+    If all segments are of one class, they take the colors of the palette in order.
+    """
     if len(labels) > 1 and len(set(labels)) == 1:
         return [PALETTE[k % len(PALETTE)] for k in range(len(labels))]
     seen: Counter = Counter()
@@ -184,16 +186,16 @@ def segment_colors(labels: Sequence[int], class_color: Mapping[int, Color]) -> l
     return colors
 
 
-# --- segmentations of any form → one mask a segment ------------------------------------------------------------------
+# --- one mask per segment, from any form of segmentation -------------------------------------------------------------
 
 _KEPT_PIXELS = 2**18
-"""Masks with a box up to this are kept, others read again when they are drawn."""
+"""Masks with a box of at most this many pixels stay in memory; others are read again for drawing."""
 _MANY_IDS = 2**16
-"""Ids from here (COCO's may reach 2²⁴) are looked for one by one."""
+"""From this id on, segments are located one by one: a table of COCO's ids could have 2²⁴ rows."""
 
 
 class EncodedMasks(Sequence):
-    """Run-length encoded masks, decoded one at a time: each is an (H, W) array, every `step`-th row and column."""
+    """Run-length encoded masks, decoded on access: (H, W) arrays of every `step`-th row and column."""
 
     def __init__(self, encoded: Sequence[dict], step: int = 1):
         self.encoded, self.step = encoded, step
@@ -206,10 +208,10 @@ class EncodedMasks(Sequence):
 
 
 class SegmentMask:
-    """A segment's box and area, and its pixels when they are asked for: all segments' pixels may not fit in memory."""
+    """Box, area and pixels of a segment. Large masks are not kept: those of all segments may not fit in memory."""
 
     def __init__(self, read: Callable[[slice, slice], np.ndarray], label: int, shape, box=None):
-        """`read(rows, columns)`: that part of the mask, bool; `box`: rows and columns that hold all of it."""
+        """`read(rows, columns)` returns a part of the mask (bool). `box`: rows and columns around the mask."""
         self.read, self.label, self.shape = read, int(label), shape
         start = box or (slice(0, shape[0]), slice(0, shape[1]))
         pixels = read(*start)
@@ -226,7 +228,7 @@ class SegmentMask:
 
 
 def segment_masks(segmentation, segments_info, ignore_index: int) -> list[SegmentMask]:
-    """Any form that `draw_segments` takes → masks with their labels, without the empty ones."""
+    """Masks and labels of the segments that are not empty. Arguments as for `draw_segments`."""
 
     def of_id(segment: int) -> Callable:
         return lambda rows, columns: segmentation[rows, columns] == segment
@@ -255,9 +257,9 @@ def segment_masks(segmentation, segments_info, ignore_index: int) -> list[Segmen
 
 
 def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
-    """Blend the color into the mask, opaque along its outline, with a fine light edge outside of that.
+    """Blend the color into the mask: opaque along the outline, with a fine light edge around it.
 
-    In bands of rows, each with so many rows around it that its outline is that of the mask.
+    Works in bands of rows. Each band has a margin of rows, so that its outline is the outline of the mask.
     """
     rows, columns = mask.box
     pixels = mask.pixels()
@@ -270,7 +272,7 @@ def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: flo
         part = part[first % factor : first % factor + last - first]
         part = np.pad(part, ((int(first == 0), int(last == height)), (1, 1)))
         start = top - first + int(first == 0)
-        depth = ndimage.distance_transform_cdt(part, "chessboard")[start : start + bottom - top, 1:-1]  # to the outside
+        depth = ndimage.distance_transform_cdt(part, "chessboard")[start : start + bottom - top, 1:-1]  # background: 0
         area = canvas[rows.start * factor + top : rows.start * factor + bottom, left:right]
         weight = (np.where(depth > line, opacity, 0.9) * (depth > 0)).astype(np.float32)
         blended = area + weight[..., None] * (color - area)
@@ -278,10 +280,10 @@ def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: flo
         area[:] = blended.round()
 
 
-def _write_names(picture: Image.Image, named: Sequence[tuple[SegmentMask, str, Color]], factor: int) -> None:
-    """Each name once, in a rounded box inside its segment, largest segments first; none over another."""
-    draw = ImageDraw.Draw(picture, "RGBA")
-    base = max(12, round(min(picture.size) / 30))
+def _write_names(image: Image.Image, named: Sequence[tuple[SegmentMask, str, Color]], factor: int) -> None:
+    """Write each name in a rounded box inside its segment, largest segments first, without overlaps."""
+    draw = ImageDraw.Draw(image, "RGBA")
+    base = max(12, round(min(image.size) / 30))
     taken: list[tuple[int, int, int, int]] = []
     for mask, text, tint in named:
         for size in (base, round(base * 0.8), round(base * 0.65)):
@@ -303,7 +305,7 @@ def _write_names(picture: Image.Image, named: Sequence[tuple[SegmentMask, str, C
 
 
 def _name_place(mask: SegmentMask, width: float, height: float) -> tuple[float, float] | None:
-    """Center (y, x) of a box of width × height that lies inside the mask as far as possible; `None` if too little."""
+    """Center (y, x) of the box of width × height with the largest share in the mask; `None` if that is too small."""
     if width * height > NAME_AREA * mask.area:
         return None
     rows, columns = mask.box
@@ -319,19 +321,19 @@ def _name_place(mask: SegmentMask, width: float, height: float) -> tuple[float, 
     return (y_image, x_image) if inside[y, x] >= NAME_INSIDE and fits else None
 
 
-def _with_legend(picture: Image.Image, rows: list[tuple[str, Color | None]]) -> Image.Image:
-    """A swatch, where there is one color, and a text a class, in columns under the picture."""
-    font = make_font(max(12, round(min(picture.size) / 34)))
+def _with_legend(image: Image.Image, rows: list[tuple[str, Color | None]]) -> Image.Image:
+    """Add one row per class in columns under the image: its text, after a swatch if the class has one color."""
+    font = make_font(max(12, round(min(image.size) / 34)))
     line, half = round(font.size * 1.7), font.size // 2
-    cell = min(picture.width, round(max(font.getlength(text) for text, _ in rows) + 2.8 * font.size))
-    columns = max(1, picture.width // cell)
+    cell = min(image.width, round(max(font.getlength(text) for text, _ in rows) + 2.8 * font.size))
+    columns = max(1, image.width // cell)
     height = -(-len(rows) // columns) * line + font.size
-    sheet = Image.new("RGB", (picture.width, picture.height + height), "white")
-    sheet.paste(picture, (0, 0))
+    sheet = Image.new("RGB", (image.width, image.height + height), "white")
+    sheet.paste(image, (0, 0))
     draw = ImageDraw.Draw(sheet)
     for i, (text, color) in enumerate(rows):
         x = (i % columns) * cell + half
-        y = picture.height + half + (i // columns) * line + line // 2
+        y = image.height + half + (i // columns) * line + line // 2
         if color is not None:
             draw.rounded_rectangle((x, y - half, x + 2 * half, y + half), half // 2, color)
             x += 3 * half
@@ -340,7 +342,7 @@ def _with_legend(picture: Image.Image, rows: list[tuple[str, Color | None]]) -> 
 
 
 def make_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans (it comes with matplotlib and has most scripts' letters)."""
+    """DejaVu Sans, which comes with matplotlib and has the letters of most scripts."""
     from matplotlib import font_manager
 
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

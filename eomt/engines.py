@@ -1,4 +1,4 @@
-"""Exported models: what `eomt export` wrote, run by OpenVINO or ONNX Runtime in the place of the model.
+"""Inference with exported models: the files of `eomt export`, run by OpenVINO or ONNX Runtime.
 
 model = ExportedEoMT.from_pretrained("exported")
 pipeline("image-segmentation", model=model, image_processor=AutoImageProcessor.from_pretrained("exported"))
@@ -22,8 +22,8 @@ from .modeling_eomt.pretrained import load_config
 
 INPUT = "pixel_values"  # (B, 3, H, W), normalized
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
-MAX_SIDE = 4096  # pixels, of a file with free sides; the least are two patches
-PRECISION_KEY = "eomt_precision"  # in the file's own metadata
+MAX_SIDE = 4096  # pixels; largest side of a file with dynamic size, the smallest are two patches
+PRECISION_KEY = "eomt_precision"  # in the metadata of the file
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 Logits = tuple[np.ndarray, np.ndarray]
@@ -48,20 +48,20 @@ class OpenVINOEngine:
         self.precision = str(model.get_rt_info([PRECISION_KEY]).value) if model.has_rt_info([PRECISION_KEY]) else "fp32"
         _, channels, *sides = model.input(0).get_partial_shape()
         self.size = tuple(side.get_length() if side.is_static else None for side in sides)
-        if None not in self.size:  # a static shape is a quarter faster, and batches gain nothing on a CPU
+        if None not in self.size:  # a static shape is a quarter faster, and batches are no faster on a CPU
             model.reshape([1, channels.get_length(), *self.size])
-        # Processors with bf16 would compute in bf16 by themselves. Beside int8 that is wanted: int8 has cost the
-        # exactness already, and a quarter of the time is in the layers that stay in floating point.
+        # By default OpenVINO computes in bf16 on CPUs that have it. Only int8 files should: they are inexact anyway,
+        # and a quarter of their time is spent in the layers that stay in floating point.
         if dtype is None and self.precision == "int8":
             dtype = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
         settings = {
             "INFERENCE_PRECISION_HINT": self.DTYPES[dtype or self.precision],
             "PERFORMANCE_HINT": "THROUGHPUT",
-            "PERFORMANCE_HINT_NUM_REQUESTS": num_requests or 0,  # 1: all cores for one; 0: no bound
+            "PERFORMANCE_HINT_NUM_REQUESTS": num_requests or 0,  # 1: all cores for one request; 0: no limit
         }
         compiled = core.compile_model(model, "CPU", settings)
         computed = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.dtype = next(name for name, known in self.DTYPES.items() if known == computed)  # fp32 where CPUs lack it
+        self.dtype = next(name for name, known in self.DTYPES.items() if known == computed)  # fp32 on CPUs without it
         self.num_requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._outputs = [compiled.output(name) for name in OUTPUTS]
         self._idle = SimpleQueue()
@@ -106,7 +106,7 @@ ENGINES = {engine.name: engine for engine in (OpenVINOEngine, ONNXEngine)}  # fa
 
 
 def exported_engines(folder: str | Path) -> list[str]:
-    """The engines whose files lie in a folder, fastest first; none for anything but an exported folder."""
+    """Names of the engines whose files are in a folder, fastest first. Empty for other folders and hub names."""
     return [name for name, engine in ENGINES.items() if Path(folder, engine.file).is_file()]
 
 
@@ -115,32 +115,34 @@ def is_installed(engine: str) -> bool:
 
 
 def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = None, num_requests: int | None = 1):
-    """An exported folder → a running engine; arguments as for `ExportedEoMT.from_pretrained`."""
+    """Load the file of an exported folder. Arguments as for `ExportedEoMT.from_pretrained`."""
     if engine not in ("auto", *ENGINES):
         raise ValueError(f"engine is {engine!r}; choose from auto, {', '.join(ENGINES)}")
-    found = exported_engines(folder)
-    if not found or engine not in ("auto", *found):
-        wanted = " or ".join(e.file for e in ENGINES.values()) if engine == "auto" else ENGINES[engine].file
-        raise ValueError(f"{folder} holds no exported model ({wanted})")
-    usable = [name for name in (found if engine == "auto" else [engine]) if is_installed(name)]
+    wanted = list(ENGINES) if engine == "auto" else [engine]
+    found = [name for name in exported_engines(folder) if name in wanted]
+    if not found:
+        files = " or ".join(ENGINES[name].file for name in wanted)
+        raise ValueError(f"{folder} holds no exported model ({files})")
+    usable = [name for name in found if is_installed(name)]
     if not usable:
-        name = found[0] if engine == "auto" else engine
-        package = ENGINES[name].package
-        raise ValueError(f"{folder} was exported for {name}, which is not installed: pip install {package}")
+        package = ENGINES[found[0]].package
+        raise ValueError(f"{folder} was exported for {found[0]}, which is not installed: pip install {package}")
     kind = ENGINES[usable[0]]
     if dtype is not None and dtype not in kind.DTYPES:
         raise ValueError(f"dtype is {dtype!r}; {kind.name} computes in {', '.join(kind.DTYPES)}")
     path = Path(folder, kind.file)
     try:
         return kind(path, dtype, num_requests)
-    except Exception as error:  # the engines' errors for a damaged file have no common class
+    except Exception as error:  # the engines have no common error for damaged files
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{path} cannot be read by {kind.name}: {reason[:200]}") from None
 
 
 class ExportedEoMT:
-    """Callable as the model is, for inference only. Inputs and outputs are float32 on the CPU, whatever the engine
-    computes in; masked attention is off."""
+    """An exported model with the call of the PyTorch model, for inference only.
+
+    Inputs and outputs are float32 on the CPU, whatever the engine computes in. Masked attention is off.
+    """
 
     main_input_name = INPUT
     device = torch.device("cpu")
@@ -155,27 +157,27 @@ class ExportedEoMT:
     def from_pretrained(
         cls, folder: str | Path, engine: str = "auto", dtype=None, num_requests: int | None = 1
     ) -> "ExportedEoMT":
-        """A folder that `eomt export` wrote → a model.
+        """Load a folder of `eomt export`.
 
         Args:
-            engine: "openvino", "onnx", or "auto": the fastest that is there and installed.
-            dtype: what the engine computes in: "fp32", "bf16" or "fp16", or torch's types; by default what the file
-                was exported for.
-            num_requests: how many images OpenVINO computes at once at most, for calls from as many threads: 1, each
-                as soon as possible; None, as many as give the most images a second. The cores are shared out. Other
-                engines compute one at a time.
+            engine: "openvino", "onnx", or "auto": the fastest one that has a file and is installed.
+            dtype: number type of the computation: "fp32", "bf16", "fp16" or torch's types; the exported precision by
+                default.
+            num_requests: largest number of images that OpenVINO computes at the same time, called from as many
+                threads. 1: lowest latency; None: highest throughput. Requests share the cores. Other engines compute
+                one image at a time.
 
         Raises:
             ValueError: when the folder, its files, the engine or the number type cannot be used.
         """
         if not Path(folder, "config.json").is_file():
-            raise ValueError(f"there is no config.json in {str(folder)!r}; give a folder that eomt export wrote")
+            raise ValueError(f"there is no config.json in {str(folder)!r}; give a folder of eomt export")
         config = load_config(folder)
         config.name_or_path = str(folder)
         return cls(config, open_engine(folder, engine, DTYPES.get(dtype, dtype), num_requests))
 
     def __call__(self, pixel_values: Tensor, patch_offsets: list | None = None, **kwargs):
-        """(B, 3, H, W) → class_queries_logits (B, Q, C + 1) and masks_queries_logits (B, Q, H/4, W/4).
+        """class_queries_logits (B, Q, C + 1) and masks_queries_logits (B, Q, H/4, W/4) of normalized (B, 3, H, W).
 
         Raises:
             ValueError: when the file does not take this image size, or labels are given.
@@ -203,22 +205,22 @@ class ExportedEoMT:
         height, width = pixel_values.shape[2:]
         if any(side not in (None, given) for side, given in zip(sides, (height, width))):
             raise ValueError(
-                f"pixel_values are {height} × {width} pixels; the file takes {sides[0]} × {sides[1]}: use its own "
-                "image processor, or export this size or a dynamic one"
+                f"pixel_values are {height} × {width} pixels; the file takes {sides[0]} × {sides[1]}: use its "
+                "image processor, or export this size or a dynamic size"
             )
         for fixed, given, patch in zip(sides, (height, width), as_pair(self.config.patch_size)):
             if fixed is None and (given % patch or not 2 * patch <= given <= MAX_SIDE):
                 raise ValueError(
                     f"pixel_values are {height} × {width} pixels; the file takes sides that are multiples of {patch}, "
-                    f"from {2 * patch} to {MAX_SIDE}: use its own image processor"
+                    f"from {2 * patch} to {MAX_SIDE}: use its image processor"
                 )
 
     @property
     def num_requests(self) -> int:
-        """Calls that are computed at once; more wait."""
+        """Number of calls computed at the same time; further ones wait."""
         return self.engine.num_requests
 
-    # --- what transformers' pipeline and this library's commands ask of a model --------------------------------------
+    # --- the interface of a model, for transformers' pipeline and the commands ---------------------------------------
 
     @property
     def attn_mask_probs(self) -> Tensor:
@@ -226,10 +228,10 @@ class ExportedEoMT:
 
     def set_attn_mask_probs(self, probabilities) -> None:
         if any(probabilities):
-            raise ValueError("an exported model has no masked attention; use the model it is of")
+            raise ValueError("an exported model has no masked attention; use the original model")
 
     def set_token_merging(self, *args, **kwargs) -> None:
-        raise ValueError("an exported model cannot merge tokens: its file has fixed shapes; use the model it is of")
+        raise ValueError("an exported model cannot merge tokens: its file has fixed shapes; use the original model")
 
     def eval(self) -> "ExportedEoMT":
         return self
@@ -241,4 +243,4 @@ class ExportedEoMT:
         return False
 
     def parameters(self):
-        return iter((torch.empty(0),))  # where inputs go and in which type
+        return iter((torch.empty(0),))  # callers read device and dtype of the inputs from it

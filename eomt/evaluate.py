@@ -1,4 +1,4 @@
-"""`eomt evaluate`: PQ, AP or mIoU of a model, or of predictions that any tool wrote."""
+"""`eomt evaluate`: PQ, AP or mIoU of a model, or of prediction files from any tool."""
 
 import csv
 import json
@@ -30,9 +30,9 @@ from .training.files import finite, read_json, require_writable, write_json
 from .training.processes import gather, rank
 
 SHOWN_CLASSES = 40
-"""Classes that are printed; per_class.csv has any number."""
+"""Largest number of classes in the printed table; per_class.csv has all."""
 _PQ = [("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ")]
-COLUMNS = {  # of the printed table: the metric's keys and their names in papers
+COLUMNS = {  # of the printed table: keys of the metric and their names in papers
     "panoptic": [
         (key + group, name + short)
         for group, short in (("", ""), ("_things", " th"), ("_stuff", " st"))
@@ -48,14 +48,14 @@ CLASS_COLUMNS = {"panoptic": ["pq", "sq", "rq"], "instance": ["ap", "ap_50", "ap
 
 
 def evaluate(source: str | None, options: EvaluateOptions) -> int:
-    """Score a model, or `options.predictions`; print and write what the options ask for. Returns the exit code."""
+    """Score a model or `options.predictions`, then print and write the report. Returns the exit code."""
     require_options(source, options)
     for folder in (options.output, options.save_predictions):
         if folder:
             require_writable(folder)
     device = options.device
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        state = PartialState(cpu=needs_cpu_group(device))  # joins the processes; on CPUs by gloo
+        state = PartialState(cpu=needs_cpu_group(device))  # joins the processes, on CPUs with gloo
         device = device or str(state.device)
     model = processor = None
     if source:
@@ -116,9 +116,9 @@ def require_options(source: str | None, options: EvaluateOptions) -> None:
         for name in ("save_predictions", "token_merging", "masked"):
             if getattr(options, name) is not None:
                 option = name.replace("_", "-")
-                raise ValueError(f"--{option} needs a model; --predictions reads files that exist already")
+                raise ValueError(f"--{option} needs a model and cannot be used with --predictions")
     if options.worst and not options.output:
-        raise ValueError("--worst needs --output, the folder for its pictures")
+        raise ValueError("--worst needs --output, the folder for its images")
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -127,12 +127,12 @@ def require_options(source: str | None, options: EvaluateOptions) -> None:
 def evaluation_data(
     path: str, task: str, model=None, *, dataset: str = "auto", split: str = "val", **options
 ) -> tuple[Dataset, LabelSpace]:
-    """A split's rows and its label space, with the model's classes where there is a model.
+    """Rows and label space of a split; with a model, the label space has the model's classes.
 
     options: `ignore_ids` and `keep_empty` of `load_data`.
 
     Raises:
-        ValueError: when the data has other classes than the model.
+        ValueError: when the classes of the data are not those of the model.
     """
     wanted = LabelSpace.from_config(model.config, model.config.name_or_path) if model else None
     options |= {"task": task, "split": split, "automatic_split": scores_held_out(path, dataset, task, split, model)}
@@ -140,31 +140,33 @@ def evaluation_data(
         rows, space = load_data(path, dataset, label_space=wanted, **options)
         if options["automatic_split"]:
             held_out = f"the {len(rows)} images that eomt train holds out"
-            print(f"note: {path} has no val split; evaluated are {held_out}", file=sys.stderr)
+            print(f"note: {path} has no val split; evaluating {held_out}", file=sys.stderr)
         return rows, space
     except UnknownClass as error:
         rows, space = load_data(path, dataset, **options)
         if space.num_labels != wanted.num_labels:
-            hint = "; ignored ids leave values of the label images out" if task == "semantic" else ""
+            hint = "; --ignore-ids leaves out values of the label images" if task == "semantic" else ""
             raise ValueError(f"{error}; the data has {space.num_labels} classes{hint}") from None
         moved = [name for i, name in enumerate(space.names) if wanted.label2id.get(name, i) != i]
         if moved:
-            others = f"as {moved[0]!r} has another place among the model's, they cannot be taken in order"
+            others = f"they cannot be matched by position, as {moved[0]!r} has another one in the model"
             raise ValueError(f"{error}; {others}") from None
-        note = f"the model's class names are not the data's; its {space.num_labels} classes are taken in order"
+        note = f"the class names of model and data differ; the {space.num_labels} classes are matched by position"
         print(f"note: {note}", file=sys.stderr)
         return rows, space
 
 
 def scores_held_out(path: str, dataset: str, task: str, split: str, model) -> bool:
-    """Whether of data without a validation split only the images that `eomt train` holds out are scored: where there is
-    a training split, or where the model was trained on the rest. Any other model is scored on the whole of data that
-    names no split."""
+    """Whether to score only the images that `eomt train` holds out, in data without a validation split.
+
+    True if the data has a training split, or if the model was trained on the other images. Otherwise, data without
+    splits is scored completely.
+    """
     if split != "val":
         return False
     splits = splits_of(path, dataset, task)
     folder = Path(model.config.name_or_path) if model else None
-    records = [folder / "split.json", folder.parent / "split.json"] if model else []  # a checkpoint is below its run
+    records = [folder / "split.json", folder.parent / "split.json"] if model else []  # the parent: of a checkpoint
     record = next((file for file in records if file.is_file()), None)
     if splits or record is None:
         return splits == ["train"]
@@ -174,7 +176,7 @@ def scores_held_out(path: str, dataset: str, task: str, split: str, model) -> bo
 
 
 def count_empty(rows: Dataset) -> int | None:
-    """Images without annotations; unknown for label images, which would have to be read again."""
+    """Number of images without annotations; None for label images, which would have to be read again."""
     plain = rows.with_format(None)
     return sum(not s for s in plain["segments"]) if plain[0]["layout"] in ("panoptic", "instance") else None
 
@@ -228,7 +230,7 @@ def score_files(options: EvaluateOptions, task: str, dataset, space: LabelSpace,
 
 
 def reported_results(config, task: str, space: LabelSpace) -> list[dict]:
-    """The results that the paper or its model zoo reports for recipes of the same data, task and architecture."""
+    """Results in the paper or its model zoo for the same data, task and architecture."""
     fields = ("model_type", "hidden_size", "num_hidden_layers", "num_blocks", "num_queries", "patch_size", "image_size")
     found = []
     for recipe in RECIPES.values():
@@ -243,7 +245,7 @@ def reported_results(config, task: str, space: LabelSpace) -> list[dict]:
     return found
 
 
-# --- for people and machines -----------------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------------------------------
 
 
 def write_report(options: EvaluateOptions, summary: dict, space: LabelSpace, report: ImageReport) -> None:
@@ -270,7 +272,7 @@ def write_report(options: EvaluateOptions, summary: dict, space: LabelSpace, rep
     else:
         print(images)
     if "gflops_per_image" in result:
-        print(f"{result['gflops_per_image']:.2f} GFLOPs an image with token merging at {options.token_merging:g}")
+        print(f"{result['gflops_per_image']:.2f} GFLOPs per image with token merging at {options.token_merging:g}")
     if options.output:
         worst = ", worst/" if options.worst else ""
         print(f"metrics.json, per_class.csv, confusion.png{worst}: {options.output}")
@@ -281,7 +283,7 @@ def percent(value) -> str:
 
 
 def metric_table(result: dict, task: str, reported: list[tuple[str, float]] = ()) -> str:
-    """The metric's main numbers in percent, of intermediate predictions too, and the paper's [(where, percent), …]."""
+    """The main metrics in percent, also of intermediate predictions, then the paper's results [(where, percent), …]."""
     main = TASK_ROWS[task].metric_key
     suffixes = sorted({key.removeprefix(main) for key in result if key.startswith(f"{main}_block_")})
     columns = [(key, name) for key, name in COLUMNS[task] if key in result]
@@ -294,7 +296,7 @@ def metric_table(result: dict, task: str, reported: list[tuple[str, float]] = ()
 
 
 def class_rows(result: dict, task: str, space: LabelSpace) -> list[dict]:
-    """One a class, fractions 0 … 1; blank where a class has neither ground truth nor prediction."""
+    """One row per class, fractions in [0, 1]; blank for classes with neither ground truth nor predictions."""
     rows: list[dict] = []
     for label, name in enumerate(space.names):
         if task == "semantic":
@@ -309,7 +311,7 @@ def class_rows(result: dict, task: str, space: LabelSpace) -> list[dict]:
 
 
 def class_table(rows: list[dict], task: str) -> str:
-    """The main numbers of each class, in percent."""
+    """The main metrics of each class in percent."""
     columns = [name for name in CLASS_COLUMNS[task] if name in rows[0]]
     lines = ["".join(f"{name.replace('_', ''):>9}" for name in columns)]
     lines += ["".join(f"{percent(row[name]):>9}" for name in columns) + f"  {row['name']}" for row in rows]

@@ -1,4 +1,4 @@
-"""`eomt export`: a model as a file for an engine, checked against the model. Nothing is left unless the check passed.
+"""`eomt export`: write a model for an engine and check the file against the model. Only checked files are kept.
 
 B images · Q queries · C labels · H, W pixels
 """
@@ -27,12 +27,12 @@ from .training.data import EvaluationTransform
 from .training.evaluation import evaluate_model
 from .training.files import atomic, require_free, require_writable
 
-# Precisions of each format. Half precision where the engine's kernels have it: bf16 OpenVINO's, fp16 ONNX's.
+# Half precision follows the kernels of the engines: bf16 in OpenVINO, fp16 in ONNX Runtime.
 PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "fp16", "int8")}
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 INT8_PACKAGES = {"openvino": ("nncf",), "onnx": ()}
-LARGEST_ONNX = 1_900_000_000  # bytes; a protobuf ends at 2 GiB, larger weights go beside it
-TOLERANCE = 1e-4  # of the largest logit: fp32 sums in another order
+LARGEST_ONNX = 1_900_000_000  # bytes; a protobuf holds at most 2 GiB, larger weights go to a second file
+TOLERANCE = 1e-4  # share of the largest logit: engines sum fp32 in another order
 
 
 def export(source: str, output: Path, options: ExportOptions) -> int:
@@ -49,9 +49,9 @@ def export(source: str, output: Path, options: ExportOptions) -> int:
     image_size = {"image_size": options.image_size} if options.image_size else {}
     model = load_model(source, dtype=torch.float32, **image_size)
     if isinstance(model, ExportedEoMT):
-        raise ValueError(f"{source} is exported already; give an EoMT that save_pretrained wrote")
+        raise ValueError(f"{source} is exported already; give an EoMT of save_pretrained")
     if model.config.masked_inference:
-        print("note: this model was trained with masks to the end; the files have none, and lose accuracy")
+        print("note: this model needs masked attention; the files have none and lose accuracy")
     score = scorer(model, processor, options) if options.data else None
     pixels, image_name = check_input(options, processor)
     calibration = calibration_inputs(options, processor)
@@ -97,13 +97,13 @@ def require_options(options: ExportOptions) -> None:
         if missing:
             raise ValueError(f"--format {kind} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if int8 != bool(options.calibrate):
-        raise ValueError("--precision int8 and --calibrate IMAGES go together; the images are like those to come")
+        raise ValueError("--precision int8 needs --calibrate IMAGES, and only int8 does")
     if options.ignore_ids and not options.data:
-        raise ValueError("--ignore-ids is for --data, which is missing")
+        raise ValueError("--ignore-ids needs --data")
 
 
 def scorer(model, processor, options: ExportOptions) -> Callable[[object], float]:
-    """→ a function: model → points of the task's metric on --data."""
+    """A function that scores a model on --data, in points of the task's metric."""
     task = processor.task
     rows, space = evaluation_data(options.data, task, model, split=options.split, ignore_ids=list(options.ignore_ids))
     rows = rows.with_transform(EvaluationTransform(space, task=task))
@@ -116,23 +116,23 @@ def scorer(model, processor, options: ExportOptions) -> Callable[[object], float
 
 
 def require_score(file: Path, before: float, after: float, options: ExportOptions, metric: str) -> None:
-    print(f"{file.name}: {metric} {after:.2f}, the model {before:.2f}")
+    print(f"{file.name}: {metric} {after:.2f}, model {before:.2f}")
     if before - after > options.max_drop:
         raise ValueError(
             f"{file.name} loses {before - after:.2f} points of {metric} (--max-drop {options.max_drop:g}); calibrate "
-            "on more images that are like those of the data, or export fp32; nothing was written"
+            "on more images like those of the data, or export fp32; nothing was written"
         )
 
 
 def check_input(options: ExportOptions, processor) -> tuple[Tensor, str]:
-    """The image to check with as model inputs (B, 3, H, W), and its name."""
+    """Model inputs (B, 3, H, W) of the image for the check, and its name."""
     image = read_image(options.image) if options.image else synthetic_image()
     pixels = processor(image, return_tensors="pt")["pixel_values"]
     return pixels, str(options.image) if options.image else "a synthetic image"
 
 
 def calibration_inputs(options: ExportOptions, processor) -> list[np.ndarray]:
-    """Inputs (1, 3, H, W) of the images to calibrate on, windows one by one."""
+    """Calibration inputs (1, 3, H, W), one for each window of each image."""
     if not options.calibrate:
         return []
     files = list(find_images(options.calibrate).values())
@@ -143,7 +143,7 @@ def calibration_inputs(options: ExportOptions, processor) -> list[np.ndarray]:
 
 
 def synthetic_image(height: int = 480, width: int = 640) -> Image.Image:
-    """An image with areas, edges and texture, always the same."""
+    """A fixed image with areas, edges and texture."""
     random = np.random.default_rng(0)
     blobs = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
     pixels = np.asarray(blobs.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -162,20 +162,20 @@ def summary(file: Path, sides: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported file is from the model, over several batch sizes."""
+    """Differences between an exported file and the model, the largest over several batch sizes."""
 
     logits: float
     """Largest difference of a logit."""
     relative: float
-    """The same, divided by the largest logit of its kind."""
+    """The same, divided by the largest logit of its output."""
     pixels: float
-    """Share of mask pixels on the other side of 0."""
+    """Share of mask logits with the opposite sign."""
     classes: float
-    """Share of queries whose class differs."""
+    """Share of queries with another class."""
 
 
 def compare(exported, model: "Exportable", pixels: Tensor) -> Difference:
-    """Run file and model on (B, 3, H, W), and on one image less and one more: the batch must be free.
+    """Compare file and model on (B, 3, H, W), and on one and B + 1 images: the batch size must be dynamic.
 
     Raises:
         ValueError: when an output has another shape or is not finite.
@@ -189,7 +189,7 @@ def compare(exported, model: "Exportable", pixels: Tensor) -> Difference:
         found = (output.class_queries_logits, output.masks_queries_logits)
         for ours, theirs in zip(expected, found):
             if ours.shape != theirs.shape or not theirs.isfinite().all():
-                raise ValueError(f"the file gives {tuple(theirs.shape)} for {tuple(ours.shape)}, or no finite numbers")
+                raise ValueError(f"an output is {tuple(theirs.shape)} instead of {tuple(ours.shape)}, or not finite")
         gaps = [(ours - theirs).abs().max().item() for ours, theirs in zip(expected, found)]
         relative = [gap / ours.abs().max().clamp(min=1).item() for gap, ours in zip(gaps, expected)]
         flipped = ((expected[1] > 0) != (found[1] > 0)).float().mean().item()
@@ -202,7 +202,7 @@ def compare(exported, model: "Exportable", pixels: Tensor) -> Difference:
 
 
 class Exportable(nn.Module):
-    """EoMT as a program that can be exported: tensors in, tensors out."""
+    """EoMT with tensors as inputs and outputs, as the exporters need it."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -214,7 +214,7 @@ class Exportable(nn.Module):
 
 
 def exportable(model: nn.Module) -> Exportable:
-    """`model`, in evaluation mode and with its masking turned off, ready for export."""
+    """Wrap the model for export, in evaluation mode and without masked attention. Changes the model."""
     model.eval()
     model.set_attn_mask_probs([0.0] * model.config.num_blocks)
     return Exportable(model).eval()
@@ -229,24 +229,24 @@ def write_file(
     calibration: Sequence[np.ndarray] = (),
     dynamic_size: bool = False,
 ) -> Path:
-    """Write `model` for an engine → the file.
+    """Write `model` for an engine and return the path of the file.
 
     Args:
         kind: "openvino" or "onnx".
         size: (H, W) in pixels, fixed in the file unless `dynamic_size`.
-        precision: "fp32", "bf16" (OpenVINO), "fp16" (ONNX), or "int8": matrix products of the encoder, calibrated.
+        precision: "fp32", "bf16" (OpenVINO), "fp16" (ONNX), or "int8" for the matrix products of the encoder.
         calibration: for int8, inputs (B, 3, H, W) of real images.
 
     Raises:
-        ValueError: when the model has no int8 form, or its learned positions fix the size.
+        ValueError: when the model cannot be quantized, or its learned positions fix the size.
     """
     config = model.model.config
     if precision == "int8" and not config.blocks_are_the_encoders:
         raise ValueError("int8 is for EoMT; export steps 0 to 3 of the ladder in floating point")
     if dynamic_size and config.layout.has_position_embeddings:
         raise ValueError(
-            f"a {config.model_type!r} model has learned positions, resampled at each size, which the engines cannot; "
-            "export each size by itself (DINOv3's rotary positions take any)"
+            f"a {config.model_type!r} model resamples its learned positions at each size, which the engines cannot; "
+            "export one folder for each size (only DINOv3's rotary positions take any)"
         )
     path = folder / ENGINES[kind].file
     with torch.no_grad():
@@ -283,13 +283,13 @@ def _write_openvino(program, path: Path, config, size, precision: str, calibrati
 
 
 def _quantize_openvino(model, config, calibration):
-    """The encoder's matrix products in int8 by NNCF's transformer preset; the heads stay as they are."""
+    """Quantize the matrix products of the encoder to int8 by NNCF's transformer preset, and leave the heads."""
     import nncf
 
-    nncf.set_log_level(logging.ERROR)  # else it lists every ignored operation
+    nncf.set_log_level(logging.ERROR)  # otherwise it lists every ignored operation
     norms = [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
     heads = nncf.Subgraph(
-        inputs=[norms[-1 - config.num_upscale_blocks]],  # the final norm; each upscaling block has one after it
+        inputs=[norms[-1 - config.num_upscale_blocks]],  # the final norm; one more norm follows per upscaling block
         outputs=[result.get_friendly_name() for result in model.get_results()],
     )
     return nncf.quantize(
@@ -333,7 +333,7 @@ def _write_onnx(model: Exportable, path: Path, size, precision: str, calibration
 
 
 def _quantize_onnx(source: Path, path: Path, config, calibration, large: bool) -> None:
-    """The encoder's matrix products in int8, one scale a column, by ONNX Runtime's static quantization."""
+    """Quantize the matrix products of the encoder to int8, one scale per column, by ONNX Runtime."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -349,7 +349,7 @@ def _quantize_onnx(source: Path, path: Path, config, calibration, large: bool) -
     norms = [index for index, node in enumerate(nodes) if node.op_type == "LayerNormalization"]
     heads = [node.name for node in list(nodes)[norms[-1 - config.num_upscale_blocks] :]]
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it advises to optimize the graph first, as torch's exporter has
+    logging.disable(logging.WARNING)  # it warns of an unoptimized graph; torch's exporter has optimized it
     try:
         quantize_static(
             source,

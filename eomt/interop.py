@@ -1,4 +1,4 @@
-"""`sv.Detections` out of a result, for everything that the package supervision draws, tracks and counts.
+"""Conversion of results to `sv.Detections`, for the drawing, tracking and counting of the package supervision.
 
 from eomt.interop import to_detections
 detections = to_detections(result, model.config.id2label)
@@ -12,12 +12,12 @@ from pycocotools import mask as rle
 
 
 def to_detections(result: Mapping, id2label: Mapping[int, str] | None = None) -> sv.Detections:
-    """One image's result → `sv.Detections` with masks (n, H, W), boxes, labels as `class_id` and scores.
+    """Convert the result of one image to `sv.Detections`: masks (n, H, W), boxes, labels as `class_id`, scores.
 
     Args:
-        result: panoptic or instance segments as `post_process_panoptic_segmentation`,
-            `post_process_instance_segmentation` (also with `return_binary_maps`) or `predict_image` give them.
-        id2label: names, which become `detections["class_name"]`.
+        result: panoptic or instance segments from `post_process_panoptic_segmentation`,
+            `post_process_instance_segmentation` (also with `return_binary_maps`) or `predict_image`.
+        id2label: names for `detections["class_name"]`.
 
     Raises:
         ValueError: for a semantic map, which has no segments.
@@ -39,7 +39,7 @@ def to_detections(result: Mapping, id2label: Mapping[int, str] | None = None) ->
     labels = labels[kept].astype(int)
     names = {"class_name": np.array([id2label[label] for label in labels.tolist()])} if id2label else {}
     return sv.Detections(
-        xyxy=sv.mask_to_xyxy(masks) + np.array([0.0, 0, 1, 1]),  # its corners are the last pixels inside
+        xyxy=sv.mask_to_xyxy(masks) + np.array([0.0, 0, 1, 1]),  # mask_to_xyxy returns the last pixels inside
         mask=masks,
         class_id=labels,
         confidence=scores[kept].astype(float),

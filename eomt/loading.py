@@ -1,4 +1,4 @@
-"""Model, processor and device for any command, checked before any work starts."""
+"""Load the model, the image processor and the device of a command, and check them before any work starts."""
 
 import re
 from pathlib import Path
@@ -14,52 +14,52 @@ from .modeling_eomt.weights.state_dicts import require_all_weights
 
 
 def usable_device(name: str | None) -> torch.device:
-    """ "cpu", "cuda:1", … → the device; None: the best there is, in a group of processes this one's.
+    """The device with this name ("cpu", "cuda:1", …). None: the best available, or that of this process in a group.
 
     Raises:
-        ValueError: when torch knows no such device, or this machine has none.
+        ValueError: when torch does not know the device or the machine does not have it.
     """
     if name is None:
         return PartialState().device
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a build without the device asserts
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # builds without the device use assert
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise ValueError(f"device {name} cannot be used here ({reason}); leave it out or give cpu") from None
     return device
 
 
 def needs_cpu_group(device: str | None = None) -> bool:
-    """Whether a process group runs on the CPU: because `device` says so, or there is no accelerator."""
+    """Whether a process group runs on the CPU: `device` is "cpu", or there is no accelerator."""
     return device == "cpu" or not torch.accelerator.is_available()
 
 
 def require_model(name: str) -> None:
-    """`ValueError` unless `name` is a folder with a configuration, or may be a name on the hub."""
+    """`ValueError` unless `name` is a folder with a configuration, or can be a name on the hub."""
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file():
-            raise ValueError(f"there is no config.json in {name!r}; give a folder that save_pretrained wrote")
+            raise ValueError(f"there is no config.json in {name!r}; give a folder of save_pretrained")
     elif Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise ValueError(f"there is no model in {name!r}; give a folder that save_pretrained wrote, or a hub name")
+        raise ValueError(f"there is no model in {name!r}; give a folder of save_pretrained, or a hub name")
 
 
 def weight_files(model: str | Path) -> dict[str, list[int]]:
-    """A folder's weight files: {name: [size, mtime_ns]}, which tell a retrained model; none of a model on the hub."""
+    """{name: [size, mtime_ns]} of the weight files in a folder, to recognize a retrained model. Empty for hub names."""
     files = [file for suffix in ("safetensors", "bin", "onnx") for file in sorted(Path(model).glob(f"*.{suffix}"))]
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def load_model(name: str, num_requests: int | None = 1, **options):
-    """The model in a folder or on the hub; an exported one where the folder holds an engine's file.
+    """Load a model from a folder or the hub; an `ExportedEoMT` if the folder holds the file of an engine.
 
     Args:
-        num_requests: images that an exported model computes at once (`ExportedEoMT.from_pretrained`).
-        options: of `from_pretrained`.
+        num_requests: images that an exported model computes at the same time (`ExportedEoMT.from_pretrained`).
+        options: arguments of `from_pretrained`.
 
     Raises:
-        ValueError: when it is not an EoMT, or weights are missing, left over, of another shape or not finite.
-            `from_pretrained` would draw random ones in their place, and the results would be wrong without an error.
+        ValueError: when it is not an EoMT, or weights are missing, unexpected, of another shape or not finite.
+            `from_pretrained` would replace them by random weights, and the results would be wrong without an error.
     """
     require_model(name)
     if exported_engines(name):
@@ -67,7 +67,7 @@ def load_model(name: str, num_requests: int | None = 1, **options):
         return ExportedEoMT.from_pretrained(name, dtype=None if dtype == "fp32" else dtype, num_requests=num_requests)
     load_config(name)
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers' table of what does not fit: the error says it in a line
+    logging.set_verbosity_error()  # transformers would print a table of misfits; the error below is one line
     try:
         model, found = AutoModelForUniversalSegmentation.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -88,16 +88,16 @@ def load_for_inference(
     merging_layers: tuple[int, int] = (1, 7),
     **options,
 ):
-    """A model on its device, in evaluation mode, and its image processor.
+    """Load a model in evaluation mode onto its device, and its image processor.
 
     Args:
         task: of the processor; the model's by default.
-        masked: masked attention on or off; as the model was trained by default (`config.masked_inference`).
-        token_merging: threshold from which tokens merge (the paper's Table 9).
+        masked: masked attention on or off; as trained by default (`config.masked_inference`).
+        token_merging: cosine similarity from which tokens merge (the paper's Table 9).
         options: as for `load_model`.
 
     Raises:
-        ValueError: when there is no such model or device, or it is not an EoMT.
+        ValueError: when there is no such model or device, or the model is not an EoMT.
     """
     place = usable_device(device)
     model = load_model(name, **options).eval().to(place)
@@ -105,7 +105,7 @@ def load_for_inference(
         model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
     if token_merging is not None:
         if not hasattr(model, "set_token_merging"):
-            raise ValueError(f"tokens merge in an EoMT only; {name} is a {type(model).__name__}")
+            raise ValueError(f"only an EoMT can merge tokens; {name} is a {type(model).__name__}")
         model.set_token_merging(layers=merging_layers, threshold=token_merging)
     processor = AutoImageProcessor.from_pretrained(name, **({"task": task} if task else {}))
     return model, processor

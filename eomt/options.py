@@ -1,6 +1,6 @@
-"""The options of every command but `train`, whose options are in `training.options`. No torch: `--help` is quick.
+"""The options of every command except `train` (see `training.options`). Free of torch, so that `--help` is quick.
 
-The docstring under a field is its help. Types and ranges are checked when the command line is read.
+The docstring under a field is its help text. The command line checks types and ranges.
 """
 
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ FloatType = Literal["float32", "bfloat16", "float16"]
 
 
 def numbers(type_, tokens) -> tuple[int, ...]:
-    """ "7,8" or "7" "8" → (7, 8)."""
+    """Parse "7,8" or "7" "8" to (7, 8)."""
     return tuple(int(part) for token in tokens for part in token.value.split(",") if part.strip())
 
 
 def read_size(type_, tokens) -> tuple[int, int]:
-    """ "640" or "480x640" → (height, width) in pixels."""
+    """Parse "640" or "480x640" to (height, width) in pixels."""
     return parse_size(*[token.value for token in tokens])
 
 
@@ -52,28 +52,28 @@ Size = Annotated[tuple[int, int] | None, Parameter(converter=read_size, consume_
 
 @dataclass(kw_only=True)
 class DeviceOptions:
-    """Where and in which numbers a model computes."""
+    """Device, number type and batches of a model."""
 
     device: Annotated[str | None, Parameter(group=MACHINE)] = None
-    """cpu, cuda, cuda:1, mps; the best there is by default."""
+    """cpu, cuda, cuda:1, mps; the best available by default."""
     dtype: Annotated[FloatType, Parameter(group=MACHINE)] = "float32"
     """Floating-point type of weights and activations."""
     batch_size: Annotated[Positive, Parameter(group=MACHINE)] = 1
-    """Images, or tiles, a batch."""
+    """Images or tiles per batch."""
     workers: Annotated[Count, Parameter(group=MACHINE)] = field(default_factory=usable_cores)
-    """Processes that read images; 0 reads in the main process."""
+    """Processes for reading images; 0 reads in the main process."""
 
 
 @dataclass(kw_only=True)
 class MaskingOptions:
-    """How an EoMT's attention differs from a plain ViT's at inference."""
+    """Masked attention and token merging at inference."""
 
     masked: Annotated[bool | None, Parameter(group=MODEL)] = None
-    """Masked attention on or off; as the model was trained by default."""
+    """Masked attention on or off; as trained by default."""
     token_merging: Annotated[float | None, Parameter(group=MODEL, validator=Number(gt=0, lte=1))] = None
-    """Merge tokens whose cosine similarity reaches this threshold (ALGM, the paper's Table 9): faster, not exact."""
+    """Merge tokens from this cosine similarity (ALGM, the paper's Table 9): faster, not exact."""
     merging_layers: Annotated[tuple[int, int], Parameter(group=MODEL)] = (1, 7)
-    """Blocks in which tokens merge, among those before the queries join."""
+    """Blocks in which tokens merge. They must lie before the blocks with queries."""
 
 
 @dataclass(kw_only=True)
@@ -81,27 +81,27 @@ class PredictOptions(DeviceOptions, MaskingOptions):
     """Options of `eomt predict`."""
 
     model: Annotated[str, Parameter(group=MODEL, validator=not_empty)]
-    """Folder of save_pretrained or of eomt export, or a name on the hub."""
+    """Folder of save_pretrained or eomt export, or a hub name."""
     output: Annotated[Path, Parameter(group=WRITTEN, validator=not_empty)]
-    """Folder for the results. The same command again resumes."""
+    """Folder for the results. The same command resumes an interrupted run."""
     task: Annotated[TaskName | None, Parameter(group=MODEL)] = None
-    """The model's by default."""
+    """The model's task by default."""
     compile: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
     """Compile the model with torch.compile: slow to start, then faster."""
     threshold: Annotated[Probability | None, Parameter(group=RULES)] = None
-    """Panoptic: class probability that a query needs (0.8). Instance: score from which an instance is drawn (0.5);
+    """Panoptic: least class probability of a segment (0.8). Instance: least score of a drawn instance (0.5);
     instances.json always holds the best 100."""
     tile: Annotated[Positive | None, Parameter(group=RULES)] = None
-    """Panoptic, instance: side in pixels of tiles. Larger images are cut into tiles, which are segmented and joined.
-    The model's input size keeps every pixel. Semantic models cut windows of their own."""
+    """Panoptic, instance: side of tiles in pixels. Larger images are cut into tiles, segmented and joined. With the
+    model's input size no pixel is lost. Semantic models cut windows of their own."""
     overlap: Annotated[float, Parameter(group=RULES, validator=Number(gte=0, lte=0.5))] = 0.25
-    """Share of a tile that its neighbor covers too."""
+    """Share of a tile that its neighbor also covers."""
     confidence: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
-    """Semantic: also write a confidence map and a picture of it."""
+    """Semantic: also write and draw a confidence map."""
     overlays: Annotated[bool, Parameter(group=WRITTEN)] = True
-    """Write pictures beside the machine-readable results."""
+    """Draw the results over the images."""
     max_pixels: Annotated[Positive, Parameter(group=MACHINE)] = 200_000_000
-    """Refuse larger images; they need about 12 bytes a pixel."""
+    """Refuse larger images; an image needs about 12 bytes per pixel."""
 
 
 @dataclass(kw_only=True)
@@ -111,24 +111,24 @@ class EvaluateOptions(DeviceOptions, MaskingOptions):
     data: Annotated[str, Parameter(group=DATA, validator=not_empty)]
     """Folder or zip of the data set."""
     predictions: Annotated[str | None, Parameter(group=DATA, validator=not_empty)] = None
-    """Score these files instead of a model: COCO panoptic png + json, COCO results json with RLE, or label pngs in the
-    data set's ids."""
+    """Score these files instead of a model: COCO panoptic PNG and JSON, COCO results JSON with RLE, or label PNGs with
+    the ids of the data set."""
     dataset: Annotated[str, Parameter(group=DATA)] = "auto"
     """Format of the data: coco, ade20k, cityscapes, yolo, voc, folder; detected by default."""
     task: Annotated[TaskName | None, Parameter(group=MODEL)] = None
-    """The model's by default; needed with --predictions."""
+    """The model's task by default; required with --predictions."""
     split: Annotated[SplitName, Parameter(group=DATA)] = "val"
     """Split to score."""
     ignore_ids: Annotated[Ids, Parameter(group=DATA)] = ()
-    """Values of label images that mean unlabeled, with commas: 0,255."""
+    """Values of label images for unlabeled pixels, with commas: 0,255."""
     keep_empty: Annotated[bool, Parameter(group=DATA)] = True
-    """Include images without annotations, as the official servers do. The authors leave them out."""
+    """Include images without annotations, as the official servers do. The authors exclude them."""
     output: Annotated[Path | None, Parameter(group=WRITTEN, validator=not_empty)] = None
     """Write metrics.json, per_class.csv and confusion.png to this folder."""
     worst: Annotated[Count, Parameter(group=WRITTEN)] = 0
-    """With --output: also draw the N worst images beside their ground truth."""
+    """With --output: draw this number of worst images beside their ground truth."""
     save_predictions: Annotated[Path | None, Parameter(group=WRITTEN, validator=not_empty)] = None
-    """Write predictions to this folder in the formats of the official servers."""
+    """Write predictions to this folder, in the formats of the official servers."""
     json: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
     """Print JSON instead of a table."""
 
@@ -138,25 +138,25 @@ class ExportOptions:
     """Options of `eomt export`."""
 
     format: Annotated[tuple[EngineName, ...], Parameter(group=MODEL, consume_multiple=True)] = ("onnx",)
-    """Engines to write for."""
+    """Engines to export for."""
     precision: Annotated[Literal["fp32", "bf16", "fp16", "int8"], Parameter(group=MODEL)] = "fp32"
     """OpenVINO: fp32, bf16, int8. ONNX: fp32, fp16, int8."""
     image_size: Annotated[Size, Parameter(group=MODEL)] = None
-    """Side, or HEIGHTxWIDTH, of the inputs in pixels; the image processor's by default."""
+    """Side or HEIGHTxWIDTH of the inputs in pixels; the image processor's by default."""
     dynamic_size: Annotated[bool, Parameter(group=MODEL, negative="")] = False
-    """Any image size: sides of 32 to 4096 pixels, multiples of the patch (DINOv3 models)."""
+    """Accept any input size: sides from two patches to 4096 pixels, multiples of the patch (DINOv3 models)."""
     calibrate: Annotated[tuple[str, ...], Words, Parameter(group=DATA)] = ()
-    """For int8: images or folders like those to come."""
+    """For int8: images or folders typical of later inputs."""
     calibration_images: Annotated[Positive, Parameter(group=DATA)] = 100
-    """Use at most so many of them."""
+    """Largest number of images for the calibration."""
     image: Annotated[Path | None, Parameter(group=DATA)] = None
-    """Image to check with; a synthetic one by default."""
+    """Image for the check; synthetic by default."""
     data: Annotated[str | None, Parameter(group=DATA, validator=not_empty)] = None
-    """Data set to score the model and the files on."""
+    """Data set for scoring the model and the files."""
     split: Annotated[SplitName, Parameter(group=DATA)] = "val"
     """Split of --data."""
     ignore_ids: Annotated[Ids, Parameter(group=DATA)] = ()
-    """Values of label images that mean unlabeled, with commas."""
+    """Values of label images for unlabeled pixels, with commas: 0,255."""
     max_drop: Annotated[float, Parameter(group=DATA, validator=Number(gte=0))] = 1.0
     """Fail if a file loses more points of PQ, AP or mIoU on --data."""
     force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
@@ -168,20 +168,20 @@ class ConvertOptions:
     """Options of `eomt convert`."""
 
     task: Annotated[TaskName | None, Parameter(group=MODEL)] = None
-    """Authors' → hub: task it was trained for; inferred from classes and queries by default."""
+    """From authors: task of the model; inferred from classes and queries by default."""
     labels: Annotated[str | None, Parameter(group=MODEL)] = None
-    """Authors' → hub: class names: a data set (coco_panoptic, ade20k_semantic, …), a json file (a list, or label →
-    name), or a text file with one name a line. By default the data set with that many classes, else LABEL_0, …"""
+    """From authors: class names. A data set (coco_panoptic, ade20k_semantic, …), a JSON file (a list, or {label:
+    name}), or a text file of one name per line. By default the data set with that many classes, else LABEL_0, …"""
     stuff: Annotated[Ids | None, Parameter(group=MODEL)] = None
-    """Authors' → hub, panoptic: labels that are stuff, with commas."""
+    """From authors, panoptic: labels of stuff classes, with commas."""
     image_size: Annotated[Size, Parameter(group=MODEL)] = None
-    """Authors' → hub: side, or HEIGHTxWIDTH; by default from the position embeddings, if square (DINOv3: 640)."""
+    """From authors: side or HEIGHTxWIDTH; by default from square position embeddings (DINOv3: 640)."""
     heads: Annotated[Positive | None, Parameter(group=MODEL)] = None
-    """Authors' → hub: attention heads; width / 64 by default."""
+    """From authors: attention heads; width / 64 by default."""
     reference_backbone: Annotated[str | None, Parameter(group=MODEL)] = None
-    """Authors' → hub: DINOv3 weights that the encoder weights are differences to."""
+    """From authors: DINOv3 weights, if the checkpoint holds differences to them."""
     delta_from: Annotated[str | None, Parameter(group=MODEL)] = None
-    """Hub → authors': write the encoder as differences to these DINOv3 weights."""
+    """To authors: write the encoder as differences to these DINOv3 weights."""
     force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
     """Replace an existing destination."""
 
@@ -193,34 +193,34 @@ class BenchmarkOptions:
     image_size: Annotated[
         list[tuple[int, int]] | None, Parameter(group=MODEL, converter=read_sizes, consume_multiple=True, n_tokens=-1)
     ] = None
-    """Sides or HEIGHTxWIDTH; every model is run at each. Its own by default, else 640."""
+    """Sides or HEIGHTxWIDTH, all for every model. By default the model's own size, else 640."""
     task: Annotated[TaskName, Parameter(group=MODEL)] = "panoptic"
-    """Task of backbones."""
+    """For backbones: task."""
     num_labels: Annotated[Positive | None, Parameter(group=MODEL)] = None
-    """Classes of backbones; 133, 80 or 150 by task."""
+    """For backbones: classes; 133, 80 or 150 by task."""
     num_queries: Annotated[Positive | None, Parameter(group=MODEL)] = None
-    """Queries of backbones; the paper's by default."""
+    """For backbones: queries; the paper's by default."""
     num_blocks: Annotated[Positive | None, Parameter(group=MODEL)] = None
-    """L2 of backbones; the paper's by default."""
+    """For backbones: blocks with queries (the paper's L2); the paper's by default."""
     step: Annotated[tuple[Literal[0, 1, 2, 3, 4, 5], ...], Parameter(group=MODEL, consume_multiple=True)] = (5,)
     """For backbones: steps of the paper's Table 1, 0 (ViT-Adapter + Mask2Former) to 5 (EoMT)."""
     masked: Annotated[bool | None, Parameter(group=MODEL)] = None
-    """Masked attention at inference. By default as the paper infers: on in steps 0 to 4, off in step 5; a saved model
-    as it was trained."""
+    """Masked attention at inference. By default as in the paper: on in steps 0 to 4, off in step 5. Saved models: as
+    trained."""
     token_merging: Annotated[float | None, Parameter(group=MODEL, validator=Number(gt=0, lte=1))] = None
-    """Merge tokens from this similarity; needs --images."""
+    """Merge tokens from this cosine similarity; needs --images."""
     merging_layers: Annotated[tuple[int, int], Parameter(group=MODEL)] = (1, 7)
     """Blocks in which tokens merge."""
     photo: Annotated[Size, Parameter(group=DATA)] = None
     """Semantic: count and time all windows of an image of HEIGHTxWIDTH (Cityscapes: 1024x2048)."""
     images: Annotated[tuple[str, ...], Words, Parameter(group=DATA)] = ()
-    """Images to count and time instead of noise; with merged tokens, by the tokens that are left."""
+    """Images to count and time instead of noise. With token merging, their content decides the cost."""
     count_only: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
     """Only count parameters and GFLOPs, without allocating weights."""
     batch_size: Annotated[Positive, Parameter(group=MACHINE)] = 1
-    """Batch size of the throughput."""
+    """Batch size for the throughput."""
     device: Annotated[str | None, Parameter(group=MACHINE)] = None
-    """cpu, cuda, cuda:1, mps; the best there is by default."""
+    """cpu, cuda, cuda:1, mps; the best available by default."""
     dtype: Annotated[FloatType, Parameter(group=MACHINE)] = "float32"
     """Floating-point type."""
     autocast: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
@@ -242,17 +242,17 @@ class ServeOptions:
     """Options of `eomt serve`."""
 
     host: Annotated[str, Parameter(group=MACHINE)] = "127.0.0.1"
-    """Address to listen on; this machine only by default."""
+    """Address to listen on; only this machine by default."""
     port: Annotated[int, Parameter(group=MACHINE, validator=Number(gte=1, lte=65535))] = 7860
     """Port to listen on."""
     device: Annotated[str | None, Parameter(group=MACHINE)] = None
-    """Device of PyTorch models; the best there is by default."""
+    """Device of PyTorch models; the best available by default."""
     max_upload: Annotated[Positive, Parameter(group=MACHINE)] = 50
-    """Largest file, in megabytes."""
+    """Largest file in megabytes."""
     max_pixels: Annotated[Positive, Parameter(group=MACHINE)] = 50_000_000
-    """Refuse larger images before they are decoded."""
+    """Refuse larger images before decoding them."""
     requests: Annotated[Positive, Parameter(group=MACHINE)] = 2
-    """Images segmented at once; others wait."""
+    """Images segmented at the same time; others wait."""
 
 
 @dataclass(kw_only=True)
@@ -260,7 +260,7 @@ class DemoOptions:
     """Options of `eomt demo`."""
 
     output: Annotated[Path, Parameter(validator=not_empty)] = Path("runs/demo")
-    """Folder for data, model, pictures and report.json."""
+    """Folder for data, model, drawn predictions and report.json."""
     steps: Positive = 700
     """Training steps of 16 images."""
     train_images: Positive = 1500

@@ -2,7 +2,7 @@
 
     pipeline("image-segmentation", model=…, pipeline_class=EoMTImageSegmentationPipeline)
 
-The stock pipeline works too; its instances cannot overlap, and it clips 16-bit pictures at 255.
+The stock pipeline also works, but its instances cannot overlap, and it clips 16-bit images at 255.
 """
 
 from PIL import Image
@@ -14,14 +14,16 @@ from .image_processing.inference import confident_instances, iter_segments, pred
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
-    """As the stock pipeline, except that an instance model's masks are complete (they may overlap), best first, and
-    that thresholds left out are the paper's: 0.8 and 0.8 for panoptic, the 0.5 people look at for instances."""
+    """The stock pipeline with complete instance masks, which may overlap, best score first.
+
+    Default thresholds are the paper's 0.8 and 0.8 for panoptic segmentation, and a score of 0.5 for instances.
+    """
 
     def preprocess(self, image, subtask=None, timeout=URL_TIMEOUT):
-        # as the stock pipeline, which turns pictures too
-        picture = open_image(upright(image) if isinstance(image, Image.Image) else image, timeout=timeout)
-        inputs = self.image_processor(images=[picture], return_tensors="pt").to(self.dtype)
-        inputs["target_size"] = [(picture.height, picture.width)]
+        # the stock pipeline also turns PIL images upright
+        image = open_image(upright(image) if isinstance(image, Image.Image) else image, timeout=timeout)
+        inputs = self.image_processor(images=[image], return_tensors="pt").to(self.dtype)
+        inputs["target_size"] = [(image.height, image.width)]
         return inputs
 
     def postprocess(

@@ -1,4 +1,4 @@
-"""`eomt predict`: image files in; results for machines and pictures for people out."""
+"""`eomt predict`: segment image files; write machine-readable results and overlays."""
 
 import glob
 import math
@@ -30,16 +30,16 @@ from .tiling import infer_tiled, require_tiles
 from .training.data.files import HEIC_SUFFIXES, IMAGE_SUFFIXES, files_below
 
 WAITING_PIXELS = 50_000_000
-"""Of results that wait to be written, beside one."""
+"""Largest number of pixels in results that wait for a writer, unless a single one is larger."""
 DRAWN_PIXELS = 25_000_000
-"""Of an overlay: those of larger images are reduced."""
+"""Largest number of pixels in an overlay; overlays of larger images are reduced."""
 
 Item = tuple[str, Path | str]
-"""An image's name in the results, and its file or URL."""
+"""Name of an image in the results, and its file or URL."""
 
 
 def predict(sources: Sequence[str], options: PredictOptions) -> int:
-    """Segment images. Returns the exit code: 1 where some failed, which are listed at the end with the reason."""
+    """Segment images and list failures at the end. Returns the exit code: 1 if any image failed."""
     require_model(options.model)
     images = find_images(sources, exclude=options.output)
     image_ids = image_ids_by_name(images)
@@ -57,9 +57,9 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
     require_options(options, processor.task, model)
     threshold = TASK_ROWS[processor.task].drawing_threshold if options.threshold is None else options.threshold
     labels = LabelSpace.from_config(model.config, name=str(options.model))
-    with state.main_process_first():  # run.json is written once
+    with state.main_process_first():  # the main process writes run.json, the others check it
         results = Results(options.output, processor.task, labels, settings(options, threshold))
-    share = list(images.items())[state.process_index :: state.num_processes]  # fixed before what is done changes
+    share = list(images.items())[state.process_index :: state.num_processes]  # independent of the images done so far
     states = {name: file_state(file) for name, file in share}
     items = [(name, file) for name, file in share if results.needs(name, image_ids[name], states[name])]
     if options.compile:
@@ -74,11 +74,11 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
         bar.update()
 
     def write(result: Inferred) -> None:
-        """Pictures first: the results' record marks the image as done."""
+        """Write the overlay, then the results: their record marks the image as done."""
         name, file = result.item
         if options.overlays or options.confidence:
             draw_files(results, result, options, threshold, model.config.id2label)
-        file_name = str(Path(name).with_name(Path(file).name))  # with its folders: names alone may repeat
+        file_name = str(Path(name).with_name(Path(file).name))  # with folders: file names alone may repeat
         results.write(name, file_name, result.prediction, image_ids[name], states[name])
 
     allow_pixels(options.max_pixels)
@@ -95,9 +95,9 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
     with bar, writing_threads(write, failures, most_results=2 * options.batch_size + 2) as submit:
         for result in found:
             if is_animated(result.item[1]):
-                tqdm.write(f"note: {result.item[1]}: the first of several frames", file=sys.stderr)
+                tqdm.write(f"note: {result.item[1]}: only the first frame is segmented", file=sys.stderr)
             submit(result)
-            del result  # large images' results are large
+            del result  # results of large images are large
             bar.update()
     return finish(results, images, len(items), failures, state, time.perf_counter() - started)
 
@@ -105,17 +105,17 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
 def require_options(options: PredictOptions, task: str, model) -> None:
     """`ValueError` for options that would have no effect."""
     if options.confidence and task != "semantic":
-        raise ValueError(f"--confidence is for semantic segmentation, this model's task is {task}")
+        raise ValueError(f"--confidence is for semantic segmentation; the task of this model is {task}")
     if options.threshold is not None and task == "semantic":
-        raise ValueError(f"--threshold {options.threshold} is not for semantic segmentation, this model's task")
+        raise ValueError(f"--threshold {options.threshold} cannot be used with semantic segmentation")
     if options.tile:
         require_tiles(options.tile, options.overlap, task, model.config.patch_size)
     if options.compile and not isinstance(model, torch.nn.Module):
-        raise ValueError(f"--compile is for models in PyTorch; {options.model} is exported and runs on its engine")
+        raise ValueError(f"--compile is for PyTorch models; {options.model} is exported and runs on its engine")
 
 
 def settings(options: PredictOptions, threshold: float) -> dict:
-    """What makes two runs' results different; `Results` refuses to mix them."""
+    """Settings that change the results. `Results` refuses to mix runs with different ones."""
     names = ("confidence", "dtype", "overlays", "masked", "tile", "token_merging")
     found = {name: getattr(options, name) for name in names}
     if options.tile:
@@ -126,7 +126,7 @@ def settings(options: PredictOptions, threshold: float) -> dict:
 
 
 def read_item(item: Item, max_pixels: int) -> Image.Image:
-    """Called in the data-loading processes."""
+    """Read an image, in a data-loading process."""
     allow_pixels(max_pixels)
     return read_image(item[1], max_pixels=max_pixels) if isinstance(item[1], Path) else open_image(item[1])
 
@@ -135,8 +135,8 @@ def read_item(item: Item, max_pixels: int) -> Image.Image:
 def writing_threads(
     write: Callable[[Inferred], None], failures: list[tuple[str, str]], most_results: int
 ) -> Iterator[Callable[[Inferred], None]]:
-    """→ a function that writes a result in one of two threads, and waits where too much waits to be written."""
-    waiting: list[tuple[str, int, Future]] = []  # file, pixels, its writing
+    """Two threads that write results. Yields a function that submits a result, and blocks while the queue is full."""
+    waiting: list[tuple[str, int, Future]] = []  # file, pixels, future of the writer
 
     def finish_first() -> None:
         file, _, future = waiting.pop(0)
@@ -174,14 +174,14 @@ def draw_files(results: Results, result: Inferred, options: PredictOptions, thre
 
 
 def finish(results: Results, images: dict, tried: int, failures: list, state: PartialState, seconds: float) -> int:
-    """Join and report what all processes did."""
+    """Gather the processes, join the results and print a summary. Returns the exit code."""
     state.wait_for_everyone()
     if state.num_processes > 1:
         tried, failures = sum(gather_object([tried])), gather_object(failures)
     if state.is_main_process:
         results.finish(images)
         done = tried - len(failures)
-        before = f" ({len(images) - tried} were there already)" if tried < len(images) else ""
+        before = f" ({len(images) - tried} already done)" if tried < len(images) else ""
         print(f"{counted(done)}{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {results.output}")
         for path, reason in sorted(failures):
             print(f"eomt predict: {path}: {reason}", file=sys.stderr)
@@ -190,18 +190,18 @@ def finish(results: Results, images: dict, tried: int, failures: list, state: Pa
     return 1 if failures else 0
 
 
-# --- which files are meant -------------------------------------------------------------------------------------------
+# --- input files -----------------------------------------------------------------------------------------------------
 
 
 def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> dict[str, Path | str]:
-    """Files, folders (searched to the bottom), globs and URLs → {name: file or URL}, in a fixed order.
+    """{name: file or URL} of files, folders (searched recursively), globs and URLs, in a fixed order.
 
-    A name is the path below the folder (or below the glob's fixed part) without its suffix. Files that would share
-    one get the path from their common root, and then their suffix: "a/1", "b/1"; "1_jpg", "1_png". A "1_jpg.png" beside
-    these keeps its name, and "1.jpg" becomes "1_jpg_".
+    A name is the path below the folder (or below the fixed part of the glob) without suffix. Repeated names are made
+    unique by the path from the common root, then by the suffix: "a/1", "b/1"; "1_jpg", "1_png". A file "1_jpg.png"
+    beside these keeps its name, and "1.jpg" becomes "1_jpg_".
 
     Args:
-        exclude: a folder to leave out: the results of an earlier run.
+        exclude: a folder to leave out, such as the results of an earlier run.
 
     Raises:
         ValueError: for a source without images.
@@ -215,7 +215,7 @@ def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> d
         found = [(base, path.absolute()) for base, path in _expand(source)]
         found = [(base, path) for base, path in found if exclude is None or exclude.absolute() not in path.parents]
         if not found:
-            raise ValueError(f"no images in {source!r}; give image files, a folder that holds some, or a glob")
+            raise ValueError(f"no images in {source!r}; give image files, a folder of images, or a glob")
         for base, path in found:
             named.setdefault(path, path.relative_to(base.absolute()).with_suffix("").as_posix())
     if len(set(named.values())) < len(named):
@@ -237,7 +237,7 @@ def find_images(sources: Iterable[str | Path], exclude: Path | None = None) -> d
 
 
 def _expand(source: str) -> Iterator[tuple[Path, Path]]:
-    """One source → (base, file) pairs."""
+    """Pairs (base folder, file) of one source."""
     path = Path(source)
     if path.is_dir():
         for name in sorted(files_below(str(path))):
@@ -247,7 +247,7 @@ def _expand(source: str) -> Iterator[tuple[Path, Path]]:
     elif path.is_file():
         yield path.parent, path
     elif path.exists():
-        raise ValueError(f"{source!r} is neither a file nor a folder but a pipe or a device; give an image file")
+        raise ValueError(f"{source!r} is a pipe or a device; give an image file")
     elif glob.has_magic(source):
         fixed = Path()
         for part in path.parts[:-1]:

@@ -1,4 +1,4 @@
-"""A report of an evaluation for people: pictures of the worst images, a confusion matrix.
+"""Drawings for `eomt evaluate`: the worst images and a confusion matrix.
 
 C classes · H, W image · n instances
 """
@@ -19,17 +19,17 @@ from .training.evaluation import as_reference, metric_for
 from .training.metrics.mean_iou import confusion
 from .training.processes import gather
 
-SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5  # instances below these are neither drawn nor counted in the confusion
-MOST_CLASSES = 40  # of a confusion picture
+SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5  # least score of drawn and counted instances; least IoU of a match
+MOST_CLASSES = 40  # of the drawn confusion matrix
 
 
 class ImageReport:
-    """Collects every (sample, prediction): the `worst` images by the metric of each alone, and a confusion matrix."""
+    """Collects predictions: the `worst` images by the metric of each image, and a confusion matrix."""
 
     def __init__(self, task: str, label_space: LabelSpace, worst: int = 0):
         self.task, self.space, self.worst = task, label_space, worst
         self.metric = metric_for(task, label_space)
-        self.kept: list[tuple] = []  # (score, file name, what to draw), the worst first, at most `worst`
+        self.kept: list[tuple] = []  # (score, file name, entries to draw), worst first, at most `worst`
         self.confusion = np.zeros((label_space.num_labels, label_space.num_labels + 1), np.int64)
 
     def __call__(self, sample: dict, prediction) -> None:
@@ -38,7 +38,7 @@ class ImageReport:
         if not self.worst:
             return
         score = self.metric.compute_image(prediction, reference)[TASK_ROWS[self.task].metric_key]
-        if math.isnan(score) or score < 0:  # nothing there to be found
+        if math.isnan(score) or score < 0:  # no ground truth
             return
         if len(self.kept) == self.worst and (score, sample["file_name"]) >= self.kept[-1][:2]:
             return
@@ -46,7 +46,7 @@ class ImageReport:
         self._keep([(score, sample["file_name"], drawn)])
 
     def gathered(self) -> None:
-        """Join the processes' parts; all of them must call this."""
+        """Join the parts of all processes; each must call this."""
         self.confusion = np.sum(gather(self.confusion), 0)
         parts, self.kept = gather(self.kept), []
         self._keep([entry for part in parts for entry in part])
@@ -55,13 +55,13 @@ class ImageReport:
         self.kept = sorted([*self.kept, *entries], key=lambda entry: entry[:2])[: self.worst]
 
     def draw_worst(self, folder: Path) -> list[dict]:
-        """Write image, ground truth and prediction side by side, the worst first; returns their names and scores."""
+        """Write image, ground truth and prediction side by side, worst first. Returns names and scores."""
         folder.mkdir(parents=True, exist_ok=True)
         listed = []
         for number, (score, name, (pixels, prediction, reference)) in enumerate(self.kept, 1):
             image = Image.fromarray(pixels.transpose(1, 2, 0))
             entries = {"ground truth": reference, "prediction": prediction}
-            colors = class_colors(sorted(set(_labels(reference)) | set(_labels(prediction))))
+            colors = class_colors([*_labels(reference), *_labels(prediction)])
             panels = [
                 (title, draw_prediction(image, entry, self.space.id2label, colors=colors))
                 for title, entry in entries.items()
@@ -72,7 +72,7 @@ class ImageReport:
         return listed
 
     def draw_confusion(self, path: Path) -> None:
-        """A heat map of the confusion, each true class's row summing to 1; the classes with most pixels where many."""
+        """Write a heat map with one row per true class, which sums to 1; of many classes, those with most pixels."""
         from matplotlib import pyplot as plt
 
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)[:-1]  # [C]
@@ -84,26 +84,26 @@ class ImageReport:
         matrix = np.column_stack([matrix[:, columns], rest, matrix[:, -1]]) / matrix.sum(1, keepdims=True)
         size = (4.5 + 0.28 * len(columns), 3 + 0.28 * len(rows))  # inches
         figure, axes = plt.subplots(figsize=size, layout="constrained")
-        picture = axes.imshow(matrix, vmin=0, vmax=1, cmap="magma")
+        heat_map = axes.imshow(matrix, vmin=0, vmax=1, cmap="magma")
         names = self.space.names
         axes.set_xticks(
             range(len(columns) + 2), [*(names[i] for i in columns), "other classes", "nothing"], rotation=90
         )
         axes.set_yticks(range(len(rows)), [names[i] for i in rows])
         axes.set_xlabel("predicted")
-        what = "instances" if self.task == "instance" else "pixels"
-        axes.set_ylabel(f"true (rows: share of the class's {what})")
-        figure.colorbar(picture, shrink=0.7)
+        unit = "instances" if self.task == "instance" else "pixels"
+        axes.set_ylabel(f"true (rows: share of the {unit} of a class)")
+        figure.colorbar(heat_map, shrink=0.7)
         figure.savefig(path, dpi=110)
         plt.close(figure)
 
 
 def _image_confusion(task: str, prediction, reference: dict, space: LabelSpace) -> np.ndarray:
-    """One image's (C, C + 1), true × predicted, the last column nothing: pixels, or instances matched at IoU 0.5."""
+    """(C, C + 1) true × predicted pixels of an image, or instances matched at IoU 0.5; last column: nothing."""
     if task == "semantic":
         return confusion(prediction, reference, space.num_labels, space.ignore_index)
     if task == "panoptic":
-        void = space.num_labels  # no label: void in the ground truth is skipped, in the prediction it is "nothing"
+        void = space.num_labels  # not a label: void in the ground truth is skipped, in the prediction it is "nothing"
         maps = [_class_map(entry, void, entry is reference) for entry in (prediction, reference)]
         return confusion(*maps, space.num_labels, void)
     matrix = np.zeros((space.num_labels, space.num_labels + 1), np.int64)
@@ -121,7 +121,7 @@ def _image_confusion(task: str, prediction, reference: dict, space: LabelSpace) 
 
 
 def _class_map(entry: dict, void: int, skip_crowds: bool) -> np.ndarray:
-    """Segments → class of every pixel, `void` where there is none."""
+    """Class of every pixel, `void` outside the segments."""
     ids = np.asarray(entry["segmentation"])
     classes = np.full(ids.shape, void, np.int64)
     for s in entry["segments_info"]:
@@ -139,7 +139,7 @@ def _shown(prediction: dict) -> dict:
 
 
 def _drawable(entry):
-    """What a kept image needs: instances shrink to RLE, of predictions the likely ones only."""
+    """A prediction or ground truth with instances as RLE, without predicted instances of low score."""
     if not isinstance(entry, dict) or "masks" not in entry:
         return entry
     if "scores" in entry:

@@ -1,17 +1,17 @@
-"""Predictions on disk, in the formats of the reference tools: COCO panoptic (png + json), COCO instance results (RLE),
-label png. Written image by image, atomically, by any number of processes; what is done is not repeated.
+"""Prediction files in the formats of the reference tools: COCO panoptic (PNG and JSON), COCO instance results (RLE),
+label PNG. Any number of processes write them image by image, atomically, and skip finished images.
 
     OUTPUT/panoptic/NAME.png  panoptic.json    ids R + 256 G + 65536 B from 1, 0 is void
     OUTPUT/instances.json                      [{"image_id", "category_id", "segmentation", "bbox", "score"}, …]
-    OUTPUT/labels/NAME.png                     the class's id in each pixel, 8 or 16 bit
-    OUTPUT/confidence/NAME.png                 semantic, where asked for: floor(65535 · confidence), 16 bit
-    OUTPUT/images.json                         {"images", "categories"}: ids, names, sizes; "path": the image's file
-    OUTPUT/records/NAME.json                   one image's part of the json files, written last: marks it as done.
-                                               "source": the image's file; if that changes, it is repeated
-    OUTPUT/run.json                            the settings of the run; those of another run are refused
+    OUTPUT/labels/NAME.png                     category id of each pixel, 8 or 16 bit
+    OUTPUT/confidence/NAME.png                 semantic, optional: floor(65535 · confidence), 16 bit
+    OUTPUT/images.json                         {"images", "categories"}: ids, names, sizes; "path": file of the image
+    OUTPUT/records/NAME.json                   part of an image in the JSON files, written last to mark it as done;
+                                               "source": file of the image; a changed file is segmented again
+    OUTPUT/run.json                            settings of the run; a run with other settings is refused
 
-Category ids are the label space's own (COCO's 1 … 200, Cityscapes' 7 … 33), the model's labels where it has none. Image
-ids are the numbers in the files' names or those names; `eomt evaluate` matches them by file name, and `eomt train
+Category ids are those of the label space (COCO's 1 … 200, Cityscapes' 7 … 33), or else the labels of the model. Image
+ids are the numbers in the file names, or else the names. `eomt evaluate` matches images by file name. `eomt train
 --more-data OUTPUT` reads the folder as data.
 """
 
@@ -31,11 +31,11 @@ from .image_processing.resampling import BAND
 from .training.files import read_json, write_atomic, write_json
 
 VOID_VALUES = {1: 255, 2: 65535, 3: 0xFFFFFF}
-"""Value of pixels of no class in a label png, by its bytes a pixel."""
+"""Void in a label PNG, by its bytes per pixel."""
 
 
 class Results:
-    """Writes one run's predictions below a folder.
+    """Writes the predictions of one run to a folder.
 
     Args:
         output: the folder, created if missing.
@@ -44,7 +44,7 @@ class Results:
         run: settings (model, thresholds, …).
 
     Raises:
-        ValueError: if the folder holds results of a run with other settings.
+        ValueError: if the folder holds the results of a run with other settings.
     """
 
     def __init__(self, output: str | Path, task: str, label_space: LabelSpace, run: Mapping | None = None):
@@ -56,8 +56,8 @@ class Results:
             for key in {**before, **run}:
                 if before.get(key) != run.get(key):
                     raise ValueError(
-                        f"{self.output} holds results of a run with {key} {before.get(key)!r}, this one has "
-                        f"{run.get(key)!r}; choose another output folder or delete that one"
+                        f"{self.output} holds the results of a run with {key} {before.get(key)!r}, not "
+                        f"{run.get(key)!r}; choose another output folder or delete this one"
                     )
         else:
             write_json(marker, run)
@@ -66,7 +66,7 @@ class Results:
         return self.output / folder / f"{name}{suffix}"
 
     def needs(self, name: str, image_id: int | str, source: Mapping) -> bool:
-        """Whether an image has no results yet. Those of another version of its file (`file_state`) are forgotten."""
+        """Whether an image has no results yet. Discards results for another version of its file (`file_state`)."""
         if not self._has_record(name):
             return True
         record = self._record(name)
@@ -76,12 +76,13 @@ class Results:
         return True
 
     def write(self, name: str, file_name: str, prediction: Mapping, image_id=None, source: Mapping | None = None):
-        """One image's prediction, as `predict_image` returns it.
+        """Write the prediction for one image.
 
         Args:
-            name: of the result files, may have folders in it.
-            file_name: of the image, for the json.
-            source: of `file_state`, for `needs`.
+            name: name of the result files, also with folders.
+            file_name: file name of the image in the JSON files.
+            prediction: result of `predict_image`.
+            source: result of `file_state`, for `needs`.
         """
         image_id = image_id_from_name(name) if image_id is None else image_id
         category_ids = self.label_space.dataset_ids
@@ -110,7 +111,7 @@ class Results:
         write_json(self.path("records", name, ".json"), record)
 
     def finish(self, names: Iterable[str]) -> None:
-        """Join the records of these images to the json files. One process calls it, after all have written."""
+        """Join the records of these images to the JSON files. One process calls this, after all have written."""
         names = [name for name in names if self._has_record(name)]
         listing = {"images": [self._record(n)["image"] for n in names], "categories": self.label_space.categories}
         write_json(self.output / "images.json", listing)
@@ -124,7 +125,7 @@ class Results:
     def _has_record(self, name: str) -> bool:
         try:
             return self.path("records", name, ".json").is_file()
-        except OSError:  # a name too long for the file system fails when it is written
+        except OSError:  # a name too long for the file system; `write` reports it
             return False
 
     def _record(self, name: str) -> dict:
@@ -132,19 +133,19 @@ class Results:
 
 
 def image_id_from_name(name: str) -> int | str:
-    """COCO's ids are the numbers in its file names: "000000142238" → 142238; any other name is its own id."""
+    """The number in a name of digits, as in COCO (142238 for "000000142238"); any other name is its own id."""
     return int(name) if name.isdecimal() else name
 
 
 def image_ids_by_name(names: Iterable[str]) -> dict[str, int | str]:
-    """Names of one run → {name: id}; names that are the same number ("1" and "01") are their own ids, as strings."""
+    """{name: id} for the names of a run. Names of the same number ("1" and "01") are their own ids, as strings."""
     ids = {name: image_id_from_name(name) for name in names}
     uses = Counter(ids.values())
     return {name: i if uses[i] == 1 else name for name, i in ids.items()}
 
 
 def file_state(file: Path | str) -> dict:
-    """What identifies a file and its version; of a URL the address."""
+    """Path, size and modification time of a file, to recognize a changed one; the address of a URL."""
     if isinstance(file, str):
         return {"file": file}
     stat = file.stat()
@@ -152,14 +153,14 @@ def file_state(file: Path | str) -> dict:
 
 
 def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):
-    """(H, W) ids, segments → (H, W, 3) uint8 of COCO's coding, its `segments_info`. Ids start at 1: 0 is void."""
+    """Encode (H, W) ids in COCO's format: (H, W, 3) uint8 and `segments_info`. Ids start at 1; 0 is void."""
     ids, segments = np.asarray(segmentation), []
     coded = np.zeros((*ids.shape, 3), np.uint8)
     boxes = segment_boxes(ids)
     for number, info in enumerate(segments_info, start=1):
         rows, columns = boxes.get(info["id"], (slice(0, 0), slice(0, 0)))
         inside = ids[rows, columns] == info["id"]
-        for channel, value in enumerate(id_to_rgb(np.array(number))):  # an index array would take 8 bytes a pixel
+        for channel, value in enumerate(id_to_rgb(np.array(number))):  # an index array would take 8 bytes per pixel
             np.copyto(coded[rows, columns, channel], value, where=inside)
         entry = {
             "id": number,
@@ -173,7 +174,7 @@ def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: S
 
 
 def instance_results(image_id, prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
-    """n encoded masks, their labels and scores → COCO results, without empty masks."""
+    """COCO results of n encoded masks with labels and scores, without empty masks."""
     results = []
     for mask, label, score in zip(prediction["masks"], prediction["labels"], prediction["scores"]):
         if rle.area(mask):
@@ -188,9 +189,9 @@ def instance_results(image_id, prediction: Mapping, category_ids: Sequence[int])
 
 
 def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
-    """(H, W) labels → image with the category id of each pixel; void is 255, or 65535 where ids need 16 bits.
+    """Encode (H, W) labels as an image of category ids. Void is 255, or 65535 in a 16-bit image.
 
-    Ids beyond 16 bits are colors, R + 256 G + 65536 B, and so is the image; void is white.
+    If an id needs more than 16 bits, the image is RGB, R + 256 G + 65536 B, and void is white.
     """
     labels, highest = np.asarray(segmentation), max(category_ids)
     size = next(size for size, void in VOID_VALUES.items() if highest < void or size == 3)
@@ -204,7 +205,7 @@ def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
 
 
 def confidence_png(confidence) -> Image.Image:
-    """(H, W) of 0 … 1 → 16 bit image of floor(65535 · confidence), as BRAVO stores it."""
+    """Encode (H, W) confidences in [0, 1] as a 16-bit image of floor(65535 · confidence), the format of BRAVO."""
     values = np.asarray(confidence)
     coded = np.empty(values.shape, np.uint16)
     for top in range(0, len(values), BAND):
@@ -213,7 +214,7 @@ def confidence_png(confidence) -> Image.Image:
 
 
 def segment_boxes(ids: np.ndarray) -> dict[int, tuple[slice, slice]]:
-    """(H, W) segment ids, void below 0 → {id: the rows and columns it lies in}."""
+    """{id: (rows, columns)} around each segment of an (H, W) map of ids; void is negative."""
     boxes: dict[int, tuple[slice, slice]] = {}
     for top in range(0, len(ids), BAND):
         for number, found in enumerate(ndimage.find_objects(ids[top : top + BAND].astype(np.int32) + 1)):
@@ -226,7 +227,7 @@ def segment_boxes(ids: np.ndarray) -> dict[int, tuple[slice, slice]]:
 
 
 def _stream(path: Path, head: str, entries: Iterable[dict], tail: str) -> None:
-    """A json list written entry by entry: a data set's masks do not have to fit in memory."""
+    """Write a JSON list entry by entry, so that the masks of a data set need not fit in memory."""
     with path.open("w", encoding="utf-8") as file:
         file.write(head + "[")
         for i, entry in enumerate(entries):

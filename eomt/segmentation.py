@@ -1,4 +1,4 @@
-"""`eomt.segment`: photos → masks, names and scores, in one call.
+"""`eomt.segment`: masks, names and scores of images in one call.
 
 import eomt
 found = eomt.segment("photo.jpg", "tue-mps/coco_panoptic_eomt_large_640")
@@ -25,21 +25,21 @@ from .image_processing.inference import Inferred, confident_instances, infer, it
 from .loading import load_for_inference, usable_device, weight_files
 
 _LISTED = 12
-"""Segments named by `repr`."""
+"""Largest number of segments in the `repr`."""
 
 
 @dataclass(frozen=True, repr=False)
 class Segmentation:
-    """One photo's n segments."""
+    """The n segments of an image."""
 
     image: Image.Image
-    "RGB, upright; masks have its size."
+    "RGB, upright, of the size of the masks."
     masks: np.ndarray
-    "(n, H, W) bool; instances may overlap, best score first."
+    "(n, H, W) bool. Instances may overlap, best score first."
     labels: list[int]
     names: list[str]
     scores: list[float]
-    "Probabilities; semantic: the mean confidence of the class's pixels."
+    "Probabilities; semantic: mean confidence over the pixels of the class."
     task: str
 
     def __len__(self) -> int:
@@ -52,13 +52,13 @@ class Segmentation:
         return f"Segmentation({self.task}, {size}: {', '.join(listed[:_LISTED] + more) or 'nothing'})"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """The display in a notebook."""
         buffer = BytesIO()
         self.picture().save(buffer, "PNG")
         return buffer.getvalue()
 
     def picture(self, **options) -> Image.Image:
-        """The photo with its segments drawn; options are those of `eomt.drawing.draw_segments`."""
+        """Draw the segments over the image. Options as for `eomt.drawing.draw_segments`."""
         info = [{"id": k, "label_id": label} for k, label in enumerate(self.labels)]
         return draw_segments(
             self.image, self.masks, info, dict(zip(self.labels, self.names)), **{"legend": True} | options
@@ -76,17 +76,20 @@ def segment(
     device: str | None = None,
     batch_size: int = 1,
 ) -> Segmentation | list[Segmentation]:
-    """Segment a photo, or a list of photos.
+    """Segment an image, or a list of images.
 
     Args:
         images: a path, URL, PIL image, or array or tensor of (3, H, W) or (H, W, 3); or a list of them.
-        model: a folder, also of `eomt export`, or a name on the hub (kept loaded for the next call); or a model, which
-            computes in evaluation mode and without an EoMT's masked attention, and is afterwards as it was.
-        processor: of a model that is given as an object; its own folder's by default.
+        model: a folder, also of `eomt export`, or a hub name (the last two models stay loaded); or a model object. An
+            object computes in evaluation mode; its mode is restored afterwards.
+        processor: image processor; by default loaded from the folder or hub name of the model.
         task: "panoptic", "instance" or "semantic"; the model's by default.
-        threshold: panoptic: probability that a segment needs (0.8); instance: score from which it counts (0.5).
-        masked: masked attention on or off; as the model was trained by default (`config.masked_inference`).
-        device: "cpu", "cuda", …; the best there is by default. A model that is given as an object moves there if asked.
+        threshold: panoptic: least class probability of a segment (0.8); instance: least score (0.5).
+        masked: masked attention on or off; as trained by default (`config.masked_inference`).
+        device: "cpu", "cuda", …; by default the best available, or the current device of a model object.
+
+    Returns:
+        One `Segmentation`, or a list for a list of images.
 
     Raises:
         ValueError: when there is no such model or processor, an image cannot be read, or the threshold is not a
@@ -109,19 +112,19 @@ def segment(
     threshold = TASK_ROWS[task].drawing_threshold if threshold is None else threshold
     rules = {"panoptic": {"threshold": threshold}, "semantic": {"confidence": True}}.get(task, {})
     several = isinstance(images, Sequence) and not isinstance(images, str)
-    photos = [_photo(image) for image in (images if several else [images])]
+    opened = [_open(image) for image in (images if several else [images])]
     names = model.config.id2label
     with _inferring(model, masked):
         found = [
             _segmentation(result, names, task, threshold)
-            for result in infer(model, processor, photos, task=task, batch_size=batch_size, **rules)
+            for result in infer(model, processor, opened, task=task, batch_size=batch_size, **rules)
         ]
     return found if several else found[0]
 
 
 @lru_cache(maxsize=2)
 def _load(name: str, device: str | None, task: str | None, weights: str):
-    """`weights` is part of the cache's key, so that a retrained model is loaded again."""
+    """`weights` is part of the cache key, so a retrained model is reloaded."""
     return load_for_inference(name, device, task=task)
 
 
@@ -135,11 +138,11 @@ def _processor_of(model):
 
 @contextmanager
 def _inferring(model, masked: bool | None) -> Iterator[None]:
-    """The model in evaluation mode, with the masks of inference; afterwards as it was."""
+    """Evaluation mode and inference masking for the model, restored at the end."""
     training = getattr(model, "training", False)
     model.eval()
     try:
-        # transformers' own EoMT and exported models have no masks to switch
+        # transformers' own EoMT and exported models have no switch for masked attention
         with model.inference_masking(masked) if hasattr(model, "inference_masking") else nullcontext():
             yield
     finally:
@@ -147,10 +150,10 @@ def _inferring(model, masked: bool | None) -> Iterator[None]:
             model.train()
 
 
-def _photo(source) -> Image.Image:
+def _open(source) -> Image.Image:
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         raise ValueError(
-            f"{str(source)!r} is a folder; give its images, such as sorted(Path({str(source)!r}).iterdir())"
+            f"{str(source)!r} is a folder; give its images, for example sorted(Path({str(source)!r}).iterdir())"
         )
     if not (isinstance(source, str | os.PathLike | Image.Image) or hasattr(source, "shape")):
         kind = type(source).__name__

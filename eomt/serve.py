@@ -1,6 +1,6 @@
-"""`eomt serve`: a page to try models on images, by Gradio's components, and the same as an HTTP API.
+"""`eomt serve`: a Gradio page to try models on images, and the same as an HTTP API.
 
-The model runs once an image. Its logits are kept, so that the sliders act at once.
+The model runs once per image. Its logits are kept, so that the sliders respond at once.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ VIEWS = {
     "instance": ("instance", "semantic", "confidence"),
     "semantic": ("semantic", "confidence"),
 }
-"""Views by the task that a model was trained for; its own first."""
+"""Views for each task of a model, the task itself first."""
 KEPT_IMAGES = 8
-"""Images whose logits are kept; the oldest go first."""
+"""Number of images with kept logits; the least recently used are dropped."""
 SHOWN_SIDE = 1280
 """Longest side of a view (pixels)."""
 WAITING = 32
-"""Requests that wait; further ones are refused."""
+"""Largest number of waiting requests; further ones are refused."""
 KEPT_SECONDS = 3600
-"""Age from which uploads and results are deleted."""
+"""Age of deleted uploads and results (seconds)."""
 
 
 def serve(models: Sequence[str], options: ServeOptions) -> int:
@@ -52,7 +52,7 @@ def serve(models: Sequence[str], options: ServeOptions) -> int:
     for model in models:
         require_model(model)
     folder = Path(tempfile.mkdtemp(prefix="eomt-serve-"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is deleted then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` deletes the folder
     try:
         page = start(Predictor(models, options), options, folder)
         page.block_thread()
@@ -62,13 +62,13 @@ def serve(models: Sequence[str], options: ServeOptions) -> int:
 
 
 def start(predictor: "Predictor", options: ServeOptions, folder: Path):
-    """The page, listening; uploads and results lie below `folder`.
+    """Build the page and start to listen. Uploads and results are stored in `folder`.
 
     Raises:
         OSError: when the port cannot be used.
     """
     os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-    tempfile.tempdir = str(folder)  # uploads are written here before Gradio moves them
+    tempfile.tempdir = str(folder)  # Gradio writes uploads to tempdir first
     allow_pixels(options.max_pixels)
     page = build_page(predictor, options, folder)
     page.queue(max_size=WAITING, default_concurrency_limit=options.requests)
@@ -81,7 +81,7 @@ def start(predictor: "Predictor", options: ServeOptions, folder: Path):
         quiet=True,
         ssr_mode=False,
     )
-    print(f"{', '.join(predictor.folders)}: http://{options.host}:{options.port} (Ctrl+C ends it)", flush=True)
+    print(f"{', '.join(predictor.folders)}: http://{options.host}:{options.port} (Ctrl+C to stop)", flush=True)
     return page
 
 
@@ -92,9 +92,9 @@ def build_page(predictor: "Predictor", options: ServeOptions, folder: Path):
     views = VIEWS[predictor.load(names[0]).task]
 
     def answer(compute):
-        """Bad input is one line for the visitor, never a traceback."""
+        """Report bad input to the visitor in one line, without a traceback."""
 
-        def run(photo, model, view, score, mask, overlap):  # the names of the API's parameters
+        def run(photo, model, view, score, mask, overlap):  # the parameters of the HTTP API
             try:
                 if not photo:
                     raise ValueError("give an image")
@@ -120,9 +120,8 @@ def build_page(predictor: "Predictor", options: ServeOptions, folder: Path):
 
     with gr.Blocks(title="EoMT", delete_cache=(KEPT_SECONDS // 10, KEPT_SECONDS)) as page, gr.Row():
         with gr.Column():
-            image = gr.File(
-                label="Image", file_types=["image"], height=140
-            )  # not decoded before our limits are checked
+            # a file: gr.Image would decode it before our limits are checked
+            image = gr.File(label="Image", file_types=["image"], height=140)
             model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
             view = gr.Radio(views, value=views[0], label="View")
             threshold = TASK_ROWS[views[0]].drawing_threshold
@@ -146,10 +145,10 @@ def build_page(predictor: "Predictor", options: ServeOptions, folder: Path):
 
 
 class Predictor:
-    """Loads models when they are first asked for, and keeps the logits of the last images.
+    """Loads models on first use and keeps the logits of the last images.
 
     Args:
-        models: folders or names on the hub.
+        models: folders or hub names.
     """
 
     def __init__(self, models: Sequence[str], options: ServeOptions):
@@ -161,7 +160,7 @@ class Predictor:
         self._lock = threading.Lock()
 
     def load(self, name: str) -> SimpleNamespace:
-        """The model, its processor and task; `ValueError` for a name that is not on the page."""
+        """The model, its processor and its task. `ValueError` for a name that is not on the page."""
         if name not in self.folders:
             raise ValueError(f"there is no model {name!r}; choose from {', '.join(self.folders)}")
         with self._lock:
@@ -171,10 +170,10 @@ class Predictor:
             return self._loaded[name]
 
     def run(self, path: str, name: str) -> tuple[Image.Image, SimpleNamespace]:
-        """An uploaded file → RGB image and the model's outputs.
+        """RGB image and model outputs of an uploaded file.
 
         Raises:
-            ValueError: for a file that is no image, cut short or too large.
+            ValueError: for a file that is not an image, is truncated or too large.
         """
         key = (hashlib.sha256(Path(path).read_bytes()).hexdigest(), name)
         with self._lock:
@@ -200,7 +199,7 @@ class Predictor:
 
 
 class Request:
-    """One image, one model, one view, the sliders."""
+    """An image, a model, a view and the values of the sliders."""
 
     def __init__(
         self, predictor: Predictor, path: str, name: str, view: str, score: float, mask: float, overlap: float
@@ -229,7 +228,7 @@ class Request:
         return [(label, names[label], score, mask) for label, score, mask in iter_segments(prediction)]
 
     def draw(self) -> tuple:
-        """For `gr.AnnotatedImage`: the image at the size of a view, each segment's mask and text, and their colors."""
+        """Arguments of `gr.AnnotatedImage`: the scaled image, (mask, text) of each segment, and {text: color}."""
         factor = min(1.0, SHOWN_SIDE / max(self.image.size))
         width, height = (max(1, round(side * factor)) for side in self.image.size)
         image = self.image.resize((width, height), reducing_gap=2.0) if factor < 1 else self.image
@@ -247,7 +246,7 @@ class Request:
         return image, annotations, colors
 
     def write(self, folder: Path) -> tuple[dict, list[str]]:
-        """The segments, and the files that `eomt predict` writes: overlay, json, png."""
+        """Write the files of `eomt predict`: overlay, JSON, PNG. Returns the list of segments and the paths."""
         config, stem = self.loaded.model.config, Path(self.path).stem
         prediction = self.predict((self.image.height, self.image.width))
         target = Path(tempfile.mkdtemp(dir=folder))

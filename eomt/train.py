@@ -1,4 +1,4 @@
-"""`eomt train`: a recipe of the paper, or fine-tuning on own data; saves a model ready for the Auto classes."""
+"""`eomt train`: train a recipe of the paper, or fine-tune on your own data, and save a model for the Auto classes."""
 
 import difflib
 from dataclasses import asdict, replace
@@ -41,7 +41,10 @@ def list_recipes() -> int:
 def arguments(
     data: DataOptions, model: ModelOptions, run: RunOptions, stock: StockOptions, others: dict[str, str]
 ) -> EoMTTrainingArguments:
-    """The command's options → its arguments; others: further fields of `TrainingArguments`, as text.
+    """Training arguments from the options of the command.
+
+    Args:
+        others: further fields of `TrainingArguments`, as text.
 
     Raises:
         ValueError: for a name that `TrainingArguments` does not have, with the nearest one.
@@ -63,12 +66,12 @@ def arguments(
 
 
 def train(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, resume: bool = False) -> int:
-    """Train, evaluate and save; the output folder gets model, processor, card, curves and results.
+    """Train, evaluate, and save model, processor, card, curves and results to the output folder.
 
     Raises:
-        ValueError: for options that do not fit the data, the model or the run to resume, before training starts.
+        ValueError: before training, for options that do not fit the data, the model or the run to resume.
     """
-    disable_progress_bar()  # one bar, the run's, not one for each file that is saved
+    disable_progress_bar()  # one bar for the run, none for saved files
     has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
     if has_checkpoints and not resume:
         raise ValueError(f"{args.output_dir} has checkpoints of a run; resume it or choose another output folder")
@@ -83,7 +86,7 @@ def train(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, r
         if not has_checkpoints:
             write_options(args, trainer.model.config, asdict(data) | asdict(model))
         if choices:
-            print(f"chosen for this data; each can be given instead:\n{choices_text(choices)}")
+            print(f"chosen for this data; to change them, give the options:\n{choices_text(choices)}")
         print(summary(trainer), flush=True)
         if checkpoint is not None:
             print(f"resume     {checkpoint}", flush=True)
@@ -95,7 +98,7 @@ def train(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, r
 
 
 def check(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -> int:
-    """Read every image of both splits and print a report; pictures go to the output folder. 1: some are unreadable."""
+    """Read every image of both splits, print a report and draw samples. Returns 1 if an image is unreadable, else 0."""
     start = starting_point(model, args)
     args.task = args.task or start.task
     format = detect_format(Path(data.data), args.task) if data.dataset == "auto" else data.dataset
@@ -135,11 +138,11 @@ def choices_text(choices: list[Choice]) -> str:
 
 
 def summary(trainer: EoMTTrainer) -> str:
-    """What is about to be trained, for a person to check before the hours it takes."""
+    """A text about the run, to check before hours of training."""
     args, config = trainer.args, trainer.model.config
     parameters = sum(p.numel() for p in trainer.model.parameters())
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    length = "{} steps, warm-up {} + {} of them".format(steps, *args.warmup(steps))
+    head_warmup, backbone_warmup = args.warmup(steps)
     evaluated = len(trainer.eval_dataset) if trainer.eval_dataset is not None else "none"
     lines = [
         f"task       {config.task}, {config.num_labels} classes, {len(config.stuff_label_ids)} of them stuff",
@@ -149,8 +152,8 @@ def summary(trainer: EoMTTrainer) -> str:
         f"queries    {config.num_queries} in the last {config.num_blocks} blocks, masks {args.masking}",
         f"batches    {args.total_batch_size} images = {args.per_device_train_batch_size} × "
         f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes",
-        f"schedule   {length}, rate {args.learning_rate:g}, backbone "
-        f"{args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} a block",
+        f"schedule   {steps} steps, warm-up {head_warmup} + {backbone_warmup}, rate {args.learning_rate:g}, backbone "
+        f"{args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} per block",
     ]
     if args.recipe_values:
         reported = args.recipe_values.reported
@@ -164,11 +167,11 @@ def _write_split(trainer: EoMTTrainer) -> None:
     splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
     names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
     if names["train"] == names["val"]:
-        print(f"split      none: {len(names['val'])} images are too few to hold any out", flush=True)
+        print(f"split      none: {len(names['val'])} images are too few for held-out ones", flush=True)
         return
     write_json(Path(trainer.args.output_dir, "split.json"), names, indent=1)
     images = sum(map(len, names.values()))
-    print(f"split      {len(names['val'])} of {images} images held out, as there is no val: split.json", flush=True)
+    print(f"split      no val split; {len(names['val'])} of {images} images held out: split.json", flush=True)
 
 
 def _finish(trainer: EoMTTrainer) -> None:

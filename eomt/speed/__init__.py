@@ -1,4 +1,4 @@
-"""`eomt benchmark`: models side by side by parameters, GFLOPs, latency, throughput and memory."""
+"""`eomt benchmark`: compare models by parameters, GFLOPs, latency, throughput and memory."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ from .measure import device_name, measure_seconds, peak_bytes, text_table
 
 
 def benchmark(models: Sequence[str], options: BenchmarkOptions) -> int:
-    """Measure and report. Returns the exit code: 1 where some models failed (out of memory, say), 2 where all did."""
+    """Measure and report. Returns the exit code: 1 if some models failed (for example out of memory), 2 if all did."""
     require_options(options)
     if options.json:
         require_free(options.json, options.force)
@@ -45,7 +45,7 @@ def benchmark(models: Sequence[str], options: BenchmarkOptions) -> int:
         row = {"model": candidate.name, "label": candidate.label, "reported": reported and reported.value}
         try:
             row |= measure_candidate(candidate, options, device)
-        except (*FAILS_ALONE, ImportError) as error:  # the others still get their turn
+        except (*FAILS_ALONE, ImportError) as error:  # measure the other models
             row["error"] = error_line(error)
         rows.append(row)
     print(report(rows, options.batch_size))
@@ -67,13 +67,13 @@ def require_options(options: BenchmarkOptions) -> None:
     if options.token_merging is not None and not options.images:
         raise ValueError("--token-merging needs --images: how many tokens merge depends on the image")
     if options.images and options.photo:
-        raise ValueError("--images have sizes of their own; leave out --photo")
+        raise ValueError("--photo cannot be used with --images, which have sizes of their own")
     if options.autocast and options.dtype == "float32":
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
 
 
 def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: torch.device) -> dict:
-    """One model → its row."""
+    """Measurements of one model, a row of the report."""
     windows = 1
     if options.photo:
         windows = len(placement(*options.photo, candidate.image_size, windowed=True).windows)
@@ -91,7 +91,7 @@ def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: t
         if options.token_merging is not None:
             model.set_token_merging(layers=options.merging_layers, threshold=options.token_merging)
         row["inputs_per_image"] = windows = sum(map(len, images)) / len(images)
-        if not candidate.exported:  # its engine cannot be counted; it merges no tokens, so every input costs the same
+        if not candidate.exported:  # engines cannot be counted, and each of their inputs costs the same
             flops = sum(count_flops(model, pixel_values=pixels) for pixels in images) / len(images) / windows
     row |= {"parameters": parameters, "gflops": windows * flops / 1e9}
     if options.count_only:
@@ -130,7 +130,7 @@ def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: t
 
 
 def image_inputs(candidate: Candidate, paths: Sequence[str], device, dtype: torch.dtype) -> list[Tensor]:
-    """Image files and folders → each image's model inputs (V, 3, H, W), by the model's own processor."""
+    """Model inputs (V, 3, H, W) of each image, by the processor of the model. Takes image files and folders."""
     if not candidate.is_eomt:
         raise ValueError(f"--images: {candidate.name} is a {candidate.config.model_type!r}; images are for EoMT only")
     if candidate.pretrained and Path(candidate.name, "preprocessor_config.json").is_file():
@@ -142,14 +142,14 @@ def image_inputs(candidate: Candidate, paths: Sequence[str], device, dtype: torc
 
 
 def endless_batches(images: Sequence[Tensor], size: int) -> Iterator[Tensor]:
-    """Without end: the inputs of the next `size` images, (V, 3, H, W)."""
+    """Inputs (V, 3, H, W) of the next `size` images, in an endless cycle."""
     source = cycle(images)
     while True:
         yield torch.cat([next(source) for _ in range(size)])
 
 
 def report(rows: list[dict], batch_size: int) -> str:
-    """Rows → aligned text; a dash where nothing was measured."""
+    """Format rows as aligned text, with a dash for missing measurements."""
     columns = {
         "model": lambda row: row["label"],
         "params": lambda row: f"{row['parameters'] / 1e6:.1f}M",

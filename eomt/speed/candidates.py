@@ -1,4 +1,4 @@
-"""The models that `eomt benchmark` compares: from a folder, the hub, or a backbone's name with random weights."""
+"""The models of `eomt benchmark`: from a folder, from the hub, or with random weights for the name of a backbone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ from ..engines import ExportedEoMT, exported_engines
 from .flops import count_flops
 
 DATASETS = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}
-"""The paper's data set of each task, which says the number of classes of a backbone."""
-DEFAULT_SIZE = 640  # pixels, where a configuration says none
-ONEFORMER_TASK_TOKENS = 77  # of its task text
+"""The paper's data set for each task; its classes are those of models with random weights."""
+DEFAULT_SIZE = 640  # pixels, for configurations without an image size
+ONEFORMER_TASK_TOKENS = 77  # length of the task text
 
 
 def is_backbone(name: str) -> bool:
-    """Whether a name is a backbone's; `ValueError` for one that cannot be a model on the hub either."""
+    """Whether a name is that of a backbone. `ValueError` if it cannot be a hub name either."""
     try:
         find_backbone(name)
     except ValueError as unknown:
@@ -34,7 +34,7 @@ def is_backbone(name: str) -> bool:
 
 @dataclass
 class Candidate:
-    """One model at one image size. `load` gets its weights."""
+    """One model at one image size, without weights until `load`."""
 
     name: str
     config: object
@@ -48,14 +48,14 @@ class Candidate:
     def find(
         cls, name: str, image_size=None, task: str = "panoptic", masked: bool | None = None, step: int = 5, **overrides
     ) -> "Candidate":
-        """A row of `BACKBONES` → EoMT with random weights; a folder or the hub's name → that model.
+        """The model in a folder or on the hub, or an EoMT with random weights for a backbone of `BACKBONES`.
 
         Args:
             image_size: side or (height, width) in pixels; the model's own by default.
-            masked: masked attention at inference on or off. By default as the paper infers: on in steps 0 to 4, off in
-                step 5; a saved model as it was trained.
-            step: of the paper's Table 1, for backbones: 0 to 3 are `LadderConfig`'s, 4 and 5 are EoMT.
-            **overrides: fields of the configuration, of backbones only.
+            masked: masked attention at inference on or off. By default as in the paper: on in steps 0 to 4, off in
+                step 5; saved models: as trained.
+            step: for backbones, step of the paper's Table 1: 0 to 3 are `LadderConfig`'s, 4 and 5 are EoMT.
+            **overrides: for backbones, fields of the configuration.
 
         Raises:
             ValueError: when there is no such model, or it is not for universal segmentation.
@@ -65,7 +65,7 @@ class Candidate:
         if step != 5:
             overrides["step"] = step
         if overrides:
-            raise ValueError(f"{', '.join(overrides)} can be set for backbones only; {name} has its own")
+            raise ValueError(f"{', '.join(overrides)} can be set for backbones only; {name} is a saved model")
         config = AutoConfig.from_pretrained(name)
         if type(config) not in AutoModelForUniversalSegmentation._model_mapping:
             raise ValueError(f"{name} is a {config.model_type!r}, not a model of AutoModelForUniversalSegmentation")
@@ -105,7 +105,7 @@ class Candidate:
         return f"{name}{step} {'×'.join(map(str, self.image_size))}{masked}{engine}"
 
     def reported(self) -> Reported | None:
-        """The result that the paper, or the authors' model zoo, reports for this model."""
+        """The result for this model in the paper or the authors' model zoo."""
         if not self.is_eomt or self.is_ladder or self.masked:
             return None
         if self.pretrained:
@@ -118,7 +118,7 @@ class Candidate:
         return reported_for(recipe + suffix) or reported_for(f"{recipe}_2x{suffix}")
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module | ExportedEoMT:
-        """The model, ready for inference; an exported one computes in what it was exported for, on the CPU."""
+        """Load the model for inference. An exported one stays on the CPU and in its exported precision."""
         if self.exported:
             return ExportedEoMT.from_pretrained(self.name)
         if self.pretrained:
@@ -138,8 +138,11 @@ class Candidate:
         return inputs
 
     def count(self, model: nn.Module | None = None) -> tuple[int, int]:
-        """(parameters, multiply-adds of one input). EoMT is counted on the meta device, without weights; others, whose
-        code needs values, by a forward pass of `model` or of one with random weights."""
+        """Number of parameters, and of multiply-adds for one input.
+
+        EoMT is counted on the meta device, without weights. The code of other models needs values: they are counted
+        by a forward pass of `model`, or of a copy with random weights.
+        """
         if self.is_eomt:
             with torch.device("meta"):
                 counted = AutoModelForUniversalSegmentation._model_mapping[type(self.config)](self.config)

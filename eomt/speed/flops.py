@@ -1,8 +1,8 @@
-"""FLOPs as the paper counts them: one multiply-add is one, by the rules of fvcore.
+"""FLOPs by the paper's count: one multiply-add is one FLOP, with the rules of fvcore.
 
-Matrix products, convolutions and both products of the attention: their multiply-adds. LayerNorm and GroupNorm: 5 per
-element, BatchNorm in evaluation: 2. Bilinear resampling and point sampling: 4 per output element. Activations, softmax,
-sums, biases and `baddbmm` (the masked products inside torch's MultiheadAttention): not counted.
+Matrix products, convolutions and both products of the attention count their multiply-adds. LayerNorm and GroupNorm
+count 5 per element, BatchNorm in evaluation mode 2, bilinear resampling and point sampling 4 per output element.
+Activations, softmax, sums, biases and `baddbmm` (the masked products in torch's MultiheadAttention) do not count.
 """
 
 import math
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def count_flops(model: nn.Module, *inputs: Tensor, **named: Tensor) -> int:
-    """Forward pass of `model` on these inputs → its multiply-adds. On the meta device nothing is computed."""
+    """Multiply-adds of a forward pass of `model` on these inputs. On the meta device nothing is computed."""
     was_training = model.training
     model.eval()
     try:
@@ -33,13 +33,13 @@ def count_flops(model: nn.Module, *inputs: Tensor, **named: Tensor) -> int:
 
 @contextmanager
 def counting() -> Iterator["_Counter"]:
-    """What runs inside is added up in `multiply_adds` of the object it gives."""
+    """Count the operations inside the block; the yielded object has the sum as `multiply_adds`."""
     with _Counter() as counter, _Attention(counter):
         yield counter
 
 
 class CountedModel:
-    """A model that adds up the multiply-adds of its calls in `flops`; for counts that depend on the picture."""
+    """A model with the multiply-adds of all its calls in `flops`, for counts that depend on the image."""
 
     def __init__(self, model: nn.Module):
         self.model, self.flops = model, 0
@@ -55,8 +55,10 @@ class CountedModel:
 
 
 class _Attention(TorchFunctionMode):
-    """Counts both products of `scaled_dot_product_attention` by their shapes: which kernels the call breaks down into,
-    and so what `_Counter` would see, depends on the device, the mask and torch's version."""
+    """Counts both products of `scaled_dot_product_attention` by their shapes.
+
+    `_Counter` sees the kernels of the call, which depend on the device, the mask and the version of torch.
+    """
 
     def __init__(self, counter: "_Counter"):
         super().__init__()
@@ -74,8 +76,11 @@ class _Attention(TorchFunctionMode):
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the rules of every operation that reaches the device. (torch's FlopCounterMode also attributes counts to
-    modules, by hooks that fail where a model turns gradients on for itself, as OneFormer does.)"""
+    """Adds up the counts of all operations on the device.
+
+    torch's FlopCounterMode also attributes counts to modules. Its hooks fail for models that enable gradients
+    themselves, such as OneFormer.
+    """
 
     def __init__(self):
         super().__init__()
@@ -99,22 +104,13 @@ class _Counter(TorchDispatchMode):
         return result
 
 
-def _per_input(count: int):
+def _per_element(count: int, of_output: bool = False):
+    """A rule with this number of multiply-adds for each element of the first input, or of the output."""
+
     def rule(shape, *args, out_shape=None, **kwargs) -> int:
-        return 2 * count * math.prod(shape)
+        return 2 * count * math.prod(out_shape if of_output else shape)
 
     return rule
-
-
-def _per_output(count: int):
-    def rule(shape, *args, out_shape=None, **kwargs) -> int:
-        return 2 * count * math.prod(out_shape)
-
-    return rule
-
-
-def _nothing(*args, out_shape=None, **kwargs) -> int:
-    return 0
 
 
 _RULES = {
@@ -122,15 +118,15 @@ _RULES = {
     **{
         operation: shape_wrapper(rule)
         for operation, rule in {
-            aten.native_layer_norm: _per_input(5),
-            aten.native_group_norm: _per_input(5),
-            aten.native_batch_norm: _per_input(2),
-            aten._native_batch_norm_legit_no_training: _per_input(2),
-            aten.cudnn_batch_norm: _per_input(2),
-            aten.upsample_bilinear2d: _per_output(4),
-            aten._upsample_bilinear2d_aa: _per_output(4),
-            aten.grid_sampler_2d: _per_output(4),
-            aten.baddbmm: _nothing,
+            aten.native_layer_norm: _per_element(5),
+            aten.native_group_norm: _per_element(5),
+            aten.native_batch_norm: _per_element(2),
+            aten._native_batch_norm_legit_no_training: _per_element(2),
+            aten.cudnn_batch_norm: _per_element(2),
+            aten.upsample_bilinear2d: _per_element(4, of_output=True),
+            aten._upsample_bilinear2d_aa: _per_element(4, of_output=True),
+            aten.grid_sampler_2d: _per_element(4, of_output=True),
+            aten.baddbmm: _per_element(0),
         }.items()
     },
 }

@@ -13,29 +13,26 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def device_name(device: torch.device) -> str:
-    """The processor as its maker calls it, to stand beside a figure."""
+    """The manufacturer's name of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{cpu_name()} (CPU)" if device.type == "cpu" else device.type.upper()
 
 
 def cpu_name() -> str:
-    file = Path("/proc/cpuinfo")  # Linux; Python itself knows the name elsewhere only
+    file = Path("/proc/cpuinfo")  # Linux, where Python does not know the name
     found = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished all its work; a no-op on the CPU."""
+    """Wait for all work on the device; a no-op on the CPU."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)
 
 
 def measure_seconds(run: Callable, device: torch.device, warm_up: int, repeats: int) -> dict[str, float]:
-    """`repeats` timed runs after `warm_up` others (which compile, choose kernels, fill caches) → median and spread.
-
-    Returns seconds: "median", "p10", "p90".
-    """
+    """Seconds {"median", "p10", "p90"} of `repeats` runs, after `warm_up` runs that compile and fill caches."""
     for _ in range(warm_up):
         run()
     times = []
@@ -51,8 +48,7 @@ def measure_seconds(run: Callable, device: torch.device, warm_up: int, repeats: 
 
 
 def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | None:
-    """Bytes of tensors alive at once at most during `run`, weights included; None where unknown, as of engines with
-    memory of their own."""
+    """Peak bytes of tensors during `run`, weights included; None if unknown (engines allocate by themselves)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
@@ -65,7 +61,7 @@ def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | N
 
 
 def extra_cpu_bytes(run: Callable) -> int:
-    """Bytes of CPU tensors that a call holds at once at most, beyond those alive before it."""
+    """Peak bytes of CPU tensors during a call, without those alive before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     alive = peak = 0
@@ -77,10 +73,10 @@ def extra_cpu_bytes(run: Callable) -> int:
 
 
 def text_table(rows: Sequence[Sequence[str]], align_right: bool = False) -> str:
-    """Rows of cells, the header first → aligned text with a line under the header.
+    """Align rows of cells, the header first, with a line under the header.
 
     Args:
-        align_right: of all columns but the first.
+        align_right: align all columns but the first to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows)]
     justify = [str.ljust, *[str.rjust if align_right else str.ljust] * (len(widths) - 1)]

@@ -1,9 +1,9 @@
-"""Large images: overlapping tiles and the whole image through the model, their segments joined to one result.
+"""Inference on large images: segment overlapping tiles and the whole image, and join their segments.
 
-H, W the image (pixels) · h, w a tile
+H, W image (pixels) · h, w tile
 
-Tiles see small objects at full resolution, the whole image sees objects that no tile holds. Beside the image and the
-result nothing grows with the image but one row of tiles.
+Tiles show small objects at full resolution; the whole image shows objects larger than a tile. Memory beyond the image
+and the result grows with the width of the image only: one row of tiles is kept.
 """
 
 import math
@@ -19,7 +19,7 @@ from .panoptic import PanopticJoin
 from .tiles import Tile, cut
 
 WHOLE_SIDE = 4096
-"""The whole image is segmented at most so long (pixels): its masks have a cell for every 4 pixels of the input."""
+"""Longest side at which the whole image is segmented (pixels)."""
 
 
 def infer_tiled(
@@ -35,7 +35,7 @@ def infer_tiled(
     show_progress: bool = False,
     **rules,
 ) -> Iterator[Inferred]:
-    """As `infer`, image by image in tiles. `batch_size` counts tiles; other arguments as for `infer_tiles`."""
+    """`infer` in tiles, image by image. `batch_size` counts tiles; other arguments as for `infer_tiles`."""
     require_tiles(tile, overlap, processor.task, model.config.patch_size)
     for item in items:
         try:
@@ -50,7 +50,7 @@ def infer_tiled(
             on_error(item, error_line(error))
         else:
             yield Inferred(item, size, prediction)
-            del prediction  # large images' results are large
+            del prediction  # results of large images are large
 
 
 def infer_tiles(
@@ -64,19 +64,20 @@ def infer_tiles(
     on_tile: Callable[[], object] | None = None,
     **rules,
 ) -> dict:
-    """A large image → its prediction, as `predict_image` returns it: panoptic segments or instances.
+    """Segment a large image in tiles. An image of at most one tile is segmented without tiling.
 
     Args:
         model, processor, rules: as for `infer`.
         image: RGB, in memory.
-        tile: side of a tile in pixels of the image; the model's input size shows them as they are.
-        overlap: least share of a tile that its neighbor sees too, 0 to 0.5. Objects are joined there.
-        on_tile: called after each of the tiles and the whole image.
+        tile: side of a tile in pixels of the image. With the input size of the model, tiles are not resized.
+        overlap: least share of a tile that its neighbor also covers, 0 to 0.5. Objects are joined there.
+        on_tile: called after each tile and after the whole image.
 
-    Instances that score below 0.05 are left out. An image that fits in a tile is segmented as without tiles.
+    Returns:
+        The prediction in the format of `predict_image`: panoptic segments, or instances with scores of at least 0.05.
 
     Raises:
-        ValueError: for a semantic processor, tiles smaller than a patch, or such an overlap.
+        ValueError: for a semantic processor, tiles smaller than a patch, or an overlap outside its range.
     """
     require_tiles(tile, overlap, processor.task, model.config.patch_size)
     size = (image.height, image.width)
@@ -102,7 +103,7 @@ def infer_tiles(
 
 
 def require_tiles(side: int, overlap: float, task: str, patch_size) -> None:
-    """`ValueError` for tiles that cannot be used."""
+    """`ValueError` unless this tiling can be used with the task and the patch size."""
     patch = int(np.max(patch_size))
     if task == "semantic":
         raise ValueError("tiles are for panoptic and instance segmentation; semantic models cut windows of their own")

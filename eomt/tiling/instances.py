@@ -1,10 +1,12 @@
-"""Scored instances of tiles → those of the image. Masks are COCO's run-length encodings and may overlap.
+"""Join the scored instances of tiles to instances of the image. Masks are run-length encoded and may overlap.
 
-two neighbors' instances are one if they match where both tiles look: same class, IoU > 0.5 there; best scores first
-a mask is made of its pieces, in each tile's core of that tile's own
-a cut piece that matched nothing and lies in a better instance of its class is dropped
-of the whole image come instances longer than a tile, in place of the tiles' that lie in them, unless one of these
-is the same; and instances where the tiles have none of the class
+1. Two instances of neighboring tiles are one if they match in the common part of the tiles: same class, IoU > 0.5.
+   Best scores match first.
+2. A joined mask is the union of its pieces, except in the core of a tile, where it is the piece of that tile.
+3. A cut piece without a match is dropped if at least half of it lies in a better instance of its class.
+4. Instances of the whole image longer than a tile replace those of the tiles inside them. The masks of these tiles are
+   kept if their union matches the instance.
+5. Shorter instances of the whole image are added where the tiles have none of the class.
 """
 
 from dataclasses import dataclass
@@ -14,28 +16,28 @@ import torch
 from pycocotools import mask as rle
 
 from ..image_processing.rle import encode_window
-from .tiles import Tile, common_span, within_span
+from .tiles import Tile, common_span, root_of, within_span
 
 MIN_SCORE = 0.05
-"""Instances below are left out: each tile has its best hundred, and most of an empty tile's are noise."""
+"""Least score of an instance: a tile returns its best hundred, and most of those of an empty tile are noise."""
 
 
 @dataclass
 class _Piece:
     tile: Tile
-    mask: dict  # of the tile
+    mask: dict  # in the tile
     box: tuple[int, int, int, int]  # top, bottom, left, right, in the image
     label: int
     score: float
-    cut: bool
+    cut: bool  # by a side of the tile
 
 
 class InstanceJoin:
-    """Takes the tiles' predictions row by row, and the whole image's, and gives the image's.
+    """Joins the predictions for the tiles, added row by row, and for the whole image.
 
     Args:
         size: (H, W) of the image.
-        side: of a tile, pixels.
+        side: side of a tile (pixels).
     """
 
     def __init__(self, size: tuple[int, int], side: int):
@@ -46,7 +48,7 @@ class InstanceJoin:
         self._whole: list[tuple] = []
 
     def add_whole(self, size: tuple[int, int], prediction: dict) -> None:
-        """The whole image's prediction, of any size: its (h, w) masks are stretched over the image."""
+        """Add the prediction for the whole image at any size (h, w); its masks are scaled to the image."""
         scores, labels = (np.asarray(prediction[key]).tolist() for key in ("scores", "labels"))
         rows, columns = (np.arange(out) * length // out for out, length in zip(self.size, size))
         for mask, label, score in zip(prediction["masks"], labels, scores):
@@ -58,7 +60,7 @@ class InstanceJoin:
             self._whole.append((encode_window(pixels, r[0], c[0], self.size), label, score))
 
     def add(self, tile: Tile, prediction: dict) -> None:
-        """A tile's prediction: {"masks", "labels", "scores"}, best first."""
+        """Add the prediction for a tile: {"masks", "labels", "scores"}, best first."""
         first = len(self.pieces)
         scores, labels = (np.asarray(prediction[key]).tolist() for key in ("scores", "labels"))
         for mask, label, score in zip(prediction["masks"], labels, scores):
@@ -80,7 +82,7 @@ class InstanceJoin:
         """{"size", "masks", "labels" (n,), "scores" (n,)}, best first."""
         groups: dict[int, list[_Piece]] = {}
         for index, piece in enumerate(self.pieces):
-            groups.setdefault(self._root(index), []).append(piece)
+            groups.setdefault(root_of(self.group, index), []).append(piece)
         found = []
         for pieces in groups.values():
             score, alone = max(piece.score for piece in pieces), len(pieces) == 1
@@ -96,13 +98,8 @@ class InstanceJoin:
             "scores": torch.tensor([score for _, _, score, _ in found], dtype=torch.float64),
         }
 
-    def _root(self, index: int) -> int:
-        while self.group[index] != index:
-            self.group[index] = index = self.group[self.group[index]]
-        return index
-
     def _match(self, own: list[int], theirs: list[int], rows: slice, columns: slice) -> None:
-        """Join pieces of two tiles that are one instance where both look."""
+        """Join the pieces of two tiles that match in the common part of the tiles."""
         ours, others = (self._pixels(pieces, rows, columns) for pieces in (own, theirs))
         if not ours or not others:
             return
@@ -114,10 +111,10 @@ class InstanceJoin:
             same = [column for column, other in left.items() if self.pieces[other].label == self.pieces[index].label]
             best = max(same, key=lambda column: iou[row, column], default=None)
             if best is not None and iou[row, best] > 0.5:
-                self.group[self._root(index)] = self._root(left.pop(best))
+                self.group[root_of(self.group, index)] = root_of(self.group, left.pop(best))
 
     def _pixels(self, pieces: list[int], rows: slice, columns: slice) -> dict[int, np.ndarray]:
-        """{piece: its pixels in this part of the image, flat}, of the pieces that have some."""
+        """{piece: its flattened pixels in this part of the image}, without empty ones."""
         found = {}
         for index in pieces:
             tile, (top, bottom, left, right) = self.pieces[index].tile, self.pieces[index].box
@@ -129,12 +126,12 @@ class InstanceJoin:
         return found
 
     def _with_whole(self, found: list[tuple], mask: dict, label: int, score: float) -> list[tuple]:
-        """The instances so far, with one of the whole image."""
+        """`found` after adding an instance of the whole image (rules 4 and 5)."""
         same = [k for k, one in enumerate(found) if one[1] == label]
         if not same:
             return [*found, (mask, label, score, False)]
         masks = [found[k][0] for k in same]
-        inside = rle.iou(masks, [mask], [1])[:, 0]  # share of each that lies in it
+        inside = rle.iou(masks, [mask], [1])[:, 0]  # share of each mask inside the new one
         top, bottom, left, right = _box(mask)
         if max(bottom - top, right - left) <= self.side:
             covered = rle.iou([mask], masks, [1] * len(masks))[0].max() >= 0.5
@@ -175,7 +172,7 @@ def _paint(pixels, mask, piece: _Piece, rows, columns, top: int, left: int, comb
 
 
 def _without_fragments(found: list[tuple]) -> list[tuple]:
-    """Without cut single pieces that lie at least by half in a better instance of their class."""
+    """Drop cut single pieces that lie at least by half in a better instance of their class (rule 3)."""
     kept = []
     for k, one in enumerate(found):
         mask, label, score, fragment = one
@@ -188,13 +185,13 @@ def _without_fragments(found: list[tuple]) -> list[tuple]:
 
 
 def _box(mask: dict) -> tuple[int, int, int, int]:
-    """Encoded mask → top, bottom, left, right."""
+    """Top, bottom, left and right of an encoded mask."""
     left, top, width, height = (int(v) for v in rle.toBbox(mask))
     return top, top + height, left, left + width
 
 
 def _reaches(box: tuple[int, int, int, int], tile: Tile) -> bool:
-    """Whether a box of the tile reaches a side of it beyond which the image continues."""
+    """Whether a box in the tile reaches an open side of the tile."""
     height, width = tile.shape
     margin = max(2, max(height, width) // 128)
     near = (box[0] < margin, box[1] > height - margin, box[2] < margin, box[3] > width - margin)

