@@ -1,4 +1,4 @@
-"""Pixels ↔ tensors: geometry and its inverse, targets, post-processing, processors."""
+"""Conversion between images and tensors: geometry, targets, post-processing, image processors."""
 
 from .geometry import Placement, input_size_of, placement
 from .images import read_image

@@ -1,7 +1,7 @@
-"""The one place that opens pictures: files, bytes, URLs, arrays → RGB images, uint8 (3, H, W) tensors, or maps of ids.
+"""Read files, bytes, URLs and arrays as RGB images, uint8 (3, H, W) tensors or maps of ids.
 
-A file is read with bounds: only the formats listed here, of bounded bytes, scans and comments, so that neither a
-decoder that starts other programs nor one that runs for minutes is ever reached.
+Only listed formats are opened, with limits on bytes, scans and comments: hostile files must not start other programs
+or occupy a decoder for minutes.
 """
 
 import base64
@@ -15,20 +15,20 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from huggingface_hub.utils import httpx  # as transformers takes it: the client that comes with the hub
+from huggingface_hub.utils import httpx  # the client of the hub, which transformers also uses
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
-"""What is opened, by Pillow's names. Pillow itself opens forty formats, PostScript among them, by Ghostscript."""
+"""Accepted formats, by Pillow's names. Pillow opens forty, among them PostScript, for which it runs Ghostscript."""
 URL_TIMEOUT = 30.0
 """Seconds to wait for a response."""
 MOST_BYTES = 1 << 31
-"""Of a file; larger ones are refused before they are read."""
+"""Largest file; larger ones are refused before reading."""
 MOST_SCANS = 100
-"""Of a progressive JPEG, which is decoded once for each; usual are ten."""
+"""Largest number of scans in a progressive JPEG, which is decoded once per scan; ten are usual."""
 MOST_COMMENTS = 4096
-"""Blocks of 255 bytes of a GIF's comments, which Pillow joins in quadratic time."""
+"""Largest number of comment blocks (255 bytes) in a GIF: Pillow joins them in quadratic time."""
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112  # EXIF
 _EXIF_NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1")
@@ -44,11 +44,12 @@ _TURNS = {
 
 
 def open_image(source, size: tuple[int, int] | None = None, timeout: float = URL_TIMEOUT) -> Image.Image:
-    """Path, URL, data URL, base64 text or picture → RGB picture. What is opened here is turned upright (a file: see
-    `read_image`); a picture is in its caller's frame and stays in it.
+    """Open a path, URL, data URL or base64 text as an upright RGB image; convert a PIL image to RGB without turning it.
+
+    `size` is for files, see `read_image`.
 
     Raises:
-        ValueError: with the path or URL for what cannot be read.
+        ValueError: with the path or URL, if it cannot be read.
     """
     if isinstance(source, Image.Image):
         return to_rgb(source)
@@ -60,22 +61,22 @@ def open_image(source, size: tuple[int, int] | None = None, timeout: float = URL
     if isinstance(source, str) and not (len(source) < 4096 and os.path.exists(source)):
         try:
             return as_annotated(decode_image(base64.b64decode(source.partition(",")[2] or source)))
-        except ValueError:  # no base64, or no picture in it: a path, then
+        except ValueError:  # not an image in base64, so the path of a missing file
             pass
     return read_image(source, size)
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> Image.Image:
-    """Image file → RGB picture, turned as its EXIF orientation says.
+    """Read an image file as RGB, turned by its EXIF orientation.
 
     Args:
-        size: (height, width) of the file's annotation. Where the stored picture has it, the annotation was made on
-            that, and the picture is not turned.
-        max_pixels: larger pictures are refused before they are decoded.
+        size: (height, width) of the annotation. If the stored image has this size, the annotation was made on it, and
+            the image is not turned.
+        max_pixels: larger images are refused before decoding.
 
     Raises:
-        ValueError: with the path for files that are no image or are cut short.
-        OSError: for missing ones.
+        ValueError: with the path, for files that are not images or are truncated.
+        OSError: for missing files.
     """
     try:
         return as_annotated(decode_image(path, max_pixels), size)
@@ -86,10 +87,10 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels
 
 
 def decode_image(source: str | Path | bytes, max_pixels: int | None = None) -> Image.Image:
-    """Image file or its bytes → decoded picture, as it is stored.
+    """Decode an image file, or its bytes, without turning or converting it.
 
     Raises:
-        ValueError: with the reason for what is no image of `FORMATS`, is damaged or over the bounds.
+        ValueError: with the reason, for another format than `FORMATS`, damaged files, and files beyond the limits.
         OSError: for files that cannot be opened.
     """
     if isinstance(source, bytes):
@@ -97,7 +98,7 @@ def decode_image(source: str | Path | bytes, max_pixels: int | None = None) -> I
     else:
         size = os.path.getsize(source)
         if size > MOST_BYTES:
-            raise ValueError(f"{size} bytes are more than the {MOST_BYTES} allowed")
+            raise ValueError(f"{size} bytes are more than the limit of {MOST_BYTES}")
         data = Path(source).read_bytes()
     if data.count(b"\xff\xda") > MOST_SCANS:
         _require_few_scans(data)
@@ -105,20 +106,20 @@ def decode_image(source: str | Path | bytes, max_pixels: int | None = None) -> I
         pixels = image.width * image.height
         if max_pixels is not None and pixels > max_pixels:
             raise ValueError(
-                f"{image.width} × {image.height} pixels need about {12 * pixels / 1e9:.1f} GB; max_pixels={max_pixels} "
-                "is the limit"
+                f"{image.width} × {image.height} pixels need about {12 * pixels / 1e9:.1f} GB; the limit is "
+                f"max_pixels={max_pixels}"
             )
         try:
             image.load()
         except MemoryError:
             raise
-        except Exception as error:  # what Pillow's decoders raise for damaged files has no common class
+        except Exception as error:  # Pillow's decoders have no common error for damaged files
             raise ValueError(f"unreadable image ({error})") from error
         return image
 
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
-    """(H, W) of the upright image out of its header, without decoding it. Raises as `decode_image`."""
+    """(H, W) of the upright image from the header, without decoding. Raises as `decode_image`."""
     with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         image = _open(file)
         turned = orientation(image) > 4  # a quarter to the left or right
@@ -126,25 +127,25 @@ def image_size(source: str | Path | bytes) -> tuple[int, int]:
 
 
 def is_animated(path: str | Path) -> bool:
-    """Whether a file holds several frames (GIF, TIFF, WebP, animated PNG); only the first one is read."""
+    """Whether a file holds several frames (GIF, TIFF, WebP, animated PNG). Only the first one is read."""
     try:
         with open(path, "rb") as file:
             image = _open(file)
-            if image.format == "MPO":  # a camera's previews
+            if image.format == "MPO":  # further frames are previews
                 return False
             image.seek(1)
             return True
-    except Exception:  # no second frame; of a damaged file, reading the image reports the error
+    except Exception:  # no second frame, or a damaged file, which `read_image` reports
         return False
 
 
 def allow_pixels(count: int) -> None:
-    """Let Pillow open pictures of so many pixels in this process; it warns of half of its limit."""
+    """Raise Pillow's limit in this process to this number of pixels. It warns above the limit and refuses twice it."""
     Image.MAX_IMAGE_PIXELS = max(count, Image.MAX_IMAGE_PIXELS or 0)
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """A file → picture whose header is read. Raises as `decode_image`."""
+    """Read the header of an image file. Raises as `decode_image`."""
     start = file.read(16)
     if start.startswith(b"GIF8"):
         _require_short_comments(start + file.read())
@@ -154,9 +155,9 @@ def _open(file: BinaryIO) -> Image.Image:
         return Image.open(file, formats=known)
     except UnidentifiedImageError:
         is_heic = start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif")
-        hint = f"it is none of {', '.join(known)}"
+        hint = f"not one of {', '.join(known)}"
         if is_heic and "HEIF" not in known:
-            hint = "HEIC needs pillow-heif: pip install pillow-heif, or convert it to JPEG"
+            hint = "HEIC needs pillow-heif: pip install pillow-heif, or convert the image to JPEG"
         raise ValueError(f"unreadable image ({hint})") from None
     except Exception as error:  # as in `decode_image`
         raise ValueError(f"unreadable image ({error})") from error
@@ -164,7 +165,7 @@ def _open(file: BinaryIO) -> Image.Image:
 
 @cache
 def _known_formats() -> list[str]:
-    """Those of `FORMATS` that Pillow is built with, and HEIC where pillow-heif is installed."""
+    """The `FORMATS` of this build of Pillow, and HEIC if pillow-heif is installed."""
     Image.init()
     if importlib.util.find_spec("pillow_heif"):
         import pillow_heif
@@ -174,20 +175,20 @@ def _known_formats() -> list[str]:
 
 
 def _require_few_scans(data: bytes) -> None:
-    """`ValueError` for a JPEG of more than `MOST_SCANS` scans, counted by its markers up to the end of its image."""
+    """`ValueError` for a JPEG of more than `MOST_SCANS` scans, counted by its markers up to the end of the image."""
     scans, position = 0, 2
     while marker := _MARKER.search(data, position):
         kind, position = data[marker.end() - 1], marker.end()
-        if kind == 0xD9:  # end of image; what follows are previews or a video
+        if kind == 0xD9:  # end of image; previews or a video can follow
             return
         if kind == 0xDA:
             scans += 1
-        position += int.from_bytes(data[position : position + 2])  # a segment's length counts itself
+        position += int.from_bytes(data[position : position + 2])  # the length of a segment includes these two bytes
         if scans > MOST_SCANS:
             raise ValueError(f"a progressive JPEG of more than {MOST_SCANS} scans")
 
 
-_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]", re.DOTALL)  # not the restarts and zeros inside of a scan
+_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]", re.DOTALL)  # without restarts and zeros, which lie inside scans
 
 
 def _require_short_comments(data: bytes) -> None:
@@ -199,21 +200,21 @@ def _require_short_comments(data: bytes) -> None:
 
     try:
         position = 13 + color_table(data[10])
-        while data[position] != 0x3B:  # the file's end
+        while data[position] != 0x3B:  # end of the file
             is_comment = data[position : position + 2] == b"\x21\xfe"
-            if data[position] == 0x2C:  # an image: its place, colors and code size
+            if data[position] == 0x2C:  # an image: position, colors and code size
                 position += 11 + color_table(data[position + 9])
             elif data[position] == 0x21:  # an extension
                 position += 2
             else:
-                return  # damaged; Pillow says how
+                return  # damaged; Pillow reports it
             while length := data[position]:
                 position += 1 + length
                 comments += is_comment
                 if comments > MOST_COMMENTS:
                     raise ValueError(f"a GIF of more than {MOST_COMMENTS} blocks of comments")
             position += 1
-    except IndexError:  # cut short
+    except IndexError:  # truncated; Pillow reports it
         return
 
 
@@ -225,40 +226,40 @@ def _download(url: str, timeout: float) -> bytes:
             parts.append(part)
             size += len(part)
             if size > MOST_BYTES:
-                raise ValueError(f"it is larger than the {MOST_BYTES} bytes allowed")
+                raise ValueError(f"it is larger than the limit of {MOST_BYTES} bytes")
     return b"".join(parts)
 
 
 def as_annotated(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
-    """Picture → RGB, turned as its EXIF orientation says, unless it has its annotation's `size` as it is stored."""
+    """Convert to RGB and turn by the EXIF orientation, unless the stored image has the `size` of its annotation."""
     return to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Picture → turned as its EXIF orientation says."""
+    """Turn an image by its EXIF orientation."""
     turn = _TURNS.get(orientation(image))
     if turn is None:
         return image
     image = image.transpose(turn)
-    for note in _EXIF_NOTES:  # so that nobody turns it again
+    for note in _EXIF_NOTES:  # so that it is not turned again
         image.info.pop(note, None)
     return image
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 is upright, as are pictures that say none or whose header is damaged."""
+    """EXIF orientation, 1 (upright) to 8; 1 for missing or damaged metadata."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises half a dozen kinds, its own and struct's, from inside its TIFF reader
+    except Exception:  # Pillow's TIFF reader raises half a dozen types of errors
         found = 1
     return found if isinstance(found, int) and found in _TURNS else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Picture of any mode → RGB.
+    """Convert an image of any mode to RGB.
 
-    16-bit gray values are scaled (PIL's own conversion would clip them at 255), and so are floats up to 1.
-    Transparency is dropped, as the authors and transformers' pipeline do.
+    16-bit gray values are scaled (Pillow's conversion would clip them at 255), and so are floats up to 1. Transparency
+    is dropped, as by the authors and transformers' pipeline.
     """
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         gray = np.asarray(image).astype(np.int64)
@@ -275,22 +276,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
-    """Image → (3, H, W) uint8 or float32. A PIL image (not turned), or an (H, W), (H, W, C) or (C, H, W) array or
-    tensor with C in 1..4.
+    """Convert an image to (3, H, W), uint8 or float32. Gray is repeated, alpha dropped, 16 bits are scaled to 8.
 
     Args:
-        input_data_format: "channels_first" or "channels_last" for arrays; by default the dimension of size 3 (else 1,
-            4, 2) holds the channels, the first one where both could.
-
-    Gray is repeated, alpha dropped, 16-bit scaled to 8.
+        image: a PIL image (not turned), or an array or tensor of (H, W), (H, W, C) or (C, H, W) with C from 1 to 4.
+        input_data_format: "channels_first" or "channels_last" for arrays. By default the dimension of size 3 (else 1,
+            4, 2) holds the channels, the first one if both have it.
 
     Raises:
-        ValueError: for any other shape.
+        ValueError: for other types and shapes.
     """
     if isinstance(image, Image.Image):
         image = to_rgb(image)
         pixels = np.empty((image.height, image.width, 3), np.uint8)
-        for top in range(0, image.height, 1024):  # Pillow's conversion takes the memory three times
+        for top in range(0, image.height, 1024):  # in bands: Pillow's conversion takes three times the memory
             pixels[top : top + 1024] = image.crop((0, top, image.width, min(top + 1024, image.height)))
         return torch.from_numpy(pixels).permute(2, 0, 1)
     if not isinstance(image, (np.ndarray, Tensor)):
@@ -300,13 +299,13 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.dtype in (np.uint32, np.uint64):
             image = image.astype(np.int64)
-        elif not image.flags.writeable:  # such as np.asarray of a picture
+        elif not image.flags.writeable:  # for example np.asarray of a PIL image
             image = image.copy()
     image = torch.as_tensor(image)
     if image.dtype == torch.uint16:
         image = (image.long() + 128) // 257
     image = _channels_first(image, input_data_format)
-    colors = 1 if image.shape[0] == 2 else 3  # of gray with alpha the gray
+    colors = 1 if image.shape[0] == 2 else 3  # 2: gray and alpha
     image = image[:colors].expand(3, -1, -1)
     if image.is_floating_point():
         return image.float()
@@ -336,24 +335,24 @@ def _channels_first(image: Tensor, data_format: str | None) -> Tensor:
 
 
 def scaled_to_255(image: Tensor) -> Tensor:
-    """Floats in [0, 1], which are scaled already, → 0..255, as the rescaling that follows expects it."""
+    """Scale floats in [0, 1] to 0..255, as the rescaling of the processors expects."""
     if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
         return image * 255
     return image
 
 
 def pillow_resize(image: Tensor, size: tuple[int, int], resample) -> Tensor:
-    """(3, H, W) uint8 or float32, on the host → (3, h, w), Pillow's (antialiased) filter."""
+    """Resize (3, H, W) uint8 or float32 on the CPU to (3, h, w) with Pillow's antialiased filter."""
     resample = Image.Resampling(int(resample))
     if image.dtype == torch.uint8:
-        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-        return torch.from_numpy(np.array(picture.resize(size[::-1], resample))).permute(2, 0, 1)
+        pixels = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        return torch.from_numpy(np.array(pixels.resize(size[::-1], resample))).permute(2, 0, 1)
     planes = [np.array(Image.fromarray(plane).resize(size[::-1], resample)) for plane in image.contiguous().numpy()]
     return torch.from_numpy(np.stack(planes))
 
 
 def flatten(images) -> list:
-    """One image, a stack of them or (nested) lists → list of images."""
+    """List of images from one image, a stack, or nested lists."""
     if isinstance(images, (list, tuple)):
         return [image for item in images for image in flatten(item)]
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
@@ -362,17 +361,17 @@ def flatten(images) -> list:
 
 
 def read_maps(maps, count: int) -> list[Tensor]:
-    """One map, its path, a list or a stack of them, for `count` images → (H, W) int64 ids of each."""
+    """(H, W) int64 ids for each of `count` images, from a map, a path, or a list or stack of them."""
     single = isinstance(maps, (Image.Image, str, os.PathLike))
     single |= isinstance(maps, (np.ndarray, Tensor)) and (maps.ndim == 2 or (maps.ndim == 3 and count == 1))
     maps = [maps] if single else list(maps)
     if len(maps) != count:
-        raise ValueError(f"{len(maps)} segmentation_maps for {count} images; give one an image")
+        raise ValueError(f"{len(maps)} segmentation_maps for {count} images; give one for each image")
     return [read_map(decode_image(m) if isinstance(m, (str, os.PathLike)) else m) for m in maps]
 
 
 def read_map(segmentation_map) -> Tensor:
-    """PIL image, array or tensor of (H, W), one channel, or RGB-coded ids → (H, W) int64 ids."""
+    """(H, W) int64 ids from a PIL image, array or tensor of (H, W), one channel, or RGB-coded ids."""
     if isinstance(segmentation_map, Image.Image):
         segmentation_map = picture_ids(segmentation_map)
     if isinstance(segmentation_map, Tensor):
@@ -392,10 +391,10 @@ def read_map(segmentation_map) -> Tensor:
 
 
 def picture_ids(picture: Image.Image) -> np.ndarray:
-    """Label picture → (H, W) int32: RGB-coded ids, or its one channel's values; a palette's indices are the labels.
+    """(H, W) int32 ids of a label image: RGB-coded ids, values of one channel, or indices of a palette.
 
     Raises:
-        ValueError: for any other kind of picture.
+        ValueError: for other modes.
     """
     pixels = np.asarray(picture)
     if picture.mode in ("RGB", "RGBA"):
@@ -406,27 +405,24 @@ def picture_ids(picture: Image.Image) -> np.ndarray:
 
 
 def rgb_to_id(rgb: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """(…, 3) or (…, 4) uint8 → (…) int32 ids, R + 256 G + 65536 B."""
+    """Ids R + 256 G + 65536 B (…) int32 from colors (…, 3) or (…, 4) uint8."""
     rgb = rgb.astype(np.int32) if isinstance(rgb, np.ndarray) else rgb.int()
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """(…) ids, R + 256 G + 65536 B → (…, 3) uint8."""
+    """Colors (…, 3) uint8 from ids R + 256 G + 65536 B (…)."""
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
 
 
 def distinct_values(ids: np.ndarray) -> list[int]:
-    """The distinct values of a map, ascending. Only where a run starts is looked at: maps are piecewise constant."""
+    """The distinct values of a map, ascending. Maps are piecewise constant, so only starts of runs are examined."""
     flat = ids.ravel()
     return np.unique(flat[_run_starts(flat)]).tolist()
 
 
 def look_up(values: np.ndarray, ids: list[int] | np.ndarray) -> np.ndarray:
-    """Values of any shape → their positions in `ids`, -1 for a value that is not there: int32 of the same shape.
-
-    Only where a run starts is a value looked up.
-    """
+    """Position in `ids` of each value, −1 for unknown ones: int32 of the same shape. Each run is looked up once."""
     flat, ids = values.ravel(), np.asarray(ids)
     if not flat.size or not ids.size:
         return np.full(values.shape, -1, np.int32)
@@ -438,5 +434,5 @@ def look_up(values: np.ndarray, ids: list[int] | np.ndarray) -> np.ndarray:
 
 
 def _run_starts(flat: np.ndarray) -> np.ndarray:
-    """Where runs of equal values start, in a flat array."""
+    """Indices at which runs of equal values start in a flat array."""
     return np.flatnonzero(np.append(flat[:1] == flat[:1], flat[1:] != flat[:-1]))

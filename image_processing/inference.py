@@ -1,9 +1,8 @@
-"""The one inference loop: images → model inputs → model → segments by the task.
+"""The inference loop of `eomt predict`, `eomt evaluate`, the trainer and `eomt.segment`.
 
-V model inputs, more than images where windows are cut · S_h, S_w their size
+V model inputs, more than images if windows are cut · S_h, S_w their size
 
-`eomt predict`, `eomt evaluate`, the trainer's evaluation and the pipeline share it. A model is any callable that takes
-`pixel_values` and `patch_offsets` and returns EoMT's outputs.
+A model is any callable with arguments `pixel_values` and `patch_offsets` and the outputs of EoMT.
 """
 
 from collections import deque
@@ -21,25 +20,25 @@ from torch.utils.data import DataLoader, Dataset
 from .images import open_image, to_rgb_tensor
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
-"""What one image may raise while the others continue: no picture, too large for memory, its file name too long, …"""
+"""Errors of one image that do not stop the others: unreadable, too large for memory, file name too long, …"""
 
 
 @dataclass
 class Inferred:
-    """One image's result."""
+    """The result for one image."""
 
     item: object
     "The entry of `images`."
     size: tuple[int, int]
     "(height, width) of the image and of its segmentation."
     prediction: dict
-    "See `predict_image`; on the host."
+    "See `predict_image`; on the CPU."
     before_blocks: list[dict] = field(default_factory=list)
-    "The same of the predictions that masked attention makes, earliest first, where asked for."
+    "Intermediate predictions of masked attention, earliest first, if requested."
 
 
 def open_source(source) -> Image.Image | torch.Tensor:
-    """Path, URL, base64 text or picture → RGB picture; array or tensor → (3, H, W)."""
+    """Open a path, URL, base64 text or PIL image as RGB; convert an array or tensor to (3, H, W)."""
     return to_rgb_tensor(source) if hasattr(source, "shape") else open_image(source)
 
 
@@ -56,17 +55,18 @@ def infer(
     on_error: Callable[[object, str], None] | None = None,
     **rules,
 ) -> Iterator[Inferred]:
-    """Segment images one batch after the other, in their order.
+    """Segment images batch by batch, in order.
 
     Args:
         model: on its device, in its dtype and in evaluation mode.
-        images: a sequence or a data set of anything that `read` turns into an image.
+        images: a sequence or a data set of items for `read`.
         task: the processor's by default.
-        num_workers: processes that read and resize.
-        intermediate: also give the predictions that masked attention makes; there are none where it is off.
-        on_error: called with (item, reason) for an image that cannot be read or segmented, which is then left out.
+        num_workers: processes for reading and resizing.
+        read: opens an item as a PIL image or tensor.
+        intermediate: also return the intermediate predictions of masked attention; none if it is off.
+        on_error: called with (item, reason) for an image that cannot be read or segmented, which is then skipped.
             Without it the error is raised.
-        rules: thresholds and so on; see `predict_image`.
+        rules: thresholds and other options of `predict_image`.
     """
     device, dtype = _placed(model)
     loader = DataLoader(
@@ -78,12 +78,12 @@ def infer(
     )
 
     def compute(batch: dict):
-        """A batch's outputs, or the error."""
+        """Outputs for a batch, None for an empty one, or the error."""
         if not batch["items"]:
             return None
         pixels = batch["pixel_values"].to(device, dtype, non_blocking=True)  # [V, 3, S_h, S_w]
         try:
-            with torch.no_grad():  # inference tensors would stay in what FSDP gathers
+            with torch.no_grad():  # not inference_mode: FSDP would keep its tensors in gathered weights
                 return model(pixel_values=pixels, patch_offsets=batch["patch_offsets"] or None)
         except FAILS_ALONE as error:  # out of memory, on any device
             if on_error is None:
@@ -111,14 +111,13 @@ def infer(
                 on_error(item, error_line(error))
             else:
                 yield Inferred(item, size, found[0], found[1:])
-                found = None  # large images' results are large
+                found = None  # results of large images are large
 
 
 def _computed(compute: Callable, batches: Iterable, at_once: int) -> Iterator[tuple]:
-    """(batch, its outputs), in the batches' order.
+    """Pairs (batch, outputs) in order.
 
-    at_once: batches that are computed in threads while the caller uses the last, for a model that takes calls from
-    threads; 0: each is computed when it is asked for.
+    at_once: number of batches computed in threads while the caller uses the last one; 0: none, without threads.
     """
     if not at_once:
         for batch in batches:
@@ -139,18 +138,20 @@ def _computed(compute: Callable, batches: Iterable, at_once: int) -> Iterator[tu
 
 
 def predict_image(processor, outputs, size: tuple[int, int], task: str | None = None, **rules) -> dict:
-    """One image's outputs → its prediction at `size` (height, width), on the host.
-
-    Panoptic: {"segmentation" (H, W), "segments_info"}. Instance: {"size", "masks" (COCO's run-length encoding),
-    "labels" (n,), "scores" (n,)}, the best 100. Semantic: {"segmentation" (H, W)}, with `confidence=True` also
-    "confidence" (H, W).
+    """The prediction for one image at `size` (height, width), on the CPU.
 
     Args:
+        outputs: of this image only.
         task: the processor's by default.
-        rules: of the processor's method: for panoptic `threshold`, `stuff_classes`, …
+        rules: options of the processor's method, for example `threshold` and `stuff_classes` for panoptic.
+
+    Returns:
+        Panoptic: {"segmentation" (H, W), "segments_info"}. Instance: {"size", "masks" (COCO's run-length encoding),
+        "labels" (n,), "scores" (n,)}, the best 100. Semantic: {"segmentation" (H, W)}, with `confidence=True` also
+        "confidence" (H, W).
 
     Raises:
-        ValueError: when the processor is for another task, whose inputs differ.
+        ValueError: when the processor is for another task, with other inputs.
     """
     task, sizes = task or processor.task, [size]
     if not hasattr(processor, f"post_process_{task}_segmentation"):
@@ -169,16 +170,16 @@ def predict_image(processor, outputs, size: tuple[int, int], task: str | None = 
 
 
 def confident_instances(prediction: dict, threshold: float) -> dict:
-    """An instance prediction of `predict_image` → the same without instances that score below the threshold."""
+    """An instance prediction of `predict_image` without the instances below a score."""
     kept = (prediction["scores"] >= threshold).nonzero()[:, 0]
     masks = [prediction["masks"][k] for k in kept.tolist()]
     return prediction | {"masks": masks, "labels": prediction["labels"][kept], "scores": prediction["scores"][kept]}
 
 
 def iter_segments(prediction: dict) -> Iterator[tuple[int, float | None, np.ndarray]]:
-    """A prediction of `predict_image` → label, score and mask (H, W) bool of each segment.
+    """Label, score and mask (H, W) bool of each segment in a prediction of `predict_image`.
 
-    Semantic: of each class that is present; its score is the mean confidence, None without `confidence=True`.
+    Semantic: one segment per class; its score is the mean confidence, or None without `confidence=True`.
     """
     if "masks" in prediction:
         for label, score, mask in zip(
@@ -198,23 +199,23 @@ def iter_segments(prediction: dict) -> Iterator[tuple[int, float | None, np.ndar
 
 
 def counted(images: int) -> str:
-    """1 image, 2 images."""
+    """Number and noun: "1 image", "2 images"."""
     return f"{images} image" if images == 1 else f"{images} images"
 
 
 def error_line(error: Exception) -> str:
-    """The error in one line."""
+    """The first line of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _placed(model) -> tuple[torch.device, torch.dtype]:
-    """Where a model takes its inputs, and their type; an exported model, which has no parameters, says so itself."""
+    """Device and dtype of the inputs: those of the first parameter, or attributes of a model without parameters."""
     weights = next(model.parameters(), model) if hasattr(model, "parameters") else model
     return torch.device(weights.device), weights.dtype
 
 
 class _Inputs(Dataset):
-    """Items → {"item", "size", "pixel_values" (v, 3, S_h, S_w), "patch_offsets"}, or {"failure": (item, reason)}."""
+    """Samples {"item", "size", "pixel_values" (v, 3, S_h, S_w), "patch_offsets"}, or {"failure": (item, reason)}."""
 
     def __init__(self, images, processor, read: Callable, catch: bool):
         self.images, self.processor, self.read, self.catch = images, processor, read, catch
@@ -236,7 +237,7 @@ class _Inputs(Dataset):
 
 
 def _collate(samples: list[dict]) -> dict:
-    """→ {"items", "sizes", "failures", "pixel_values" (V, 3, S_h, S_w), "patch_offsets" [(image, start, end)]}."""
+    """A batch: {"items", "sizes", "failures", "pixel_values" (V, 3, S_h, S_w), "patch_offsets" [(i, start, end)]}."""
     good = [sample for sample in samples if "failure" not in sample]
     offsets = [(i, int(start), int(end)) for i, sample in enumerate(good) for _, start, end in sample["patch_offsets"]]
     return {
@@ -249,7 +250,7 @@ def _collate(samples: list[dict]) -> dict:
 
 
 def _image_outputs(i: int, outputs, offsets: list[tuple[int, int, int]]) -> SimpleNamespace:
-    """A batch's outputs → those of its image `i`: of one input, or of its windows."""
+    """The outputs for image `i` of a batch: one input, or all its windows."""
     part = slice(i, i + 1)
     if offsets:
         windows = [v for v, (image, _, _) in enumerate(offsets) if image == i]

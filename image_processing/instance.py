@@ -1,9 +1,9 @@
-"""Queries → scored instance masks by the authors' rule.
+"""Scored instance masks from queries, by the authors' rule.
 
 Q queries · C classes · n predictions · u distinct queries among them
-g_h, g_w the model's output grid · H, W the image · T a tile's side
+g_h, g_w output grid of the model · H, W image · T side of a tile
 
-    predictions = the top_k of the Q × C class probabilities without "no object"; a query may come with several classes
+    predictions = the top_k of the Q × C class probabilities without "no object"; a query can have several classes
     mask        = logit > 0 at the original size
     score       = class probability × mean σ(logit) over the mask
 """
@@ -28,12 +28,13 @@ def instance_segmentation(
     return_binary_maps: bool = False,
     mask_threshold: float = 0.5,
 ) -> tuple[Tensor, list[dict]]:
-    """(Q, g_h, g_w) mask logits, (Q, C + 1) class logits → map, segments {"id", "label_id", "score"} by falling score.
+    """The instances of one image: a map, and segments {"id", "label_id", "score"}, best score first.
 
     Args:
-        threshold: a prediction stays if its score is at least this. The authors keep all top_k: 0.
-        return_binary_maps: the map is (n, H, W) bool, one whole mask a segment, overlaps and all. Otherwise it is
-            (H, W) int32: the higher score wins a pixel, −1 is void, and a segment left without a pixel is not listed.
+        mask_logits, class_logits: (Q, g_h, g_w) and (Q, C + 1).
+        threshold: least score of a prediction. The authors keep all top_k: 0.
+        return_binary_maps: the map is (n, H, W) bool with complete masks, which may overlap. Otherwise it is (H, W)
+            int32: the higher score wins a pixel, −1 is void, and segments without pixels are not listed.
         mask_threshold: σ above which a pixel belongs to a mask.
     """
     cut = _logit(mask_threshold)
@@ -46,18 +47,18 @@ def instance_segmentation(
     if return_binary_maps:
         maps = _binary_maps(logits, resampler, cut)
         return maps, [{"id": i, "label_id": c, "score": s} for i, (c, s) in enumerate(zip(labels, scores))]
-    # the second class of a query finds every pixel of its mask taken
+    # for the second class of a query, every pixel of the mask is taken
     flat = _label_map(logits, resampler, cut)
     present = [k for k, found in enumerate(_present(flat, len(labels))) if found]
     renumber = torch.full((len(labels) + 1,), VOID, dtype=torch.int32, device=flat.device)
     renumber[present] = torch.arange(len(present), dtype=torch.int32, device=flat.device)
     for rows in flat.split(BAND):
-        rows.copy_(renumber[rows.long()])  # −1 finds the last entry
+        rows.copy_(renumber[rows.long()])  # −1 is the index of the last entry
     return flat, [{"id": i, "label_id": labels[k], "score": scores[k]} for i, k in enumerate(present)]
 
 
 def row_runs(mask: Tensor) -> list[int]:
-    """(H, W) bool → start and length of each run in turn, pixels counted along the rows from 1: transformers' form."""
+    """Start and length of each run of an (H, W) mask in turn, in transformers' form: along the rows, counted from 1."""
     edges = torch.nn.functional.pad(mask.flatten().int(), (1, 1)).diff().nonzero()[:, 0]
     starts, stops = edges[::2], edges[1::2]
     return torch.stack([starts + 1, stops - starts], dim=1).flatten().tolist()
@@ -66,8 +67,10 @@ def row_runs(mask: Tensor) -> list[int]:
 def encoded_instances(
     mask_logits: Tensor, class_logits: Tensor, placement: Placement, top_k: int = 100, mask_threshold: float = 0.5
 ) -> tuple[list[dict], list[int], list[float]]:
-    """As `instance_segmentation` with binary maps, threshold 0 → COCO's encoded masks, labels, scores; no (H, W) map is
-    ever made, and each pixel of a mask is computed once."""
+    """`instance_segmentation` with binary maps and threshold 0, as COCO's encoded masks, labels and scores.
+
+    Computes each pixel of a mask once and allocates no (H, W) map.
+    """
     found = _candidates(mask_logits, class_logits, placement, top_k)
     masks, mask_scores = _encoded(found.logits, found.resampler, _logit(mask_threshold))
     scores = found.scores * mask_scores[found.position]
@@ -82,12 +85,12 @@ def _logit(probability: float) -> float:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The n most probable pairs of a query and a class, and the u queries among them: each is up-sampled once."""
+    """The n most probable pairs (query, class), and the u queries among them, each of which is upsampled once."""
 
     logits: Tensor  # (u, g_h, g_w)
-    position: Tensor  # (n,): each candidate's query among the u
+    position: Tensor  # (n,): query of each candidate, among the u
     labels: Tensor  # (n,)
-    scores: Tensor  # (n,), class probabilities, falling
+    scores: Tensor  # (n,), class probabilities, descending
     resampler: Resampler
 
 
@@ -96,7 +99,7 @@ def _candidates(
 ) -> _Candidates:
     probabilities = class_logits.float().softmax(-1)[:, :-1]  # [Q, C]
     scores, index = probabilities.flatten().topk(min(top_k, probabilities.numel()))  # [n]
-    index = index[scores >= threshold]  # the mean σ is at most 1: the rest cannot reach the threshold
+    index = index[scores >= threshold]  # the mean σ is at most 1, so the others cannot reach the threshold
     queries, labels = index // probabilities.shape[1], index % probabilities.shape[1]  # [n]
     used, position = queries.unique(return_inverse=True)
     resampler = Resampler.to_image(mask_logits.shape[-2:], placement, mask_logits.device)
@@ -104,15 +107,15 @@ def _candidates(
 
 
 def _present(label_map: Tensor, count: int) -> list[bool]:
-    """Which of the labels 0 … count − 1 a map holds."""
+    """Whether each of the labels 0 … count − 1 is in a map."""
     found = torch.zeros(count + 1, dtype=torch.bool, device=label_map.device)
     for rows in label_map.split(BAND):
-        found[rows.long()] = True  # −1 marks the last entry
+        found[rows.long()] = True  # −1 is the index of the last entry
     return found[:-1].tolist()
 
 
 def _mask_scores(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
-    """(u, g_h, g_w) → mean σ over each mask: (u,)."""
+    """Mean σ over each mask: (u,)."""
     area = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
     mass = torch.zeros_like(area)
     for _, active, upsampled in _reached(logits, resampler, cut):
@@ -122,8 +125,8 @@ def _mask_scores(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
 
 
 def _mass(upsampled: Tensor, cut: float) -> Tensor:
-    """(k, T, T) logits, which are overwritten → sum of σ over each mask: (k,) float64."""
-    outside = float("-inf")  # whose σ is 0
+    """Sum of σ over each mask: (k,) float64. Overwrites the logits (k, T, T)."""
+    outside = float("-inf")  # σ is 0
     return torch.threshold_(upsampled, cut, outside).sigmoid_().sum((1, 2)).double()
 
 
@@ -132,11 +135,11 @@ def _mean(mass: Tensor, area: Tensor) -> Tensor:
 
 
 def _encoded(logits: Tensor, resampler: Resampler, cut: float) -> tuple[list[dict], Tensor]:
-    """(u, g_h, g_w) → u encoded masks, mean σ over each: (u,)."""
-    from .rle import encode_runs, rle_areas, run_ends  # pycocotools, which `import eomt` does without
+    """u encoded masks, and the mean σ over each: (u,)."""
+    from .rle import encode_runs, rle_areas, run_ends  # imports pycocotools, which `import eomt` must not
 
     mass = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
-    ends = [[np.zeros(0, np.int64)] for _ in range(len(logits))]  # of each mask's runs, tile by tile
+    ends = [[np.zeros(0, np.int64)] for _ in range(len(logits))]  # of the runs of each mask, tile by tile
     for tile, active, upsampled in _reached(logits, resampler, cut):
         masks = (upsampled > cut).cpu().numpy()  # [k, T, T]
         for k, mask in zip(active.tolist(), masks):
@@ -148,7 +151,7 @@ def _encoded(logits: Tensor, resampler: Resampler, cut: float) -> tuple[list[dic
 
 
 def _binary_maps(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
-    """(n, g_h, g_w) → (n, H, W) bool."""
+    """Masks at the size of the image: (n, H, W) bool."""
     maps = torch.zeros(len(logits), *resampler.size, dtype=torch.bool, device=logits.device)
     for tile, active, upsampled in _reached(logits, resampler, cut):
         maps[active, tile.rows, tile.columns] = upsampled > cut
@@ -156,7 +159,7 @@ def _binary_maps(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
 
 
 def _label_map(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
-    """(n, g_h, g_w), best first → index of the first mask that holds a pixel: (H, W) int32, −1 where none does."""
+    """Index of the first mask at each pixel, −1 without a mask: (H, W) int32. Logits are ordered best first."""
     label_map = torch.full(resampler.size, VOID, dtype=torch.int32, device=logits.device)
     for tile, active, upsampled in _reached(logits, resampler, cut):
         part = label_map[tile.rows, tile.columns]
@@ -166,9 +169,9 @@ def _label_map(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
 
 
 def _reached(logits: Tensor, resampler: Resampler, cut: float):
-    """Tiles with the queries whose mask can reach into them: (tile, (k,) indices, (k, T, T) logits).
+    """Yield (tile, (k,) indices, (k, T, T) logits) for the queries with a possible mask in each tile.
 
-    Interpolation never exceeds the highest cell, so a block whose cells are all at most `cut` holds no mask.
+    Interpolation never exceeds the highest cell, so there is no mask in a block with cells of at most `cut`.
     """
     for tile in resampler.tiles(tile_side(len(logits), logits.device)):
         block = tile.block(logits)  # [u, a, b]

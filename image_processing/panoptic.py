@@ -1,6 +1,6 @@
-"""Queries → one panoptic map by the authors' rule.
+"""A panoptic map from queries, by the authors' rule.
 
-Q queries · K kept queries · C classes · g_h, g_w the model's output grid · H, W the image · T a tile's side
+Q queries · K kept queries · C classes · g_h, g_w output grid of the model · H, W image · T side of a tile
 
     p_q, c_q  = max of softmax(class logits) over the C classes and "no object"
     kept      = c_q is a class and p_q > threshold
@@ -17,7 +17,7 @@ from .geometry import Placement
 from .resampling import BAND, Resampler, first_best, tile_side
 
 _SLACK = 1e-3
-"""Margin (logits) by which a bound must decide before a tile is not computed: far above fp32 rounding."""
+"""Margin (logits) on the bounds for skipping queries in a tile: far above fp32 rounding."""
 
 
 def panoptic_segmentation(
@@ -29,10 +29,10 @@ def panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,
     stuff_classes: list[int] | None = None,
 ) -> tuple[Tensor, list[dict]]:
-    """(Q, g_h, g_w) mask logits, (Q, C + 1) class logits → (H, W) int32 map, segments.
+    """The map (H, W) int32 of one image and its segments {"id", "label_id", "was_fused", "score"}, from mask logits
+    (Q, g_h, g_w) and class logits (Q, C + 1).
 
-    Segments are {"id", "label_id", "was_fused", "score"}; ids are 0, 1, … in query order, −1 is void. A later query of
-    a stuff class writes into the segment of the first.
+    Ids are 0, 1, … in query order; −1 is void. Further queries of a stuff class extend the segment of the first.
     """
     scores, labels = class_logits.float().softmax(-1).max(-1)  # [Q]
     kept = ((labels != class_logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
@@ -43,7 +43,7 @@ def panoptic_segmentation(
 
     stuff = set(stuff_classes or ())
     stuff_segment: dict[int, int] = {}
-    segment_of = [VOID] * (len(kept) + 1)  # the last entry stands for pixels nobody holds
+    segment_of = [VOID] * (len(kept) + 1)  # the last entry is for pixels without an owner
     segments = []
     for k, (owned, claimed, final, label, score) in enumerate(
         zip(*areas.tolist(), labels[kept].tolist(), scores[kept].tolist())
@@ -64,11 +64,10 @@ def panoptic_segmentation(
 
 
 def _owners(logits: Tensor, scores: Tensor, placement: Placement, mask_threshold: float) -> tuple[Tensor, Tensor]:
-    """Kept logits (K, g_h, g_w), scores (K,) → owner per pixel (H, W) with K where σ < threshold; areas (3, K):
-    owned, σ ≥ threshold, both.
+    """Owner of each pixel (H, W), K where σ < mask_threshold, and areas (3, K): owned, σ ≥ mask_threshold, both.
 
-    Interpolated values lie between the lowest and highest cell of their block, so a query whose highest bound is below
-    another's lowest cannot own a pixel of the tile and is not up-sampled there.
+    Interpolated values lie between the lowest and highest cell of their block. A query with an upper bound below the
+    lower bound of another cannot own a pixel of the tile, and is not upsampled there.
     """
     K, device = len(logits), logits.device
     cut = torch.logit(torch.tensor(mask_threshold, dtype=torch.float64)).item()
@@ -79,7 +78,7 @@ def _owners(logits: Tensor, scores: Tensor, placement: Placement, mask_threshold
         block = tile.block(logits)  # [K, a, b]
         low, high = block.amin((1, 2)) - _SLACK, block.amax((1, 2)) + _SLACK  # [K]
         contends = scores * high.sigmoid() >= (scores * low.sigmoid()).max()
-        crosses = (high >= cut) & (low < cut)  # its outline runs through the tile
+        crosses = (high >= cut) & (low < cut)  # the outline of the mask may run through the tile
         areas[1] += (low >= cut) * ~(contends | crosses) * tile.pixels
         active = (contends | crosses).nonzero()[:, 0]  # [k]
         probabilities = tile.upsample(block[active]).sigmoid_()  # [k, T, T]

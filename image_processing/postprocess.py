@@ -1,11 +1,11 @@
-"""Model outputs → segments, for a batch: transformers' method names, signatures and result keys around the pure
-functions of panoptic.py, instance.py and semantic.py.
+"""Post-processing of a batch: transformers' method names, signatures and result keys for the pure functions of
+panoptic.py, instance.py and semantic.py.
 
-V model inputs (as many as images, unless windows were cut) · Q queries · C classes · H, W an image's own size
-g_h, g_w the model's output grid
+V model inputs (one per image or window) · Q queries · C classes · H, W original size of an image
+g_h, g_w output grid of the model
 
 Outputs need `masks_queries_logits` (V, Q, g_h, g_w) and `class_queries_logits` (V, Q, C + 1), of any float type, and
-`patch_offsets` where windows were cut. All arithmetic is fp32.
+`patch_offsets` for windows. All arithmetic is fp32.
 """
 
 import functools
@@ -23,8 +23,7 @@ from .semantic import semantic_scores, semantic_segmentation
 
 
 def full_precision(method):
-    """Run a method of `outputs` without gradients, autocast, TF32 or bf16 products: up-sampling by matrices must stay
-    exact to fp32 rounding."""
+    """Run a method without gradients, autocast, TF32 or bf16 products: upsampling by matrices needs fp32."""
 
     @functools.wraps(method)
     def exact(self, outputs, *args, **kwargs):
@@ -36,8 +35,8 @@ def full_precision(method):
 
 
 def for_task(*tasks: str):
-    """A method that a processor has only if its task is one of these, so that transformers' pipeline, which asks
-    `hasattr` for panoptic, instance, semantic in this order, takes the model's own."""
+    """Expose a method only for these tasks: transformers' pipeline takes the first one that it finds by `hasattr`, in
+    the order panoptic, instance, semantic."""
     return lambda method: _ForTask(method, tasks)
 
 
@@ -53,7 +52,7 @@ class _ForTask:
             return self.method
         if processor.task not in self.tasks:
             raise AttributeError(
-                f"{self.method.__name__} is not for a processor with task={processor.task!r}; make one with "
+                f"{self.method.__name__} is not for a processor with task={processor.task!r}; create it with "
                 f"task={self.tasks[-1]!r}"
             )
         return self.method.__get__(processor, owner)
@@ -61,9 +60,8 @@ class _ForTask:
 
 @contextmanager
 def _full_precision(device: torch.device):
-    """Precision is set and put back through torch's new interface: reading the old one raises once somebody, such as
-    transformers' `tf32=True`, has used the new one. What was inherited is inherited again afterwards, not pinned.
-    """
+    """Full fp32 precision, restored at the end; an inherited precision ("none") stays inherited. Uses torch's new
+    interface: reading the old one raises after any use of the new one, as by transformers' `tf32=True`."""
     products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [backend.fp32_precision for backend in products]
     try:
@@ -79,7 +77,7 @@ def _full_precision(device: torch.device):
 
 
 class PostProcessing:
-    """Mixin of the image processors, whose `task`, `size`, `stuff_label_ids`, `do_…` and `place` it uses."""
+    """Base class of the image processors. It uses their `task`, `size`, `stuff_label_ids`, `do_…` and `place`."""
 
     @for_task("panoptic")
     @full_precision
@@ -95,17 +93,17 @@ class PostProcessing:
         *,
         label_ids_to_fuse: Iterable[int] | None = None,
     ) -> list[dict]:
-        """Outputs → for each image {"segmentation": (H, W) int32, "segments_info": [segment, …]}; a segment is {"id",
-        "label_id", "was_fused", "score"}, ids are 0, 1, … in query order, −1 is void.
+        """Panoptic maps: for each image {"segmentation": (H, W) int32, "segments_info": [segment, …]}. A segment is
+        {"id", "label_id", "was_fused", "score"}; ids are 0, 1, … in query order, −1 is void.
 
         Args:
-            target_sizes: (height, width) of each original image; without, the map has the size of the model's input.
-            threshold: a query stays if its class probability is above this (the authors' 0.8).
-            mask_threshold: σ from which a pixel belongs to a query's mask.
-            overlap_mask_area_threshold: a query is dropped if it owns less than this share of its mask.
-            stuff_classes: classes whose segments are merged; the processor's `stuff_label_ids` by default.
-            size: the processor's `size` of the inputs, if it was another.
-            label_ids_to_fuse: Mask2Former's name of `stuff_classes`.
+            target_sizes: (height, width) of each original image; the size of the model's input by default.
+            threshold: a query is kept if its class probability is above this (the authors' 0.8).
+            mask_threshold: σ from which a pixel belongs to a mask.
+            overlap_mask_area_threshold: least share of its mask that a query must own.
+            stuff_classes: classes with merged segments; the processor's `stuff_label_ids` by default.
+            size: `size` of the processor for these inputs, if it was another.
+            label_ids_to_fuse: Mask2Former's name for `stuff_classes`.
         """
         stuff = self.stuff_label_ids
         for given in (label_ids_to_fuse, stuff_classes):
@@ -133,25 +131,25 @@ class PostProcessing:
         return_binary_maps: bool = False,
         return_coco_annotation: bool = False,
     ) -> list[dict]:
-        """Outputs → for each image {"segmentation", "segments_info": [{"id", "label_id", "score"}]}, best score first.
+        """Instances: for each image {"segmentation", "segments_info": [{"id", "label_id", "score"}, …]}, best first.
 
         Args:
-            target_sizes: (height, width) of each original image; without, the map has the size of the model's input.
-            threshold: lowest score that stays. 0 keeps all `top_k`, as the authors do for AP; to look at, take 0.5.
-            size: the processor's `size` of the inputs, if it was another.
+            target_sizes: (height, width) of each original image; the size of the model's input by default.
+            threshold: least score of an instance. The authors keep all `top_k` for AP: 0. For display, use 0.5.
+            size: `size` of the processor for these inputs, if it was another.
             mask_threshold: σ above which a pixel belongs to a mask.
-            overlap_mask_area_threshold: without effect, instances may overlap; transformers' pipeline passes it.
-            top_k: so many (query, class) pairs are considered.
-            return_binary_maps: "segmentation" is (n, H, W) bool, one whole mask a segment. Otherwise (H, W) int32: the
-                higher score wins a pixel, −1 is void, and a segment with no pixel left is not listed.
-            return_coco_annotation: "segmentation" is a list with one run-length encoding a segment, in Mask2Former's
-                form: start and length of each run in turn, pixels counted along the rows from 1.
+            overlap_mask_area_threshold: ignored, as instances may overlap; transformers' pipeline passes it.
+            top_k: number of (query, class) pairs.
+            return_binary_maps: "segmentation" is (n, H, W) bool with complete masks. Otherwise it is (H, W) int32: the
+                higher score wins a pixel, −1 is void, and segments without pixels are not listed.
+            return_coco_annotation: "segmentation" is a list of run-length encodings in Mask2Former's form: start and
+                length of each run in turn, pixels counted along the rows from 1.
 
         Raises:
-            ValueError: when both forms of masks are asked for.
+            ValueError: when both `return_…` are True.
         """
         if return_binary_maps and return_coco_annotation:
-            raise ValueError("return_binary_maps and return_coco_annotation are both True; give one of them")
+            raise ValueError("return_binary_maps and return_coco_annotation cannot both be True")
         results = []
         for masks, classes, place in self._padded(outputs, target_sizes, size):
             segmentation, segments = instance_segmentation(
@@ -167,8 +165,8 @@ class PostProcessing:
     def post_process_instance_rle(
         self, outputs, target_sizes: list[Size], mask_threshold: float = 0.5, top_k: int = 100
     ) -> list[dict]:
-        """As `post_process_instance_segmentation` with binary maps, in little memory: for each image {"size", "masks",
-        "labels", "scores"}, masks in COCO's run-length encoding."""
+        """Complete instances in little memory: for each image {"size", "masks", "labels", "scores"}, with masks in
+        COCO's run-length encoding."""
         results = []
         for masks, classes, place in self._padded(outputs, target_sizes, None):
             encoded, labels, scores = encoded_instances(masks, classes, place, top_k, mask_threshold)
@@ -179,13 +177,13 @@ class PostProcessing:
     def post_process_semantic_segmentation(
         self, outputs, target_sizes: list[Size] | None = None, size=None, return_segmentation_scores: bool = False
     ) -> list:
-        """Outputs → for each image the (H, W) int32 map of class labels.
+        """Semantic maps: for each image (H, W) int32 class labels.
 
         Args:
-            target_sizes: (height, width) of each original image. Without, nothing is stitched: one map for each model
-                input, at its size.
-            size: the processor's `size` of the inputs, if it was another.
-            return_segmentation_scores: objects with `segmentation` and `segmentation_scores` (C, H, W) instead.
+            target_sizes: (height, width) of each original image. By default windows are not stitched: one map for each
+                model input, at its size.
+            size: `size` of the processor for these inputs, if it was another.
+            return_segmentation_scores: return objects with `segmentation` and `segmentation_scores` (C, H, W).
         """
         results = []
         for masks, classes, place in self._stitched(outputs, target_sizes, size):
@@ -201,8 +199,8 @@ class PostProcessing:
     def post_process_semantic_confidence(
         self, outputs, target_sizes: list[Size] | None = None, size=None
     ) -> list[dict]:
-        """As `post_process_semantic_segmentation`, with the confidence of every pixel (paper Sec. C): for each image
-        {"segmentation": (H, W) int32, "confidence": (H, W) float in [0, 1]}, the winning class's score, clipped."""
+        """Semantic maps with confidence (paper Sec. C): for each image {"segmentation": (H, W) int32, "confidence":
+        (H, W) float}. The confidence is the score of the winning class, clipped to [0, 1]."""
         results = []
         for masks, classes, place in self._stitched(outputs, target_sizes, size):
             labels, confidence = semantic_segmentation(masks, classes, place)
@@ -210,12 +208,12 @@ class PostProcessing:
         return results
 
     def _padded(self, outputs, target_sizes, size) -> Iterator[tuple[Tensor, Tensor, Placement]]:
-        """For each image, which is one input, its (Q, g_h, g_w) and (Q, C + 1), and its placement."""
+        """Mask logits (Q, g_h, g_w), class logits (Q, C + 1) and placement of each image, which is one input."""
         masks, classes, offsets = _unpack(outputs)
         size = self.size if size is None else size
         if offsets is not None:
             raise ValueError(
-                "outputs of windows (patch_offsets) cannot be joined to panoptic or instance segments; make the "
+                "outputs of windows (patch_offsets) cannot be joined to panoptic or instance segments; create the "
                 "inputs with do_pad=True, do_split_image=False"
             )
         if target_sizes is None:
@@ -227,14 +225,14 @@ class PostProcessing:
         return zip(masks, classes, places)
 
     def _input_place(self, masks: Tensor, size, windowed: bool) -> Placement:
-        """Where there are no target sizes, a model input (or window) is taken as an image of its own."""
+        """Placement of a model input (or window) as an image of its own, for calls without target sizes."""
         side = input_size_of(size, windowed)
-        if not (windowed or self.do_pad):  # the resized image, whose shape the masks have
+        if not (windowed or self.do_pad):  # masks have the shape of the resized image
             side = placement(*masks.shape[-2:], side, pad=False).resized
         return placement(*side, side)
 
     def _stitched(self, outputs, target_sizes, size) -> Iterator[tuple[Tensor, Tensor, Placement]]:
-        """For each image its windows' (V, Q, g_h, g_w) and (V, Q, C + 1), and its placement."""
+        """Mask logits (V, Q, g_h, g_w), class logits (V, Q, C + 1) and placement of each image, for its V windows."""
         masks, classes, offsets = _unpack(outputs)
         size = self.size if size is None else size
         windowed = offsets is not None or bool(self.do_split_image)
@@ -248,7 +246,7 @@ class PostProcessing:
         expected = [(i, *offset) for i, place in enumerate(places) for offset in place.offsets]
         if len(expected) != len(masks) or (offsets is not None and not _agree(offsets, expected)):
             raise ValueError(
-                f"target_sizes {_sizes(target_sizes)} make {len(expected)} inputs of {input_size_of(size, windowed)}, "
+                f"target_sizes {_sizes(target_sizes)} need {len(expected)} inputs of {input_size_of(size, windowed)}, "
                 f"but there are outputs for {len(masks)}{'' if offsets is None else f' at {offsets}'}"
             )
         for place in places:
@@ -258,10 +256,9 @@ class PostProcessing:
 
 
 def _unpack(outputs) -> tuple[Tensor, Tensor, list[tuple[int, int, int]] | None]:
-    """Outputs → (V, Q, g_h, g_w), (V, Q, C + 1), offsets [(image, start, end)] or `None`.
+    """Mask logits (V, Q, g_h, g_w), class logits (V, Q, C + 1), and offsets [(image, start, end), …] or `None`.
 
-    With windows and a batch in transformers' pipeline, logits arrive with one entry and offsets with one
-    list an image.
+    transformers' pipeline nests batches of windows: one entry of logits and one list of offsets per image.
     """
     masks, classes = outputs.masks_queries_logits, outputs.class_queries_logits
     offsets = getattr(outputs, "patch_offsets", None)
@@ -269,8 +266,8 @@ def _unpack(outputs) -> tuple[Tensor, Tensor, list[tuple[int, int, int]] | None]
     classes = torch.cat(list(classes)) if isinstance(classes, (list, tuple)) else classes
     masks = masks.flatten(0, 1) if masks.ndim == 5 else masks
     classes = classes.flatten(0, 1) if classes.ndim == 4 else classes
-    if not (masks.isfinite().all() and classes.isfinite().all()):  # they would look like "no segments"
-        raise ValueError("the model's logits are not finite; its weights, or the number type, are damaged or too small")
+    if not (masks.isfinite().all() and classes.isfinite().all()):  # the result would be "no segments"
+        raise ValueError("the model's logits are not finite; its weights are damaged, or the dtype is too small")
     if offsets is None or len(offsets) == 0:
         return masks, classes, None
     offsets = [group.tolist() if isinstance(group, Tensor) else list(group) for group in offsets]
@@ -283,7 +280,7 @@ def _unpack(outputs) -> tuple[Tensor, Tensor, list[tuple[int, int, int]] | None]
 
 
 def _agree(offsets, expected) -> bool:
-    """Same images, starts within a pixel: transformers' own processor cuts the resized size down where we round."""
+    """Same images, starts within a pixel: transformers' own processor truncates the resized size, ours rounds it."""
     return len(offsets) == len(expected) and all(
         a[0] == b[0] and abs(a[1] - b[1]) <= 1 for a, b in zip(offsets, expected)
     )

@@ -1,8 +1,7 @@
-"""The image processors: pictures → model inputs, model outputs → segments.
+"""The image processors: model inputs from images, segments from model outputs.
 
-Two back ends, the same results: `EoMTImageProcessor` (torchvision; works on any device) and `EoMTImageProcessorPil`
-(where torchvision is missing). On a CPU both resize by Pillow, as the authors do: torchvision's filter is up to 1/255
-off.
+Two back ends with the same results: `EoMTImageProcessor` (torchvision, any device) and `EoMTImageProcessorPil`
+(without torchvision). On a CPU both resize with Pillow, as the authors do: torchvision's filter differs by up to 1/255.
 """
 
 import math
@@ -26,7 +25,7 @@ from ..configuration.tasks import TASKS
 from .geometry import Placement, input_size_of, placement, require_possible
 from .images import flatten, open_image, pillow_resize, read_maps, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing
-from .targets import batch_targets
+from .targets import batch_targets, cut_inputs
 
 _FILTERS = range(6)  # Pillow's numbers
 _JSON = (bool, int, float, str, list, tuple, dict)
@@ -35,11 +34,11 @@ _JSON = (bool, int, float, str, list, tuple, dict)
 class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
     """
     task (`str`, *optional*, defaults to `"panoptic"`):
-        What the model was trained for: decides between padding ("panoptic", "instance") and windows ("semantic").
+        Task of the model. Decides between padding ("panoptic", "instance") and windows ("semantic").
     stuff_label_ids (`list[int]`, *optional*):
-        Classes whose segments are merged into one by `post_process_panoptic_segmentation`.
+        Classes with merged segments in `post_process_panoptic_segmentation`.
     num_labels (`int`, *optional*):
-        Number of classes; labels of segmentation maps are checked against it.
+        Number of classes, to check the labels of segmentation maps.
     do_split_image (`bool`, *optional*):
         Cut the image into overlapping windows instead of padding it.
     ignore_index (`int`, *optional*):
@@ -61,7 +60,7 @@ def _is_source(image) -> bool:
 
 
 class _EoMTProcessing(PostProcessing):
-    """What both back ends share; they differ in `_resize` and `_finish`."""
+    """Common part of both back ends, which differ in `_resize` and `_finish`."""
 
     valid_kwargs = EoMTImageProcessorKwargs
     task = "panoptic"
@@ -95,11 +94,11 @@ class _EoMTProcessing(PostProcessing):
             self.do_split_image = False
         if self.do_pad is None:
             self.do_pad = not self.do_split_image
-        input_size_of(self.size, self.do_split_image)  # an unusable size is reported here
+        input_size_of(self.size, self.do_split_image)  # raises for an unusable size
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Also reads config.json, which knows what the hub's processors do not: the classes, and with them the task."""
+        """Also read config.json: the processors on the hub do not know the classes, and with them the task."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
         saved, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         if isinstance(saved, dict):
@@ -109,8 +108,8 @@ class _EoMTProcessing(PostProcessing):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
-        """Also reads what transformers' own processor saved, which knows no task. The task, saved, inferred or given
-        as `task=`, decides between padding and windows, unless our own file or a keyword does."""
+        """Also read the files of transformers' own processor, which has no task. The task, given, saved or inferred,
+        decides between padding and windows, unless a file of ours or a keyword does."""
         saved = dict(image_processor_dict)
         config, path = saved.pop("checkpoint", ({}, None))
         own = saved.get("task") is not None
@@ -120,7 +119,7 @@ class _EoMTProcessing(PostProcessing):
         saved["stuff_label_ids"] = checkpoint_stuff(config, task, saved)
         check_settings({**saved, "task": task}, cls.valid_kwargs)
         if not own or (task == "semantic") != (saved["task"] == "semantic"):
-            saved.pop("do_split_image", None)  # windows cannot be joined to segments, and semantic models expect them
+            saved.pop("do_split_image", None)  # semantic models need windows, which segments cannot be joined from
             saved.pop("do_pad", None)
         return super().from_dict(saved, **kwargs)
 
@@ -129,7 +128,7 @@ class _EoMTProcessing(PostProcessing):
         raise code_upload_refused()
 
     def to_dict(self) -> dict:
-        """Settings as plain transformers reads them too: its class name, its spelling of square sizes."""
+        """Settings in a form that transformers also reads: its class name and its form of square sizes."""
         settings = super().to_dict()
         settings["image_processor_type"] = "EomtImageProcessor"
         height, width = input_size_of(self.size, self.do_split_image)
@@ -140,19 +139,19 @@ class _EoMTProcessing(PostProcessing):
         return settings
 
     def place(self, height: int, width: int, size=None, windowed: bool | None = None) -> Placement:
-        """Where this processor puts an image of height × width pixels."""
+        """Placement of an image of height × width pixels."""
         windowed = bool(self.do_split_image) if windowed is None else windowed
         return placement(
             height,
             width,
             self.size if size is None else size,
             windowed=windowed,
-            pad=bool(self.do_pad or self.do_split_image),  # neither: the resized image is the input as it is
+            pad=bool(self.do_pad or self.do_split_image),  # neither: the input is the resized image
             resize=bool(self.do_resize),
         )
 
     def fetch_images(self, images):
-        """Paths, URLs and base64 text → upright pictures; anything else as it is: it is in its caller's frame."""
+        """Open paths, URLs and base64 text as upright images. Others are not turned: the caller's maps fit them."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         return open_image(images) if _is_source(images) else images
@@ -160,30 +159,29 @@ class _EoMTProcessing(PostProcessing):
     def preprocess(
         self, images, segmentation_maps=None, instance_id_to_semantic_id=None, *, segments_info=None, **kwargs
     ) -> BatchFeature:
-        """Images, with or without their segmentation maps → model inputs.
+        """Model inputs, and training targets if there are segmentation maps.
 
         Args:
             images: one or a list of PIL images, paths, URLs, arrays or tensors ((H, W), (H, W, C) or (C, H, W)).
-            segmentation_maps: one map or its path an image: labels (semantic), instance ids, or segment ids / COCO's
-                RGB png.
-            instance_id_to_semantic_id: {instance id: class}, one for all images or one each.
+            segmentation_maps: a map or its path for each image: labels (semantic), instance ids, or segment ids (also
+                COCO's RGB PNG).
+            instance_id_to_semantic_id: {instance id: class}, one for all images or one for each.
             segments_info: for each image a list of `{"id", "label_id" or "category_id", "iscrowd"}`; crowds are
                 dropped.
-            kwargs: any attribute of the processor but its task, for this call.
+            kwargs: any attribute of the processor except the task, for this call.
 
-        Returns `BatchFeature` with
-            pixel_values: (B, 3, S_h, S_w) float; with windows B counts all windows of all images, in order.
-            patch_offsets: for each window a tensor (image, start, end), along the resized image's longer side; empty
-                without windows.
-            mask_labels, class_labels: with maps, for each of the B inputs (n, S_h, S_w) bool and (n,) int64.
+        Returns:
+            `BatchFeature` with
+            pixel_values: (B, 3, S_h, S_w) float; B counts all windows of all images, in order.
+            patch_offsets: a tensor (image, start, end) for each window, along the longer side of the resized image;
+                empty without windows.
+            mask_labels, class_labels: with maps, (n, S_h, S_w) bool and (n,) int64 for each of the B inputs.
 
         Raises:
-            ValueError: for maps that do not fit their image or hold unknown ids or labels, and for another task.
+            ValueError: for maps of another size than their image, unknown ids or labels, and another task.
         """
         if kwargs.get("task") not in (None, self.task):
-            raise ValueError(
-                f"task is {kwargs['task']!r}, this processor's is {self.task!r}; make one with task={kwargs['task']!r}"
-            )
+            raise ValueError(f"this processor is for task={self.task!r}; create one with task={kwargs['task']!r}")
         if kwargs.get("do_split_image") and kwargs.get("do_pad") is None:
             kwargs["do_pad"] = False
         elif kwargs.get("do_pad") and kwargs.get("do_split_image") is None:
@@ -195,7 +193,7 @@ class _EoMTProcessing(PostProcessing):
     ) -> BatchFeature:
         images = flatten(images)
         maps = None if segmentation_maps is None else read_maps(segmentation_maps, len(images))
-        if maps is not None:  # an image opened here is turned as its map is
+        if maps is not None:  # open images in the orientation of their maps
             images = [open_image(i, size=m.shape) if _is_source(i) else i for i, m in zip(images, maps)]
         tensors = [to_rgb_tensor(image, options.get("input_data_format")) for image in self.fetch_images(images)]
         if options["do_rescale"]:
@@ -241,22 +239,17 @@ class _EoMTProcessing(PostProcessing):
         )
 
     def _image_inputs(self, image: Tensor, place: Placement, options: Mapping) -> list[Tensor]:
-        """(3, H, W) → its model inputs (3, S_h, S_w): resized, black in the padding."""
+        """Model inputs (3, S_h, S_w) of an image (3, H, W): resized, padded with black."""
         if place.resized != place.original:
             image = self._resize(image, place.resized, options["resample"])
-        parts = []
-        for top, left in place.windows:
-            part = image[:, top : top + place.input_size[0], left : left + place.input_size[1]]
-            below, right = place.input_size[0] - part.shape[1], place.input_size[1] - part.shape[2]
-            parts.append(torch.nn.functional.pad(part, (0, right, 0, below)) if below or right else part)
-        return parts
+        return cut_inputs(image, place, 0)
 
 
 def check_settings(settings: Mapping[str, Any], kinds: type) -> None:
-    """Raise `ValueError` for a setting of a wrong type or out of its range. Objects that no json holds pass.
+    """Raise `ValueError` for a setting of a wrong type or out of range. Types that JSON does not have are accepted.
 
     Args:
-        kinds: the processor's `valid_kwargs`, a TypedDict.
+        kinds: `valid_kwargs` of the processor, a TypedDict.
     """
     hints = get_type_hints(kinds)
     plain = {name: value for name, value in settings.items() if name in hints and isinstance(value, _JSON)}
@@ -298,7 +291,7 @@ class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):
         return self.resize(image, SizeDict(height=size[0], width=size[1]), resample=resample, antialias=True)
 
     def _finish(self, inputs: list[Tensor], options: Mapping) -> list[Tensor]:
-        """uint8 0..255 → (x / 255 − mean) / std; float32 whatever is left out."""
+        """(x / 255 − mean) / std, or the enabled steps of it, as float32."""
         return [
             self.rescale_and_normalize(
                 image[None],
@@ -315,13 +308,13 @@ class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):
 
 
 class EoMTImageProcessorPil(_EoMTProcessing, PilBackend):
-    """`EoMTImageProcessor` where torchvision is missing: the same settings and results, CPU only."""
+    """`EoMTImageProcessor` without torchvision: the same settings and results, CPU only."""
 
     def _resize(self, image: Tensor, size: tuple[int, int], resample) -> Tensor:
         return pillow_resize(image, size, resample)
 
     def _finish(self, inputs: list[Tensor], options: Mapping) -> list[np.ndarray]:
-        """As the torchvision back end, bit for bit: the rescaling is folded into mean and std."""
+        """The arithmetic of the torchvision back end, bit for bit: the rescaling is folded into mean and std."""
         fold = np.float32(1 / options["rescale_factor"]) if options["do_rescale"] else np.float32(1)
         if options["do_normalize"]:
             mean, std = (np.asarray(options[k], np.float32)[:, None, None] * fold for k in ("image_mean", "image_std"))
@@ -335,7 +328,7 @@ if not is_torchvision_available():
 
 
 class EomtImageProcessor(EoMTImageProcessor):
-    """The name that saved files carry (the hub's too): loading one gives an `EoMTImageProcessor`."""
+    """The class name in saved files, also on the hub. Loading one returns an `EoMTImageProcessor`."""
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
@@ -343,7 +336,7 @@ class EomtImageProcessor(EoMTImageProcessor):
 
 
 class EomtImageProcessorPil(EoMTImageProcessorPil):
-    """As `EomtImageProcessor`, for the Pillow back end."""
+    """`EomtImageProcessor` for the Pillow back end."""
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):

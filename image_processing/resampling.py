@@ -1,12 +1,11 @@
-"""Up-sampling as two small matrices, so that any part of the result can be had alone.
+"""Upsampling by two small matrices, so that any part of the result can be computed alone.
 
-g_h, g_w the model's output grid · H, W the result · T a tile's side · a, b the part of the grid that a tile sees
-K planes
+g_h, g_w output grid of the model · H, W result · T side of a tile · a, b block of the grid under a tile · K planes
 
-Bilinear resizing is linear and separable, and so is cropping. The authors' way from logits to image size (resize to the
-input size, crop the padding away, resize to the original size) is therefore  R · logits · Cᵀ  with R (H, g_h) and
+Bilinear resizing is linear and separable, and so is cropping. The authors' path from logits to image size (resize to
+the input size, crop the padding, resize to the original size) is therefore  R · logits · Cᵀ  with R (H, g_h) and
 C (W, g_w) fixed per image. Rows of R and C have few neighboring non-zeros, so a tile of the result needs a small block
-of the grid: no full-resolution tensor per query ever exists.
+of the grid. A full-resolution tensor per query is never allocated.
 """
 
 from collections.abc import Iterator
@@ -18,15 +17,14 @@ from torch import Tensor
 from .geometry import Placement
 
 BAND = 256
-"""Rows of a map that are looked up at once: an index needs int64, of the whole map twice its memory."""
+"""Rows of a map per look-up: indices are int64, for the complete map twice its memory."""
 
 
 def bilinear_matrix(source: int, target: int, rows: slice = slice(None)) -> Tensor:
-    """Weights of `F.interpolate(mode="bilinear", align_corners=False)` along one axis: (target, source), float64; or
-    only these rows of them.
+    """These rows of the weights of `F.interpolate(mode="bilinear", align_corners=False)`: (target, source), float64.
 
-    Positions are computed in fp32 as torch does, so that the result differs from it by rounding only. (When shrinking,
-    its kernels differ by a unit in the last place of the position: 3e-5 of a pixel at 400 pixels.)
+    Positions are computed in fp32 as in torch, so that results differ by rounding only. (When shrinking, torch's
+    kernels differ by a unit in the last place of the position: 3e-5 of a pixel at 400 pixels.)
     """
     scale = torch.tensor(source, dtype=torch.float32) / target
     position = ((torch.arange(target, dtype=torch.float32)[rows] + 0.5) * scale - 0.5).clamp(min=0)  # [target]
@@ -40,21 +38,21 @@ def bilinear_matrix(source: int, target: int, rows: slice = slice(None)) -> Tens
 
 
 def cells_used(weights: Tensor) -> tuple[slice, Tensor]:
-    """Some rows of a bilinear matrix (rows, source) → the source cells that they use, (rows, cells)."""
+    """The source cells with weights in these rows of a bilinear matrix, and the weights (rows, cells)."""
     used = weights.any(0).nonzero()[:, 0]
     cells = slice(int(used[0]), int(used[-1]) + 1)
     return cells, weights[:, cells]
 
 
 def axis_weights(grid: int, input_side: int, valid: int, target: int) -> Tensor:
-    """grid → input side → first `valid` pixels → target, along one axis: (target, grid), float64."""
+    """Weights (target, grid), float64, along one axis: resize grid to input side, crop to `valid`, resize to target."""
     to_input = bilinear_matrix(grid, input_side)[:valid]  # [valid, grid]
     return bilinear_matrix(valid, target) @ to_input if valid != target else to_input
 
 
 @dataclass(frozen=True)
 class BilinearRows:
-    """`bilinear_matrix`, computed for the rows asked for: between two long sides the full one would take GBs."""
+    """`bilinear_matrix`, computed for requested rows only: between two long sides it would take gigabytes."""
 
     source: int
     target: int
@@ -68,7 +66,7 @@ class BilinearRows:
 
 @dataclass(frozen=True)
 class Tile:
-    """One rectangle of the result, and the block of the grid it depends on."""
+    """A rectangle of the result, and the block of the grid under it."""
 
     rows: slice
     columns: slice
@@ -82,25 +80,25 @@ class Tile:
         return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
 
     def block(self, grid: Tensor) -> Tensor:
-        """(…, g_h, g_w) → the cells this tile sees: (…, a, b)."""
+        """The block (…, a, b) of a grid (…, g_h, g_w)."""
         return grid[..., self.grid_rows, self.grid_columns]
 
     def upsample(self, block: Tensor) -> Tensor:
-        """(K, a, b) → (K, T, T)."""
+        """Upsample a block (K, a, b) to (K, T, T)."""
         return (self.row_weights @ block) @ self.column_weights
 
 
 class Resampler:
-    """(K, g_h, g_w) → (K, H, W), one tile at a time."""
+    """Resampling of (K, g_h, g_w) to (K, H, W), one tile at a time."""
 
     def __init__(self, rows: Tensor | BilinearRows, columns: Tensor | BilinearRows, device: torch.device | str = "cpu"):
-        self.rows, self.columns = rows, columns  # (H, g_h), (W, g_w), float64 on the host
+        self.rows, self.columns = rows, columns  # (H, g_h), (W, g_w), float64 on the CPU
         self.size = (len(rows), len(columns))
         self.device = device
 
     @classmethod
     def to_image(cls, grid: tuple[int, int], placement: Placement, device="cpu") -> "Resampler":
-        """Output grid of a padded input → original image."""
+        """From the output grid of a padded input to the original image."""
         axes = zip(grid, placement.input_size, placement.resized, placement.original)
         return cls(*(axis_weights(*axis) for axis in axes), device)
 
@@ -123,9 +121,9 @@ class Resampler:
 
 
 def first_best(planes: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, T, T) → the highest value per pixel and the first plane that has it: (T, T), (T, T) int64.
+    """The highest value of (K, T, T) at each pixel, and its first plane: (T, T), (T, T) int64.
 
-    The same as `planes.max(0)`; on a CPU torch's reduction with indices over the first dimension is 4 to 25 × slower.
+    Equal to `planes.max(0)`, which is 4 to 25 times slower on a CPU.
     """
     if planes.device.type != "cpu":
         return planes.max(0)
@@ -137,7 +135,7 @@ def first_best(planes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tile_side(planes: int, device: torch.device | str = "cpu") -> int:
-    """Side of a tile for `planes` results at once: what stays in a core's cache, or 256 MB on an accelerator."""
+    """Side of a tile with this number of planes: small enough for the cache of a core, or 256 MB on an accelerator."""
     if torch.device(device).type == "cpu":
         return 256 if planes <= 32 else 128
     return max(256, int((2**26 / max(planes, 1)) ** 0.5))

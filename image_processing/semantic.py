@@ -1,13 +1,13 @@
-"""Queries → per-class scores, stitched over windows → one label map (authors' rule; confidence: paper Sec. C).
+"""A label map from queries: class scores, stitched over windows (authors' rule; confidence: paper Sec. C).
 
-V windows of one image · Q queries · C classes · g_h, g_w the model's output grid · h, w the resized image
-H, W the original image · T a tile of it · a, b the part of the resized image that a tile sees
+V windows of one image · Q queries · C classes · g_h, g_w output grid of the model · h, w resized image
+H, W original image · T side of a tile · a, b block of the resized image under a tile
 
     scores of a window = Σ_q softmax(class logits)_{q, c ≠ no object} · σ(mask logits at the window's size)
     canvas             = mean of the windows that cover a pixel, (C, h, w)
     result             = argmax over c of the canvas, bilinearly resized to (H, W)
 
-The canvas is computed a tile at a time, from the windows under the tile, and discarded with it.
+The canvas is computed tile by tile from the windows under the tile, and never kept.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ from .geometry import Placement
 from .resampling import Resampler, Tile, bilinear_matrix, cells_used, first_best
 
 _TILE_BYTES = 2**25
-"""Largest tensor of a tile (masks or scores of its part of the canvas)."""
+"""Size of the largest tensor of a tile: masks or scores of its block of the canvas."""
 
 
 def semantic_segmentation(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
-    """(V, Q, g_h, g_w) mask logits, (V, Q, C + 1) class logits → (H, W) int32 labels, (H, W) confidence in [0, 1].
+    """Labels (H, W) int32 and confidence (H, W) of one image, from logits (V, Q, g_h, g_w) and (V, Q, C + 1).
 
-    The confidence is the winning score (BRAVO's; it is not a probability: scores can exceed 1 and are clipped).
+    The confidence is the winning score, as in BRAVO. It is not a probability: scores can exceed 1 and are clipped.
     """
     labels = torch.empty(placement.original, dtype=torch.int32, device=mask_logits.device)
     confidence = torch.empty(placement.original, dtype=torch.float32, device=mask_logits.device)
     for tile, block in _canvas_tiles(mask_logits, class_logits, placement):
-        # resized scores lie between the block's extremes: a class below another's lowest cannot win in this tile
+        # resized scores lie between the extremes of the block: a class below another's minimum cannot win in this tile
         high, low = block.amax((1, 2)), block.amin((1, 2))  # [C]
         able = (high >= low.max() * (1 - 1e-5)).nonzero()[:, 0]
         best, winner = first_best(tile.upsample(block[able]))  # [T, T]
@@ -41,7 +41,7 @@ def semantic_segmentation(mask_logits: Tensor, class_logits: Tensor, placement: 
 
 
 def semantic_scores(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> Tensor:
-    """As `semantic_segmentation`, but all scores: (C, H, W)."""
+    """The scores of all classes, (C, H, W). Arguments as for `semantic_segmentation`."""
     scores = mask_logits.new_empty(class_logits.shape[-1] - 1, *placement.original, dtype=torch.float32)
     for tile, block in _canvas_tiles(mask_logits, class_logits, placement):
         scores[:, tile.rows, tile.columns] = tile.upsample(block)
@@ -49,7 +49,7 @@ def semantic_scores(mask_logits: Tensor, class_logits: Tensor, placement: Placem
 
 
 def _canvas_tiles(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> Iterator[tuple[Tile, Tensor]]:
-    """Tiles of the result with their part of the canvas: (C, a, b)."""
+    """Tiles of the result, each with its block of the canvas (C, a, b)."""
     device = mask_logits.device
     weights = class_logits.float().softmax(-1)[..., :-1].transpose(-1, -2)  # [V, C, Q]
     resampler = Resampler.plain(placement.resized, placement.original, device)
@@ -60,7 +60,7 @@ def _canvas_tiles(mask_logits: Tensor, class_logits: Tensor, placement: Placemen
 
 
 def _canvas_block(mask_logits: Tensor, weights: Tensor, placement: Placement, rows: slice, columns: slice) -> Tensor:
-    """Mean of the windows' scores over canvas[rows, columns]: (C, a, b)."""
+    """canvas[rows, columns], the mean of the scores of all windows: (C, a, b)."""
     device = mask_logits.device
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     total = torch.zeros(weights.shape[1], *shape, device=device)  # [C, a, b]
@@ -82,7 +82,7 @@ def _canvas_block(mask_logits: Tensor, weights: Tensor, placement: Placement, ro
 
 @lru_cache(maxsize=256)
 def _band(grid: int, side: int, start: int, stop: int) -> tuple[slice, Tensor]:
-    """Rows start:stop of the bilinear grid → side matrix: the cells they use, (stop − start, cells) fp32."""
+    """Rows start:stop of the bilinear matrix from grid to side: their cells, and weights (stop − start, cells) fp32."""
     cells, part = cells_used(_matrix(grid, side)[start:stop])
     return cells, part.contiguous()
 

@@ -1,10 +1,10 @@
-"""Segmentation maps → binary masks and class labels, what the model trains on.
+"""Training targets from segmentation maps: binary masks and class labels.
 
-H, W the map · n segments · S_h, S_w a model input
+H, W map · n segments · S_h, S_w model input
 
 A map is a label map (semantic), a map of instance ids with `instance_id_to_semantic_id`, or a map of segment ids with
-`segments_info` (COCO panoptic: an RGB png, id = R + 256 G + 65536 B, 0 is void). Maps travel as ids through resizing,
-padding and cutting, and become masks last. Padding and ignored pixels belong to no mask.
+`segments_info` (COCO panoptic: an RGB PNG, id = R + 256 G + 65536 B, 0 is void). Maps are resized, padded and cut as
+ids; masks are made last. Padding and ignored pixels are in no mask.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,15 +27,15 @@ def label_ids(
     num_labels: int | None = None,
     drop_crowds: bool = True,
 ) -> tuple[Tensor, dict[int, int]]:
-    """(H, W) ids → the same with `VOID` where nothing is to be learned, and the class label of every id left.
+    """The ids (H, W) with `VOID` at ignored pixels, and {id: class label} of the others.
 
     Args:
         segments_info: `{"id", "label_id" or "category_id", "iscrowd"}` per segment.
         instance_id_to_semantic_id: class of each instance id, or an array indexed by it; ids 0 and `ignore_index` may
             be missing and are void.
-        ignore_index: id of ignored pixels. Of a plain label map also 255, unless another is given.
+        ignore_index: id of ignored pixels; 255 by default in plain label maps.
         do_reduce_labels: label 0 is background: ignored, and the others move down by one.
-        num_labels: number of classes, to check the labels against.
+        num_labels: number of classes, to check the labels.
         drop_crowds: crowd segments are void, as in the authors' training.
     """
     present = ids.unique().tolist()  # sorted
@@ -51,15 +51,13 @@ def label_ids(
     else:
         ignored = IGNORE_INDEX if ignore_index is None else ignore_index
         labels = {i: i for i in present if i != ignored}
-    if do_reduce_labels:  # as Mask2Former: of a map of instances, id 0 is the background, whatever its class
+    if do_reduce_labels:  # as in Mask2Former, id 0 of an instance map is background, whatever its class
         background = 0 if instance_id_to_semantic_id is not None else None
         labels = {i: label - 1 for i, label in labels.items() if label != 0 and i != background}
     for i, label in labels.items():
         if label < 0 or (num_labels is not None and label >= num_labels):
             known = f"0..{num_labels - 1}" if num_labels is not None else "0, 1, …"
-            raise ValueError(
-                f"label {label} (id {i} of the map) is none of the labels {known}; set ignore_index or num_labels"
-            )
+            raise ValueError(f"label {label} (id {i} of the map) is not one of {known}; set ignore_index or num_labels")
     void = torch.tensor([i for i in present if i not in labels], dtype=ids.dtype, device=ids.device)
     return ids.masked_fill(torch.isin(ids, void), VOID) if len(void) else ids, labels
 
@@ -84,23 +82,29 @@ def _segment_labels(present: list[int], segments_info: Sequence[Mapping], drop_c
 
 
 def place_map(ids: Tensor, placement: Placement) -> list[Tensor]:
-    """(H, W) ids of the original image → one map for each model input, nearest pixel, `VOID` in the padding."""
+    """Resize ids (H, W) of the original image by nearest pixel and cut one map per model input, padded with `VOID`."""
     ids = ids[nearest_index(ids.shape[0], placement.resized[0])][:, nearest_index(ids.shape[1], placement.resized[1])]
+    return cut_inputs(ids, placement, VOID)
+
+
+def cut_inputs(resized: Tensor, placement: Placement, padding: int) -> list[Tensor]:
+    """Cut the model inputs (…, S_h, S_w) from a resized image or map, padded on the right and at the bottom."""
+    height, width = placement.input_size
     inputs = []
     for top, left in placement.windows:
-        part = ids[top : top + placement.input_size[0], left : left + placement.input_size[1]]
-        below, right = placement.input_size[0] - part.shape[0], placement.input_size[1] - part.shape[1]
-        inputs.append(torch.nn.functional.pad(part, (0, right, 0, below), value=VOID))
+        part = resized[..., top : top + height, left : left + width]
+        below, right = height - part.shape[-2], width - part.shape[-1]
+        inputs.append(torch.nn.functional.pad(part, (0, right, 0, below), value=padding) if below or right else part)
     return inputs
 
 
 def nearest_index(source: int, target: int) -> Tensor:
-    """Source pixel under the center of each target pixel: (target,) int64, as PIL's NEAREST."""
+    """Source pixel under the center of each target pixel, as in Pillow's NEAREST: (target,) int64."""
     return ((2 * torch.arange(target) + 1) * source) // (2 * target)
 
 
 def masks_and_labels(ids: Tensor, labels: Mapping[int, int]) -> tuple[Tensor, Tensor]:
-    """(H, W) ids → (n, H, W) bool masks in the order of the ids, (n,) int64 class labels; n = 0 is fine."""
+    """Masks (n, H, W) bool in ascending order of the ids, and class labels (n,) int64; n can be 0."""
     present = ids.unique()
     present = present[present != VOID]  # [n], sorted
     masks = ids[None] == present[:, None, None]  # [n, H, W]
@@ -108,11 +112,11 @@ def masks_and_labels(ids: Tensor, labels: Mapping[int, int]) -> tuple[Tensor, Te
 
 
 def check_size(ids: Tensor, image_size: Size, name: str = "segmentation map") -> None:
-    """Raise `ValueError` if a map's size is not its image's."""
+    """Raise `ValueError` if a map does not have the size of its image."""
     if tuple(ids.shape) != tuple(image_size):
         raise ValueError(
             f"{name} of {ids.shape[0]} × {ids.shape[1]} pixels does not fit its image of "
-            f"{image_size[0]} × {image_size[1]}; both must have one size"
+            f"{image_size[0]} × {image_size[1]}; both must have the same size"
         )
 
 
@@ -123,11 +127,11 @@ def batch_targets(
     instance_id_to_semantic_id=None,
     **rules,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Maps of a batch → for each model input (n, S_h, S_w) bool masks and (n,) labels.
+    """Masks (n, S_h, S_w) bool and labels (n,) for each model input of a batch.
 
     Args:
         maps: (H, W) ids of each image.
-        segments_info, instance_id_to_semantic_id: one an image, or one where that is unambiguous.
+        segments_info, instance_id_to_semantic_id: one for each image, or one for a single image or for all.
         rules: the other arguments of `label_ids`.
     """
     count = len(placements)
@@ -139,7 +143,7 @@ def batch_targets(
     mappings = instance_id_to_semantic_id if per_image else [instance_id_to_semantic_id] * count
     for name, given in (("segments_info", segments_info), ("mappings", mappings)):
         if len(given) != count:
-            raise ValueError(f"{len(given)} {name} for {count} images; give one an image")
+            raise ValueError(f"{len(given)} {name} for {count} images; give one for each image")
     masks, labels = [], []
     for i, (ids, place) in enumerate(zip(maps, placements)):
         check_size(ids, place.original, f"segmentation map {i}")

@@ -299,7 +299,7 @@ def test_errors_name_the_value():
     with pytest.raises(ValueError, match="patch_offsets"):
         processor.post_process_panoptic_segmentation(windows, [(60, 100)])
     semantic = EoMTImageProcessor(task="semantic", size=64)
-    with pytest.raises(ValueError, match="make 4 inputs"):
+    with pytest.raises(ValueError, match="4 inputs"):
         semantic.post_process_semantic_segmentation(windows, [(50, 200)])
 
 
