@@ -1,6 +1,6 @@
-"""What a model and a run are: no torch, no I/O.
+"""Configurations, backbones, label spaces, tasks and recipes, without torch.
 
-Public names are imported on first use: the configurations cost transformers' import of torch, recipes do not.
+Public names are imported on first use: the configurations import transformers and so torch, the recipes do not.
 """
 
 import importlib
@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, module_of: Mapping[str, str]) -> tuple[Callable, Callable]:
-    """A package's name and the module in it that each public name is defined in → its `__getattr__` and `__dir__`.
+    """`__getattr__` and `__dir__` of a package that imports its public names on first use.
 
-    A name that is its own module stands for the module.
+    Args:
+        module_of: {public name: its module}. A name equal to its module is the module itself.
     """
 
     def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""Facts that older checkpoints do not store: the task and the stuff classes; and the effect of new labels."""
+"""Inference of the task and the stuff classes for checkpoints without them, and the effect of new labels."""
 
 import json
 import re
@@ -20,13 +20,13 @@ logger = logging.get_logger(__name__)
 def infer_task(
     labels: KnownLabels | None, num_queries: int | None = None, windows: bool | None = None, name: str = ""
 ) -> tuple[str, bool]:
-    """Infer the task of a checkpoint without a saved one, and whether the files decide it.
+    """Infer the task of a checkpoint without a saved one. Also returns whether the files decide it.
 
     Args:
-        labels: the data set that the class names are of (`known_labels`).
-        num_queries: 100 are the paper's for semantic segmentation, 200 for the other tasks.
-        windows: whether its processor cuts windows (which cannot be joined to segments), pads (`False`) or neither.
-        name: repository or folder; it decides between the tasks of one data set if it holds the word of one of them.
+        labels: the data set with these class names (`known_labels`).
+        num_queries: in the paper 100 for semantic segmentation, 200 for the other tasks.
+        windows: whether the processor cuts windows (True), pads (False) or neither (None).
+        name: name of the repository or folder. If it contains the name of one possible task, that is the task.
     """
     possible = labels.tasks if labels else TASKS
     if windows:
@@ -43,10 +43,10 @@ def infer_task(
 
 
 def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str | None) -> str:
-    """The task of a checkpoint, from its two files. Configuration and processor both call this, so that they agree.
+    """The task of a checkpoint from its two files. Configuration and processor both use this, so that they agree.
 
     Args:
-        own: the file that is being loaded: `config` or `processor`. Its saved task is taken before the other's.
+        own: the file to load, `config` or `processor`. Its saved task has priority.
         config: content of config.json.
         processor: content of preprocessor_config.json.
         path: folder or repository.
@@ -62,18 +62,18 @@ def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str
     )
     if not decided:
         logger.warning_once(
-            f"{path or 'This checkpoint'} does not say its task and has the classes of no known data set: "
-            f"task={task!r} is taken; give task= (--task) if it is another."
+            f"{path or 'This checkpoint'} has neither a saved task nor the classes of a known data set; using "
+            f"task={task!r}. Give task= (--task) for another one."
         )
     return task
 
 
 def checkpoint_stuff(config: Mapping, task: str, processor: Mapping | None = None) -> list[int] | None:
-    """Stuff labels of a panoptic checkpoint: its configuration's, else those of the data set that its classes are of,
-    else the image processor's.
+    """Stuff labels of a panoptic checkpoint: from its configuration, else from the data set with its classes, else from
+    the image processor.
 
-    A processor keeps the labels of the model that it came from. Of these count the ones whose classes the configuration
-    still has under the same name.
+    A processor can come from another model. Its stuff labels count only for classes of the same name in the
+    configuration.
     """
     if config.get("stuff_label_ids") is not None:
         return config["stuff_label_ids"]
@@ -91,7 +91,7 @@ def checkpoint_stuff(config: Mapping, task: str, processor: Mapping | None = Non
 
 
 def checkpoint_name(path: str | None) -> str:
-    """Name of a folder or repository; for a folder in the hub's cache, of the repository."""
+    """Name of a folder or repository; for a folder in the hub's cache, the name of the repository."""
     if not path:
         return ""
     path = Path(path).resolve() if Path(path).exists() else Path(path)
@@ -100,7 +100,7 @@ def checkpoint_name(path: str | None) -> str:
 
 
 def read_beside(path: str | None, file_name: str, **hub: Any) -> dict:
-    """Content of the checkpoint's other file; {} if it is absent or unreadable.
+    """Content of another file of the checkpoint; {} if it is missing or unreadable.
 
     Args:
         hub: some of `HUB_ARGUMENTS`.
@@ -118,7 +118,7 @@ def read_beside(path: str | None, file_name: str, **hub: Any) -> dict:
 
 
 def new_labels(saved: dict | None, kwargs: dict[str, Any]) -> dict | None:
-    """The labels that `id2label` or `num_labels`, taken out of `kwargs`, put in place of the saved ones, or None."""
+    """New labels from `id2label` or `num_labels`, which are removed from `kwargs`; None to keep the saved ones."""
     if kwargs.get("id2label") is not None:
         kwargs.pop("num_labels", None)
         return kwargs.pop("id2label")
@@ -129,7 +129,7 @@ def new_labels(saved: dict | None, kwargs: dict[str, Any]) -> dict | None:
 
 
 def applicable_stuff(stuff: list[int], old: dict | None, new: dict) -> list[int]:
-    """Stuff labels whose class is the same in `new` id2label as in `old`; the others are logged and dropped."""
+    """Stuff labels with the same class in the id2labels `new` and `old`; others are logged and dropped."""
     if old is None:
         return stuff
     old, new = ({int(label): name for label, name in names.items()} for names in (old, new))

@@ -1,4 +1,4 @@
-"""The three configurations of EoMT and the ranges of their fields. Field names are the hub's."""
+"""The three configurations of EoMT and the ranges of their fields. Field names are those of the hub."""
 
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from .field_types import check_types, field_types, wrong
 from .sizes import as_pair
 from .tasks import TASK_ROWS, TASKS, Task
 
-# Lowest and highest value. The upper ends only catch slips: beyond them building a model takes all memory.
+# Lowest and highest values. Values above the highest would only take all memory.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "encoder_feedforward_dim", "dim_feedforward"), (1, 2**18)),
     **dict.fromkeys(("num_hidden_layers", "num_blocks", "num_channels"), (1, 1000)),
@@ -33,37 +33,37 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 LONGEST_IMAGE_SIDE = 2**15  # pixels
 INFERRED = "task_is_inferred"
-"""Attribute of a loaded configuration whose file names no task; not saved."""
+"""Attribute of a configuration loaded from a file without a task; not saved."""
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh")
 
 
 class EoMTConfig(PreTrainedConfig):
     r"""Configuration of EoMT on a DINOv2 (with registers) or DeiT-III backbone, `model_type` "eomt".
 
-    Every field of transformers' `EomtConfig` is here under the same name and default, so that configurations travel
-    between the two. Ours in addition:
+    The fields of transformers' `EomtConfig` have the same names and defaults here, so that files fit both. Additional
+    fields:
 
     Args:
-        task (`str`): "panoptic", "instance" or "semantic"; what the image processor and the pipeline do by default.
-        stuff_label_ids (`list[int]`): labels that have one segment an image at the most (panoptic).
-        dataset_ids (`dict[str, int]`): class name → its id in the files of the data set it was trained on, which
-            `eomt predict` writes; by name, so that a model given other classes does not keep the ids of the old ones.
+        task (`str`): "panoptic", "instance" or "semantic", the default of the image processor and the pipeline.
+        stuff_label_ids (`list[int]`): labels with at most one segment per image (panoptic).
+        dataset_ids (`dict[str, int]`): {class name: id in the files of the data set}, for the results of
+            `eomt predict`. Keys are names, so that new classes do not take over the ids of old ones.
         masked_attention (`bool`): train with masked attention and supervise its intermediate predictions. False is
             the row "never" of Table 7: only the last prediction exists.
-        masked_inference (`bool`): infer with the masks of `attn_mask_probs`, too; right for a model trained with them
-            to the end (the row "always" of Table 7). A loaded checkpoint without this field infers without masks.
+        masked_inference (`bool`): also infer with the masks of `attn_mask_probs`, for models trained with masks to the
+            end (the row "always" of Table 7). False for checkpoints without this field.
 
     Raises:
-        ValueError: on construction, when a field is out of its range or two fields contradict each other.
+        ValueError: on construction, when a field is out of range or two fields contradict each other.
     """
 
     model_type = "eomt"
 
     # Constants of the class, not fields.
     layout: ClassVar[Layout] = VIT
-    class_of_layout: ClassVar[dict[str, type["EoMTConfig"]]] = {}  # filled where the subclasses are defined
-    blocks_are_the_encoders: ClassVar[bool] = True  # of `num_blocks`, the blocks that queries take part in
-    # Left out of the stock Trainer's predictions: they are there or not from step to step and would move the others.
+    class_of_layout: ClassVar[dict[str, type["EoMTConfig"]]] = {}  # filled after the definition of the subclasses
+    blocks_are_the_encoders: ClassVar[bool] = True  # whether the `num_blocks` blocks with queries are encoder blocks
+    # Excluded from the stock Trainer's predictions: they exist in some steps only and would shift the others.
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_logits", "loss_dict"]
 
     hidden_size: int = 1024
@@ -104,7 +104,7 @@ class EoMTConfig(PreTrainedConfig):
         self.check_fields()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Also when labels are replaced later (`config.num_labels = 3`), stuff labels stay only where they apply."""
+        """Keep only the applicable stuff labels when labels are replaced later (`config.num_labels = 3`)."""
         if name == "id2label" and value is not None and self.__dict__.get("stuff_label_ids"):
             self.stuff_label_ids = applicable_stuff(self.stuff_label_ids, self.id2label, value)
         super().__setattr__(name, value)
@@ -140,7 +140,7 @@ class EoMTConfig(PreTrainedConfig):
 
     @property
     def attention_biases(self) -> dict[str, bool]:
-        """Which of the four attention projections are biased."""
+        """Whether each of the four attention projections has a bias."""
         return {"query": True, "key": True, "value": True, "output": True}
 
     @property
@@ -151,16 +151,16 @@ class EoMTConfig(PreTrainedConfig):
 
     @classmethod
     def for_backbone(cls, name: str, image_size=640, task: Task = "panoptic", **overrides: Any) -> "EoMTConfig":
-        """Backbone name → configuration of the right class, with the paper's L2 and query count (Appendix A.1).
+        """Configuration for a backbone, with the paper's L2 and number of queries (Appendix A.1).
 
         Args:
-            name: timm's name, the pre-training tag optional, or the hub's; a row of `BACKBONES`.
-            image_size: side, or (height, width), in pixels; a multiple of 16.
+            name: a row of `BACKBONES`, by the name of timm (with or without pre-training tag) or of the hub.
+            image_size: side or (height, width) in pixels; a multiple of 16.
             task: 200 queries for panoptic and instance, 100 for semantic (Section 4.1).
-            **overrides: any field; `hidden_size` and friends give a scaled model of the same family.
+            **overrides: any field; `hidden_size` and other sizes make a scaled model of the same family.
 
         Raises:
-            ValueError: when the backbone is unknown or a field is out of its range.
+            ValueError: when the backbone is unknown or a field is out of range.
         """
         backbone = find_backbone(name)
         config_class = cls.class_of_layout[backbone.layout.name]
@@ -189,9 +189,9 @@ class EoMTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As transformers'. What the hub's files leave out is inferred: the task and the stuff classes."""
+        """Construct from a dictionary, as transformers does. Infers the task and the stuff classes for hub files."""
         given = {name: kwargs.pop(name) for name in ("task", "stuff_label_ids") if kwargs.get(name) is not None}
-        path, hub = kwargs.pop("checkpoint", (kwargs.get("name_or_path"), {}))  # the latter from AutoConfig
+        path, hub = kwargs.pop("checkpoint", (kwargs.get("name_or_path"), {}))  # AutoConfig passes name_or_path
         fields = {**config_dict, **given}
         if fields.get("task") is None:
             hub = {**hub, "revision": fields.get("_commit_hash") or hub.get("revision")}
@@ -215,7 +215,7 @@ class EoMTConfig(PreTrainedConfig):
         return {"layerscale_value": backbone.layer_scale_init, "use_swiglu_ffn": backbone.swiglu}
 
     def check_fields(self) -> None:
-        """Raise a `ValueError` that names the field, its value and the fix."""
+        """Raise a `ValueError` with the field, its value and the fix."""
         if self.task not in TASKS:
             raise wrong("task", self.task, f"one of {', '.join(TASKS)}")
         values = {name: value for name, value in vars(self).items() if name not in ("dtype", "id2label")}
@@ -237,7 +237,7 @@ class EoMTConfig(PreTrainedConfig):
         _check_sizes(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Like transformers', but `architectures` names the built-in's class: plain transformers loads what we save."""
+        """Dictionary of the fields. `architectures` names transformers' own class, so that it loads our files."""
         fields = super().to_dict()
         fields.pop(INFERRED, None)
         for name in ("image_size", "patch_size"):  # plain transformers divides them
@@ -253,20 +253,20 @@ class EoMTConfig(PreTrainedConfig):
 
     @property
     def hub_class(self) -> str | None:
-        """Class of plain transformers that loads a checkpoint of this configuration."""
+        """Class of plain transformers for a checkpoint of this configuration, or None."""
         return self.layout.hub_class
 
     @property
     def plain_transformers_lacks(self) -> str | None:
-        """Why transformers without this package cannot load a model of this configuration; None where it can."""
+        """The reason why transformers without this package cannot load such a model; None if it can."""
         if self.hub_class is None:
             return f"it has no {self.model_type}"
         for field in ("image_size", "patch_size"):
             height, width = as_pair(getattr(self, field))
             if height != width:
-                return f"it knows only square images and patches, {field} is {height} × {width}"
+                return f"it needs square images and patches; {field} is {height} × {width}"
         if isinstance(self.mlp_ratio, float) and not self.mlp_ratio.is_integer():
-            return f"its mlp_ratio is an integer, this one is {self.mlp_ratio}"
+            return f"it needs an integer mlp_ratio, not {self.mlp_ratio}"
         return None
 
     @classmethod
@@ -277,8 +277,8 @@ class EoMTConfig(PreTrainedConfig):
 class EoMTDINOv3Config(EoMTConfig):
     r"""EoMT on DINOv3, `model_type` "eomt_dinov3": rotary positions only, key projection without bias.
 
-    Fields, names and defaults as transformers' `EomtDinov3Config`. `pos_embed_rescale` (random rescaling of the patch
-    coordinates in training) is on by default there; the authors' code trains without it, and so does `for_backbone`.
+    Fields and defaults are those of transformers' `EomtDinov3Config`. By default they include `pos_embed_rescale`
+    (random rescaling of the patch coordinates in training). The authors train without it, so `for_backbone` omits it.
     """
 
     model_type = "eomt_dinov3"
@@ -303,7 +303,7 @@ class EoMTDINOv3Config(EoMTConfig):
 
     @property
     def gate_activation(self) -> str:
-        return self.hidden_act  # as the built-in has it
+        return self.hidden_act  # as in transformers
 
     @property
     def mlp_width(self) -> int:
@@ -330,7 +330,7 @@ class EoMTDINOv3Config(EoMTConfig):
         super().check_fields()
         kind, theta = self.rope_parameters.get("rope_type", "default"), self.rope_parameters.get("rope_theta")
         if kind != "default":
-            raise ValueError(f"rope_type is {kind!r}; DINOv3 knows only 'default'")
+            raise wrong("rope_type", kind, "'default' for DINOv3")
         if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < float("inf"):
             raise wrong("rope_theta", theta, "a positive number")
 
@@ -341,7 +341,7 @@ class EoMTEVA02Config(EoMTConfig):
 
     Args:
         rope_theta (`float`): base of the rotary frequencies.
-        rope_reference_grid (`int`): patch coordinates are stretched to this grid's: that of pre-training, 224 / 14.
+        rope_reference_grid (`int`): patch coordinates are scaled to this grid, that of pre-training: 224 / 14.
     """
 
     model_type = "eomt_eva02"
@@ -374,11 +374,11 @@ def _check_labels(config) -> None:
         raise wrong("id2label", config.id2label, f"an object with the keys 0 to {config.num_labels - 1}")
     ids = list((config.dataset_ids or {}).values())
     if len(set(ids)) < len(ids) or not all(0 <= i < 2**63 for i in ids):
-        raise wrong("dataset_ids", config.dataset_ids, "an object: class name → an id of its own, 0 or more")
+        raise wrong("dataset_ids", config.dataset_ids, "an object with a distinct id, 0 or more, for each class name")
     outside = [label for label in config.stuff_label_ids if not 0 <= label < config.num_labels]
     if outside:
         raise ValueError(
-            f"stuff_label_ids {outside} lie outside the {config.num_labels} labels (0 to {config.num_labels - 1})"
+            f"stuff_label_ids {outside} are outside the {config.num_labels} labels (0 to {config.num_labels - 1})"
         )
 
 
@@ -398,16 +398,16 @@ def _check_sizes(config) -> None:
 
 
 def code_upload_refused() -> ValueError:
-    """Raised before anything is written: transformers would copy single files, without the package they import from."""
+    """The error for uploads of custom code: transformers would copy single files, without the package they import."""
     return ValueError(
-        "custom code cannot be uploaded with a checkpoint of this package; leave register_for_auto_class out: what is "
-        "saved loads in plain transformers where that has the model, else where this package is installed"
+        "custom code cannot be uploaded with a checkpoint of this package; leave out register_for_auto_class. The "
+        "checkpoint loads in plain transformers if it has the model, and always with this package"
     )
 
 
 def upscale_blocks(patch_size) -> int:
-    """Patch size in pixels → blocks that each double the resolution of the patch features, to a quarter of the image's.
+    """Number of blocks that double the resolution of the patch features, up to a quarter of that of the image.
 
-    max(1, ⌊log2 patch⌋ − 2): 2 for 16, 1 for 14 and 8 (authors' code).
+    max(1, ⌊log2 patch⌋ − 2): 2 for a patch of 16 pixels, 1 for 14 and 8 (authors' code).
     """
     return max(1, int(min(as_pair(patch_size))).bit_length() - 1 - 2)

@@ -1,8 +1,8 @@
-"""Every fact of a backbone: three layouts of blocks, four families of pre-training, and the pre-trained Vision
-Transformers EoMT starts from, one row each (paper, Table A; the head width is 64 everywhere).
+"""Backbones: three layouts of blocks, four families of pre-training, and one row for each pre-trained Vision
+Transformer (paper, Table A; all heads have width 64).
 
-The model zoo's 7B (WebSSL-DINO) has no row: neither the paper nor the authors' code, timm or transformers state its
-depth, heads and MLP, and a row that was guessed could load no checkpoint.
+The model zoo's 7B (WebSSL-DINO) has no row: the paper, the authors' code, timm and transformers do not state its depth,
+heads and MLP.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What distinguishes the blocks of a family, and the names that the hub gives to their weights."""
+    """Differences between the blocks of families, and the names of their weights on the hub."""
 
     name: str
     rope: Literal["dinov3", "eva02"] | None = None
     """Kind of rotary positions."""
     has_position_embeddings: bool = True
-    """Learned absolute positions, of the patches."""
+    """Learned absolute positions of the patches."""
     class_token_has_position: bool = False
     has_layer_scale: bool = True
     has_mlp_norm: bool = False
@@ -25,7 +25,7 @@ class Layout:
     attention_output_name: str = "out_proj"
     mlp_names: tuple[str, str] = ("fc1", "fc2")
     hub_class: str | None = None
-    """Class of plain transformers that has these blocks."""
+    """Class of plain transformers with these blocks."""
 
 
 VIT = Layout(name="vit", hub_class="EomtForUniversalSegmentation")
@@ -47,12 +47,12 @@ class Family:
 
     title: str
     license: str
-    """Of the weights."""
+    """License of the weights."""
     layout: Layout
     recipe_suffix: str
-    """End of the names of the paper's recipes."""
+    """Suffix of the names of the paper's recipes."""
     published_as_deltas: bool = False
-    """Whether the authors' trained weights are published as differences from the backbone's."""
+    """Whether the authors publish trained weights as differences from the backbone."""
 
 
 FAMILIES = {
@@ -67,23 +67,23 @@ FAMILIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A ViT as pre-trained. `EoMTConfig.for_backbone` turns a row into a model's configuration."""
+    """A pre-trained ViT. `EoMTConfig.for_backbone` makes a configuration from a row."""
 
     name: str
     """timm's architecture name."""
     tags: tuple[str, ...]
     """timm's pre-training tags: the part of the full name after the dot."""
     hub_name: str | None
-    """Name on the Hugging Face hub of the weights in transformers' own format, where they exist."""
+    """Name of the weights in transformers' format on the Hugging Face hub, if they exist."""
     family: str
     """A key of `FAMILIES`."""
     depth: int
     width: int
     heads: int
     patch_size: int
-    """Patch size in pixels of the pre-trained kernel; resized to 16 (paper, Section 3.1)."""
+    """Patch size of the pre-trained kernel in pixels; resized to 16 (paper, Section 3.1)."""
     position_grid: int | None
-    """Side of the learned absolute position embedding's grid; None where positions are rotary only."""
+    """Side of the grid of learned absolute positions; None if positions are rotary only."""
     num_register_tokens: int
     layer_norm_eps: float
     layer_scale_init: float
@@ -95,7 +95,7 @@ class Backbone:
 
     @property
     def title(self) -> str:
-        """The pre-training, as its authors call it."""
+        """Name of the pre-training by its authors."""
         registers = " with registers" if self.family == "dinov2" and self.num_register_tokens else ""
         return FAMILIES[self.family].title + registers
 
@@ -110,7 +110,7 @@ class Backbone:
         return {12: 3, 24: 4, 40: 5}[self.depth]
 
 
-# Depth, width and heads of the sizes that several families share.
+# Depth, width and heads of each size, for all families.
 SIZES = {
     "small": {"depth": 12, "width": 384, "heads": 6},
     "base": {"depth": 12, "width": 768, "heads": 12},
@@ -146,10 +146,10 @@ BACKBONES: tuple[Backbone, ...] = (
 
 
 def find_backbone(name: str) -> Backbone:
-    """The row for timm's name, with or without the pre-training tag, or for the hub's name.
+    """The row with a name of timm, with or without the pre-training tag, or of the hub.
 
     Raises:
-        ValueError: when no row has that name.
+        ValueError: when no row has this name.
     """
     architecture, _, tag = name.removeprefix("timm/").partition(".")
     for backbone in BACKBONES:
@@ -159,13 +159,13 @@ def find_backbone(name: str) -> Backbone:
 
 
 def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
-    """The backbone of that shape; where there is none, a row of the same family and MLP, to be scaled."""
+    """The backbone of this shape; without one, a row of the same family and MLP for scaling."""
     kin = [row for row in BACKBONES if row.family == family and row.swiglu == swiglu]
     return next((row for row in kin if (row.width, row.depth) == (width, depth)), kin[0])
 
 
 def nearest_backbone(config) -> tuple[Backbone, bool]:
-    """Configuration of an EoMT → (its row, whether it is that row's size and not a scaled one)."""
+    """The row nearest to the configuration of an EoMT, and whether the sizes are equal (not scaled)."""
     swiglu = config.gated_mlp and config.layout is not DINOV3
     registers, size = bool(config.num_register_tokens), (config.hidden_size, config.num_hidden_layers)
     kin = [row for row in BACKBONES if row.layout is config.layout and row.swiglu == swiglu]

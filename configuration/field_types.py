@@ -1,6 +1,6 @@
-"""Whether a value, as read from a json, is of the type that a field is annotated with.
+"""Checks of values from JSON files against the annotated types of fields.
 
-Every message has one form: FIELD is VALUE; it must be WHAT.
+Every message has the form: FIELD is VALUE; it must be WANTED.
 """
 
 import types
@@ -19,7 +19,7 @@ def wrong(field: str, value: Any, wanted: str) -> ValueError:
 
 
 def check_types(hints: Mapping[str, Any] | type, values: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where a value, as read from a json, is not of its field's type.
+    """Raise `ValueError` for a value from a JSON file that does not have the type of its field.
 
     Args:
         hints: {field: type}, or a dataclass.
@@ -38,8 +38,8 @@ def check_types(hints: Mapping[str, Any] | type, values: Mapping[str, Any]) -> N
 
 @cache
 def field_types(config_class: type) -> dict[str, Any]:
-    """Field → its type; transformers writes some as strings."""
-    torch = types.SimpleNamespace(dtype=object)  # named there, but not imported
+    """{field: type}, with transformers' annotations in strings resolved."""
+    torch = types.SimpleNamespace(dtype=object)  # annotations name torch without importing it
     types_of = get_type_hints(config_class, localns={"torch": torch})
     return {field.name: types_of[field.name] for field in fields(config_class)} | {"num_labels": int | None}
 
@@ -52,7 +52,7 @@ def _fits(value, hint) -> bool:
         return value is None
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)
-    if origin is list or origin is tuple:  # json knows only lists
+    if origin is list or origin is tuple:  # JSON has only lists
         return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
     if origin is dict:
         if not isinstance(value, dict):

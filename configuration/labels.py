@@ -1,8 +1,8 @@
-"""Label spaces: the classes of a data set, which of them are stuff, and its own ids ↔ labels 0 … C−1.
+"""Label spaces: the classes of a data set, its stuff classes, and its own ids for the labels 0 … C−1.
 
-A *dataset id* is the id in annotation files (COCO's `category_id`, the value of an ADE20K or Cityscapes pixel);
-a *label* is an index into the model's class logits. The packaged spaces follow the authors' code: dataset ids in
-ascending order become labels 0, 1, …; COCO panoptic so has things 0-79 and stuff 80-132.
+A *dataset id* is the id in annotation files (COCO's `category_id`, the value of an ADE20K or Cityscapes pixel). A
+*label* is an index into the model's class logits. The packaged spaces follow the authors' code: dataset ids in
+ascending order become labels 0, 1, …. COCO panoptic has things 0-79 and stuff 80-132.
 """
 
 import json
@@ -13,9 +13,9 @@ from functools import cache
 from importlib.resources import files
 from itertools import count
 
-VOID = -1  # the id of pixels that belong to no segment, in maps of ids
-IGNORE_INDEX = 255  # the label of pixels that belong to no class, in semantic maps
-PACKAGED = {  # name → (file, which classes, whether stuff matters to the task)
+VOID = -1  # id of pixels without a segment, in maps of ids
+IGNORE_INDEX = 255  # label of pixels without a class, in semantic maps
+PACKAGED = {  # name: (file, which classes, whether the task has stuff)
     "coco_panoptic": ("coco", "all", True),
     "coco_instance": ("coco", "things", False),
     "ade20k_panoptic": ("ade20k", "all", True),
@@ -26,10 +26,13 @@ PACKAGED = {  # name → (file, which classes, whether stuff matters to the task
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Names of the labels 0 … C−1 and how a data set's own ids map to them.
+    """Names and dataset ids of the labels 0 … C−1.
 
-    `names[label]`; `stuff_label_ids`: labels of amorphous classes, one segment an image; `dataset_ids[label]`: the id
-    in the annotation files; `ignored_ids`: ids that may occur there and mean "unlabeled". Any other id is an error.
+    Args:
+        names: `names[label]`.
+        stuff_label_ids: labels of amorphous classes, one segment per image.
+        dataset_ids: `dataset_ids[label]`, the id in annotation files; the labels themselves by default.
+        ignored_ids: ids for "unlabeled" in annotation files. All other ids are errors.
     """
 
     name: str
@@ -39,7 +42,7 @@ class LabelSpace:
     ignored_ids: tuple[int, ...] = ()
     ignore_index: int = IGNORE_INDEX
     dataset_id_to_label: Mapping[int, int] = field(init=False, repr=False, compare=False)
-    knows_dataset_ids: bool = field(init=False, repr=False, compare=False)  # else the labels stand in for them
+    knows_dataset_ids: bool = field(init=False, repr=False, compare=False)  # otherwise they are the labels
 
     def __post_init__(self):
         for name in ("names", "stuff_label_ids", "dataset_ids", "ignored_ids"):
@@ -47,7 +50,7 @@ class LabelSpace:
         if not self.names:
             raise ValueError(f"label space {self.name!r} has no classes; it needs at least one name")
         if 0 <= self.ignore_index < len(self.names):
-            object.__setattr__(self, "ignore_index", 2**16 - 1)  # more classes than a byte holds
+            object.__setattr__(self, "ignore_index", 2**16 - 1)  # too many classes for a byte
         object.__setattr__(self, "knows_dataset_ids", bool(self.dataset_ids))
         if not self.dataset_ids:
             object.__setattr__(self, "dataset_ids", tuple(range(len(self.names))))
@@ -57,7 +60,7 @@ class LabelSpace:
             )
         twice = sorted({i for i in self.dataset_ids if self.dataset_ids.count(i) > 1})
         if twice:
-            raise ValueError(f"label space {self.name!r}: dataset id {twice[0]} is given twice")
+            raise ValueError(f"label space {self.name!r} has dataset id {twice[0]} twice")
         outside = [i for i in self.stuff_label_ids if not 0 <= i < len(self.names)]
         if outside:
             raise ValueError(f"label space {self.name!r}: stuff label {outside[0]} is not in 0 … {len(self.names) - 1}")
@@ -69,7 +72,7 @@ class LabelSpace:
 
     @property
     def id2label(self) -> dict[int, str]:
-        """What `EoMTConfig` takes: label → name."""
+        """{label: name}, for `EoMTConfig`."""
         return dict(enumerate(self.names))
 
     @property
@@ -78,7 +81,7 @@ class LabelSpace:
 
     @property
     def categories(self) -> list[dict]:
-        """As COCO's json has them: {"id" (the data set's), "name", "isthing"}."""
+        """Categories in COCO's format: {"id" (dataset id), "name", "isthing"}."""
         return [
             {"id": int(i), "name": name, "isthing": int(label not in self.stuff_label_ids)}
             for label, (name, i) in enumerate(zip(self.names, self.dataset_ids))
@@ -86,10 +89,10 @@ class LabelSpace:
 
     @property
     def config_fields(self) -> dict:
-        """What `EoMTConfig` keeps of a label space; `from_config` reads it back."""
-        unused = count(max(*self.dataset_ids, 0) + 1)  # for classes that this data set does not have
+        """Fields of `EoMTConfig` for this label space, the inverse of `from_config`."""
+        unused = count(max(*self.dataset_ids, 0) + 1)  # for classes without an id in this data set
         ids = {name: i if i >= 0 else next(unused) for name, i in zip(self.names, self.dataset_ids)}
-        if not self.knows_dataset_ids or len(ids) < self.num_labels:  # names that repeat cannot be told apart
+        if not self.knows_dataset_ids or len(ids) < self.num_labels:  # repeated names are ambiguous
             ids = {}
         return {"id2label": self.id2label, "label2id": self.label2id, "dataset_ids": ids}
 
@@ -97,7 +100,7 @@ class LabelSpace:
     def from_config(cls, config, name: str = "model") -> "LabelSpace":
         """The label space of a model: `config.id2label` (0 … C−1), `stuff_label_ids` and `dataset_ids`.
 
-        Without saved dataset ids, those of the data set with the same class names are taken (`known_labels`).
+        Without saved dataset ids, they are those of the data set with the same class names (`known_labels`).
         """
         names = tuple(config.id2label[label] for label in range(len(config.id2label)))
         saved, known = getattr(config, "dataset_ids", None) or {}, known_labels(config.id2label)
@@ -113,12 +116,12 @@ class KnownLabels:
 
     dataset: str
     tasks: tuple[str, ...]
-    "What models with these classes are trained for, the most frequent first."
+    "Tasks of models with these classes, the most frequent first."
     stuff_label_ids: tuple[int, ...]
     dataset_ids: tuple[int, ...]
 
 
-BY_SIZE = {  # number of classes → packaged label space, and what its models are trained for, the most frequent first
+BY_SIZE = {  # number of classes: packaged label space, and tasks of its models, the most frequent first
     133: ("coco_panoptic", ("panoptic",)),
     80: ("coco_instance", ("instance",)),
     150: ("ade20k_panoptic", ("panoptic", "semantic")),
@@ -127,7 +130,7 @@ BY_SIZE = {  # number of classes → packaged label space, and what its models a
 
 
 def known_labels(id2label: Mapping | None) -> KnownLabels | None:
-    """`id2label` as in a config.json → the data set with as many classes, if three quarters of the names are the same.
+    """The data set with the same number of classes as this `id2label`, if three quarters of the names are equal.
 
     Spellings differ between sources ("bed ", "building, edifice"), so only letters and digits before a comma count.
     """

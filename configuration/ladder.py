@@ -3,7 +3,7 @@
     step 0   ViT-Adapter, Mask2Former's pixel decoder and transformer decoder
     step 1   no adapter: a pyramid from the ViT's last features
     step 2   no pixel decoder: the decoder reads the pyramid
-    step 3   no multi-scale features: the decoder reads the ViT's own resolution
+    step 3   no multi-scale features: the decoder reads the resolution of the ViT
 
 Step 4 is EoMT with masked attention, step 5 EoMT without it at inference.
 """
@@ -23,7 +23,7 @@ class LadderConfig(EoMTConfig):
 
     Args:
         step (`int`): 0 to 3.
-        num_blocks (`int`): decoder layers; each is preceded by a prediction that can mask it.
+        num_blocks (`int`): decoder layers. The prediction before each layer can mask its attention.
         feature_size (`int`): width of the pixel decoder, the transformer decoder and the mask features.
         decoder_attention_heads (`int`): heads of both decoders.
         encoder_layers, encoder_feedforward_dim (`int`): of the pixel decoder (steps 0 and 1).
@@ -31,7 +31,8 @@ class LadderConfig(EoMTConfig):
         stem_width (`int`): first convolutions of the adapter (step 0).
         deform_num_points (`int`), deform_ratio (`float`): points and relative width of its deformable attention.
         conv_ffn_ratio (`float`): relative width of its convolutional feed-forward layers.
-        masked_inference (`bool`): True by default: steps 0 to 3 are not trained to do without masks (Section 3.3).
+        masked_inference (`bool`): True by default: steps 0 to 3 are not trained for inference without masks
+            (Section 3.3).
     """
 
     model_type = "eomt_ladder"
@@ -51,21 +52,21 @@ class LadderConfig(EoMTConfig):
     conv_ffn_ratio: float = 0.25
     masked_inference: bool = True
 
-    hub_class = None  # of no layout
+    hub_class = None  # transformers has no such model
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels between the cells of the feature maps, finest first."""
+        """Strides of the feature maps in pixels, finest first."""
         return (4, 16) if self.step == 3 else (4, 8, 16, 32)
 
     @classmethod
     def for_backbone(
         cls, name: str, step: int = 0, image_size=640, task: Task = "panoptic", **overrides: Any
     ) -> "LadderConfig":
-        """As `EoMTConfig.for_backbone`, for one step of the ladder.
+        """`EoMTConfig.for_backbone` for a step of the ladder.
 
         Raises:
-            ValueError: when the backbone or the step is unknown, or the step cannot take the backbone or the size.
+            ValueError: when the backbone or the step is unknown, or the step does not support the backbone or size.
         """
         overrides.setdefault("num_blocks", cls.num_blocks)
         return super().for_backbone(name, image_size, task, step=step, **overrides)
@@ -79,7 +80,7 @@ class LadderConfig(EoMTConfig):
         multiple = self.strides[-1]
         if any(side % multiple for side in as_pair(self.image_size)):
             raise wrong(
-                "image_size", self.image_size, f"a multiple of {multiple}: step {self.step} has a map that size"
+                "image_size", self.image_size, f"a multiple of {multiple}, the largest stride of step {self.step}"
             )
         if self.step == 0 and self.num_hidden_layers % self.num_interactions:
             raise wrong("num_hidden_layers", self.num_hidden_layers, "a multiple of 4: step 0 has four equal parts")

@@ -1,10 +1,9 @@
-"""The paper's training runs as named recipes (§4.1, App. A; numbers of the authors' configurations), the data sets they
-train on, and the results reported for them.
+"""The paper's training runs as named recipes (§4.1, App. A; numbers from the authors' configurations), their data sets
+and their reported results.
 
     eomt train --recipe coco_panoptic_eomt_large_640 --data PATH
 
-A recipe describes one run; steps follow from the data set and the batch size. Times are optimizer
-steps, sizes pixels, rates per step.
+Times are optimizer steps, which follow from the data set and the batch size. Sizes are pixels, rates per step.
 """
 
 import csv
@@ -17,7 +16,7 @@ from .families import FAMILIES, find_backbone
 from .labels import label_space
 from .tasks import TASK_ROWS
 
-DEVICES = 4  # the authors' number of GPUs; images are dealt to them before batches are cut
+DEVICES = 4  # the authors' GPUs; images are distributed to them before batching
 COCO_PANOPTIC_IMAGES = 16 * 7391  # inferred
 
 
@@ -26,18 +25,18 @@ class TrainingSet:
     """Training split of a data set."""
 
     labels: str
-    "Its label space."
+    "Name of the label space."
     title: str
     published: int
     "Images of the training split."
     images: int
-    "Those of them that are trained on: images without a target are left out."
+    "Images used for training, all with targets."
     inferred: bool
-    "Whether `images` is only known through the steps per epoch that the authors' numbers imply (right to within 16)."
+    "Whether `images` is inferred from the authors' steps per epoch (exact to within 16)."
     terms: str
     "Terms of use of the data."
     annealing_images: int | None = None
-    "Images the authors' annealing steps were counted with, where not these: COCO instance took over panoptic's."
+    "Images behind the authors' annealing steps, if others: COCO instance has the steps of panoptic."
 
     @property
     def num_labels(self) -> int:
@@ -66,23 +65,23 @@ _ALL_SETS = [
     TrainingSet(labels="cityscapes_semantic", title="Cityscapes", **_CITYSCAPES),
 ]
 TRAINING_SETS = {tuple(row.labels.split("_")): row for row in _ALL_SETS}
-"""(data set, task) → its training split."""
+"""{(data set, task): training split}."""
 
 
 def steps_per_epoch(images: int, batch_size: int = 16, devices: int = DEVICES) -> int:
-    """Optimizer steps of one epoch: images dealt evenly to `devices`, each dropping its last incomplete batch."""
+    """Optimizer steps per epoch. Images are distributed evenly; each device drops its last incomplete batch."""
     return ceil(images / devices) // (batch_size // devices)
 
 
 def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[int]]:
-    """Run length T in optimizer steps, number of masked blocks L2 → (starts, ends), one step each per block.
+    """Annealing steps (starts, ends) of the L2 = `num_blocks` masked blocks in a run of T = `total_steps`.
 
-    start_i = T/6 + i·(T/2)/(L2−1) and end_i = start_i + T/6, in whole steps: T/6 is rounded first and the rest counted
-    in it, which gives every number the authors printed. A single block takes the middle (start 5T/12). A run too short
-    for the last mask to be gone before its last step has shorter phases; below six steps nothing is masked.
+    start_i = T/6 + i·(T/2)/(L2−1) and end_i = start_i + T/6. T/6 is rounded first and the rest computed from it, which
+    reproduces all numbers of the authors. A single block starts at 5T/12. Phases are shorter in very short runs, so
+    that the last mask disappears before the last step; below six steps nothing is masked.
     """
     if num_blocks < 1:
-        raise ValueError(f"num_blocks={num_blocks}: annealing needs at least one masked block")
+        raise ValueError(f"num_blocks is {num_blocks}; annealing needs at least one masked block")
     phase = max(0, min((total_steps + 3) // 6, (total_steps - 1) // 5))  # T/6, rounded half up
     gaps = max(1, num_blocks - 1)
     first = 0 if num_blocks > 1 else 0.5  # L2 = 1: the symmetric choice
@@ -92,7 +91,7 @@ def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run of the authors; the defaults are common to all their runs."""
+    """A training run of the authors. Defaults are common to all runs."""
 
     name: str
     dataset: str
@@ -100,47 +99,47 @@ class Recipe:
     task: str
     "panoptic, instance or semantic."
     backbone: str
-    "timm's name, pre-training tag included."
+    "Name of timm with the pre-training tag."
     image_size: int
-    "Side of the square training crop, pixels."
+    "Side of the square training crop (pixels)."
     epochs: int
     "12 on COCO (1×), 31 on ADE20K, 107 on Cityscapes (§4.1); 24 for 2×."
     num_blocks: int
-    "L2, the last blocks that see the queries: 3 for S and B, 4 for L, 5 for g (App. A)."
+    "L2, the last blocks, which process the queries: 3 for S and B, 4 for L, 5 for g (App. A)."
     num_queries: int
     "200; 100 for semantic segmentation (App. A)."
     learning_rate: float = 1e-4
-    "Heads and last block (§4.1)."
+    "Of heads and last block (§4.1)."
     llrd: float = 0.8
     "Layer-wise decay of the learning rate, a factor per block (§4.1)."
     llrd_l2_enabled: bool = True
-    "Whether the last L2 blocks' rates are decayed too; not in the DINOv3 recipes."
+    "Whether the rates of the last L2 blocks also decay; not in the DINOv3 recipes."
     warmup_steps: tuple[int, int] = (500, 1000)
     "Optimizer steps: heads, then backbone."
     poly_power: float = 0.9
-    "Of the learning rate's and of the mask probability's decay (§4.1)."
+    "Exponent of the decay of learning rates and mask probabilities (§4.1)."
     first_block_annealing: tuple[int, int] | None = None
-    "Start and end step of the earliest masked block where they leave the common rule (DINOv3)."
+    "Start and end step of the earliest masked block, if they differ from the common rule (DINOv3)."
     annealing_epochs: float | None = None
-    "Epochs the annealing steps were counted for, where not `epochs`."
+    "Epochs behind the annealing steps, if not `epochs`."
     initial_checkpoint: str | None = None
-    "Recipe whose result training starts from, class head left out (Tab. 4: ADE20K panoptic from COCO)."
+    "Recipe of the initial weights, without the class head (Tab. 4: ADE20K panoptic from COCO)."
     batch_size: int = 16
     "Images per optimizer step, over all devices."
     weight_decay: float = 0.05
-    "On every parameter."
+    "For every parameter."
     max_grad_norm: float = 0.01
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = 1e-8
     precision: str = "fp16"
     "Autocast with loss scaling."
     scale_range: tuple[float, float] = (0.1, 2.0)
-    "Large-scale jitter of the image's longer side relative to the crop."
+    "Scale jitter of the longer side, relative to the crop."
     color_jitter: bool = False
     evaluation_epochs: int = 1
     "Epochs between evaluations."
     checkpoint: str | None = None
-    "The authors' trained weights on the hub; differences from the backbone's for DINOv3 (see `is_delta`)."
+    "The authors' trained weights on the hub; for DINOv3 differences from the backbone (see `is_delta`)."
 
     @property
     def training_set(self) -> TrainingSet:
@@ -148,12 +147,12 @@ class Recipe:
 
     @property
     def is_delta(self) -> bool:
-        """Whether `checkpoint` holds differences from the backbone's weights."""
+        """Whether `checkpoint` holds differences from the backbone."""
         return FAMILIES[find_backbone(self.backbone).family].published_as_deltas
 
     @property
     def hub_model(self) -> str | None:
-        """The authors' trained weights as transformers loads them."""
+        """Hub name of the authors' trained weights in transformers' format."""
         if not (self.checkpoint and self.is_delta):
             return self.checkpoint
         dataset = {"ade20k": "ade"}.get(self.dataset, self.dataset)
@@ -179,7 +178,7 @@ class Recipe:
 
     @property
     def reported(self) -> "Reported":
-        """What the authors report for this run: result, and cost where printed."""
+        """The authors' result for this run, with its cost if reported."""
         return reported_for(self.name)
 
     @property
@@ -187,7 +186,7 @@ class Recipe:
         return f"eomt train --recipe {self.name} --data PATH"
 
     def annealing_steps(self, total_steps: int | None = None) -> tuple[list[int], list[int]]:
-        """(starts, ends) of every masked block's annealing, in steps of a run of `total_steps` (None: the authors')."""
+        """Annealing steps (starts, ends) of the masked blocks in a run of `total_steps` (the authors' by default)."""
         stretch = Fraction(total_steps or self.total_steps, self.total_steps)
         images = self.training_set.annealing_images or self.training_set.images
         counted = steps_per_epoch(images, self.batch_size) * Fraction(self.annealing_epochs or self.epochs)
@@ -205,7 +204,7 @@ _V3_FIRST = {**_V3, "first_block_annealing": (0, 3000)}
 
 
 def _recipe(dataset: str, task: str, size: str, image_size: int, suffix: str = "", **values) -> Recipe:
-    """A row of the authors' table of configurations; what follows from data set, task and size is filled in."""
+    """A configuration of the authors, with defaults from data set, task and size."""
     name = f"{dataset}_{task}_eomt_{size}_{image_size}{suffix}"
     backbone = values.get("backbone", DINOV2.format(size))
     common = {
@@ -232,7 +231,7 @@ _ALL = [
     *(_recipe("ade20k", "panoptic", size, side) for size in ("large", "giant") for side in (640, 1280)),
     _recipe("ade20k", "semantic", "large", 512),
     _recipe("cityscapes", "semantic", "large", 1024),
-    # DINOv3. The authors' two 1280 configurations leave `img_size` out and so would run at 640; here 1280 is 1280.
+    # DINOv3. The authors' two 1280 configurations lack `img_size` and would run at 640; ours have it.
     *(
         _recipe("coco", "panoptic", size, 640, "_2x_dinov3", backbone=DINOV3.format(size),
                 checkpoint=f"tue-mps/coco_panoptic_eomt_{size}_640_dinov3", **_V3_FIRST)
@@ -243,12 +242,12 @@ _ALL = [
         _recipe("coco", "instance", "large", side, "_dinov3", backbone=DINOV3.format("large"), **_V3)
         for side in (640, 1280)
     ),
-    # Half of 31 epochs are the annealing steps that the authors printed. Their lr_mult=0.1 takes no effect, so with
-    # llrd=1 every parameter trains at 2e-4.
+    # The authors' annealing steps are those of half of 31 epochs. Their lr_mult=0.1 has no effect, so with llrd=1 every
+    # parameter trains at 2e-4.
     _recipe("ade20k", "semantic", "large", 512, "_dinov3", epochs=16, annealing_epochs=15.5,
             checkpoint="tue-mps/ade_semantic_eomt_large_512_dinov3",
             **{**_DINOV3_L, "llrd": 1.0, "llrd_l2_enabled": True}),
-    # Table 2, trained as the DINOv2 ones; the authors publish neither configurations nor weights of these.
+    # Table 2, trained like the DINOv2 models; the authors publish neither their configurations nor their weights.
     *(
         _recipe("coco", "panoptic", "large", 640, suffix, backbone=backbone, checkpoint=None)
         for suffix, backbone in (
@@ -272,14 +271,14 @@ def get_recipe(name: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Reported:
-    """One printed result: a row of data/paper.csv.
+    """A reported result, a row of data/paper.csv.
 
     COCO and ADE20K are val splits. FPS: H100, batch 1, mixed precision, torch.compile (§4.1). GFLOPs: fvcore, one
-    multiply-add counted as one. Blanks in the paper are None here.
+    FLOP per multiply-add. None for blanks in the paper.
     """
 
     table: str
-    "Where it is printed: a table of the paper, or `model zoo` (the authors' repository)."
+    "Source: a table of the paper, or `model zoo` (the authors' repository)."
     method: str
     backbone: str
     pretraining: str
@@ -295,9 +294,9 @@ class Reported:
     gflops: float | None = None
     "Per image, window crops included."
     fps: float | None = None
-    "Images per second; of Table 9 at batch 32."
+    "Images per second; in Table 9 at batch 32."
     recipe: str | None = None
-    "Name of the recipe in `recipes.py` that trains this model."
+    "Name of the recipe for this model."
     note: str = ""
 
 
@@ -317,6 +316,6 @@ REPORTED: tuple[Reported, ...] = tuple(_reported(row) for row in csv.DictReader(
 
 
 def reported_for(recipe: str) -> Reported | None:
-    """Recipe name → what the authors report for it; where two tables agree on a result, the one with more columns."""
+    """The reported result for a recipe; if it is in two tables, from the one with more columns."""
     rows = [row for row in REPORTED if row.recipe == recipe]
     return max(rows, key=lambda row: (row.parameters is not None, row.table), default=None)

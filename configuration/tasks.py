@@ -1,4 +1,4 @@
-"""The three tasks, and what the paper fixes for each."""
+"""The three tasks and the paper's settings for each."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,12 +8,12 @@ Task = Literal["panoptic", "instance", "semantic"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRow:
-    """What follows from a task (paper, Section 4.1)."""
+    """Settings of a task (paper, Section 4.1)."""
 
     metric: str
-    "As papers print it, in percent."
+    "Name of the metric in papers, where it is in percent."
     metric_key: str
-    "Its key in a metric's result, a fraction."
+    "Key in the results, where it is a fraction."
     num_queries: int
     windows: bool
     "Whether images are cut into overlapping windows instead of padded."
@@ -22,7 +22,7 @@ class TaskRow:
     scale_range: tuple[float, float]
     "Default scale jitter, relative to the crop."
     drawing_threshold: float | None
-    "Score from which a segment is drawn; the panoptic one is also the paper's for the result."
+    "Least score of a drawn segment; for panoptic also the paper's threshold for the result."
     description: str
 
 

@@ -51,7 +51,7 @@ def test_tasks():
 @pytest.mark.parametrize(("fields", "message"), [
     ({"num_blocks": 30}, "num_blocks is 30"),
     ({"num_attention_heads": 7}, "hidden_size is 1024"),
-    ({"stuff_label_ids": [1, 5]}, r"stuff_label_ids \[5\] lie outside the 2 labels"),
+    ({"stuff_label_ids": [1, 5]}, r"stuff_label_ids \[5\] are outside the 2 labels"),
     ({"task": "depth"}, "task is 'depth'; it must be one of panoptic, instance, semantic"),
     ({"image_size": 630}, "image_size 630 is not a multiple of patch_size 16; try 624"),
     ({"image_size": (640, 630)}, "is not a multiple of patch_size"),
