@@ -1,6 +1,6 @@
 """Data sets, augmentation, optimizer and schedule, mask annealing, metrics, trainer.
 
-Public names are imported on first use, so that annealing alone does not cost the import of the Trainer.
+Public names are imported on first use, so that annealing alone does not import the Trainer.
 """
 
 from ..configuration import lazy_names

@@ -1,7 +1,7 @@
-"""Mask annealing (paper §3.3, App. A): each masked block's attention mask is dropped more and more often, then always.
+"""Mask annealing (paper §3.3, App. A): the attention mask of each block is dropped more and more often, then always.
 
-A run of T steps has six phases of T/6: all blocks masked in the first, none in the last; in between one block after the
-other goes from P = 1 to P = 0, the earliest first, each during one phase.
+A run of T steps has six phases of T/6. All blocks are masked in the first phase, none in the last. Between them, the
+probability of each block decays from 1 to 0 during one phase, the earliest block first.
 """
 
 import math
@@ -16,8 +16,10 @@ __all__ = ["MaskAnnealingCallback", "annealing_steps", "mask_annealing_probabili
 
 
 def mask_annealing_probability(step: int, start: int, end: int, power: float = 0.9) -> float:
-    """Optimizer steps done → probability that a query keeps its mask: 1 before `start`, 0 from `end` on,
-    (1 − (step − start)/(end − start))^power in between (§3.3: polynomial, power 0.9)."""
+    """Probability after `step` optimizer steps that a query keeps its mask (§3.3: polynomial, power 0.9).
+
+    It is 1 before `start`, 0 from `end` on, and (1 − (step − start)/(end − start))^power between them.
+    """
     if step >= end:
         return 0.0
     if step < start:
@@ -26,13 +28,13 @@ def mask_annealing_probability(step: int, start: int, end: int, power: float = 0
 
 
 class MaskAnnealingCallback(TrainerCallback):
-    """Sets the model's mask probabilities before every training batch; works in the stock `transformers.Trainer`.
+    """Sets the mask probabilities of the model before every training batch. Works in the stock `transformers.Trainer`.
 
-    The batch after t optimizer steps uses P(t), a resumed run included: nothing is remembered but the steps, and those
-    follow from the run's length. Logged as `attn_mask_prob_<i>`, i = 0 the earliest masked block.
+    The batch after t optimizer steps uses P(t), also in a resumed run: the probabilities depend only on the step and
+    the length of the run. They are logged as `attn_mask_prob_<i>`, i = 0 for the earliest masked block.
 
     Args:
-        start_steps, end_steps: optimizer steps, one per masked block. None: `annealing_steps` of the run's length.
+        start_steps, end_steps: optimizer steps, one per masked block. None: `annealing_steps` for the run.
         power: exponent of the decay.
     """
 
@@ -40,25 +42,27 @@ class MaskAnnealingCallback(TrainerCallback):
         self, start_steps: Sequence[int] | None = None, end_steps: Sequence[int] | None = None, power: float = 0.9
     ):
         if (start_steps is None) != (end_steps is None):
-            raise ValueError("give both start_steps and end_steps, or neither to derive them from the run's length")
+            raise ValueError(
+                "give both start_steps and end_steps, or neither to derive them from the length of the run"
+            )
         if start_steps is not None and len(start_steps) != len(end_steps):
-            raise ValueError(f"{len(start_steps)} start_steps but {len(end_steps)} end_steps: give one pair per block")
+            raise ValueError(f"{len(start_steps)} start_steps but {len(end_steps)} end_steps; give one pair per block")
         for start, end in zip(start_steps or (), end_steps or ()):
             if end < start:
-                raise ValueError(f"annealing starts at step {start} and ends at {end}; give an end that is not before")
+                raise ValueError(f"annealing starts at step {start} and ends at {end}; give an end after the start")
         self.start_steps = start_steps
         self.end_steps = end_steps
         self.power = power
         self.probabilities: list[float] = []
         self.settled_at: float = 0
-        "Step from which the probabilities do not change any more; known when training begins."
+        "Step from which the probabilities are constant; known when training begins."
 
     def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
         if self.start_steps is None:
             return annealing_steps(max_steps, num_blocks)
         if len(self.start_steps) != num_blocks:
             raise ValueError(
-                f"{len(self.start_steps)} annealing steps for a model with num_blocks={num_blocks}: give one per block"
+                f"{len(self.start_steps)} annealing steps for a model with num_blocks={num_blocks}; give one per block"
             )
         return self.start_steps, self.end_steps
 
@@ -79,22 +83,22 @@ class MaskAnnealingCallback(TrainerCallback):
         self.settled_at = max((end for end in ends if end < math.inf), default=0)
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        self._set(state, model)  # also after an evaluation that turned masking off
+        self._set(state, model)  # an evaluation may have turned masking off
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self._set(state, model)  # a checkpoint saved now holds what the next batch uses
+        self._set(state, model)  # a checkpoint of this step holds the probabilities of the next batch
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or "loss" not in logs or "attn_mask_prob_0" in logs:  # the latter: `EoMTTrainer.log` was first
+        if not logs or "loss" not in logs or "attn_mask_prob_0" in logs:  # `EoMTTrainer.log` adds them itself
             return
         values = {f"attn_mask_prob_{i}": probability for i, probability in enumerate(self.probabilities)}
-        logs.update(values)  # for the callbacks after this one
+        logs.update(values)  # for later callbacks
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(values)
 
 
 class PlannedAnnealing(MaskAnnealingCallback):
-    """Annealing whose steps come from `plan(total_steps, num_blocks)` → (starts, ends) at the start of the run."""
+    """Annealing with the steps (starts, ends) of `plan(total_steps, num_blocks)`."""
 
     def __init__(self, plan: Callable[[int, int], tuple], power: float = 0.9):
         super().__init__(power=power)

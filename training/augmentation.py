@@ -1,10 +1,10 @@
-"""Augmentation as in the authors' code: color jitter, flip, scale jitter, pad, random crop, drop empty.
+"""Augmentation as in the authors' code: color jitter, flip, scale jitter, pad, random crop, drop empty segments.
 
-H, W image · h, w after scale jitter · S_h, S_w the crop · n segments
+H, W image · h, w after scale jitter · S_h, S_w crop · n segments
 
-Only the image is resized. A target is *gathered*: nearest resizing, flip and crop are one choice of rows and columns,
-so the target costs one (S_h, S_w) look-up whatever the scale, and segments become masks only after it. Random numbers
-come from torch's generator. Images are uint8 throughout, as the authors' are; padding is 0 (black), void in the target.
+Only the image is resized. A target is *gathered*: nearest resizing, flip and crop are one selection of rows and
+columns, so a target costs one (S_h, S_w) look-up at any scale, and masks are made from its result. Random numbers come
+from torch's generator. As in the authors' code, images are uint8. Padding is black in images and void in targets.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V2
 
 from ..image_processing.geometry import placement
+from ..image_processing.images import look_up
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, 18 / 360  # factors 1 ± x; hue in parts of the circle
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, 18 / 360  # factors 1 ± x; hue as a share of the circle
 
 
 def uniform(low: float, high: float) -> float:
@@ -29,8 +30,7 @@ def chance(p: float = 0.5) -> bool:
 
 
 def color_jitter(image: torch.Tensor) -> torch.Tensor:
-    """uint8 (3, H, W) → the same: each of the four changes with p = 0.5; contrast before or after the others."""
-
+    """Jitter a uint8 (3, H, W) image: each of four changes with p = 0.5, contrast before or after the others."""
     if chance():
         image = V2.adjust_brightness(image, uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
     contrast_first = chance()
@@ -49,11 +49,11 @@ def _jitter_contrast(image: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Geometry:
-    """One draw of flip, scale and crop: `image(…)` and `target(…)` apply the same to both."""
+    """One draw of flip, scale and crop, for both the image and its target."""
 
     source: tuple[int, int]  # (H, W)
     resized: tuple[int, int]  # (h, w)
-    offset: tuple[int, int]  # the crop's top left corner in the padded (≥ S_h, ≥ S_w) image
+    offset: tuple[int, int]  # top left corner of the crop in the padded (≥ S_h, ≥ S_w) image
     size: tuple[int, int]  # (S_h, S_w)
     flip: bool
 
@@ -62,7 +62,7 @@ class Geometry:
         """Flip with p = 0.5; s ~ U(scale_range); r = min(S_h/H, S_w/W)·s; size (int(H r), int(W r)); a uniform crop."""
         flip = chance()
         ratio = min(size[0] / source[0], size[1] / source[1]) * uniform(*scale_range)
-        resized = tuple(max(1, int(side * ratio)) for side in source)  # 1: a sliver never vanishes
+        resized = tuple(max(1, int(side * ratio)) for side in source)  # at least 1, for very narrow images
         offset = tuple(
             int(torch.randint(0, max(side, window) - window + 1, ()).item()) for side, window in zip(resized, size)
         )
@@ -70,11 +70,11 @@ class Geometry:
 
     @classmethod
     def fit(cls, source: tuple[int, int], size: tuple[int, int]) -> "Geometry":
-        """No chance: the largest size that fits, padded right and bottom, as the authors evaluate."""
+        """No augmentation: the largest size that fits, padded right and bottom, as in the authors' evaluation."""
         return cls(source, placement(*source, size).resized, (0, 0), size, False)
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 (3, H, W) → uint8 (3, S_h, S_w), bilinear with antialias."""
+        """Transform uint8 (3, H, W) to (3, S_h, S_w), bilinear with antialias."""
         if self.flip:
             image = V2.horizontal_flip(image)
         image = V2.resize(image, list(self.resized), InterpolationMode.BILINEAR, antialias=True)  # [3, h, w]
@@ -84,7 +84,7 @@ class Geometry:
         return V2.crop(image, *self.offset, *self.size)
 
     def target(self, target: torch.Tensor, void) -> torch.Tensor:
-        """(…, H, W) of any dtype → (…, S_h, S_w), nearest; `void` where there is padding."""
+        """Transform (…, H, W) of any dtype to (…, S_h, S_w), nearest, padded with `void`."""
         rows = self._index(0)  # [≤ S_h] source rows
         columns = self._index(1)
         if self.flip:
@@ -94,32 +94,23 @@ class Geometry:
         return F.pad(part, padding, value=void) if any(padding) else part
 
     def _index(self, axis: int) -> torch.Tensor:
-        """The source index of every kept row or column: nearest resizing of 0, 1, …, so its rounding is torch's own."""
+        """Source index of every kept row or column: 0, 1, … resized by torch, for its rounding."""
         count = torch.arange(self.source[axis], dtype=torch.float32)[None, None]
         index = F.interpolate(count, size=self.resized[axis], mode="nearest")[0, 0].long()  # [h or w]
         return index[self.offset[axis] : self.offset[axis] + self.size[axis]]
 
 
 def ids_to_positions(ids: np.ndarray, segment_ids: list[int]) -> torch.Tensor:
-    """Id map (H, W) → uint8 or int16 (H, W): 1 + position in `segment_ids`, 0 for any other id.
+    """Map of positions (H, W), uint8 or int16: 1 + position in `segment_ids`, 0 for other ids.
 
-    Ids of COCO need three bytes a pixel; a position needs one, and everything after this reads and moves only that.
-    Maps are piecewise constant, so only where a run of equal pixels starts is an id looked up.
+    COCO's ids need three bytes per pixel, positions only one for all later steps.
     """
     dtype = np.uint8 if len(segment_ids) < 256 else np.int16
-    flat = ids.ravel()
-    if not flat.size or not segment_ids:
-        return torch.zeros(ids.shape, dtype=torch.uint8)
-    start = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # [runs]
-    order = np.argsort(segment_ids)
-    known = np.asarray(segment_ids)[order]
-    place = np.searchsorted(known, flat[start]).clip(max=len(known) - 1)
-    position = np.where(known[place] == flat[start], order[place] + 1, 0).astype(dtype)
-    return torch.from_numpy(position.repeat(np.diff(start, append=flat.size)).reshape(ids.shape))
+    return torch.from_numpy((look_up(ids, segment_ids) + 1).astype(dtype))
 
 
 def positions_to_masks(positions: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(S_h, S_w) of 0 … n → bool masks (m, S_h, S_w) of the segments with a pixel, and which of the n they are (m,)."""
+    """Masks (m, S_h, S_w) bool of the segments in a map of positions 0 … n, and the indices (m,) of these segments."""
     pixels = torch.bincount(positions.flatten(), minlength=count + 1)[1:]  # [n]
     kept = pixels.nonzero()[:, 0]
     masks = torch.empty(len(kept), *positions.shape, dtype=torch.bool)

@@ -23,11 +23,11 @@ DETAILS = ("sq", "rq", "pq_things", "pq_stuff", "ap_50", "ap_75", "overall_accur
 
 
 class AveragingCallback(TrainerCallback):
-    """average ← d · average + (1 − d) · weights after every step; d = min(decay, (1 + t)/(10 + t)) after t steps.
+    """Exponential average of the weights: average = d · average + (1 − d) · weights after every step.
 
-    The decay is lower at first, else the initial weights would dominate for 1/(1 − decay) steps. The average is in
-    float32: in bfloat16, small steps would round to zero. A checkpoint keeps weights and average; training ends with
-    the average in the model.
+    After t steps d = min(decay, (1 + t)/(10 + t)): with a constant decay the initial weights would dominate for
+    1/(1 − decay) steps. The average is in float32, as small steps would round to zero in bfloat16. A checkpoint holds
+    weights and average. At the end of training the model has the average.
     """
 
     def __init__(self, decay: float):
@@ -57,7 +57,7 @@ class AveragingCallback(TrainerCallback):
 
     @contextmanager
     def applied(self):
-        """Within this context the model has the average as its weights; no effect outside training."""
+        """Context in which the model has the average as its weights. No effect outside training."""
         if self._model is None:
             yield
             return
@@ -75,18 +75,18 @@ class AveragingCallback(TrainerCallback):
         save_file({name: value.contiguous() for name, value in self.average.items()}, Path(folder, AVERAGE_FILE))
 
     def load(self, folder: str, device) -> None:
-        """Read the average of a checkpoint; `ValueError` where its run made none."""
+        """Read the average from a checkpoint; `ValueError` if it has none."""
         file = Path(folder, AVERAGE_FILE)
         if not file.is_file():
-            raise ValueError(f"{folder} has no {AVERAGE_FILE}: its run made no average; resume it without ema")
+            raise ValueError(f"{folder} has no {AVERAGE_FILE}; resume it without ema")
         self.average = {name: value.float().to(device) for name, value in load_file(file).items()}
 
 
 class PatienceCallback(TrainerCallback):
-    """Stops after `patience` evaluations in a row without a better one.
+    """Stops training after `patience` evaluations without improvement.
 
-    Evaluations count from the end of mask annealing on: until then, training is masked and evaluation is not. They are
-    read from the log, so that a resumed run stops where an uninterrupted one does.
+    Only evaluations after mask annealing count: before, training is masked and evaluation is not. They are read from
+    the log, so that a resumed run stops at the same step as an uninterrupted one.
     """
 
     def __init__(self, trainer, patience: int):
@@ -105,7 +105,10 @@ class PatienceCallback(TrainerCallback):
 
 
 class InterruptionCallback(TrainerCallback):
-    """Ctrl-C or SIGTERM (a preempted job): finish the step, save a checkpoint, stop. A second signal stops at once."""
+    """After Ctrl-C or SIGTERM (a preempted job), finishes the step, saves a checkpoint and stops.
+
+    A second signal stops at once.
+    """
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
@@ -120,7 +123,7 @@ class InterruptionCallback(TrainerCallback):
 
     @contextmanager
     def listening(self):
-        """Catch the signals while training; afterwards raise KeyboardInterrupt if one came."""
+        """Catch the signals during training, then raise KeyboardInterrupt if there was one."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread can install handlers
             return
@@ -131,7 +134,8 @@ class InterruptionCallback(TrainerCallback):
                 raise KeyboardInterrupt
             self.signalled = True
 
-        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup, a script's `&`
+        # a parent process can ignore signals: nohup, `&` in a script
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         previous = {number: signal.signal(number, note) for number in heeded}
         try:
             yield
@@ -143,10 +147,10 @@ class InterruptionCallback(TrainerCallback):
 
 
 class CurvesCallback(TrainerCallback):
-    """Keeps `curves.png` in the output folder up to date: at every evaluation, every save and at the end."""
+    """Updates `curves.png` in the output folder at every evaluation, at every save and at the end."""
 
     def __init__(self):
-        self._drawn = 0  # rows of the log that are in the file
+        self._drawn = 0  # number of log rows in the file
 
     def _draw(self, args, state):
         if state.is_world_process_zero and len(state.log_history) != self._drawn:
@@ -164,7 +168,7 @@ class CurvesCallback(TrainerCallback):
 
 
 def plot_curves(log_history: list[dict], path: str | Path) -> None:
-    """Plot `trainer.state.log_history` as png: loss and its parts, metrics, mask probabilities, learning rates."""
+    """Plot `trainer.state.log_history` to a PNG file: losses, metrics, mask probabilities, learning rates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -201,11 +205,11 @@ def plot_curves(log_history: list[dict], path: str | Path) -> None:
 
 
 class ReadableProgress(ProgressCallback):
-    """The stock progress bars; a log is one readable line instead of a dictionary of twenty numbers."""
+    """The stock progress bars, with one readable line per log entry instead of a dictionary of twenty numbers."""
 
     @classmethod
     def replace_stock(cls, trainer) -> None:
-        """Put this in the place of the stock Trainer's progress bar and printer."""
+        """Replace the stock Trainer's progress bar and printer."""
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(cls())
@@ -217,12 +221,12 @@ class ReadableProgress(ProgressCallback):
 
 
 def progress_line(logs: dict) -> str | None:
-    """One line for a log entry; None for one that is neither a loss nor an evaluation."""
+    """One line for a log entry; None unless it is a loss or an evaluation."""
     if "loss" in logs:
         parts = [f"{name} {logs[key]:.3f}" for key, name in PARTS.items() if key in logs]
         masks = [f"{value:.2f}" for key, value in sorted(logs.items()) if key.startswith("attn_mask_prob_")]
         rates = [f"lr {logs.get('learning_rate', math.nan):.2e}"]
-        if "learning_rate_first_block" in logs:  # not of a frozen backbone
+        if "learning_rate_first_block" in logs:  # missing for a frozen backbone
             rates.append(f"first block {logs['learning_rate_first_block']:.2e}")
         return (
             f"loss {logs['loss']:.3f} (last prediction: {', '.join(parts)})  gradient {logs.get('grad_norm', 0):.2f}  "

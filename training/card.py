@@ -1,4 +1,4 @@
-"""A run's card, with its own figures, and what it shares with the cards of the recipes (model_cards/make.py)."""
+"""The model card of a run with its results, and the parts it shares with the cards of recipes (model_cards/make.py)."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ LIMITS = """- Knows only the classes it was trained on; what else is in a pictur
 
 
 def front_matter(task: str, dataset: str | None, license_name: str | None = "apache-2.0") -> str:
-    """The YAML head the hub reads."""
+    """The YAML header for the hub."""
     lines = ["library_name: eomt", *([f"license: {license_name}"] if license_name else [])]
     lines.append("pipeline_tag: image-segmentation")
     tags = ["eomt", "image-segmentation", f"{task}-segmentation", *([dataset] if dataset else [])]
@@ -20,7 +20,7 @@ def front_matter(task: str, dataset: str | None, license_name: str | None = "apa
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
-    """Markdown table; None is printed as –."""
+    """Markdown table, with – for None."""
 
     def text(cell) -> str:
         if cell is None:
@@ -43,25 +43,22 @@ segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
 
 
 def readable(name: str, value: float) -> str:
-    """A figure as papers print it: metrics, which are fractions, in percent; losses and counts as they are."""
+    """Format a figure as in papers: metrics in percent, losses and counts unchanged."""
     if "loss" in name or isinstance(value, int):
         return f"{value:.4g}"
-    return f"{100 * value:.1f}" if value >= 0 else "–"  # AP of sizes that do not occur is -1
+    return f"{100 * value:.1f}" if value >= 0 else "–"  # −1: AP of a size without objects
 
 
 def final_evaluation(args, state) -> dict:
-    """The logged evaluation of the weights a finished run has: the best ones', where those were loaded, or the last's.
-
-    Empty where it is not logged.
-    """
+    """The logged evaluation of the final weights, which are the last or, if loaded, the best. Empty if not logged."""
     evaluations = [row for row in state.log_history if any(key.startswith("eval_") for key in row)]
-    best = args.load_best_model_at_end and state.best_model_checkpoint is not None  # as the stock Trainer asks
+    best = args.load_best_model_at_end and state.best_model_checkpoint is not None  # the stock Trainer's condition
     step = state.best_global_step if best else state.global_step
     return next((row for row in reversed(evaluations) if row.get("step") == step), {})
 
 
 def _losses(state) -> str:
-    """First and last line of the log; each is a mean over the steps since the line before."""
+    """First and last logged loss, each a mean over the steps since the previous entry."""
     logged = [f"{row['loss']:.4g} at step {row['step']:,}" for row in state.log_history if "loss" in row]
     if not logged:
         return "No loss was logged."
@@ -69,7 +66,7 @@ def _losses(state) -> str:
 
 
 def run_card(config, args, state, name: str, license_name: str | None = None) -> str:
-    """A run's model configuration, `EoMTTrainingArguments` and `TrainerState` → its card, with its own figures."""
+    """The card of a run from the model configuration, `EoMTTrainingArguments` and `TrainerState`."""
     results = {
         key.removeprefix("eval_"): value
         for key, value in final_evaluation(args, state).items()

@@ -19,12 +19,12 @@ from .files import read_json, write_json
 
 STAGING = ".saving"  # below the output folder; holds incomplete checkpoints
 OPTIONS_FILE = "options.json"
-RUN_OPTIONS = (  # a checkpoint's optimizer brings its own rates and decay; the trainer compares the runs' lengths
+RUN_OPTIONS = (  # the trainer checks the length of the run itself
     "task", "learning_rate", "backbone_learning_rate", "weight_decay", "llrd", "llrd_l2_enabled",
     "head_warmup_steps", "backbone_warmup_steps", "total_batch_size", "masking", "freeze_backbone", "lora", "ema",
     "seed",
 )  # fmt: skip
-MODEL_OPTIONS = (  # the backbone, as far as its weights would not fit
+MODEL_OPTIONS = (  # fields that decide the shapes of the weights
     "model_type", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "num_register_tokens", "mlp_ratio", "use_swiglu_ffn", "num_blocks", "num_queries", "num_labels",
 )  # fmt: skip
@@ -36,10 +36,10 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
 
 
 def checkpoint_to_resume(folder: str | os.PathLike) -> str | None:
-    """Latest complete checkpoint of an output folder; None where there is no checkpoint at all.
+    """Latest complete checkpoint of an output folder; None without any checkpoint.
 
     Raises:
-        ValueError: where no checkpoint is complete; a run from the start would delete them.
+        ValueError: when all checkpoints are incomplete; a new run would delete them.
     """
     checkpoint, found = last_complete_checkpoint(folder), _latest_first(folder)
     if checkpoint is None and found:
@@ -57,7 +57,7 @@ def _latest_first(folder: str | os.PathLike) -> list[Path]:
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether a checkpoint folder has state, weights, optimizer and schedule, none of them truncated."""
+    """Whether a checkpoint folder has untruncated files of state, weights, optimizer and schedule."""
     return missing_file(checkpoint) is None
 
 
@@ -69,7 +69,7 @@ def missing_file(checkpoint: str | os.PathLike) -> str | None:
         read_json(checkpoint / "trainer_state.json")
     except (OSError, ValueError):
         return "trainer_state.json"
-    if sharded:  # other files; the rename marks them as complete
+    if sharded:  # other files, complete since the folder was renamed
         return None
     try:
         for file in _weights(checkpoint):
@@ -111,12 +111,12 @@ def run_options(args: EoMTTrainingArguments, config) -> dict:
 
 
 def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = None) -> None:
-    """Write a new run's options to its output folder; given: further ones, such as data and checkpoint."""
+    """Write the options of a new run to its output folder. given: further options, such as data and checkpoint."""
     write_json(Path(args.output_dir, OPTIONS_FILE), {**(given or {}), **run_options(args, config)}, indent=2)
 
 
 def planned_steps(checkpoint: str | Path) -> int | None:
-    """Planned length of a checkpoint's run in optimizer steps, or None."""
+    """Planned optimizer steps of the run of a checkpoint, or None."""
     file = Path(checkpoint, "trainer_state.json")
     return read_json(file).get("max_steps") if file.is_file() else None
 
@@ -126,8 +126,8 @@ def check_length(checkpoint: str | Path, max_steps: int) -> None:
     planned = planned_steps(checkpoint)
     if planned not in (None, max_steps):
         raise ValueError(
-            f"{checkpoint} is of a run of {planned} steps, not {max_steps}: rates and masks would "
-            "change along the way; resume with the same length, or start a new run from the model, its checkpoint"
+            f"{checkpoint} is from a run of {planned} steps, not {max_steps}: learning rates and mask probabilities "
+            "would jump; resume with the same length, or start a new run from this checkpoint"
         )
 
 
@@ -142,5 +142,6 @@ def check_options(args: EoMTTrainingArguments, config) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{args.output_dir}: its run has {'; '.join(changed)}; give the same to resume, or take another output_dir"
+            f"{args.output_dir}: the run has {'; '.join(changed)}; resume with the same options, or choose another "
+            "output_dir"
         )

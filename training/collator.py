@@ -1,4 +1,4 @@
-"""Samples → a batch for the model: pixels stacked and normalized, masks and classes as lists.
+"""The collator: stacks and normalizes pixels, and lists masks and classes.
 
 B images · n_i segments of image i · H, W input size
 """
@@ -12,14 +12,14 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 @dataclass
 class EoMTDataCollator:
-    """List of samples → {"pixel_values" float32 (B, 3, H, W), "mask_labels": list of (n_i, H, W), "class_labels":
-    list of (n_i,), "file_name"?}.
+    """Makes a batch {"pixel_values" float32 (B, 3, H, W), "mask_labels": list of (n_i, H, W), "class_labels": list of
+    (n_i,), "file_name"?} from a list of samples.
 
-    Takes `TrainTransform`'s samples and `EoMTImageProcessor`'s outputs, of one image each (with or without a batch
-    dimension; a windowed image gives several) or batches of them. uint8 pixels are multiplied by `rescale_factor` and
-    normalized with `image_mean` and `image_std` (one number for all channels, or one each), unless `do_rescale` or
-    `do_normalize` is off; float pixels pass as they are. Works in the stock Trainer with
-    `remove_unused_columns=False`; `keep_file_names=True` hands the names on (`EoMTTrainer` wants them).
+    Samples come from `TrainTransform` or `EoMTImageProcessor`: single images, with or without a batch dimension, all
+    windows of an image, or batches. uint8 pixels are multiplied by `rescale_factor` and normalized with `image_mean`
+    and `image_std` (one number, or one for each channel), unless `do_rescale` or `do_normalize` is off. Float pixels
+    are not changed. Works in the stock Trainer with `remove_unused_columns=False`. `keep_file_names=True` keeps the
+    names, which `EoMTTrainer` reports.
     """
 
     image_mean: Sequence[float] | float = tuple(IMAGENET_DEFAULT_MEAN)
@@ -31,7 +31,7 @@ class EoMTDataCollator:
 
     @classmethod
     def from_processor(cls, processor, **options) -> "EoMTDataCollator":
-        """A collator that normalizes as the processor does."""
+        """A collator with the normalization of an image processor."""
         fields = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
         settings = {name: value for name in fields if (value := getattr(processor, name, None)) is not None}
         return cls(**settings, **options)
@@ -69,12 +69,12 @@ class EoMTDataCollator:
 
 
 def _per_channel(value: Sequence[float] | float) -> torch.Tensor:
-    """One number for all channels, or one each → (1, 1 or 3, 1, 1)."""
+    """One number, or one for each channel, as a tensor (1, 1 or 3, 1, 1)."""
     return torch.as_tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
 def _entries(value, ndim: int) -> list[torch.Tensor]:
-    """What one image has, or a list or batch of it, as a list with one tensor of `ndim` dimensions an image."""
+    """A list with one tensor of `ndim` dimensions per image, from a tensor, a list or a batch."""
     if value is None:
         return []
     if isinstance(value, (list, tuple)) and value and torch.as_tensor(value[0]).ndim == ndim:

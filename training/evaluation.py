@@ -1,9 +1,8 @@
-"""Streamed evaluation: images in, one metric out, nothing kept in between (as the authors' code evaluates).
+"""Streamed evaluation, as in the authors' code: no prediction is kept.
 
-`evaluate_model` serves the Trainer and `eomt evaluate`: each image is segmented at its own size and the metric reduces
-the result at once, in `score`, which files of predictions share. With several processes each takes every n-th image;
-all of them return the same result, and all run the model equally often, so that sharded models (FSDP, DeepSpeed) do not
-wait for each other.
+`evaluate_model` is the evaluation of the Trainer and `eomt evaluate`. Each image is segmented at its own size, and
+`score` adds the result to the metric at once. With n processes, each takes every n-th image, and all return the same
+result. All run the model equally often, as the processes of sharded models (FSDP, DeepSpeed) wait for each other.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from .processes import rank, world_size
 
 
 def metric_for(task: str, label_space: LabelSpace) -> StreamingMetric:
-    """The task's metric over the classes: PanopticQuality, MaskAveragePrecision or MeanIoU."""
+    """The metric of a task: PanopticQuality, MaskAveragePrecision or MeanIoU."""
     if task == "panoptic":
         return PanopticQuality(num_labels=label_space.num_labels, stuff_label_ids=label_space.stuff_label_ids)
     if task == "instance":
@@ -43,14 +42,18 @@ def evaluate_model(
     on_image: Callable[[dict, object], None] | None = None,
     progress: bool = True,
 ) -> dict:
-    """The task's metric of a model over a data set with `EvaluationTransform`.
+    """Evaluate a model on a data set with `EvaluationTransform`.
 
-    model: on its device and in its dtype; `eval()` is the caller's to set. intermediate: also the metric of every
-    prediction that masked attention makes, earliest first, as "pq_block_0", …; there are none where masking is off.
-    on_image: called with (sample, prediction) of every image this process evaluates; what it keeps is its own affair.
-    Returns the metric's dict; see its class.
+    Args:
+        model: on its device, in its dtype and in evaluation mode.
+        intermediate: also evaluate the intermediate predictions of masked attention, as "pq_block_0", …, earliest
+            first. There are none if masked attention is off.
+        on_image: called with (sample, prediction) for every image of this process.
+
+    Returns:
+        The results of the metric; see its class.
     """
-    masked = []  # the blocks that an intermediate prediction is made before
+    masked = []  # blocks with an intermediate prediction before them
     if intermediate:
         masked = [block for block in range(model.config.num_blocks) if model.predicts_before(block)]
     rules = {}
@@ -79,10 +82,13 @@ def score(
     metrics: dict[str, StreamingMetric],
     on_image: Callable[[dict, object], None] | None = None,
 ) -> dict:
-    """Predictions of a model or out of files → the metrics' results in one dict, whose keys end in their suffixes.
+    """Results of all metrics in one dictionary, each key with the suffix of its metric.
 
-    pairs: (sample, predictions, one a metric, the first of them the final one) of this process's images.
-    metrics: suffix → metric. on_image: as for `evaluate_model`.
+    Args:
+        pairs: (sample, predictions) for the images of this process. There is one prediction per metric, the final one
+            first.
+        metrics: {suffix: metric}.
+        on_image: as for `evaluate_model`.
     """
     for sample, predictions in pairs:
         reference = as_reference(sample)
@@ -95,14 +101,14 @@ def score(
 
 
 def as_reference(sample: dict):
-    """The sample's reference with the image's name in it, so that a metric's error can name it."""
+    """The ground truth of a sample, with the name of the image for error messages of the metric."""
     names = {"image_id": sample["image_id"], "file_name": sample["file_name"]}
     reference = sample["reference"]
     return reference | names if isinstance(reference, dict) else {"segmentation": reference} | names
 
 
 class Share(Dataset):
-    """This process's images: every `world`-th, repeated from the start where others have one more."""
+    """The images of one process: every `world`-th. Where others have one more, the first ones repeat."""
 
     def __init__(self, dataset, rank: int, world: int):
         self.dataset, self.rank, self.world = dataset, rank, world

@@ -1,4 +1,4 @@
-"""Atomic writing: an output is complete or not there. It is written under a temporary name and renamed when done."""
+"""Atomic writing: outputs are written under a temporary name and renamed when complete."""
 
 import json
 import math
@@ -14,10 +14,10 @@ RUN_FILE = "trainer_state.json"
 
 
 def require_free(target: Path, force: bool, source: str | os.PathLike | None = None) -> None:
-    """Raise `ValueError` where `target` exists and must not be replaced.
+    """Raise `ValueError` if `target` exists and must not be replaced.
 
-    With `force`, files are replaced, and folders that are empty or hold a model and nothing else: never one with other
-    work in it, a training run, or the `source` that the new content is made from.
+    With `force`, files, empty folders and folders of a model can be replaced. Folders with other files, a training run
+    or the `source` of the new content cannot.
     """
     if not target.exists():
         return
@@ -26,13 +26,13 @@ def require_free(target: Path, force: bool, source: str | os.PathLike | None = N
     if not force:
         raise ValueError(f"{target} exists; choose another name, or replace it with --force")
     if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in MODEL_FILES):
-        raise ValueError(f"{target} is a folder with other files in it, not a model's; --force does not replace it")
+        raise ValueError(f"{target} is a folder with other files than a model; --force does not replace it")
     if target.is_dir() and any(path.is_dir() or path.name == RUN_FILE for path in target.iterdir()):
         raise ValueError(f"{target} holds a training run or other folders; --force does not replace it")
 
 
 def require_writable(folder: Path) -> None:
-    """Create a folder; `OSError` unless files can be written to it. Asked before the work whose results go there."""
+    """Create a folder; `OSError` unless files can be written to it. Called before long work."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
@@ -40,7 +40,7 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def atomic(target: str | os.PathLike, folder: bool = False, force: bool = False) -> Iterator[Path]:
-    """A path beside `target` to write to: it becomes `target` at the end, and is deleted when an error is raised."""
+    """Yield a temporary path for writing. It replaces `target` at the end, and is deleted after an error."""
     target = Path(target)
     require_free(target, force)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def atomic(target: str | os.PathLike, folder: bool = False, force: bool = False)
         if folder:
             part.mkdir()
         yield part
-        require_free(target, force)  # another run may have been faster
+        require_free(target, force)  # another run may have written it
         if target.is_dir():
             target.rename(temporary / "replaced")
         os.replace(part, target)
@@ -59,7 +59,7 @@ def atomic(target: str | os.PathLike, folder: bool = False, force: bool = False)
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """`write(temporary path)`, which then replaces `path`."""
+    """Call `write(temporary path)`, then move the result to `path`."""
     with atomic(path, force=True) as part:
         write(part)
 
@@ -78,7 +78,7 @@ def write_json(path: str | os.PathLike, value, indent: int | None = None) -> Non
 
 
 def finite(value):
-    """NaN and infinity, which JSON lacks, become None; numpy scalars become Python numbers."""
+    """Replace NaN and infinity, which JSON lacks, by None, and numpy scalars by Python numbers."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):

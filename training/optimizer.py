@@ -1,7 +1,7 @@
 """The paper's optimization (§4.1): layer-wise learning rates, two-stage warm-up with polynomial decay, accumulation.
 
-Layer-wise decay (factor 0.8): the further below the last block, the slower a block learns. Warm-up: first the new heads
-while the pre-trained backbone stands still, then the backbone (authors' code). Accumulation equals the batch at once.
+Layer-wise decay: each block learns slower than the next one by a factor (0.8). Warm-up: first of the new heads with a
+frozen backbone, then of the backbone (authors' code). An accumulated batch has the gradient of the same batch at once.
 """
 
 import re
@@ -12,24 +12,23 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-BACKBONE = ("embeddings.", "layers.", "layernorm.")  # what is pre-trained; all else starts at random
+BACKBONE = ("embeddings.", "layers.", "layernorm.")  # pre-trained; all other parameters start at random
 _BLOCK = re.compile(r"layers\.(\d+)\.")
 _WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.")  # the last is peft's
 
 
 def is_lora(name: str) -> bool:
-    """Whether a parameter is of a low-rank difference to a pre-trained matrix (training/lora.py)."""
+    """Whether a parameter belongs to a low-rank difference (training/lora.py)."""
     return ".lora_" in name
 
 
 def is_pretrained(name: str) -> bool:
-    """Whether a parameter is of the pre-trained backbone, which LoRA's differences are not; any wrapper's prefix may
-    stand before its name."""
+    """Whether a parameter belongs to the pre-trained backbone, without LoRA. The name can have prefixes of wrappers."""
     return _WRAPPERS.sub("", name).startswith(BACKBONE) and not is_lora(name)
 
 
 def lr_multiplier(name: str, depth: int, num_blocks: int, llrd: float, llrd_l2_enabled: bool) -> float:
-    """Parameter name (hub format) → its factor on the learning rate.
+    """Factor on the learning rate of a parameter, by its name in the hub's format.
 
     Heads and the final norm: 1. Block i: llrd^(depth−1−i). Patch, class, register and position embeddings: as block 0.
     Without `llrd_l2_enabled`, the last `num_blocks` blocks: 1 (DINOv3 recipes).
@@ -50,17 +49,22 @@ def layerwise_lr_groups(
     llrd_l2_enabled: bool = True,
     backbone_lr: float | None = None,
 ) -> list[dict]:
-    """Model → optimizer parameter groups, one per trainable tensor: "params", "lr", "name", "is_backbone".
+    """Optimizer parameter groups, one per trainable tensor: "params", "lr", "name", "is_backbone".
 
-    backbone_lr: rate of the backbone's last block, from which the decay starts; None: `lr`, as in the paper. Heads that
-    start at random need a higher rate in a short run than what is pre-trained. LoRA's matrices are new as heads are.
-    A group's rate follows from its parameter's name alone, not from the order of `named_parameters()`. Weight decay is
-    left to the optimizer and holds for every tensor, norms, biases, positions and queries included (authors' code).
-    The authors' `lr_mult` has no parameter here: in their code the branch that multiplies by it cannot be reached, and
-    all that a value other than 1 does is what `llrd_l2_enabled=False` does.
+    A rate depends only on the name of the parameter, not on the order of `named_parameters()`. LoRA's matrices have the
+    rate of heads. Weight decay is set in the optimizer, for every tensor: also norms, biases, positions and queries
+    (authors' code). The authors' `lr_mult` is omitted: their code never multiplies by it, and a value other than 1 has
+    only the effect of `llrd_l2_enabled=False`.
+
+    Args:
+        backbone_lr: rate of the last block of the backbone, where the decay starts; `lr` by default, as in the paper.
+            In short runs, random heads need a higher rate than a pre-trained backbone.
+
+    Raises:
+        ValueError: for llrd outside (0, 1].
     """
     if not 0 < llrd <= 1:
-        raise ValueError(f"llrd={llrd}: the layer-wise decay is a factor in (0, 1]; 1 turns it off")
+        raise ValueError(f"llrd is {llrd}; the layer-wise decay is a factor in (0, 1], 1 turns it off")
     depth = model.config.num_hidden_layers
     num_blocks = model.config.num_blocks if model.config.blocks_are_the_encoders else 0
     groups = []
@@ -78,10 +82,10 @@ def layerwise_lr_groups(
 def learning_rate_factor(
     step: int, is_backbone: bool, warmup_steps: tuple[int, int], total_steps: int, power: float
 ) -> float:
-    """Optimizer steps done → factor on the group's learning rate.
+    """Factor on the learning rate of a group after t = `step` of T = `total_steps` optimizer steps.
 
-    Heads: linear 0 → 1 in w1 steps, then (1 − (t−w1)/(T−w1))^power.
-    Backbone: 0 for w1 steps, linear 0 → 1 in w2 steps, then (1 − (t−w1−w2)/(T−w1−w2))^power.
+    Heads: linear from 0 to 1 in w1 steps, then (1 − (t−w1)/(T−w1))^power.
+    Backbone: 0 for w1 steps, linear from 0 to 1 in w2 steps, then (1 − (t−w1−w2)/(T−w1−w2))^power.
     """
     if step >= total_steps:
         return 0.0
@@ -100,17 +104,21 @@ def two_stage_warmup_poly_schedule(
     total_steps: int | None = None,
     power: float = 0.9,
 ) -> LambdaLR:
-    """Optimizer whose groups say "is_backbone" (see `layerwise_lr_groups`) → scheduler to step after every update.
+    """The paper's learning rate schedule, to step after every update.
 
     Args:
-        warmup_steps: (heads, backbone after that), optimizer steps.
-        total_steps: the run's length T in optimizer steps; the rate is 0 from there on.
+        optimizer: with "is_backbone" in its groups (see `layerwise_lr_groups`).
+        warmup_steps: optimizer steps for the heads, then for the backbone.
+        total_steps: length T of the run in optimizer steps; the rate is 0 from there on.
         power: exponent of the decay.
+
+    Raises:
+        ValueError: without a length, and for negative warm-up steps.
     """
     if total_steps is None or total_steps < 1:
-        raise ValueError(f"total_steps={total_steps}: give the run's length in optimizer steps")
+        raise ValueError(f"total_steps is {total_steps}; give the length of the run in optimizer steps")
     if len(warmup_steps) != 2 or min(warmup_steps) < 0:
-        raise ValueError(f"warmup_steps={warmup_steps}: give two step counts, for the heads and then for the backbone")
+        raise ValueError(f"warmup_steps is {warmup_steps}; give two numbers of steps, for heads and backbone")
     return LambdaLR(
         optimizer,
         [
@@ -127,10 +135,10 @@ def two_stage_warmup_poly_schedule(
 
 
 def normalizer_shares(batches: list[dict], config, accelerator) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A step's batches on this process → each one's (share of the masks, share of the class weights), all processes'.
+    """(share of the masks, share of the class weights) of each batch on this process, among all batches of a step.
 
-    Known before any matching: an image matches as many masks as it has targets, at most one a query; a matched query
-    weighs 1 in the class loss, any other `config.no_object_weight`.
+    They are known before the matching: an image matches all its targets, at most one per query. In the class loss, a
+    matched query has weight 1, others `config.no_object_weight`.
     """
     counts = torch.zeros(len(batches), 2, dtype=torch.float64)
     for row, batch in zip(counts, batches):
@@ -138,7 +146,7 @@ def normalizer_shares(batches: list[dict], config, accelerator) -> list[tuple[to
         queries = len(batch["class_labels"]) * config.num_queries
         row[0], row[1] = masks, masks + (queries - masks) * config.no_object_weight
     counts = counts.float().to(accelerator.device)
-    counts = accelerator.reduce(counts, reduction="sum") / accelerator.num_processes  # as the loss: mean over processes
+    counts = accelerator.reduce(counts, reduction="sum") / accelerator.num_processes  # the mean, as for the loss
     total = counts.sum(0)
     mask_shares = counts[:, 0].clamp(min=1) / total[0].clamp(min=1)
     return list(zip(mask_shares, counts[:, 1] / total[1]))

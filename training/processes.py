@@ -1,4 +1,4 @@
-"""The processes of torch.distributed where a group is initialized (torchrun, accelerate, the Trainer), else one."""
+"""The processes of torch.distributed in an initialized group (torchrun, accelerate, the Trainer), otherwise one."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def world_size() -> int:
 
 
 def gather(value) -> list:
-    """Every process's value, by rank, in every process; all of them must call this."""
+    """The values of all processes by rank, in every process. All processes must call this."""
     values = [value]
     if in_group():
         values = [None] * dist.get_world_size()
@@ -27,7 +27,7 @@ def gather(value) -> list:
 
 
 def gather_on_main(value) -> list | None:
-    """Every process's value, by rank, in the main process, None in the others; all of them must call this."""
+    """The values of all processes by rank in the main process, None in others. All processes must call this."""
     if not in_group():
         return [value]
     values = [None] * world_size() if rank() == 0 else None
@@ -36,7 +36,7 @@ def gather_on_main(value) -> list | None:
 
 
 def from_main(compute: Callable):
-    """What the main process computes, in every process; where it raises a `ValueError`, all of them do."""
+    """Compute in the main process and return the result, or raise its `ValueError`, in all processes."""
     result, error = None, None
     if rank() == 0:
         try:
