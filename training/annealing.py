@@ -16,10 +16,8 @@ __all__ = ["MaskAnnealingCallback", "annealing_steps", "mask_annealing_probabili
 
 
 def mask_annealing_probability(step: int, start: int, end: int, power: float = 0.9) -> float:
-    """Probability after `step` optimizer steps that a query keeps its mask (§3.3: polynomial, power 0.9).
-
-    It is 1 before `start`, 0 from `end` on, and (1 − (step − start)/(end − start))^power between them.
-    """
+    """Probability after `step` optimizer steps that a query keeps its mask (§3.3): 1 before `start`, 0 from `end` on,
+    and (1 − (step − start)/(end − start))^power between them."""
     if step >= end:
         return 0.0
     if step < start:

@@ -105,10 +105,7 @@ class PatienceCallback(TrainerCallback):
 
 
 class InterruptionCallback(TrainerCallback):
-    """After Ctrl-C or SIGTERM (a preempted job), finishes the step, saves a checkpoint and stops.
-
-    A second signal stops at once.
-    """
+    """After Ctrl-C or SIGTERM (a preempted job), saves a checkpoint and stops. A second signal stops at once."""
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
@@ -134,8 +131,7 @@ class InterruptionCallback(TrainerCallback):
                 raise KeyboardInterrupt
             self.signalled = True
 
-        # a parent process can ignore signals: nohup, `&` in a script
-        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # ignored under nohup
         previous = {number: signal.signal(number, note) for number in heeded}
         try:
             yield

@@ -50,8 +50,7 @@ def evaluate_model(
             first. There are none if masked attention is off.
         on_image: called with (sample, prediction) for every image of this process.
 
-    Returns:
-        The results of the metric; see its class.
+    Returns the results of the metric; see its class.
     """
     masked = []  # blocks with an intermediate prediction before them
     if intermediate:
@@ -84,11 +83,8 @@ def score(
 ) -> dict:
     """Results of all metrics in one dictionary, each key with the suffix of its metric.
 
-    Args:
-        pairs: (sample, predictions) for the images of this process. There is one prediction per metric, the final one
-            first.
-        metrics: {suffix: metric}.
-        on_image: as for `evaluate_model`.
+    pairs: (sample, predictions) for the images of this process, one prediction per metric, the final one first.
+    metrics: {suffix: metric}. on_image: as for `evaluate_model`.
     """
     for sample, predictions in pairs:
         reference = as_reference(sample)

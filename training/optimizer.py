@@ -56,12 +56,8 @@ def layerwise_lr_groups(
     (authors' code). The authors' `lr_mult` is omitted: their code never multiplies by it, and a value other than 1 has
     only the effect of `llrd_l2_enabled=False`.
 
-    Args:
-        backbone_lr: rate of the last block of the backbone, where the decay starts; `lr` by default, as in the paper.
-            In short runs, random heads need a higher rate than a pre-trained backbone.
-
-    Raises:
-        ValueError: for llrd outside (0, 1].
+    backbone_lr: rate of the last block of the backbone, where the decay starts; `lr` by default, as in the paper. In
+    short runs, random heads need a higher rate than a pre-trained backbone.
     """
     if not 0 < llrd <= 1:
         raise ValueError(f"llrd is {llrd}; the layer-wise decay is a factor in (0, 1], 1 turns it off")
@@ -111,9 +107,6 @@ def two_stage_warmup_poly_schedule(
         warmup_steps: optimizer steps for the heads, then for the backbone.
         total_steps: length T of the run in optimizer steps; the rate is 0 from there on.
         power: exponent of the decay.
-
-    Raises:
-        ValueError: without a length, and for negative warm-up steps.
     """
     if total_steps is None or total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; give the length of the run in optimizer steps")

@@ -138,11 +138,8 @@ class Candidate:
         return inputs
 
     def count(self, model: nn.Module | None = None) -> tuple[int, int]:
-        """Number of parameters, and of multiply-adds for one input.
-
-        EoMT is counted on the meta device, without weights. The code of other models needs values: they are counted
-        by a forward pass of `model`, or of a copy with random weights.
-        """
+        """Number of parameters, and of multiply-adds for one input. EoMT is counted on the meta device; the code of
+        others needs values, so they are counted by a forward pass of `model`, or of a copy with random weights."""
         if self.is_eomt:
             with torch.device("meta"):
                 counted = AutoModelForUniversalSegmentation._model_mapping[type(self.config)](self.config)

@@ -55,10 +55,8 @@ class CountedModel:
 
 
 class _Attention(TorchFunctionMode):
-    """Counts both products of `scaled_dot_product_attention` by their shapes.
-
-    `_Counter` sees the kernels of the call, which depend on the device, the mask and the version of torch.
-    """
+    """Counts both products of `scaled_dot_product_attention` by their shapes: `_Counter` would see kernels that depend
+    on the device, the mask and the version of torch."""
 
     def __init__(self, counter: "_Counter"):
         super().__init__()
@@ -76,11 +74,8 @@ class _Attention(TorchFunctionMode):
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the counts of all operations on the device.
-
-    torch's FlopCounterMode also attributes counts to modules. Its hooks fail for models that enable gradients
-    themselves, such as OneFormer.
-    """
+    """Adds up the counts of all operations on the device. (torch's FlopCounterMode also attributes counts to modules,
+    by hooks that fail for models that enable gradients themselves, such as OneFormer.)"""
 
     def __init__(self):
         super().__init__()
