@@ -1,6 +1,6 @@
-"""`EoMTTrainingArguments`: transformers' TrainingArguments with the paper's recipe in them.
+"""`EoMTTrainingArguments`: transformers' TrainingArguments with the recipes of the paper.
 
-What is left out (None) is taken from `recipe`, and without a recipe from what the paper's runs share.
+Missing values (None) come from `recipe`, or without a recipe from the common values of the paper's runs.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from ..configuration import TASK_ROWS, TASKS
 from ..configuration.recipes import Recipe, annealing_steps, get_recipe
 from .options import COMMON, Masking, RunOptions, StockOptions
 
-REPLACED = {  # the stock Trainer's options that EoMT's schedule and loss leave no room for → what to use
+REPLACED = {  # options of the stock Trainer without effect on EoMT's schedule and loss, and what to use instead
     "lr_scheduler_type": "the schedule is warm-up and polynomial decay of power 0.9",
     "lr_scheduler_kwargs": "the schedule is set by head_warmup_steps and backbone_warmup_steps",
     "warmup_steps": "heads and backbone warm up one after the other: head_warmup_steps and backbone_warmup_steps",
@@ -27,10 +27,10 @@ ABOVE_ZERO = (
     "learning_rate", "backbone_learning_rate", "num_train_epochs", "llrd", "total_batch_size",
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora", "early_stopping",
 )  # fmt: skip
-FULL_WARMUP_STEPS = 15_000  # runs at least this long warm up as the paper's do (its shortest: 19,902 steps)
+FULL_WARMUP_STEPS = 15_000  # least length of runs with the paper's warm-up (its shortest run: 19,902 steps)
 DEFAULT_EPOCHS = 12
 DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
-LOGS, EVALUATIONS = 50, 10  # of a run on own data
+LOGS, EVALUATIONS = 50, 10  # per run without a recipe
 RECIPE_LOGGING_STEPS = 20
 
 
@@ -39,7 +39,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
     """Arguments of `EoMTTrainer`: `RunOptions`, and every other field of `TrainingArguments`.
 
     Raises:
-        ValueError: on construction, when a value is out of its range or the batch sizes do not fit each other.
+        ValueError: on construction, when a value is out of range or the batch sizes do not fit each other.
     """
 
     def __post_init__(self):
@@ -53,7 +53,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         self._require_one_group()
 
     def with_defaults(self, defaults: dict) -> "EoMTTrainingArguments":
-        """These arguments with other defaults: values for options that were not given."""
+        """These arguments with other values for the options that were not given."""
         return type(self)(**(self.given | {n: value for n, value in defaults.items() if self.given[n] is None}))
 
     @property
@@ -66,20 +66,20 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         return self._common("poly_power")
 
     def _common(self, name: str):
-        """The recipe's value of a field, or what all recipes share."""
+        """The recipe's value of a field, or the common value of all recipes."""
         return getattr(self.recipe_values, name) if self.recipe else COMMON[name]
 
     def warmup(self, total_steps: int) -> tuple[int, int]:
-        """Warm-up steps of heads and backbone: as given, else the recipe's, scaled down in a short run."""
+        """Warm-up steps of heads and backbone: as given, else the recipe's, scaled down for short runs."""
         shrink = min(1.0, total_steps / FULL_WARMUP_STEPS)
         default = [round(steps * shrink) for steps in self._common("warmup_steps")]
         given = (self.head_warmup_steps, self.backbone_warmup_steps)
         return tuple(standard if value is None else value for value, standard in zip(given, default))
 
     def annealing(self, total_steps: int, num_blocks: int) -> tuple[list[float], list[float]]:
-        """Start and end of each masked block's annealing in optimizer steps, by the recipe or the common rule.
+        """Annealing steps (starts, ends) of the masked blocks, by the recipe or the common rule.
 
-        Constant masks never start to anneal; without masks, annealing has ended at step 0.
+        Constant masks start at infinity; without masks, annealing ends at step 0.
         """
         if self.masking == "never":
             return [0] * num_blocks, [0] * num_blocks
@@ -91,11 +91,11 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
 
     @property
     def keeps_best(self) -> bool:
-        """Whether a checkpoint is kept because its evaluation is the best."""
+        """Whether the checkpoint with the best evaluation is kept."""
         return self.load_best_model_at_end or _plain(self.save_strategy) == "best"
 
     def count_steps(self, total_steps: int) -> None:
-        """Replace shares of the run between logs, evaluations and saves by steps."""
+        """Convert intervals of logs, evaluations and saves from shares of the run to steps."""
         for name in ("logging_steps", "eval_steps", "save_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -110,16 +110,16 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         for name, instead in REPLACED.items():
-            value, default = getattr(self, name, None), getattr(type(self), name, None)  # a dataclass keeps it there
+            value, default = getattr(self, name, None), getattr(type(self), name, None)  # the default of the dataclass
             value = _plain(value)
             if value and value != default:
                 raise ValueError(f"{name} is {value!r}, which would have no effect; {instead}")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; the average's decay is between 0 and 1, such as 0.999")
+            raise ValueError(f"ema is {self.ema}; give a decay between 0 and 1, for example 0.999")
         if self.lora and self.freeze_backbone:
-            raise ValueError("lora and freeze_backbone are both given; LoRA freezes the backbone's own weights itself")
+            raise ValueError("lora and freeze_backbone are both given; leave out freeze_backbone, which lora implies")
         if self.early_stopping and _plain(self.eval_strategy) == "no":
-            raise ValueError("early_stopping is given, but eval_strategy is no; it goes by evaluations")
+            raise ValueError("early_stopping is given, but eval_strategy is no; it needs evaluations")
         for name in ("head_warmup_steps", "backbone_warmup_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
@@ -166,7 +166,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         self.total_batch_size = total
 
     def _choose_precision(self) -> None:
-        if not torch.accelerator.is_available():  # with it, processes of torchrun form a group and bf16 is allowed
+        if not torch.accelerator.is_available():  # use_cpu lets processes of torchrun form a group, and allows bf16
             self.use_cpu = True
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.precision is None and not self.fp16 and not self.bf16 and self.recipe:
@@ -176,7 +176,7 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             self.fp16, self.bf16 = self.precision == "fp16", self.precision == "bf16"
 
     def _keep_best(self) -> None:
-        if self.early_stopping:  # the weights of any evaluation may be loaded at the end
+        if self.early_stopping:  # the best weights are loaded at the end, so each evaluation needs a checkpoint
             self.load_best_model_at_end = True
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
         if self.metric_for_best_model is None and self.keeps_best:
@@ -186,23 +186,23 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
         processes = int(os.environ.get("WORLD_SIZE", 1))
         if processes != self.world_size:
             raise ValueError(
-                f"WORLD_SIZE is {processes}, but the processes that found each other are {self.world_size}: they would "
-                "train apart in one folder; start them with torchrun, or unset WORLD_SIZE"
+                f"WORLD_SIZE is {processes}, but the group has {self.world_size} processes: they would train "
+                "separately in one folder; start them with torchrun, or unset WORLD_SIZE"
             )
         if self.n_gpu > 1:
             raise ValueError(
-                f"{self.n_gpu} GPUs are visible to one process; start one process each "
-                f"(torchrun --nproc_per_node {self.n_gpu} --no-python eomt train …) or set CUDA_VISIBLE_DEVICES to one"
+                f"{self.n_gpu} GPUs are visible to one process; start a process for each (torchrun --nproc_per_node "
+                f"{self.n_gpu} --no-python eomt train …), or set CUDA_VISIBLE_DEVICES to one"
             )
 
 
 def command_arguments(run: RunOptions, stock: StockOptions, name: str, **others) -> EoMTTrainingArguments:
-    """Arguments of `eomt train` from its options, with its intervals of evaluations, saves and logs.
+    """Arguments of `eomt train` from its options, with default intervals of evaluations, saves and logs.
 
-    name: of the data, for the output folder. others: any further field of `TrainingArguments`.
+    name: name of the data, for the output folder. others: further fields of `TrainingArguments`.
     """
     values = {**vars(run), **vars(stock), **others}
-    if not stock.gradient_checkpointing:  # naming it at all is a warning
+    if not stock.gradient_checkpointing:  # transformers warns about any value
         del values["gradient_checkpointing"]
     recipe = get_recipe(run.recipe) if run.recipe else None
     if stock.output_dir is None:
@@ -221,5 +221,5 @@ def command_arguments(run: RunOptions, stock: StockOptions, name: str, **others)
 
 
 def _plain(value):
-    """An enumeration's member → its text; anything else as it is."""
+    """The value of an enumeration member; other values unchanged."""
     return getattr(value, "value", value)

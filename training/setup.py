@@ -1,8 +1,8 @@
-"""Build a trainer from options: `eomt train` without the command line, in the order it happens.
+"""Build a trainer from options: `eomt train` without the command line, step by step.
 
 The paper's values are for runs of tens of thousands of steps on 100,000 images. Without a recipe, defaults depend on
-the data and on the initial weights. They come from the experiments on three small data sets of photographs in
-`docs/results.md`. Given options are never changed.
+the data and on the initial weights. They come from experiments on three small data sets in `docs/results.md`. Given
+options are never changed.
 """
 
 import json
@@ -43,13 +43,13 @@ logger = logging.get_logger(__name__)
 Kind = Literal["eomt", "backbone", "scratch"]
 BY_SIZE = {size: f"vit_{size}_patch14_reg4_dinov2" for size in SIZES}
 DEFAULT_BACKBONE = BY_SIZE["base"]
-# May differ in shape from a checkpoint whose classes differ.
+# Parameters that may have other shapes than in the checkpoint if the classes differ.
 FRESH = ("class_predictor.", "heads.class_predictor.", "criterion.", "query.")
-SCRATCH_LAYER_SCALE = 0.1  # pre-training starts at 1e-5; without it the blocks would do nothing for thousands of steps
-LISTED = ("panoptic", "instance")  # layouts of rows that list their segments
+SCRATCH_LAYER_SCALE = 0.1  # with the 1e-5 of pre-training, the blocks would have no effect for thousands of steps
+LISTED = ("panoptic", "instance")  # layouts of rows with listed segments
 PIXEL_SETTINGS = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
-SAMPLED = 200  # images whose size and segments are looked up
-PATCH = 16  # pixels of the input, a side
+SAMPLED = 200  # images with measured sizes and segments
+PATCH = 16  # side, pixels of the input
 FEWEST_QUERIES, MOST_QUERIES = 50, 300
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 12, 100
 BATCH, LARGE_DATA_BATCH, LARGE_DATA = 8, 16, 5000
@@ -61,11 +61,11 @@ class Start:
 
     kind: Kind
     source: str | None = None
-    "A trained EoMT's checkpoint; None for a backbone and from scratch."
+    "Checkpoint of a trained EoMT; None for a backbone and from scratch."
     config: EoMTConfig | None = None
-    "The checkpoint's."
+    "Configuration of the checkpoint."
     new_head: bool = False
-    "The class head starts at random, for other classes than the checkpoint's."
+    "Whether the class head starts at random, for other classes than those of the checkpoint."
 
     @property
     def is_authors_file(self) -> bool:
@@ -73,7 +73,7 @@ class Start:
 
     @property
     def task(self) -> str:
-        """The checkpoint's task; an authors' file does not name its own."""
+        """Task of the checkpoint; panoptic for authors' files, which do not name it."""
         return "panoptic" if self.config is None or self.is_authors_file else self.config.task
 
 
@@ -92,16 +92,16 @@ class DataFacts:
 
     images: int
     side: int
-    "Median of the images' longer sides, in pixels."
+    "Median of the longer sides (pixels)."
     segments: tuple[int, int] | None
-    "Median and maximum of the segments per image; None for label images, which are not read."
+    "Median and maximum number of segments per image; None for label images, which are not read."
     object_side: float | None = None
-    "Median over the segments of √area / the image's longer side; None for label images."
+    "Median over the segments of √area / longer side of the image; None for label images."
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A value for a field of the options, and why."""
+    """A value for a field of the options, and the reason."""
 
     name: str
     value: Any
@@ -111,7 +111,7 @@ class Choice:
 def build_trainer(
     data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments
 ) -> tuple[EoMTTrainer, list[Choice]]:
-    """A trainer and the defaults chosen from the data. Given options come first, then the recipe's, then the data's.
+    """A trainer, and the defaults chosen from the data. Given options have priority, then the recipe, then the data.
 
     Raises:
         ValueError: for data, model and options that do not fit each other.
@@ -122,7 +122,7 @@ def build_trainer(
     choices = []
     if not args.recipe:
         data, model, args, choices = choose_defaults(data_facts(read.train), data, model, args, start)
-    set_seed(args.seed)  # the Trainer does so only when the model has its weights
+    set_seed(args.seed)  # the Trainer does so only after the initialization of the weights
     network = build_model(start, data, model, args, read.labels)
     validation = read.validation
     if validation is not None:
@@ -137,14 +137,14 @@ def build_trainer(
     return trainer, choices
 
 
-# --- the model's start ------------------------------------------------------------------------------------------------
+# --- initial weights --------------------------------------------------------------------------------------------------
 
 
 def starting_point(model: ModelOptions, args: EoMTTrainingArguments) -> Start:
-    """The checkpoint as given, or the recipe's; else a backbone, or random weights.
+    """The given checkpoint, or that of the recipe, or a backbone, or random weights.
 
     Raises:
-        ValueError: for an option that the checkpoint determines.
+        ValueError: for options that the checkpoint determines.
     """
     recipe = args.recipe_values
     source, class_head = model.checkpoint, model.class_head
@@ -156,7 +156,7 @@ def starting_point(model: ModelOptions, args: EoMTTrainingArguments) -> Start:
     for name in ("backbone", "backbone_weights", "step"):
         value = getattr(model, name)
         if value is not None and not (name == "backbone" and Start("eomt", source).is_authors_file):
-            raise ValueError(f"{name} is {value!r}, but it comes from the checkpoint {source}; leave it out")
+            raise ValueError(f"{name} is {value!r}, but the checkpoint {source} determines it; leave it out")
     if Start("eomt", source).is_authors_file:
         name = model.backbone or (recipe.backbone if recipe else None)
         if name is None:
@@ -171,10 +171,10 @@ def starting_point(model: ModelOptions, args: EoMTTrainingArguments) -> Start:
 
 
 def read_data(data: DataOptions, args: EoMTTrainingArguments, start: Start) -> Data:
-    """Both splits and the classes: the checkpoint's where its class head is kept, else the data's.
+    """Both splits and the classes: those of the checkpoint if its class head is kept, else those of the data.
 
     Raises:
-        ValueError: for unreadable data, and for images that are trained and validated on.
+        ValueError: for unreadable data, and for images in both splits.
     """
     wanted = None
     if start.config is not None and not start.new_head:
@@ -182,7 +182,7 @@ def read_data(data: DataOptions, args: EoMTTrainingArguments, start: Start) -> D
     try:
         train, labels = load_split(data, args, "train", wanted)
     except UnknownClass as error:
-        raise ValueError(f"{error}; to train other classes than the checkpoint's, give class_head new") from None
+        raise ValueError(f"{error}; to train other classes than those of the checkpoint, give class_head new") from None
     train, labels = with_more(train, data, args, labels)
     if args.eval_strategy == "no":
         return Data(train, None, labels)
@@ -192,9 +192,9 @@ def read_data(data: DataOptions, args: EoMTTrainingArguments, start: Start) -> D
 
 
 def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wanted: LabelSpace | None = None):
-    """One split and its label space; with a recipe, the images its authors trained on.
+    """One split and its label space. With a recipe, the training split has the authors' images.
 
-    Images without segments are evaluated on in any case, as the official servers and `eomt evaluate` do.
+    The validation split includes images without segments, as for the official servers and `eomt evaluate`.
     """
     recipe = args.recipe_values
     keep_empty = data.keep_empty
@@ -217,7 +217,7 @@ def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wante
 def with_more(
     train: Dataset, data: DataOptions, args: EoMTTrainingArguments, labels: LabelSpace
 ) -> tuple[Dataset, LabelSpace]:
-    """Append the images of `more_data`, whose classes are matched by name; returns images and label space."""
+    """Append the images of `more_data`, with classes matched by name. Returns the images and the label space."""
     parts = [train]
     for path in listed(data.more_data):
         more, theirs = load_data(
@@ -229,7 +229,7 @@ def with_more(
             score_floor=data.score_floor,
         )
         parts.append(more)
-        if args.task == "semantic":  # pixels are looked up when they are read, all in one label space
+        if args.task == "semantic":  # pixels of all parts are read with one label space
             labels = _with_values(labels, theirs, path)
     if len(parts) == 1:
         return train, labels
@@ -239,35 +239,35 @@ def with_more(
 
 
 def _with_values(labels: LabelSpace, more: LabelSpace, source: str) -> LabelSpace:
-    """The label space, with the pixel values of more data of these classes; negative: of a class that it has not.
+    """The label space with the pixel values of more data of these classes; values of missing classes are negative.
 
     Raises:
-        ValueError: when a class has another value there.
+        ValueError: when a class has another value in that data.
     """
     for name, ours, theirs in zip(labels.names, labels.dataset_ids, more.dataset_ids):
         if ours != theirs and min(ours, theirs) >= 0:
             raise ValueError(
-                f"{source}: its label images have {theirs} for class {name!r}, not {ours}; write them alike"
+                f"{source}: label images have {theirs} for class {name!r}, not {ours}; use the same value in both"
             )
     ids = tuple(map(max, labels.dataset_ids, more.dataset_ids))
     return replace(labels, dataset_ids=ids, ignored_ids=tuple({*labels.ignored_ids, *more.ignored_ids}))
 
 
 def _require_apart(train: Dataset, validation: Dataset, source: str) -> None:
-    """`ValueError` where images are trained and validated on; of fewer than five nothing can be held out."""
+    """`ValueError` for images in both splits, unless they are fewer than five: too few for held-out ones."""
     both = {*train.with_format(None)["image"][:]} & {*validation.with_format(None)["image"][:]}
     if both and len(train) >= FEWEST:
         raise ValueError(
-            f"{source}: {len(both)} images are in train and in val, such as {min(both)}; name the splits' folders "
-            "train and val, or give eval_strategy no"
+            f"{source}: {len(both)} images are in train and in val, for example {min(both)}; name the folders of the "
+            "splits train and val, or give eval_strategy no"
         )
 
 
-# --- what is chosen from the data -------------------------------------------------------------------------------------
+# --- defaults from the data -------------------------------------------------------------------------------------------
 
 
 def data_facts(table: Dataset) -> DataFacts:
-    """Facts of a table of `load_data`, from at most 200 images, of which only headers are read."""
+    """Facts of a table of `load_data`, from the headers of at most 200 images."""
     rows = table.with_format(None)
     places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
     sampled = rows.select(places)
@@ -288,7 +288,7 @@ def data_facts(table: Dataset) -> DataFacts:
 
 
 def _area(segment: dict, size: tuple[int, int]) -> float:
-    """Pixels of a row's segment; −1 for a segment of a label image."""
+    """Pixels of a segment; −1 in label images."""
     if segment["area"] >= 0 or not segment["shape"]:
         return segment["area"]
     return float(coco_mask.area(to_rle(json.loads(segment["shape"]), *size)))
@@ -297,7 +297,7 @@ def _area(segment: dict, size: tuple[int, int]) -> float:
 def choose_defaults(
     facts: DataFacts, data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, start: Start
 ) -> tuple[DataOptions, ModelOptions, EoMTTrainingArguments, list[Choice]]:
-    """Fill in the options that were not given; the last item lists them with reasons."""
+    """Fill in the missing options. The last returned item lists them with reasons."""
     given = {name for name, value in (args.given | vars(data) | vars(model)).items() if value is not None}
     if args.max_steps > 0:
         given.add("num_train_epochs")
@@ -308,8 +308,8 @@ def choose_defaults(
     shares = [args.given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
     if start.kind == "eomt" and facts.segments and facts.segments[1] > start.config.num_queries:
         logger.warning(
-            f"{start.source} has {start.config.num_queries} queries, fewer than {facts.segments[1]} segments of the "
-            "busiest image; it cannot find more segments than it has queries"
+            f"{start.source} has {start.config.num_queries} queries, but the busiest image has {facts.segments[1]} "
+            "segments; a model cannot find more segments than it has queries"
         )
     possible = default_choices(
         facts,
@@ -339,10 +339,10 @@ def default_choices(
 ) -> list[Choice]:
     """A value and a reason for each option that depends on the training images, the task or the initial weights.
 
-    start: "eomt", a trained EoMT, which keeps its queries; "backbone", pre-trained blocks with new queries and heads;
-    "scratch". image_size: the longer side of the crop in pixels where it is given, which other values follow.
-    fast_bf16: the run's device multiplies bfloat16 matrices itself. batch_size: images a step where they are given,
-    which the length follows. multiple: what divides the batch (processes × what a device takes × what is accumulated).
+    start: "eomt", a trained EoMT with its queries; "backbone", pre-trained blocks with new queries and heads; or
+    "scratch". image_size: longer side of the crop in pixels, if given. fast_bf16: whether the device has instructions
+    for bfloat16 matrices. batch_size: images per step, if given. multiple: divisor of the batch size (processes ×
+    images per device × accumulation).
     """
     choices = [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start)]
     choices += _length(facts, batch_size, multiple)
@@ -407,7 +407,7 @@ def _length(facts: DataFacts, batch: int | None, multiple: int) -> Iterator[Choi
 
 
 def _has_fast_bf16(args: EoMTTrainingArguments) -> bool:
-    """Whether the run's device multiplies bfloat16 matrices itself; emulated it is slower than float32."""
+    """Whether the device has instructions for bfloat16 matrices; emulation is slower than float32."""
     if args.device.type == "cpu":
         return cpu_has_bf16() and not args.torch_compile
     return args.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -424,7 +424,7 @@ def cpu_has_bf16() -> bool:
 def build_model(
     start: Start, data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, labels: LabelSpace
 ) -> EoMTForUniversalSegmentation:
-    """The model of a run, with the data's classes, from where it starts."""
+    """The model of a run, with its initial weights and the classes of the data."""
     fields = {
         "task": args.task,
         "image_size": crop_size(data, args),
@@ -438,21 +438,21 @@ def build_model(
     if start.kind == "scratch":
         return model_class(config)
     source = model.backbone_weights or backbone
-    logger.warning(f"backbone weights: {source}")  # a download may take its time
+    logger.warning(f"backbone weights: {source}")  # a download can take minutes
     try:
         return model_class.from_pretrained_backbone(source, config)
-    except Exception as error:  # what timm and the hub raise without a connection has no common class
+    except Exception as error:  # timm and the hub have no common error for a missing connection
         if isinstance(error, ValueError) or model.backbone_weights:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the weights of {source!r} could not be downloaded ({reason:.200}); give a file or folder that has them "
-            "as backbone_weights, or scratch"
+            f"the weights of {source!r} could not be downloaded ({reason:.200}); give a file or folder as "
+            "backbone_weights, or scratch"
         ) from None
 
 
 def _new_config(fields: dict, model: ModelOptions, args: EoMTTrainingArguments, kind: Kind):
-    """Name of the backbone, configuration and class of a model that is not trained yet."""
+    """Name of the backbone, configuration and class of a new model."""
     recipe, overrides = args.recipe_values, model.overrides()
     backbone = model.backbone or (recipe.backbone if recipe else DEFAULT_BACKBONE)
     backbone = BY_SIZE.get(backbone, backbone)
@@ -463,7 +463,7 @@ def _new_config(fields: dict, model: ModelOptions, args: EoMTTrainingArguments, 
     model_class = EoMTForUniversalSegmentation
     if model.step is not None:
         model_class = LadderForUniversalSegmentation
-        overrides["num_blocks"] = model.num_blocks or LadderConfig.num_blocks  # decoder layers, not the recipe's L2
+        overrides["num_blocks"] = model.num_blocks or LadderConfig.num_blocks  # decoder layers instead of L2
         overrides["step"] = model.step
     return backbone, model_class.config_class.for_backbone(backbone, **fields, **overrides), model_class
 
@@ -483,17 +483,16 @@ def _from_checkpoint(start: Start, config: EoMTConfig) -> EoMTForUniversalSegmen
     if unfit:
         unfit.sort()
         others = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
-        hint = "; class_head new makes new ones" if all(name.startswith(FRESH) for name in unfit) else ""
-        raise ValueError(f"{start.source} does not fit the options given: {unfit[0]}{others} differ in shape{hint}")
+        hint = "; give class_head new" if all(name.startswith(FRESH) for name in unfit) else ""
+        raise ValueError(f"{start.source} does not fit the given options: {unfit[0]}{others} differ in shape{hint}")
     require_all_weights(start.source, model, found | {"mismatched_keys": ()})
     if start.new_head:
-        model.class_predictor.reset_parameters()  # PyTorch's default, as the authors'
+        model.class_predictor.reset_parameters()  # PyTorch's default, as in the authors' code
     return model
 
 
 def processor_of(start: Start, model: EoMTForUniversalSegmentation) -> EoMTImageProcessor:
-    """The model's processor; it normalizes pixels as the checkpoint's own does, else by ImageNet's mean and
-    deviation."""
+    """The image processor of the model, with the normalization of the checkpoint, or else of ImageNet."""
     config, own = model.config, {}
     if start.config is not None and not start.is_authors_file:
         try:
@@ -515,7 +514,7 @@ def crop_size(data: DataOptions, args: EoMTTrainingArguments) -> int | tuple[int
 
 
 def train_transform(data: DataOptions, args: EoMTTrainingArguments, labels: LabelSpace) -> TrainTransform:
-    """Augmentation as given, or the recipe's, or the task's."""
+    """The given augmentation, or that of the recipe, or that of the task."""
     recipe = args.recipe_values
     default = recipe.scale_range if recipe else TASK_ROWS[args.task].scale_range
     jitter = recipe.color_jitter if recipe else False
@@ -530,7 +529,7 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, labels: Labe
 
 
 def _scale_range(text: str) -> tuple[float, float]:
-    """ "0.5,2" → (lowest, highest) scale."""
+    """Parse "0.5,2" to (lowest, highest) scale."""
     values = listed(text, float)
     if len(values) != 2 or not 0 < values[0] <= values[1] < math.inf:
         raise ValueError(f"scale_range is {text}; give LOW,HIGH, two positive numbers")

@@ -35,26 +35,26 @@ from .processes import gather
 
 logger = logging.get_logger(__name__)
 
-MAX_CONSECUTIVE_OVERFLOWS = 10  # of the loss in fp16; one more ends the run
-DIVERGED = 10  # last loss / lowest loss from which a run counts as diverged
+MAX_CONSECUTIVE_OVERFLOWS = 10  # of the loss in fp16; this many end the run
+DIVERGED = 10  # least ratio of last to lowest loss in a diverged run
 UNLOGGED = "UnloggedLosses"  # in a checkpoint's trainer_state.json
 ROPE_AUGMENTATION = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 
 
 class NonFiniteLoss(ValueError):
-    """The loss is NaN or infinite; the message has the step and the batch's files."""
+    """The loss is NaN or infinite. The message names the step and the files of the batch."""
 
 
 class LossLog:
-    """Sums of the loss parts since the last line of the log.
+    """Sums of the loss parts since the last log entry.
 
-    Checkpoints keep them, so that the first line of a resumed run covers all of its steps.
+    Checkpoints hold them, so that the first entry of a resumed run covers all its steps.
     """
 
     def __init__(self):
         self.parts: dict[str, torch.Tensor] = defaultdict(float)
-        self.start = 0  # step of the last line
-        self.skipped = 0  # batches since then with an overflow in fp16
+        self.start = 0  # step of the last entry
+        self.skipped = 0  # batches with an overflow in fp16 since then
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
         for name, value in parts.items():
@@ -65,7 +65,7 @@ class LossLog:
         self.start, self.skipped = step, 0
 
     def sums(self, accelerator) -> dict[str, float]:
-        """Every part's sum, averaged over the processes; all of them must call this."""
+        """The sum of each part, averaged over the processes. All processes must call this."""
         if not self.parts:
             return {}
         names = sorted(self.parts)
@@ -82,28 +82,28 @@ class LossLog:
 
 
 class EoMTTrainer(Trainer):
-    """Trains and evaluates EoMT; nothing has to be set by hand.
+    """Trains and evaluates EoMT.
 
-    On top of the stock Trainer: layer-wise learning rates, two-stage warm-up and polynomial decay; mask annealing;
-    every loss part, the learning rates of heads, first and last block and the mask probabilities in the logs; an
-    accumulated batch's loss and gradient equal to those of the same batch at once; repeatable augmentation, so that
-    `train(resume_from_checkpoint=True)` continues as if never interrupted; atomic checkpoints.
+    It adds to the stock Trainer: layer-wise learning rates, two-stage warm-up and polynomial decay; mask annealing;
+    loss parts, learning rates of heads, first and last block and mask probabilities in the logs; the exact loss and
+    gradient of accumulated batches; repeatable augmentation, so that `train(resume_from_checkpoint=True)` has the same
+    result as an uninterrupted run; atomic checkpoints.
 
     Args:
         model: `EoMTForUniversalSegmentation`, also wrapped by peft.
         args: `EoMTTrainingArguments`.
-        data_collator: default `EoMTDataCollator` that normalizes as the processor does.
+        data_collator: by default an `EoMTDataCollator` with the normalization of the processor.
         train_dataset: samples {"pixel_values", "mask_labels", "class_labels", "file_name"?} (`TrainTransform`).
-        eval_dataset: samples {"image", "reference", …} (`EvaluationTransform`): PQ, mIoU or AP at the images' own
-            sizes; or samples as for training: the loss. A dictionary evaluates several sets, each under its name.
-        processing_class: the model's `EoMTImageProcessor`; evaluation needs it, and it is saved with the model.
+        eval_dataset: samples {"image", "reference", …} (`EvaluationTransform`) for PQ, mIoU or AP at original sizes,
+            or training samples for the loss. A dictionary evaluates several sets, each under its name.
+        processing_class: `EoMTImageProcessor` of the model, for evaluation. It is saved with the model.
 
     Raises:
         ValueError: for arguments of the stock Trainer that would have no effect.
     """
 
     evaluation_details: dict | None = None
-    "The last metric in full, lists per class included."
+    "Complete results of the last evaluation, with lists per class."
 
     def __init__(self, model=None, args: EoMTTrainingArguments | None = None, data_collator=None, **kwargs):
         args = EoMTTrainingArguments("tmp_trainer") if args is None else args
@@ -117,11 +117,11 @@ class EoMTTrainer(Trainer):
         self._refuse_shards()
         self.losses = LossLog()
         self._overflows = 0
-        self._file_names: list[str] | None = None  # of the batch that is computed
-        self._shares = None  # of each accumulated batch in the step's normalizers
+        self._file_names: list[str] | None = None  # of the current batch
+        self._shares = None  # of each accumulated batch in the normalizers of the step
         self._learning_rates: dict[str, float] = {}
         self._repeatable: RepeatableDataset | None = None
-        self._saving = False  # a checkpoint, which has weights, LoRA's differences and average apart
+        self._saving = False  # whether a checkpoint is being saved, with LoRA and average apart from the weights
         self._prepare_model()
         self._choose_metric()
         self.interruption = InterruptionCallback(self.accelerator)
@@ -139,7 +139,7 @@ class EoMTTrainer(Trainer):
     # --- set-up ----------------------------------------------------------------------------------------------------
 
     def _refuse_shards(self) -> None:
-        """A process holds only a part of sharded weights: too little for an average or to merge LoRA's matrices."""
+        """`ValueError` for options that need all weights in one process, with sharded weights."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return
         by = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
@@ -148,24 +148,24 @@ class EoMTTrainer(Trainer):
                 raise ValueError(f"{name} does not work with {by}; use ddp.yaml or torchrun, or {instead}")
 
     def _prepare_model(self) -> None:
-        """Apply task, masking, frozen backbone and LoRA to the model; the processor follows the model."""
+        """Apply task, masking, frozen backbone and LoRA to the model, and adapt the processor to it."""
         args, config, processor = self.args, self.model.config, self.processing_class
         if args.task:
             config.task = args.task
         config.masked_attention = args.masking != "never"
         given = [name for name in ROPE_AUGMENTATION if getattr(config, name, None) is not None]
         if given and not args.rope_augmentation:
-            logger.info(f"{', '.join(given)} turned off, as the authors train; rope_augmentation keeps it")
+            logger.info(f"{', '.join(given)} turned off, as in the authors' training; rope_augmentation keeps it")
             for name in given:
                 setattr(config, name, None)
         if getattr(processor, "task", config.task) != config.task:
-            logger.warning(f"the processor's task is {processor.task}; the model's, {config.task}, is used")
+            logger.warning(f"the task of the processor is {processor.task}; using that of the model, {config.task}")
             processor.task = config.task
             processor.do_split_image = config.task == "semantic"
             processor.do_pad = not processor.do_split_image
         stuff = getattr(processor, "stuff_label_ids", None)
         if stuff is not None and sorted(stuff) != sorted(config.stuff_label_ids):
-            logger.warning(f"the processor's stuff_label_ids {stuff} are not the model's; the model's are used")
+            logger.warning(f"stuff_label_ids of the processor are {stuff}; using those of the model")
             processor.stuff_label_ids = list(config.stuff_label_ids)
         if args.freeze_backbone:
             for name, parameter in self.model.named_parameters():
@@ -175,14 +175,14 @@ class EoMTTrainer(Trainer):
             add_lora(self.model, args.lora)
 
     def _choose_metric(self) -> None:
-        """Metric that selects the best checkpoint: as given, else the task's, else the loss."""
+        """Set the metric for the best checkpoint: the given one, else that of the task, else the loss."""
         args, dataset = self.args, self.eval_dataset
         if args.given["metric_for_best_model"] is not None or not args.keeps_best:
             return
         if isinstance(dataset, dict):
             names = ", ".join(dataset)
             raise ValueError(
-                f"the best of several evaluation sets ({names}) is not defined; name metric_for_best_model"
+                f"the best of several evaluation sets ({names}) is not defined; give metric_for_best_model"
             )
         scored = dataset is not None and len(dataset) and "reference" in dataset[0]
         args.metric_for_best_model = TASK_ROWS[self.model.config.task].metric_key if scored else "loss"
@@ -190,12 +190,12 @@ class EoMTTrainer(Trainer):
 
     @property
     def annealing(self) -> MaskAnnealingCallback | None:
-        """The callback that sets the mask probabilities: the user's, else one that follows `args`."""
+        """The callback for the mask probabilities: the user's, else one by `args`."""
         callbacks = self.callback_handler.callbacks
         return next((callback for callback in callbacks if isinstance(callback, MaskAnnealingCallback)), None)
 
     def add_callback(self, callback) -> None:
-        """As the stock Trainer's; a mask annealing replaces the previous one."""
+        """Add a callback. Mask annealing replaces the previous one."""
         callback = callback() if isinstance(callback, type) else callback
         if isinstance(callback, MaskAnnealingCallback) and self.annealing is not None:
             self.remove_callback(self.annealing)
@@ -231,7 +231,7 @@ class EoMTTrainer(Trainer):
         if args.dataloader_drop_last and len(dataset) < args.total_batch_size:
             raise ValueError(
                 f"{len(dataset)} images are less than a batch of {args.total_batch_size}, and dataloader_drop_last "
-                "drops what is less; lower total_batch_size, or turn dataloader_drop_last off"
+                "drops incomplete batches; lower total_batch_size, or turn dataloader_drop_last off"
             )
         self._repeatable = RepeatableDataset(dataset, args.seed)
         return self._get_dataloader(
@@ -243,7 +243,7 @@ class EoMTTrainer(Trainer):
         )
 
     def _get_train_sampler(self, train_dataset=None):
-        """`dataloader_drop_last` drops an epoch's last incomplete step, not only its incomplete batch."""
+        """`dataloader_drop_last` drops the last incomplete step of an epoch, not only an incomplete batch."""
         sampler, args = super()._get_train_sampler(train_dataset), self.args
         if isinstance(sampler, RandomSampler) and args.dataloader_drop_last and args.gradient_accumulation_steps > 1:
             images = len(train_dataset) // args.total_batch_size * args.total_batch_size
@@ -253,14 +253,14 @@ class EoMTTrainer(Trainer):
     # --- a run -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """As the stock Trainer's; True resumes the last complete checkpoint, or starts where there is no checkpoint.
+        """Train. True resumes from the last complete checkpoint, or starts a run without any checkpoint.
 
         A finished run is loaded and not trained further.
 
         Raises:
-            ValueError: for True, where there are checkpoints and none is complete; where the run had another length.
-            KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is done and a checkpoint saved.
-            NonFiniteLoss: with the step and the batch's files.
+            ValueError: for True, if all checkpoints are incomplete; for a checkpoint of a run of another length.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is done and a checkpoint saved.
+            NonFiniteLoss: with the step and the files of the batch.
         """
         self.model.config.masked_inference = self.args.masking == "always"
         if resume_from_checkpoint is True:
@@ -269,7 +269,7 @@ class EoMTTrainer(Trainer):
         if checkpoint is not None:
             *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
             check_length(checkpoint, steps)
-            self.args.count_steps(steps)  # as the checkpoint's state has them
+            self.args.count_steps(steps)  # intervals in steps, as in the state of the checkpoint
             state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
             if state.global_step >= steps:
                 return self._load_finished(checkpoint, state)
@@ -291,7 +291,7 @@ class EoMTTrainer(Trainer):
         return TrainOutput(state.global_step, 0.0, {})
 
     def set_inference_masks(self) -> None:
-        """Masks off, unless the model is trained with them to the end."""
+        """Turn masked attention off, unless the model is trained with masks to the end."""
         model = self.accelerator.unwrap_model(self.model)
         model.set_attn_mask_probs([float(model.config.masked_inference)] * model.config.num_blocks)
 
@@ -304,7 +304,7 @@ class EoMTTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._file_names = inputs.pop("file_name", None)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        return torch.zeros_like(loss) if self._overflows else loss  # for the stock Trainer's average
+        return torch.zeros_like(loss) if self._overflows else loss  # the stock Trainer averages it
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "file_name"}
@@ -328,9 +328,9 @@ class EoMTTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _finite_everywhere(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> bool:
-        """Whether every process's loss is finite. If not, all raise: the others would wait for one that raised alone.
+        """Whether the losses of all processes are finite. Otherwise all raise, as none may wait for another.
 
-        Under fp16 the gradient scaler skips a step with an overflow, so only many in a row end the run.
+        In fp16 the gradient scaler skips steps with an overflow, so only many in a row end the run.
         """
         finite = torch.isfinite(loss).float()
         if self.accelerator.num_processes > 1:
@@ -349,18 +349,18 @@ class EoMTTrainer(Trainer):
 
     def _not_finite(self, loss: float, parts: dict[str, torch.Tensor]) -> str:
         wrong = [name for name, value in parts.items() if not math.isfinite(value.item())]
-        files = ", ".join(str(name) for name in self._file_names or []) or "unknown (the data set gives no file_name)"
+        files = ", ".join(str(name) for name in self._file_names or []) or "unknown (the data set has no file_name)"
         return (
             f"the loss is {loss} at step {self.state.global_step} ({', '.join(wrong)}); files of the batch: {files}; "
-            "look at them, or lower learning_rate or precision"
+            "check them, lower learning_rate, or set precision to fp32"
         )
 
     # --- logs and checkpoints --------------------------------------------------------------------------------------
 
     def _get_learning_rate(self) -> float:
-        """The heads' rate; also notes those of first and last block. Called before the schedule moves on."""
+        """The rate of the heads. Also stores those of first and last block, before the next step of the schedule."""
         groups = self.optimizer.param_groups
-        rates = {group["name"]: float(group["lr"]) for group in groups if "name" in group}  # not of a user's optimizer
+        rates = {group["name"]: float(group["lr"]) for group in groups if "name" in group}  # a user's may have no names
         last = f"layers.{self.accelerator.unwrap_model(self.model).config.num_hidden_layers - 1}."
         for key, prefix in (("first", "layers.0."), ("last", last)):
             rate = next((value for name, value in rates.items() if name.startswith(prefix)), None)
@@ -384,14 +384,14 @@ class EoMTTrainer(Trainer):
         return os.path.join(folder, STAGING) if self._saving else folder
 
     def _save_checkpoint(self, model, trial) -> None:
-        """`checkpoint-<step>` appears by one rename, after every process has written its part."""
+        """Save to a staging folder, and rename it to `checkpoint-<step>` when all processes have written their part."""
         folder, name = super()._get_output_dir(trial), checkpoint_name(self.state.global_step)
         self.state.stateful_callbacks[UNLOGGED] = {"args": {}, "attributes": self.losses.state(self.accelerator)}
         if self.args.should_save:
             shutil.rmtree(Path(folder, STAGING, name), ignore_errors=True)  # left by a killed run
         self.accelerator.wait_for_everyone()
         self._point_to_best(folder, existing=True)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go once the new one is there
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones are deleted after the rename
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)
@@ -405,7 +405,7 @@ class EoMTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _point_to_best(self, folder: str, existing: bool) -> None:
-        """Name the best checkpoint by where it will be; the stock Trainer looks where it is being written."""
+        """Set the path of the best checkpoint to its final folder; the stock Trainer sets the staging folder."""
         if self.state.best_global_step:
             best = os.path.join(folder, checkpoint_name(self.state.best_global_step))
             current = self.state.best_global_step == self.state.global_step
@@ -429,11 +429,11 @@ class EoMTTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self.averaging is not None:  # evaluated, and the model when training ends
+        if self.averaging is not None:  # the average was evaluated, and becomes the model at the end
             self.averaging.load(self.state.best_model_checkpoint, self.args.device)
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs) -> None:
-        """Write README.md in the output folder: recipe, settings and this run's own figures."""
+        """Write README.md in the output folder: recipe, settings and results of the run."""
         if self.is_world_process_zero():
             card = run_card(
                 self.model.config, self.args, self.state, model_name or Path(self.args.output_dir).name, license
@@ -443,11 +443,11 @@ class EoMTTrainer(Trainer):
     # --- evaluation ------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Task's metric over the images at their own sizes: `eval_pq`, `eval_mean_iou` or `eval_ap` and their parts.
+        """Metric of the task at original image sizes: `eval_pq`, `eval_mean_iou` or `eval_ap` and their parts.
 
-        No prediction is kept. The weights are the average where there is one; masked attention is as at inference:
-        off, unless the model is trained with masks to the end. Samples made for training give `eval_loss`. That loss
-        falls as masks are annealed away, too: before that, a model is trained otherwise than it is evaluated.
+        No prediction is kept. The weights are the average, if there is one. Masked attention is off, unless the model
+        is trained with masks to the end. For training samples, the result is `eval_loss`. That loss also falls during
+        mask annealing: before, training is masked and evaluation is not.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
@@ -475,7 +475,7 @@ class EoMTTrainer(Trainer):
         with model.inference_masking():
             self.evaluation_details = self._stream(dataset, intermediate=False)
         if args.evaluate_blocks and model.attn_mask_probs.any():
-            masked = self._stream(dataset, intermediate=True)  # as it trains at this moment
+            masked = self._stream(dataset, intermediate=True)  # with the current masks of training
             self.evaluation_details |= {name: value for name, value in masked.items() if "_block_" in name}
         metrics = {
             f"{prefix}_{name}": value
@@ -510,11 +510,11 @@ class EoMTTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs.pop("file_name", None)
-        return super().prediction_step(model, inputs, True, ignore_keys)  # masks of a data set fit no memory
+        return super().prediction_step(model, inputs, True, ignore_keys)  # loss only: masks would not fit in memory
 
 
 class _RunCallback(TrainerCallback):
-    """Restores the sums of the log, sets the epoch of the data, and leaves the model with the masks of inference."""
+    """Restores the sums of the log, sets the epoch of the data, and sets the masks for inference at the end."""
 
     def __init__(self, trainer: EoMTTrainer):
         self.trainer = trainer
@@ -534,7 +534,7 @@ class _RunCallback(TrainerCallback):
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         if losses and losses[-1] > DIVERGED * min(losses):
             logger.warning(
-                f"the run diverged: its loss was {min(losses):.3g} and is {losses[-1]:.3g}; lower learning_rate"
+                f"the run diverged: the loss rose from {min(losses):.3g} to {losses[-1]:.3g}; lower learning_rate"
             )
 
 
@@ -545,8 +545,8 @@ def _refuse(args, given: dict) -> None:
     if args.remove_unused_columns:
         raise ValueError("remove_unused_columns is True; EoMT's samples need it to be False")
     if given.get("compute_loss_func") is not None:
-        raise ValueError("compute_loss_func is given; the loss is the model's: change model.criterion or compute_loss")
+        raise ValueError("compute_loss_func is given; change model.criterion or compute_loss instead")
     if given.get("compute_metrics") is not None:
-        raise ValueError("compute_metrics is given; evaluation keeps no predictions: add to the results of evaluate")
+        raise ValueError("compute_metrics is given, but no predictions are kept; override evaluate instead")
     if isinstance(given.get("train_dataset"), IterableDataset):
         raise ValueError("train_dataset is an IterableDataset; repeatable augmentation needs one with length and index")
