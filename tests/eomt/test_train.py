@@ -127,7 +127,7 @@ def test_a_run_is_resumed_with_its_own_options_only(runs, own_data, tmp_path, ca
     run = shutil.copytree(runs / "panoptic", tmp_path / "run")
     for changes, message in (
         ("", "resume"),
-        ("--resume --max-steps 6", "of a run of 4 steps, not 6"),
+        ("--resume --max-steps 6", "4 steps, not 6"),
         ("--resume --learning-rate 1e-5 --weight-decay 0.9", "learning_rate 0.001, not 1e-05; weight_decay 0.05"),
         ("--resume --freeze-backbone", "freeze_backbone False, not True"),
         ("--resume --image-size 96", "image_size 64, not 96"),
