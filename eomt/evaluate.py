@@ -78,6 +78,7 @@ def evaluate(source: str | None, options: EvaluateOptions) -> int:
         split=options.split,
         ignore_ids=list(options.ignore_ids),
         keep_empty=options.keep_empty,
+        crowds_as_instances=options.crowds_as_instances,
     )
     if options.predictions and (written := PredictionIndex.find(predictions_folder(options.predictions))):
         space = written.named(space)
@@ -129,18 +130,19 @@ def evaluation_data(
 ) -> tuple[Dataset, LabelSpace]:
     """Rows and label space of a split; with a model, the label space has the model's classes.
 
-    options: `ignore_ids` and `keep_empty` of `load_data`.
+    options: `ignore_ids`, `keep_empty` and `crowds_as_instances` of `load_data`.
 
     Raises:
         ValueError: when the classes of the data are not those of the model.
     """
     wanted = LabelSpace.from_config(model.config, model.config.name_or_path) if model else None
-    options |= {"task": task, "split": split, "automatic_split": scores_held_out(path, dataset, task, split, model)}
+    held_out = scores_held_out(path, dataset, task, split, model, options.get("crowds_as_instances", False))
+    options |= {"task": task, "split": split, "automatic_split": held_out}
     try:
         rows, space = load_data(path, dataset, label_space=wanted, **options)
-        if options["automatic_split"]:
-            held_out = f"the {len(rows)} images that eomt train holds out"
-            print(f"note: {path} has no val split; evaluating {held_out}", file=sys.stderr)
+        if held_out:
+            images = f"the {len(rows)} images that eomt train holds out"
+            print(f"note: {path} has no val split; evaluating {images}", file=sys.stderr)
         return rows, space
     except UnknownClass as error:
         rows, space = load_data(path, dataset, **options)
@@ -156,7 +158,7 @@ def evaluation_data(
         return rows, space
 
 
-def scores_held_out(path: str, dataset: str, task: str, split: str, model) -> bool:
+def scores_held_out(path: str, dataset: str, task: str, split: str, model, crowds_as_instances: bool = False) -> bool:
     """Whether to score only the images that `eomt train` holds out, in data without a validation split.
 
     True if the data has a training split, or if the model was trained on the other images. Otherwise, data without
@@ -170,7 +172,9 @@ def scores_held_out(path: str, dataset: str, task: str, split: str, model) -> bo
     record = next((file for file in records if file.is_file()), None)
     if splits or record is None:
         return splits == ["train"]
-    rows, _ = load_data(path, dataset, task=task, split=split, automatic_split=True)
+    rows, _ = load_data(
+        path, dataset, task=task, split=split, automatic_split=True, crowds_as_instances=crowds_as_instances
+    )
     trained = read_json(record)
     return isinstance(trained, dict) and trained.get("val") == rows.with_format(None)["file_name"][:]
 

@@ -123,6 +123,8 @@ class EvaluateOptions(DeviceOptions, MaskingOptions):
     """Values of label images for unlabeled pixels, with commas: 0,255."""
     keep_empty: Annotated[bool, Parameter(group=DATA)] = True
     """Include images without annotations, as the official servers do. The authors exclude them."""
+    crowds_as_instances: Annotated[bool, Parameter(group=DATA, negative="")] = False
+    """Ignore iscrowd of COCO instances, as in training; CVAT sets it on every mask that it exports."""
     output: Annotated[Path | None, Parameter(group=WRITTEN, validator=not_empty)] = None
     """Write metrics.json, per_class.csv and confusion.png to this folder."""
     worst: Annotated[Count, Parameter(group=WRITTEN)] = 0

@@ -75,16 +75,18 @@ def test_other_tasks_of_the_same_weights(model, tmp_path, task, capsys):
         (data / "classes.json").write_text(json.dumps(names))
     else:
         box = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[5, 5, 30, 5, 30, 30, 5, 30]]}
+        box["iscrowd"] = 1  # as CVAT writes it
         categories = [{"id": int(i), "name": name} for i, name in names.items()]
         image = {"id": 1, "file_name": "a.png", "height": 40, "width": 60}
         (data / "val.json").write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
     EoMTForUniversalSegmentation.from_pretrained(model).save_pretrained(copy)
     EoMTImageProcessor(task=task, size=64).save_pretrained(copy)
     files = tmp_path / "files"
-    arguments = ("--data", data, "--task", task, "--output", tmp_path / "out", "--worst", 1)
+    arguments = ("--data", data, "--task", task, "--output", tmp_path / "out", "--worst", 1, "--crowds-as-instances")
     assert run(copy, *arguments, "--save-predictions", files, "--masked") == 0
     assert "before block 0" in capsys.readouterr().out
     result = json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]
+    assert result["ap" if task == "instance" else "mean_iou"] >= 0  # negative without a ground truth
     assert run("--predictions", files, *arguments, "--json") == 0
     again = json.loads(capsys.readouterr().out)["metrics"]
     assert again == {key: value for key, value in result.items() if "_block_" not in key}
