@@ -141,8 +141,7 @@ def evaluation_data(
     try:
         rows, space = load_data(path, dataset, label_space=wanted, **options)
         if held_out:
-            images = f"the {len(rows)} images that eomt train holds out"
-            print(f"note: {path} has no val split; evaluating {images}", file=sys.stderr)
+            print(f"note: {path} has no val split; evaluating the {len(rows)} held-out images", file=sys.stderr)
         return rows, space
     except UnknownClass as error:
         rows, space = load_data(path, dataset, **options)
@@ -158,7 +157,7 @@ def evaluation_data(
         return rows, space
 
 
-def scores_held_out(path: str, dataset: str, task: str, split: str, model, crowds_as_instances: bool = False) -> bool:
+def scores_held_out(path: str, dataset: str, task: str, split: str, model, crowds: bool) -> bool:
     """Whether to score only the images that `eomt train` holds out, in data without a validation split.
 
     True if the data has a training split, or if the model was trained on the other images. Otherwise, data without
@@ -172,9 +171,7 @@ def scores_held_out(path: str, dataset: str, task: str, split: str, model, crowd
     record = next((file for file in records if file.is_file()), None)
     if splits or record is None:
         return splits == ["train"]
-    rows, _ = load_data(
-        path, dataset, task=task, split=split, automatic_split=True, crowds_as_instances=crowds_as_instances
-    )
+    rows, _ = load_data(path, dataset, task=task, split=split, automatic_split=True, crowds_as_instances=crowds)
     trained = read_json(record)
     return isinstance(trained, dict) and trained.get("val") == rows.with_format(None)["file_name"][:]
 
