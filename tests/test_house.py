@@ -31,13 +31,13 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MOST_LINES = {
-    "configuration": 1520,
+    "configuration": 1530,
     "image_processing": 2200,
     "modeling_eomt": 3180,
-    "training": 6100,
-    "eomt": 5110,
+    "training": 6110,
+    "eomt": 5120,
     "benchmarks": 1560,
-    "tests": 12900,
+    "tests": 12950,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

@@ -30,7 +30,8 @@ from tests.training.tiny import tiny_arguments, tiny_model
 
 FILE = Path(__file__).parent / "record.json"
 TASKS = ("panoptic", "instance", "semantic")
-TOLERANCE = 1e-4  # relative; sums run in another order from one processor and version of torch to the next
+TOLERANCE = 3e-4  # relative; sums run in another order from one processor and version to the next, and over 20 steps
+# the difference grows: 1.1e-4 between torch 2.11 with pyproject.toml's lowest versions and 2.14 with the newest
 
 
 def write_data(task: str, folder: Path) -> Path:
