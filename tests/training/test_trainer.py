@@ -293,6 +293,21 @@ def test_the_processor_follows_the_models_task(tmp_path):
     assert (saved.do_split_image, saved.do_pad) == (True, False)
 
 
+def test_a_run_that_diverged_says_so(tmp_path, caplog):
+    trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples())
+    trainer.state.log_history = [{"step": 1, "loss": 20.0}, {"step": 2, "loss": 5e10}]
+    with caplog.at_level("WARNING"):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    assert any("5e+10" in message for message in caplog.messages)
+
+
+def test_evaluating_without_data_is_an_error(tmp_path):
+    trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples())
+    with pytest.raises(ValueError, match="eval_dataset"):
+        trainer.evaluate()
+
+
 def test_an_epochs_last_incomplete_step_is_dropped(tmp_path):
     options = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 3, "dataloader_drop_last": True}
     args = tiny_arguments(tmp_path, **options)

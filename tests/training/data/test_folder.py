@@ -112,6 +112,14 @@ def test_images_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
     assert dataset["image_id"][:] == ["images/x/a", "images/y/a"]
 
 
+def test_splits_called_training_and_validation(tmp_path):
+    files = {f"images/{name}/a.jpg": picture() for name in ("training", "validation")}
+    files |= {name.replace("images", "annotations").replace("jpg", "png"): png(labels()) for name in files}
+    root = write(tmp_path, files)
+    assert load_data(root, task="semantic", split="train")[0]["file_name"][:] == ["images/training/a.jpg"]
+    assert load_data(root, task="semantic", split="val")[0]["file_name"][:] == ["images/validation/a.jpg"]
+
+
 def test_masks_of_0_and_255_are_binary(tmp_path):
     """Many tools write 255 for the foreground."""
     mask = np.zeros(SIZE, int)
