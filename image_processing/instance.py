@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..configuration.labels import VOID
 from .geometry import Placement
-from .resampling import BAND, Resampler, tile_side
+from .resampling import BAND, Resampler, logit, tile_side
 
 
 def instance_segmentation(
@@ -37,7 +37,7 @@ def instance_segmentation(
             int32: the higher score wins a pixel, −1 is void, and segments without pixels are not listed.
         mask_threshold: σ above which a pixel belongs to a mask.
     """
-    cut = _logit(mask_threshold)
+    cut = logit(mask_threshold)
     found = _candidates(mask_logits, class_logits, placement, top_k, threshold)
     resampler = found.resampler
     scores = found.scores * _mask_scores(found.logits, resampler, cut)[found.position]
@@ -72,15 +72,11 @@ def encoded_instances(
     Computes each pixel of a mask once and allocates no (H, W) map.
     """
     found = _candidates(mask_logits, class_logits, placement, top_k)
-    masks, mask_scores = _encoded(found.logits, found.resampler, _logit(mask_threshold))
+    masks, mask_scores = _encoded(found.logits, found.resampler, logit(mask_threshold))
     scores = found.scores * mask_scores[found.position]
     order = scores.argsort(descending=True, stable=True)
     masks = [masks[k] for k in found.position[order].tolist()]
     return masks, found.labels[order].tolist(), scores[order].tolist()
-
-
-def _logit(probability: float) -> float:
-    return torch.logit(torch.tensor(probability, dtype=torch.float64)).item()
 
 
 @dataclass(frozen=True)

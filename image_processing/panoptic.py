@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..configuration.labels import VOID
 from .geometry import Placement
-from .resampling import BAND, Resampler, first_best, tile_side
+from .resampling import BAND, Resampler, first_best, logit, tile_side
 
 _SLACK = 1e-3
 """Margin (logits) on the bounds for skipping queries in a tile: far above fp32 rounding."""
@@ -70,7 +70,7 @@ def _owners(logits: Tensor, scores: Tensor, placement: Placement, mask_threshold
     lower bound of another cannot own a pixel of the tile, and is not upsampled there.
     """
     K, device = len(logits), logits.device
-    cut = torch.logit(torch.tensor(mask_threshold, dtype=torch.float64)).item()
+    cut = logit(mask_threshold)
     resampler = Resampler.to_image(logits.shape[-2:], placement, device)
     owner = torch.empty(placement.original, dtype=torch.int32, device=device)
     areas = torch.zeros(3, K, dtype=torch.int64, device=device)

@@ -139,3 +139,8 @@ def tile_side(planes: int, device: torch.device | str = "cpu") -> int:
     if torch.device(device).type == "cpu":
         return 256 if planes <= 32 else 128
     return max(256, int((2**26 / max(planes, 1)) ** 0.5))
+
+
+def logit(probability: float) -> float:
+    """The logit at which σ has this value: masks are compared before σ."""
+    return torch.logit(torch.tensor(probability, dtype=torch.float64)).item()
