@@ -15,6 +15,7 @@ from itertools import count
 
 VOID = -1  # id of pixels without a segment, in maps of ids
 IGNORE_INDEX = 255  # label of pixels without a class, in semantic maps
+VOID_VALUES = {1: IGNORE_INDEX, 2: 65535, 3: 0xFFFFFF}  # of such pixels in label pngs, by the bytes of a pixel
 PACKAGED = {  # name: (file, which classes, whether the task has stuff)
     "coco_panoptic": ("coco", "all", True),
     "coco_instance": ("coco", "things", False),

@@ -25,13 +25,10 @@ from PIL import Image
 from pycocotools import mask as rle
 from scipy import ndimage
 
-from .configuration.labels import LabelSpace
+from .configuration.labels import VOID_VALUES, LabelSpace
 from .image_processing.images import id_to_rgb
 from .image_processing.resampling import BAND
 from .training.files import read_json, write_atomic, write_json
-
-VOID_VALUES = {1: 255, 2: 65535, 3: 0xFFFFFF}
-"""Void in a label PNG, by its bytes per pixel."""
 
 
 class Results:

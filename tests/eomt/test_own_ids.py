@@ -193,7 +193,7 @@ def test_data_without_val_is_split_the_same_in_every_command(label_maps, tmp_pat
     images = json.loads((tmp_path / "out/images.json").read_text())["images"]
     assert sorted(image["file_name"] for image in images) == sorted(split["val"])
     assert evaluate(next(run.glob("checkpoint-*")), "--data", data) == 0
-    assert capsys.readouterr().err.count(f"the {len(images)} images") == 2
+    assert capsys.readouterr().err.count(f"{len(images)} held-out images") == 2
     (run / "split.json").unlink()  # a model that was not trained on this data
     assert evaluate(run, "--data", data) == 0
     assert "12 images" in capsys.readouterr().out

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from eomt.configuration.labels import VOID_VALUES
 from eomt.predict import find_images
-from eomt.results import VOID_VALUES, label_png
+from eomt.results import label_png
 from eomt.training.files import write_atomic, write_json
 
 

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ...configuration.labels import IGNORE_INDEX, LabelSpace
+from ...configuration.labels import IGNORE_INDEX, VOID_VALUES, LabelSpace
 from ...image_processing.images import distinct_values
 from .files import HEIC_SUFFIXES, IMAGE_SUFFIXES, SPLIT_NAMES, Tree, mentioned_splits, mentions, naming
 from .images import read_classes
@@ -38,7 +38,6 @@ LABEL_FOLDERS = (
 )  # fmt: skip
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")  # of label images: formats that keep values exactly
 LABEL_ENDING = re.compile(r"[_-](masks?|labels?|gt)$", re.IGNORECASE)
-LARGEST_VALUE = 65535  # of 16 bits: what 255 is for 8
 
 
 def is_folder(tree: Tree, task: str) -> bool:
@@ -210,7 +209,7 @@ def numbered_space(
     values = set(names or ())
     if names is None or has_two:
         values = _values_of(labels, until=1 if has_two else None)
-    ignored = (*options.ignore_ids, LARGEST_VALUE)
+    ignored = (*options.ignore_ids, VOID_VALUES[2])
     binary = values - {*ignored} == {0, IGNORE_INDEX}  # 255 is the foreground then
     if names is None:
         names = {value: f"class_{value}" for value in values}

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ...configuration.labels import LabelSpace
+from ...configuration.labels import VOID_VALUES, LabelSpace
 from .coco import instance_segments, panoptic_segments
 from .files import IMAGE_SUFFIXES, Tree, naming, safe_name
-from .predictions import LARGEST_VALUES, PredictionIndex
+from .predictions import PredictionIndex
 from .rows import ReadOptions, Rows, is_number, member, objects
 
 
@@ -29,7 +29,7 @@ def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> t
     index = PredictionIndex(tree)
     labels = index.labels if task == "panoptic" else replace(index.labels, stuff_label_ids=())
     space = options.match(labels, path)
-    is_colored = task == "semantic" and max(labels.dataset_ids) >= LARGEST_VALUES[0]
+    is_colored = task == "semantic" and max(labels.dataset_ids) >= VOID_VALUES[2]
     rows = Rows(str(path), "semantic_colors" if is_colored else task, options.score_floor)
     images = {image["id"]: image for image in index.images}
     segments: dict = {key: [] for key in images}

@@ -19,14 +19,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from ...configuration.labels import LabelSpace
+from ...configuration.labels import VOID_VALUES, LabelSpace
 from .files import Tree, naming, safe_name
 from .images import read_classes, read_colors, read_map
 from .polygons import check_shape, to_rle
 from .rows import is_id, is_number, label_of, match_labels, member, objects
 from .samples import to_labels
 
-LARGEST_VALUES = (65535, 0xFFFFFF)  # unlabeled in label images of two bytes and of colors; 255 is so everywhere
 _UNNAMED = re.compile(r"(class|LABEL)_\d+")  # classes that nobody has named
 
 
@@ -191,7 +190,7 @@ class PredictionIndex:
         ids = tuple(category["id"] for category in categories)
         names = tuple(category["name"] for category in categories)
         stuff = tuple(label for label, category in enumerate(categories) if not category.get("isthing", 1))
-        ignored = tuple(value for value in LARGEST_VALUES if value not in ids)
+        ignored = tuple(VOID_VALUES[size] for size in (2, 3) if VOID_VALUES[size] not in ids)
         self.labels = LabelSpace(self.source, names, stuff, ids, ignored)
 
     @classmethod
