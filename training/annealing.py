@@ -39,13 +39,7 @@ class MaskAnnealingCallback(TrainerCallback):
     def __init__(
         self, start_steps: Sequence[int] | None = None, end_steps: Sequence[int] | None = None, power: float = 0.9
     ):
-        if (start_steps is None) != (end_steps is None):
-            raise ValueError(
-                "give both start_steps and end_steps, or neither to derive them from the length of the run"
-            )
-        if start_steps is not None and len(start_steps) != len(end_steps):
-            raise ValueError(f"{len(start_steps)} start_steps but {len(end_steps)} end_steps; give one pair per block")
-        for start, end in zip(start_steps or (), end_steps or ()):
+        for start, end in zip(start_steps or (), end_steps or (), strict=True):
             if end < start:
                 raise ValueError(f"annealing starts at step {start} and ends at {end}; give an end after the start")
         self.start_steps = start_steps
@@ -58,10 +52,6 @@ class MaskAnnealingCallback(TrainerCallback):
     def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
         if self.start_steps is None:
             return annealing_steps(max_steps, num_blocks)
-        if len(self.start_steps) != num_blocks:
-            raise ValueError(
-                f"{len(self.start_steps)} annealing steps for a model with num_blocks={num_blocks}; give one per block"
-            )
         return self.start_steps, self.end_steps
 
     def probabilities_at(self, state, num_blocks: int) -> list[float]:

@@ -24,8 +24,8 @@ REPLACED = {  # options of the stock Trainer without effect on EoMT's schedule a
     "label_smoothing_factor": "EoMT's loss has no label smoothing",
 }
 ABOVE_ZERO = (
-    "learning_rate", "backbone_learning_rate", "num_train_epochs", "llrd", "total_batch_size",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "lora", "early_stopping",
+    "learning_rate", "backbone_learning_rate", "num_train_epochs", "total_batch_size", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "lora", "early_stopping",
 )  # fmt: skip
 FULL_WARMUP_STEPS = 15_000  # least length of runs with the paper's warm-up (its shortest run: 19,902 steps)
 DEFAULT_EPOCHS = 12
@@ -116,15 +116,8 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
                 raise ValueError(f"{name} is {value!r}, which would have no effect; {instead}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema is {self.ema}; give a decay between 0 and 1, for example 0.999")
-        if self.lora and self.freeze_backbone:
-            raise ValueError("lora and freeze_backbone are both given; leave out freeze_backbone, which lora implies")
         if self.early_stopping and _plain(self.eval_strategy) == "no":
             raise ValueError("early_stopping is given, but eval_strategy is no; it needs evaluations")
-        for name in ("head_warmup_steps", "backbone_warmup_steps"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.llrd is not None and self.llrd > 1:
-            raise ValueError(f"llrd is {self.llrd}; the layer-wise decay is a factor in (0, 1], 1 turns it off")
 
     def _fill_from_recipe(self) -> None:
         recipe = self.recipe_values

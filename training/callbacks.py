@@ -75,11 +75,9 @@ class AveragingCallback(TrainerCallback):
         save_file({name: value.contiguous() for name, value in self.average.items()}, Path(folder, AVERAGE_FILE))
 
     def load(self, folder: str, device) -> None:
-        """Read the average from a checkpoint; `ValueError` if it has none."""
-        file = Path(folder, AVERAGE_FILE)
-        if not file.is_file():
-            raise ValueError(f"{folder} has no {AVERAGE_FILE}; resume it without ema")
-        self.average = {name: value.float().to(device) for name, value in load_file(file).items()}
+        """Read the average from a checkpoint."""
+        average = load_file(Path(folder, AVERAGE_FILE))
+        self.average = {name: value.float().to(device) for name, value in average.items()}
 
 
 class PatienceCallback(TrainerCallback):
@@ -148,19 +146,12 @@ class CurvesCallback(TrainerCallback):
     def __init__(self):
         self._drawn = 0  # number of log rows in the file
 
-    def _draw(self, args, state):
+    def _draw(self, args, state, control, **kwargs):
         if state.is_world_process_zero and len(state.log_history) != self._drawn:
             plot_curves(state.log_history, Path(args.output_dir, "curves.png"))
             self._drawn = len(state.log_history)
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        self._draw(args, state)
-
-    def on_save(self, args, state, control, **kwargs):
-        self._draw(args, state)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._draw(args, state)
+    on_evaluate = on_save = on_train_end = _draw
 
 
 def plot_curves(log_history: list[dict], path: str | Path) -> None:

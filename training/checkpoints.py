@@ -32,7 +32,7 @@ MODEL_OPTIONS = (  # fields that decide the shapes of the weights
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
     """Latest complete `checkpoint-<step>` of an output folder, or None."""
-    return next((str(path) for path in _latest_first(folder) if is_complete(path)), None)
+    return next((str(path) for path in _latest_first(folder) if missing_file(path) is None), None)
 
 
 def checkpoint_to_resume(folder: str | os.PathLike) -> str | None:
@@ -56,13 +56,8 @@ def _latest_first(folder: str | os.PathLike) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether a checkpoint folder has untruncated files of state, weights, optimizer and schedule."""
-    return missing_file(checkpoint) is None
-
-
 def missing_file(checkpoint: str | os.PathLike) -> str | None:
-    """First file of a checkpoint folder that is missing or truncated, or None."""
+    """The file of state, weights, optimizer or schedule that is missing in a checkpoint or truncated, or None."""
     checkpoint = Path(checkpoint)
     sharded = any(checkpoint.glob("pytorch_model_fsdp*")) or any(checkpoint.glob("global_step*"))  # FSDP, DeepSpeed
     try:
@@ -115,16 +110,10 @@ def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = N
     write_json(Path(args.output_dir, OPTIONS_FILE), {**(given or {}), **run_options(args, config)}, indent=2)
 
 
-def planned_steps(checkpoint: str | Path) -> int | None:
-    """Planned optimizer steps of the run of a checkpoint, or None."""
-    file = Path(checkpoint, "trainer_state.json")
-    return read_json(file).get("max_steps") if file.is_file() else None
-
-
 def check_length(checkpoint: str | Path, max_steps: int) -> None:
     """`ValueError` for another length: rates and mask probabilities depend on it and would jump."""
-    planned = planned_steps(checkpoint)
-    if planned not in (None, max_steps):
+    planned = read_json(Path(checkpoint, "trainer_state.json"))["max_steps"]
+    if planned != max_steps:
         raise ValueError(
             f"{checkpoint} is from a run of {planned} steps, not {max_steps}: learning rates and mask probabilities "
             "would jump; resume with the same length, or start a new run from this checkpoint"

@@ -37,17 +37,12 @@ class EoMTDataCollator:
         return cls(**settings, **options)
 
     def __call__(self, samples: list[dict]) -> dict:
-        if not samples:
-            raise ValueError("the batch is empty; the data set needs at least one image")
         pixels, masks, labels, names = [], [], [], []
         for sample in samples:
             pixels += _entries(sample["pixel_values"], 3)
             masks += _entries(sample.get("mask_labels"), 3)
             labels += _entries(sample.get("class_labels"), 1)
             names.append(sample.get("file_name"))
-        sizes = {tuple(image.shape) for image in pixels}
-        if len(sizes) > 1:
-            raise ValueError(f"images of one batch have different sizes {sorted(sizes)}; give the transform one size")
         batch = {"pixel_values": self._normalized(torch.stack(pixels))}  # [B, 3, H, W]
         if masks or labels:
             if not len(masks) == len(labels) == len(pixels):

@@ -97,7 +97,8 @@ def learning_rate_factor(
 def two_stage_warmup_poly_schedule(
     optimizer: Optimizer,
     warmup_steps: tuple[int, int] = (500, 1000),
-    total_steps: int | None = None,
+    *,
+    total_steps: int,
     power: float = 0.9,
 ) -> LambdaLR:
     """The paper's learning rate schedule, to step after every update.
@@ -108,10 +109,8 @@ def two_stage_warmup_poly_schedule(
         total_steps: length T of the run in optimizer steps; the rate is 0 from there on.
         power: exponent of the decay.
     """
-    if total_steps is None or total_steps < 1:
-        raise ValueError(f"total_steps is {total_steps}; give the length of the run in optimizer steps")
-    if len(warmup_steps) != 2 or min(warmup_steps) < 0:
-        raise ValueError(f"warmup_steps is {warmup_steps}; give two numbers of steps, for heads and backbone")
+    if min(warmup_steps) < 0:
+        raise ValueError(f"warmup_steps is {warmup_steps}; a number of steps is at least 0")
     return LambdaLR(
         optimizer,
         [

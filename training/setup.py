@@ -522,15 +522,7 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, labels: Labe
         labels,
         task=args.task,
         size=as_pair(crop_size(data, args)),
-        scale_range=_scale_range(data.scale_range) if data.scale_range else default,
+        scale_range=tuple(listed(data.scale_range, float)) if data.scale_range else default,
         color_jitter=jitter if data.color_jitter is None else data.color_jitter,
         augment=data.augment,
     )
-
-
-def _scale_range(text: str) -> tuple[float, float]:
-    """Parse "0.5,2" to (lowest, highest) scale."""
-    values = listed(text, float)
-    if len(values) != 2 or not 0 < values[0] <= values[1] < math.inf:
-        raise ValueError(f"scale_range is {text}; give LOW,HIGH, two positive numbers")
-    return values[0], values[1]

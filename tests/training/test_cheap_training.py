@@ -109,10 +109,6 @@ def test_a_resumed_run_is_as_one_that_was_never_interrupted(tmp_path, options):
     first, second = map(load_file, files)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6, msg=name)
-    if "ema" in options:
-        (checkpoint / "average.safetensors").unlink()
-        with pytest.raises(ValueError, match=r"no average\.safetensors"):
-            trainer_of(tmp_path / "third", **options).train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_evaluation_sees_the_average(tmp_path):

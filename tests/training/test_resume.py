@@ -10,7 +10,7 @@ import torch
 
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training import EoMTTrainer
-from eomt.training.checkpoints import is_complete, last_complete_checkpoint
+from eomt.training.checkpoints import last_complete_checkpoint, missing_file
 from tests.training.runs import KILLS, LONG, resumable
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
@@ -66,7 +66,7 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
     trainer = resumable(tmp_path / "run", max_steps=2)
     trainer.train()
     good = tmp_path / "run" / "checkpoint-2"
-    assert is_complete(good)
+    assert missing_file(good) is None
     for step, file, content in [
         (4, "trainer_state.json", b'{"global_st'),
         (5, "trainer_state.json", None),
@@ -81,7 +81,7 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
             (bad / file).unlink()
         else:
             (bad / file).write_bytes(content)
-        assert not is_complete(bad), (step, file)
+        assert missing_file(bad) == file
     assert last_complete_checkpoint(tmp_path / "run") == str(good)
 
 

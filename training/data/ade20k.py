@@ -26,7 +26,7 @@ def read_ade20k(path: Path, task: str, split: str, options: ReadOptions) -> tupl
     """Rows of one split, ordered as the authors' (by the number in the name), and the label space."""
     main = first_tree((path / ROOT, ""), (path / f"{ROOT}.zip", ROOT), (path, ROOT if path.is_file() else ""))
     rows = Rows(str(main), "semantic" if task == "semantic" else "ade20k_panoptic")
-    maps = _stems(main, f"annotations/{FOLDERS[split]}")
+    maps = main.stems(f"annotations/{FOLDERS[split]}")
     things, tree = {}, None
     if task == "panoptic":
         base = path.parent if path.name.startswith(ROOT) else path
@@ -37,8 +37,8 @@ def read_ade20k(path: Path, task: str, split: str, options: ReadOptions) -> tupl
         )
         if tree is None:
             raise ValueError(f"{base}: ADE20K panoptic also needs annotations_instance(.zip) with the instance pngs")
-        things = _stems(tree, FOLDERS[split])
-    for stem, image in _stems(main, f"images/{FOLDERS[split]}").items():
+        things = tree.stems(FOLDERS[split])
+    for stem, image in main.stems(f"images/{FOLDERS[split]}").items():
         with rows.problems.at(image):
             if stem not in maps or (task == "panoptic" and stem not in things):
                 folder = "annotations" if stem not in maps else "annotations_instance"
@@ -46,16 +46,6 @@ def read_ade20k(path: Path, task: str, split: str, options: ReadOptions) -> tupl
             other = tree.locate(things[stem]) if things else ""
             rows.add(stem, PurePosixPath(image).name, main.locate(image), main.locate(maps[stem]), other)
     return rows, options.match(label_space(f"ade20k_{task}"), path)
-
-
-def _stems(tree: Tree, folder: str) -> dict[str, str]:
-    """stem → name of the files in a folder, wherever in the tree it lies ("annotations_instance/training")."""
-    stems: dict[str, str] = {}
-    for name in tree.names:
-        path = PurePosixPath(name)
-        if f"/{path.parent}".endswith(f"/{folder}") and stems.setdefault(path.stem, name) != name:
-            raise ValueError(f"{tree}: {stems[path.stem]} and {name} have the same name; remove one of the two")
-    return stems
 
 
 def panoptic_map(semantic: np.ndarray, instance: np.ndarray, space: LabelSpace) -> tuple[np.ndarray, list[dict]]:

@@ -117,7 +117,7 @@ def _segments(
             if not 0 < number < 2**24:
                 raise ValueError("its id is not in 1 … 16777215, the colors of a png")
             if info.get("category_id") not in left_out:
-                segments.append(segment_entry(number, label_of(info, space), *_crowd_and_area(info)))
+                segments.append(_segment(info, number, label_of(info, space)))
     return sorted(segments, key=lambda entry: entry["id"])
 
 
@@ -136,8 +136,8 @@ def instance_segments(
                 skipped += 1
                 continue
             check_shape(shape, _size(images[key]))
-            iscrowd, area = _crowd_and_area(entry)
-            segments[key].append(segment_entry(number, label, 0 if crowds_as_instances else iscrowd, area, shape))
+            segment = _segment(entry, number, label, shape)
+            segments[key].append(segment | {"iscrowd": 0} if crowds_as_instances else segment)
     if skipped:
         left = f"{skipped} of {len(annotations)} annotations have no mask (boxes only, or two points)"
         if skipped == len(annotations):
@@ -218,13 +218,10 @@ def _new_id(entry: dict, seen: set[int]) -> int:
     return number
 
 
-def _crowd_and_area(entry: dict) -> tuple[int, float]:
-    iscrowd, area = entry.get("iscrowd", 0), entry.get("area", -1)
-    if iscrowd not in (0, 1):
-        raise ValueError(f"its iscrowd is {iscrowd!r}, not 0 or 1")
-    if not is_number(area):
-        raise ValueError(f"its area is {area!r}, not a finite number")
-    return iscrowd, area
+def _segment(entry: dict, number: int, label: int, shape="") -> dict:
+    """An annotation's entry of a row's `segments`; pixels are counted where its area is not a number."""
+    area = entry.get("area")
+    return segment_entry(number, label, bool(entry.get("iscrowd")), area if is_number(area) else -1.0, shape)
 
 
 def _without_lines(shape):

@@ -29,7 +29,6 @@ SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held o
 }
 MOST_BYTES = 1 << 31  # of a json or an image: COCO's largest json has half a gigabyte, LVIS' one
 MOST_TEXT = 1 << 24  # of a yaml, a list of classes or an image's polygons
-MOST_COMPRESSED, SMALL = 200, 1 << 26  # a zip's members shrink to a 200th at the most, but for small ones
 _tables: dict[tuple[int, str], datasets.Dataset | datasets.DatasetDict] = {}
 _archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
 
@@ -111,9 +110,6 @@ def _member_bytes(member: str, archive: str, limit: int) -> bytes:
     try:
         info = opened.getinfo(member)
         _require_size(f"{archive}: {member!r}", info.file_size, limit)
-        if info.file_size > SMALL and info.file_size > MOST_COMPRESSED * info.compress_size:
-            sizes = f"unpacks from {info.compress_size} to {info.file_size} bytes"
-            raise ValueError(f"{archive}: {member!r} {sizes}, as a zip bomb would; unpack it and give the folder")
         with opened.open(info) as file:
             return file.read(limit)
     except KeyError:
@@ -191,6 +187,17 @@ class Tree:
 
     def read(self, name: str, limit: int = MOST_BYTES) -> bytes:
         return read_bytes(self.locate(name), limit)
+
+    def stems(self, folder: str, suffixes: str | tuple[str, ...] = "") -> dict[str, str]:
+        """Stem → name of the files in a folder, at any depth; `ValueError` for two files of one stem."""
+        stems: dict[str, str] = {}
+        for name in self.names:
+            path = PurePosixPath(name)
+            if f"/{path.parent}".endswith(f"/{folder}") and name.lower().endswith(suffixes):
+                if path.stem in stems:
+                    raise ValueError(f"{self}: {stems[path.stem]} and {name} have the same name; remove one of the two")
+                stems[path.stem] = name
+        return stems
 
     def text(self, name: str, limit: int = MOST_TEXT) -> str:
         try:

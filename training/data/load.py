@@ -87,8 +87,6 @@ def load_data(
     path = Path(path)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise ValueError(f"{path} is one file of a data set; give the folder that holds the images and their labels")
-    if split not in SPLIT_NAMES:
-        raise ValueError(f"there is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}")
     dataset = detect_format(path, task) if dataset == "auto" else dataset
     if dataset not in FORMATS:
         raise ValueError(f"there is no data set format {dataset!r}; choose from auto, {', '.join(FORMATS)}")

@@ -10,6 +10,7 @@ Ids are the data set's own everywhere (`LabelSpace.dataset_ids`), as any tool wr
 categories by name.
 """
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ import numpy as np
 import torch
 
 from ...configuration.labels import VOID_VALUES, LabelSpace
-from .files import Tree, naming, safe_name
+from .coco import instance_segments, panoptic_segments
+from .files import Tree, naming
 from .images import read_classes, read_colors, read_map
-from .polygons import check_shape, to_rle
-from .rows import is_id, is_number, label_of, match_labels, member, objects
+from .polygons import to_rle
+from .rows import Rows, is_id, is_number, match_labels, member, objects
 from .samples import to_labels
 
 _UNNAMED = re.compile(r"(class|LABEL)_\d+")  # classes that nobody has named
@@ -62,27 +64,19 @@ def _panoptic(tree: Tree, name: str | None, ids: dict, space: LabelSpace, images
     source = f"{tree}/{name}"
     stem = PurePosixPath(name).stem
     folder = tree.below(stem) if any(n.startswith(f"{stem}/") for n in tree.names) else tree
-    entries: dict = {}
     with naming(source):
-        for entry in member(data, "annotations"):
-            key = _image_id(entry, ids)
-            if key in entries:
-                raise ValueError(f"image id {entry['image_id']} has two annotations")
-            entries[key] = entry
-    _require_all(entries, images, source)
+        annotations = member(data, "annotations")
+    rows = Rows(source, "panoptic")
+    segments, pngs = panoptic_segments(annotations, dict.fromkeys(ids), space, (), folder, rows)
+    rows.require_sound()
+    segments = {ids[key]: found for key, found in segments.items()}
+    pngs = {ids[key]: png for key, png in pngs.items()}
+    _require_all(pngs, images, source)
 
     def prediction_of(image_id, size):
-        with naming(f"{source}: image {image_id}"):
-            png = safe_name(entries[image_id].get("file_name") or "")
-            if png not in folder.names:
-                raise ValueError(f"its png {png!r} is not below {folder}")
-            info = []
-            for segment in member(entries[image_id], "segments_info"):
-                with naming(f"segment {segment.get('id')!r}"):
-                    if not is_id(segment.get("id")):
-                        raise ValueError("its id is not an integer")
-                    info.append({"id": segment["id"], "label_id": label_of(segment, space)})
-            return {"segmentation": read_map(folder.locate(png)), "segments_info": info, "file_name": png}
+        png = pngs[image_id]  # "" without segments
+        ids = read_map(png) if png else np.zeros(size, np.int32)
+        return {"segmentation": ids, "segments_info": segments[image_id], "file_name": png}
 
     return prediction_of
 
@@ -90,23 +84,27 @@ def _panoptic(tree: Tree, name: str | None, ids: dict, space: LabelSpace, images
 def _instance(tree: Tree, name: str | None, ids: dict, space: LabelSpace, images: list):
     name, data = _json(tree, name, "a list of results", lambda data: isinstance(data, list))
     source = f"{tree}/{name}"
-    found: dict = {image_id: [] for image_id in images}
-    for number, entry in enumerate(objects(data, source)):
-        with naming(f"{source}: result {number}"):
-            shape, score = entry.get("segmentation"), entry.get("score")
-            check_shape(shape)
-            if not is_number(score):
-                raise ValueError(f"its score is {score!r}, not a finite number")
-            found[_image_id(entry, ids)].append((label_of(entry, space), float(score), shape))
+    results = objects(data, source)
+    scores = [result.get("score") for result in results]
+    rows = Rows(source, "instance")
+    annotations = [result | {"id": number} for number, result in enumerate(results)]
+    segments = instance_segments(annotations, {key: {} for key in ids}, space, rows)
+    rows.problems += [
+        f"{source}: annotation {number}: its score is {score!r}, not a finite number"
+        for number, score in enumerate(scores)
+        if not is_number(score)
+    ]
+    rows.require_sound()
+    segments = {ids[key]: found for key, found in segments.items()}
 
     def prediction_of(image_id, size):
-        labels, scores, shapes = zip(*found[image_id]) if found[image_id] else ((), (), ())
+        found = segments.get(image_id, ())
         with naming(f"{source}: a result of image {image_id!r}"):
-            masks = [to_rle(shape, *size) for shape in shapes]
+            masks = [to_rle(json.loads(segment["shape"]), *size) for segment in found]
         return {
             "masks": masks,
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "scores": torch.tensor(scores, dtype=torch.float64),
+            "labels": torch.tensor([segment["label_id"] for segment in found], dtype=torch.int64),
+            "scores": torch.tensor([scores[segment["id"]] for segment in found], dtype=torch.float64),
             "file_name": name,
         }
 
@@ -156,13 +154,6 @@ def _json(tree: Tree, name: str | None, what: str, fits) -> tuple[str, object]:
     if len(found) != 1:
         raise ValueError(f"{tree}: {len(found)} json files with {what}; one is needed")
     return found[0]
-
-
-def _image_id(entry: dict, ids: dict):
-    key = entry.get("image_id")
-    if not isinstance(key, int | str) or key not in ids:
-        raise ValueError(f"the data set has no image with id {key!r}")
-    return ids[key]
 
 
 def _require_all(found: dict, images: list, source: str) -> None:

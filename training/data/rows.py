@@ -78,8 +78,7 @@ class Rows:
             DataProblems: if there are problems.
             ValueError: if there is no image, or nothing to learn from in a training split.
         """
-        if self.problems:
-            raise DataProblems(*self.problems)
+        self.require_sound()
         if not self.rows:
             raise ValueError(
                 f"{self.source}: the data set is empty; no image was found; docs/data-formats.md has the layouts"
@@ -96,6 +95,11 @@ class Rows:
                 f"{self.source}: all of its {len(crowds)} segments are crowds (iscrowd 1), which are not learned; "
                 "crowds_as_instances takes them as instances (CVAT marks every mask so)"
             )
+
+    def require_sound(self) -> None:
+        """Raise `DataProblems` if there are problems."""
+        if self.problems:
+            raise DataProblems(*self.problems)
 
     def table(self) -> Dataset:
         columns = features("int64" if isinstance(self.rows[0]["image_id"], int) else "string")

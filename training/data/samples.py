@@ -160,7 +160,7 @@ def to_labels(values: np.ndarray, space: LabelSpace) -> np.ndarray:
     if (unknown := positions < 0).any():
         raise ValueError(
             f"its label image has the value {values[unknown].min()}, which is neither a class nor ignored; correct it, "
-            "or add it to the class names or the ignored ids"
+            "add it to the class names or the ignored ids, or train these classes with class_head new"
         )
     return np.array(list(label_of.values()), np.int32)[positions]
 
@@ -200,9 +200,10 @@ class TrainTransform(_Transform):
     ):
         super().__init__(label_space, task=task)
         self.size = as_pair(size)
-        if not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"scale_range {tuple(scale_range)} must be two rising positive factors, as (0.1, 2.0)")
-        self.scale_range, self.color_jitter, self.augment = tuple(scale_range), color_jitter, augment
+        low, high = scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range is {low},{high}; give LOW,HIGH, two positive numbers")
+        self.scale_range, self.color_jitter, self.augment = (low, high), color_jitter, augment
 
     def row(self, row: dict) -> dict:
         sample = drop_crowds(decode(row, self.label_space))

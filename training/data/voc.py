@@ -28,7 +28,7 @@ CLASSES, OBJECTS = "SegmentationClass", "SegmentationObject"
 
 def is_voc(tree: Tree, task: str) -> bool:
     folder = OBJECTS if task == "instance" else CLASSES
-    pngs = _stems(tree, folder, ".png")
+    pngs = tree.stems(folder, ".png")
     return bool(pngs) and any(_is_list(name) or _is_labelmap(name) for name in tree.names)
 
 
@@ -44,8 +44,8 @@ def read_voc(path: Path, task: str, split: str, options: ReadOptions) -> tuple[R
     space, is_colored = _own_classes(tree, task)
     layout = "voc_instance" if task == "instance" else "semantic"
     rows = Rows(str(path), f"{layout}_colors" if is_colored else layout)
-    images, labels = _stems(tree, "JPEGImages", IMAGE_SUFFIXES), _stems(tree, CLASSES, ".png")
-    objects = _stems(tree, OBJECTS, ".png")
+    images, labels = tree.stems("JPEGImages", IMAGE_SUFFIXES), tree.stems(CLASSES, ".png")
+    objects = tree.stems(OBJECTS, ".png")
     for stem in _listed(tree, split) or ([] if voc_splits(path, task) else sorted(labels)):
         with rows.problems.at(f"{path}: {stem}"):
             for folder, stems in (("JPEGImages", images), (CLASSES, labels), (OBJECTS, objects)):
@@ -77,12 +77,6 @@ def _listed(tree: Tree, split: str) -> list[str]:
     file = next((lists[word] for word in SPLIT_NAMES[split] if word in lists), None)
     lines = tree.text(file).splitlines() if file else []
     return [PurePosixPath(line.strip()).name for line in lines if line.strip()]
-
-
-def _stems(tree: Tree, folder: str, suffixes: str | tuple[str, ...]) -> dict[str, str]:
-    """Stem → name of the files in a folder of this name."""
-    paths = [PurePosixPath(name) for name in tree.names if name.lower().endswith(suffixes)]
-    return {path.stem: str(path) for path in paths if path.parent.name == folder}
 
 
 def _own_classes(tree: Tree, task: str) -> tuple[LabelSpace, bool]:

@@ -24,8 +24,6 @@ class StreamingMetric(evaluate.Metric):
     description = ""
 
     def __init__(self, *, num_labels: int, **kwargs):
-        if not isinstance(num_labels, int) or num_labels < 1:
-            raise ValueError(f"num_labels {num_labels!r} must be a positive integer, the number of classes")
         self.num_labels = num_labels
         super().__init__(**kwargs)
         if self.num_process > 1 and not in_group():
@@ -44,10 +42,7 @@ class StreamingMetric(evaluate.Metric):
     # `evaluate` copies the three public methods without their closures: no zero-argument super() in them.
     def add_batch(self, *, predictions: Iterable, references: Iterable) -> None:
         """Reduce a batch, one prediction and one reference an image, to statistics."""
-        predictions, references = list(predictions), list(references)
-        if len(predictions) != len(references):
-            raise ValueError(f"{len(predictions)} predictions for {len(references)} references; give one each an image")
-        for prediction, reference in zip(predictions, references):
+        for prediction, reference in zip(predictions, references, strict=True):
             self._add(prediction, reference)
 
     def add(self, *, prediction, reference) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import struct
-import zipfile
 import zlib
 
 import numpy as np
@@ -60,7 +59,6 @@ DAMAGE = [  # format, file, its new content or what changes its json, the value 
     ("panoptic", PANOPTIC, segment(category_id=7), "category 7"),
     ("panoptic", PANOPTIC, segment(id=300), "300"),
     ("panoptic", PANOPTIC, segment(id=0), "segment 0"),
-    ("panoptic", PANOPTIC, segment(iscrowd=2), "2"),
     ("panoptic", PANOPTIC, entry("images", file_name="/etc/passwd"), "/etc/passwd"),
     ("panoptic", PANOPTIC, entry("images", file_name="gone.jpg"), "gone.jpg"),
     ("panoptic", PANOPTIC, entry("images", id=9), "image 9"),
@@ -186,7 +184,6 @@ def test_crowds_only_train_as_nothing_here(tmp_path):
 @pytest.mark.parametrize(
     ("options", "value"),
     [
-        ({"task": "semantic", "split": "all"}, "'all'"),
         ({"task": "semantic", "dataset": "lvis"}, "'lvis'"),
         ({"task": "instance", "dataset": "folder"}, "'instance'"),
         ({"task": "panoptic", "dataset": "coco"}, "panoptic"),
@@ -262,16 +259,3 @@ ARCHIVES = {
 def test_archives_that_cannot_be_read(tmp_path, content, value):
     with pytest.raises(ValueError, match=re.escape(value)):
         read_all(write(tmp_path, {"data.zip": content}) / "data.zip", "semantic")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "dataset"),
-    [("data.yaml", b"names: [cat]\n" + b" " * (1 << 20), "yolo"), ("a.json", b'{"images"' + b" " * (1 << 27), "coco")],
-)
-def test_a_zip_bomb_is_not_unpacked(tmp_path, name, content, dataset):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file, other in (DATA["yolo"][0] | {name: content}).items():
-            archive.writestr(file, other)
-    with pytest.raises(ValueError, match=str(len(content))):
-        load_data(write(tmp_path, {"data.zip": buffer.getvalue()}) / "data.zip", dataset, task="instance")

@@ -54,7 +54,5 @@ def test_bad_input(prediction, reference, value):
 
 
 def test_bad_numbers():
-    with pytest.raises(ValueError, match="1 predictions for 0"):
-        MeanIoU(num_labels=2).add_batch(predictions=[np.zeros((1, 1), int)], references=[])
     with pytest.raises(ValueError, match="num_process=2"):  # of processes without a group
         MeanIoU(num_labels=2, num_process=2, process_id=0)
