@@ -34,10 +34,10 @@ MOST_LINES = {
     "configuration": 1530,
     "image_processing": 2200,
     "modeling_eomt": 3180,
-    "training": 6110,
+    "training": 6040,
     "eomt": 5120,
     "benchmarks": 1560,
-    "tests": 12960,
+    "tests": 12920,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
