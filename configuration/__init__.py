@@ -33,6 +33,7 @@ _MODULE_OF = {
     "EoMTConfig": "eomt",
     "EoMTDINOv3Config": "eomt",
     "EoMTEVA02Config": "eomt",
+    "PMTConfig": "pmt",
     "TASKS": "tasks",
     "TASK_ROWS": "tasks",
     "as_pair": "sizes",

@@ -19,6 +19,8 @@ _MODULE_OF = {
     "EoMTEVA02Config": "configuration",
     "EoMTImageProcessor": "image_processing",
     "EoMTForUniversalSegmentation": "modeling_eomt",
+    "PMTConfig": "configuration",
+    "PMTForUniversalSegmentation": "modeling_eomt",
     "pipeline": "pipeline",
     "segment": "segmentation",
 }

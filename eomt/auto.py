@@ -9,15 +9,16 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
-from .configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config
+from .configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config, PMTConfig
 from .image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
-from .modeling_eomt import EoMTForUniversalSegmentation
+from .modeling_eomt import EoMTForUniversalSegmentation, PMTForUniversalSegmentation
 from .modeling_eomt.ladder import LadderConfig, LadderDINOv3Config, LadderEVA02Config, LadderForUniversalSegmentation
 
 MODEL_OF_CONFIG = {
     EoMTConfig: EoMTForUniversalSegmentation,
     EoMTDINOv3Config: EoMTForUniversalSegmentation,
     EoMTEVA02Config: EoMTForUniversalSegmentation,
+    PMTConfig: PMTForUniversalSegmentation,
     LadderConfig: LadderForUniversalSegmentation,
     LadderDINOv3Config: LadderForUniversalSegmentation,
     LadderEVA02Config: LadderForUniversalSegmentation,

@@ -6,7 +6,9 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from ..configuration import EoMTConfig
+from ..configuration.pmt import PMTConfig
 from .eomt import EoMTForUniversalSegmentation
+from .pmt import PMTForUniversalSegmentation, encoder_state
 from .weights.backbones import delta_reference, fit_sizes
 from .weights.key_maps import authors_table
 from .weights.state_dicts import StateDict, give, read_state_dict, require_fit, take
@@ -23,7 +25,9 @@ def load_authors_checkpoint(
 
     Args:
         path_or_state_dict: `.bin`, `.ckpt`, `.safetensors`, a directory that holds one, or the state dict.
-        config: of the same shapes; learned positions are resampled where only the image size differs.
+        config: of the same shapes; learned positions are resampled where only the image size differs. With a
+            `PMTConfig`, the file may hold the decoder alone; `reference_backbone`, or else `config.encoder_name`, is
+            the encoder then, as in `PMTForUniversalSegmentation.load_encoder`.
         reference_backbone: DINOv3 weights (state dict, model or path) when the file holds deltas to them: encoder
             parameters are added to the reference, heads are absolute, buffers are overwritten.
         load_class_head: False leaves the class head at its fresh initialization, for other classes.
@@ -36,16 +40,26 @@ def load_authors_checkpoint(
         key: tensor for key, tensor in read_state_dict(path_or_state_dict).items() if key != "criterion.empty_weight"
     }
     table = authors_table(config)
+    encoder = None
+    if isinstance(config, PMTConfig) and not any(key.startswith("network.encoder.backbone.") for key in state):
+        encoder, reference_backbone = reference_backbone or config.encoder_name, None
+        table = {ours: place for ours, place in table.items() if not ours.startswith("encoder.")}
     if not load_class_head:
         state = {key: t for key, t in state.items() if "class_head" not in key and "class_predictor" not in key}
         table = {ours: place for ours, place in table.items() if not ours.startswith("class_predictor")}
     ours, missing, unexpected = take(state, table)
     unexpected = [key for key in unexpected if key not in NOT_OURS]
     buffers_are_deltas = reference_backbone is not None and not _pixel_mean(state).any()
-    ours = fit_sizes(ours, config)
-
-    model = EoMTForUniversalSegmentation(config).eval()
+    if isinstance(config, PMTConfig):
+        model = PMTForUniversalSegmentation(config).eval()
+        fitted = fit_sizes(encoder_state(ours), config.encoder_config)
+        ours |= {f"encoder.{name}": tensor for name, tensor in fitted.items()}
+    else:
+        model = EoMTForUniversalSegmentation(config).eval()
+        ours = fit_sizes(ours, config)
     require_fit("the checkpoint", model, ours, missing, unexpected, table)
+    if encoder is not None:
+        model.load_encoder(encoder)
     if reference_backbone is not None:
         reference = {name: tensor.float() for name, tensor in delta_reference(reference_backbone, config).items()}
         encoder = {name: ours[name].float() for name in reference}
@@ -81,8 +95,9 @@ def convert_to_authors(model: EoMTForUniversalSegmentation, delta_from=None) -> 
             ours[name] = ours[name].float() - tensor.float()
         ours["attn_mask_probs"] = ours["attn_mask_probs"] - 1
         mean, std = torch.zeros_like(mean), torch.zeros_like(std)
-    if "embeddings.position_embeddings.weight" in ours:
-        ours["embeddings.position_embeddings.weight"] = ours["embeddings.position_embeddings.weight"][None]
+    for name in ("embeddings.position_embeddings.weight", "encoder.embeddings.position_embeddings.weight"):
+        if name in ours:
+            ours[name] = ours[name][None]
     state = give(ours, authors_table(model.config))
     return state | {"network.encoder.pixel_mean": mean, "network.encoder.pixel_std": std}
 

@@ -32,18 +32,28 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
         self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
         self.post_init()
 
+    @property
+    def joint_layers(self) -> nn.ModuleList:
+        """The L2 blocks that process queries and patches jointly."""
+        return self.layers[-self.config.num_blocks :]
+
+    @property
+    def final_norm(self) -> nn.LayerNorm:
+        """The norm before every prediction."""
+        return self.layernorm
+
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
         grid = self.patch_grid(pixel_values)
-        hidden_states, rotary, merged = self._encode(pixel_values, grid, **kwargs)
+        hidden_states, rotary, merged = self.encode(pixel_values, grid, **kwargs)
         queries = self.query(hidden_states.shape[0]).to(hidden_states)  # [B, Q, D]
         hidden_states = torch.cat([queries, hidden_states], dim=1)  # [B, T, D]
         if rotary is not None:
             rotary = rotary.with_prefix(self.config.num_queries)
         predictions = []
-        for block, layer in enumerate(self.layers[-self.config.num_blocks :]):
+        for block, layer in enumerate(self.joint_layers):
             query_mask = None
             if self.predicts_before(block):
-                prediction = self.predict(self._on_grid(self.layernorm(hidden_states), merged), grid)
+                prediction = self.predict(self._on_grid(self.final_norm(hidden_states), merged), grid)
                 predictions.append(prediction)
                 if all_logits:
                     prediction.logits()
@@ -52,7 +62,7 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
                     visible = merged.visible(visible)
                 query_mask = query_attention_mask(visible, self.config.num_prefix_tokens)
             hidden_states = layer(hidden_states, query_mask, rotary, **kwargs)
-        hidden_states = self._on_grid(self.layernorm(hidden_states), merged)
+        hidden_states = self._on_grid(self.final_norm(hidden_states), merged)
         predictions.append(self.predict(hidden_states, grid))
         return predictions, hidden_states
 
@@ -65,7 +75,7 @@ class EoMTForUniversalSegmentation(TokenMerging, UniversalSegmentationModel):
         class_logits, mask_embeddings = self.class_predictor(queries).to(device), self.mask_head(queries).to(device)
         return MaskPrediction(class_logits, mask_embeddings, mask_features)
 
-    def _encode(
+    def encode(
         self, pixel_values: Tensor, grid: tuple[int, int], **kwargs
     ) -> tuple[Tensor, RotaryTable | None, MergedTokens | None]:
         """The first L1 blocks, without queries: images → tokens (B, P + N, D), the rotary table of their positions,

@@ -189,6 +189,9 @@ class EoMTPreTrainedModel(PreTrainedModel):
             kwargs |= hub | dtypes
         if path is not None:
             _require_index(Path(path, hub.get("subfolder") or ""))
+        of_class = isinstance(config, cls.config_class)
+        if not of_class or config.blocks_are_the_encoders != cls.config_class.blocks_are_the_encoders:
+            raise ValueError(f"{path} holds a {config.model_type!r} model, which is no {cls.__name__}")
         wanted, config = config, copy.deepcopy(config)
         if stored:
             config.image_size = stored.get("image_size", EoMTConfig.image_size)

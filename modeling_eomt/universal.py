@@ -29,11 +29,16 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
     def __init__(self, config: EoMTConfig):
         config = own_config(config)
         super().__init__(config)
+        self.build_vit()
+        self.criterion = Criterion(config)
+        self.init_mask_schedule(config.num_blocks)
+
+    def build_vit(self) -> None:
+        """Add the Vision Transformer. The constructor calls this before anything else is added."""
+        config = self.config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EoMTLayer(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.criterion = Criterion(config)
-        self.init_mask_schedule(config.num_blocks)
 
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
         """Images → the predictions, the last one last, and the encoder's tokens (B, T, D), normalized.

@@ -31,13 +31,13 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MOST_LINES = {
-    "configuration": 1530,
-    "image_processing": 2200,
-    "modeling_eomt": 3180,
-    "training": 6040,
-    "eomt": 5120,
+    "configuration": 1650,
+    "image_processing": 2190,
+    "modeling_eomt": 3580,
+    "training": 6020,
+    "eomt": 5110,
     "benchmarks": 1560,
-    "tests": 12920,
+    "tests": 13200,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

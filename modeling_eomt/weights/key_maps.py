@@ -7,6 +7,7 @@ several of our parameters along the first dimension, the part.
 from typing import NamedTuple
 
 from ...configuration import EoMTConfig
+from ...configuration.pmt import PMTConfig
 
 
 class Place(NamedTuple):
@@ -108,18 +109,51 @@ def hf_table(config: EoMTConfig) -> Table:
 
 
 def authors_table(config: EoMTConfig) -> Table:
-    """The authors' checkpoints: heads and encoder under `network.`."""
+    """The authors' checkpoints: heads and encoder under `network.`; PMT's heads under `network.decoder.`."""
+    if isinstance(config, PMTConfig):
+        encoder = {f"encoder.{ours}": place for ours, place in _authors_encoder(config.encoder_config).items()}
+        return encoder | _laterals(config) | _decoder(config) | _heads(config, "network.decoder")
+    return _authors_encoder(config) | _heads(config, "network")
+
+
+def _authors_encoder(config: EoMTConfig) -> Table:
     encoder = _table(config, AUTHORS[config.layout.name])
-    table = {ours: place._replace(key=f"network.encoder.backbone.{place.key}") for ours, place in encoder.items()}
+    return {ours: place._replace(key=f"network.encoder.backbone.{place.key}") for ours, place in encoder.items()}
+
+
+def _heads(config: EoMTConfig, prefix: str) -> Table:
+    table: Table = {}
     for ours, theirs in HEADS.items():
         for kind in ("weight", "bias") if ours != "query" else ("weight",):
-            table[f"{ours}.{kind}"] = Place(f"network.{theirs}.{kind}")
+            table[f"{ours}.{kind}"] = Place(f"{prefix}.{theirs}.{kind}")
     for index in range(config.num_upscale_blocks):
-        ours, theirs = f"upscale_block.block.{index}", f"network.upscale.{index}"
+        ours, theirs = f"upscale_block.block.{index}", f"{prefix}.upscale.{index}"
         for name, their_name in (("conv1", "conv1"), ("conv2", "conv2"), ("layernorm2d", "norm")):
             for kind in ("weight", "bias") if name != "conv2" else ("weight",):
                 table[f"{ours}.{name}.{kind}"] = Place(f"{theirs}.{their_name}.{kind}")
-    table["attn_mask_probs"] = Place("network.attn_mask_probs")
+    table["attn_mask_probs"] = Place(f"{prefix}.attn_mask_probs")
+    return table
+
+
+def _decoder(config: PMTConfig) -> Table:
+    """PMT's decoder blocks, which have transformers' names of DINOv3."""
+    norms = {f"decoder.layernorm.{kind}": Place(f"network.decoder.decoder_norm.{kind}") for kind in ("weight", "bias")}
+    return norms | _blocks(config, config.num_blocks, HF_DINOV3_BLOCK, "decoder.layers", "network.decoder.blocks")
+
+
+def _laterals(config: PMTConfig) -> Table:
+    """PMT's batch norms and projections of the encoder's levels."""
+    theirs = {"mlp": {"fc1": ".0", "fc2": ".2"}, "linear": {"fc1": ""}, "identity": {}}[config.lateral_projection]
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    table: Table = {}
+    for level in range(len(config.interaction_indices)):
+        table[f"laterals.{level}.scale"] = Place(f"network.decoder.scalers.{level}")
+        for name in norm if config.lateral_batch_norm else ():
+            table[f"laterals.{level}.norm.{name}"] = Place(f"network.bn.{level}.{name}")
+        for layer, their_layer in theirs.items():
+            for kind in ("weight", "bias"):
+                place = Place(f"network.decoder.lateral_projections.{level}{their_layer}.{kind}")
+                table[f"laterals.{level}.projection.{layer}.{kind}"] = place
     return table
 
 
@@ -137,11 +171,17 @@ def _table(config: EoMTConfig, names: Names) -> Table:
     for kind in ("weight", "bias"):
         table[f"{projection}.{kind}"] = Place(f"{outside['embeddings.projection']}.{kind}")
         table[f"layernorm.{kind}"] = Place(f"{outside['layernorm']}.{kind}")
-    for index in range(config.num_hidden_layers):
+    return table | _blocks(config, config.num_hidden_layers, block, "layers", blocks)
+
+
+def _blocks(config: EoMTConfig, count: int, block: dict, ours_are: str, theirs_are: str) -> Table:
+    """Places of the parameters of `count` blocks, in lists of these names."""
+    table: Table = {}
+    for index in range(count):
         for ours, theirs in _block_parameters(config).items():
             name, *part = block[theirs] if isinstance(block[theirs], tuple) else (block[theirs],)
             for suffix in _suffixes(config, theirs):
-                table[f"layers.{index}.{ours}{suffix}"] = Place(f"{blocks}.{index}.{name}{suffix}", *part)
+                table[f"{ours_are}.{index}.{ours}{suffix}"] = Place(f"{theirs_are}.{index}.{name}{suffix}", *part)
     return table
 
 

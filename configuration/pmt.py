@@ -1,0 +1,119 @@
+"""`PMTConfig`: the Plain Mask Transformer, EoMT's queries in a decoder on a frozen ViT (arXiv 2603.25398)."""
+
+from typing import Any, ClassVar
+
+from .eomt import EoMTConfig, EoMTDINOv3Config, upscale_blocks
+from .field_types import wrong
+from .tasks import TASK_ROWS, Task
+
+LATERAL_PROJECTIONS = ("mlp", "linear", "identity")
+LEVELS = 4
+# Fields that encoder and decoder share; the encoder decides.
+SHARED = ("hidden_size", "num_attention_heads", "num_register_tokens", "num_channels")
+# Fields of `for_backbone` that are the encoder's.
+ENCODER_FIELDS = (*SHARED, "num_hidden_layers", "mlp_ratio", "intermediate_size", "patch_size")
+
+
+class PMTConfig(EoMTDINOv3Config):
+    r"""Configuration of PMT, `model_type` "pmt": a frozen ViT of any family and a decoder of DINOv3's blocks.
+
+    The fields of `EoMTDINOv3Config` describe the decoder, the queries, the labels and the losses; width, heads,
+    registers and channels are the encoder's. In addition:
+
+    Args:
+        encoder_config (`EoMTConfig` or `dict`): the ViT, of which the fields of the ViT count; DINOv3-L by default.
+        num_blocks (`int`): decoder blocks.
+        interaction_indices (`list[int]`): encoder blocks, from 0 and ascending, whose normalized outputs the decoder
+            reads; by default those at a quarter, half, three quarters and the end of the depth.
+        lateral_projection (`str`): "mlp", "linear" or "identity", what is added to each of these outputs.
+        lateral_batch_norm (`bool`): whether a batch norm comes before.
+        encoder_name, encoder_revision (`str`): source of the encoder's weights: a name in `BACKBONES`, or a path.
+        encoder_digest (`str`): fingerprint of the encoder's weights. Only checkpoints of the decoder alone have it.
+
+    Raises:
+        ValueError: on construction, when a field is out of range or two fields contradict each other.
+    """
+
+    model_type = "pmt"
+    sub_configs: ClassVar[dict[str, type]] = {"encoder_config": EoMTConfig}
+    blocks_are_the_encoders: ClassVar[bool] = False
+    hub_class = None  # transformers has no such model
+
+    encoder_config: dict | EoMTConfig | None = None
+    image_size: int | list[int] | tuple[int, int] | None = None
+    patch_size: int | list[int] | tuple[int, int] | None = None
+    num_blocks: int = 6
+    layer_norm_eps: float = 1e-5
+    pos_embed_rescale: float | None = None
+    interaction_indices: list[int] | tuple[int, ...] | None = None
+    lateral_projection: str = "mlp"
+    lateral_batch_norm: bool = True
+    encoder_name: str | None = None
+    encoder_revision: str | None = None
+    encoder_digest: str | None = None
+
+    def __post_init__(self, **kwargs):
+        encoder = self.encoder_config
+        if encoder is None:
+            encoder = EoMTDINOv3Config()
+        if isinstance(encoder, dict):
+            encoder = _encoder_from(encoder)
+        sizes = {name: getattr(self, name) for name in ("image_size", "patch_size")}
+        self.encoder_config = encoder
+        for name, size in sizes.items():
+            setattr(self, name, getattr(encoder, name) if size is None else size)
+        for name in SHARED:
+            setattr(self, name, getattr(encoder, name))
+        self.intermediate_size = self.hidden_size
+        self.num_hidden_layers = self.num_blocks
+        if encoder.layout.rope == "dinov3":
+            self.rope_parameters = dict(encoder.rope_parameters)
+        if self.interaction_indices is None:
+            depth = encoder.num_hidden_layers
+            self.interaction_indices = [depth * (level + 1) // LEVELS - 1 for level in range(LEVELS)]
+        super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """The encoder has the image and patch size of the model."""
+        super().__setattr__(name, value)
+        encoder = self.__dict__.get("encoder_config")
+        if name in ("image_size", "patch_size") and isinstance(encoder, EoMTConfig) and value is not None:
+            setattr(encoder, name, value)
+
+    @classmethod
+    def for_backbone(cls, name: str, image_size=640, task: Task = "panoptic", **overrides: Any) -> "PMTConfig":
+        """Configuration for a frozen backbone; see `EoMTConfig.for_backbone`.
+
+        Args:
+            **overrides: any field; `hidden_size`, `num_hidden_layers` and other sizes make a scaled encoder.
+
+        Raises:
+            ValueError: when the backbone is unknown or a field is out of range.
+        """
+        encoder_fields = {field: overrides.pop(field) for field in ENCODER_FIELDS if field in overrides}
+        encoder = EoMTConfig.for_backbone(name, image_size, **encoder_fields)
+        fields = {
+            "task": task,
+            "num_queries": TASK_ROWS[task].num_queries if task in TASK_ROWS else 200,
+            "num_upscale_blocks": upscale_blocks(encoder.patch_size),
+            "encoder_name": name,
+        }
+        return cls(encoder_config=encoder, **{**fields, **overrides})
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        depth, indices = self.encoder_config.num_hidden_layers, list(self.interaction_indices)
+        if not indices or indices != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
+            wanted = f"ascending numbers of encoder blocks, from 0 to {depth - 1}"
+            raise wrong("interaction_indices", indices, wanted)
+        if self.lateral_projection not in LATERAL_PROJECTIONS:
+            raise wrong("lateral_projection", self.lateral_projection, f"one of {', '.join(LATERAL_PROJECTIONS)}")
+
+
+def _encoder_from(fields: dict[str, Any]) -> EoMTConfig:
+    """`encoder_config` of a file → a configuration of its family."""
+    kinds = {kind.model_type: kind for kind in EoMTConfig.class_of_layout.values()}
+    kind = kinds.get(fields.get("model_type"))
+    if kind is None:
+        raise wrong("encoder_config.model_type", fields.get("model_type"), f"one of {', '.join(kinds)}")
+    return kind(**{name: value for name, value in fields.items() if name != "model_type"})

@@ -1,0 +1,227 @@
+"""PMT: the frozen encoder, batch norm, checkpoints of the decoder alone, and decoders that share an encoder."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForUniversalSegmentation, pipeline
+
+from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor, PMTConfig, PMTForUniversalSegmentation
+from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
+from tests.models import BACKBONE_OF_KIND, TINY, randomise, targets, tiny_model
+
+KINDS = list(BACKBONE_OF_KIND)
+
+
+def tiny_pmt_config(kind="dinov2", **overrides):
+    fields = {**TINY, "num_hidden_layers": 4, "num_blocks": 2}
+    return PMTConfig.for_backbone(BACKBONE_OF_KIND[kind], **{**fields, **overrides})
+
+
+def tiny_pmt(kind="dinov2", seed=0, **overrides):
+    torch.manual_seed(seed)
+    model = PMTForUniversalSegmentation(tiny_pmt_config(kind, **overrides)).eval()
+    randomise(model)
+    model.set_attn_mask_probs([0.0] * model.config.num_blocks)
+    return model
+
+
+def pixels(batch=2, height=64, width=96, seed=5):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model, images=None):
+    with torch.no_grad():
+        out = model(pixels() if images is None else images)
+    return out.masks_queries_logits, out.class_queries_logits
+
+
+def assert_same(ours, theirs, **tolerance):
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_trains_the_decoder_and_never_the_encoder(kind):
+    model = tiny_pmt(kind).train()
+    model.set_attn_mask_probs([0.5, 0.5])
+    before = copy.deepcopy(model.encoder.state_dict())
+    assert not any(module.training for module in model.encoder.modules())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5)
+    masks, labels = targets(size=(64, 96))
+    out = model(pixels(), masks, labels)
+    assert len(out.auxiliary_logits) == 2
+    out.loss.backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without
+    assert all(name.startswith("encoder.") for name in without)
+    optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.encoder.state_dict().items())
+    assert model.laterals[0].norm.running_mean.any()
+
+
+@pytest.mark.parametrize("projection", ["mlp", "linear", "identity"])
+def test_folded_batch_norm_changes_nothing(projection):
+    model = tiny_pmt(lateral_projection=projection)
+    lateral = model.laterals[1]
+    with torch.no_grad():
+        lateral.norm.running_mean.normal_()
+        lateral.norm.running_var.uniform_(0.5, 2)
+        level = torch.randn(2, 7, 48)
+        norm = lateral.norm
+        normalized = torch.nn.functional.batch_norm(
+            level.transpose(1, 2), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        ).transpose(1, 2)
+        expected = lateral._project(normalized) * lateral.scale
+        torch.testing.assert_close(lateral(level), expected, rtol=0, atol=1e-5)
+
+
+def test_one_level_without_projection_is_twice_the_encoders_output():
+    model = tiny_pmt(interaction_indices=[3], lateral_projection="identity", lateral_batch_norm=False)
+    with torch.no_grad():
+        model.laterals[0].scale.fill_(0.5)
+        hidden_states, _, _ = model.encode(pixels(), (4, 6))
+        (level,) = model.encoder(pixels(), [3], (4, 6))
+    assert torch.equal(hidden_states, level)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForUniversalSegmentation, PMTForUniversalSegmentation])
+def test_saved_models_come_back(kind, auto, tmp_path):
+    model = tiny_pmt(kind)
+    model.save_pretrained(tmp_path)
+    loaded = auto.from_pretrained(tmp_path).eval()
+    assert type(loaded) is PMTForUniversalSegmentation
+    assert type(AutoConfig.from_pretrained(tmp_path).encoder_config) is type(model.config.encoder_config)
+    fields = {name: getattr(loaded.config, name) for name in PMTConfig.__annotations__ if name != "encoder_config"}
+    assert fields == {name: getattr(model.config, name) for name in fields}
+    assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert_same(logits(loaded), logits(model), rtol=0, atol=1e-5)
+
+
+def test_another_image_size_resamples_the_encoder(tmp_path):
+    model = tiny_pmt()
+    model.save_pretrained(tmp_path)
+    loaded = PMTForUniversalSegmentation.from_pretrained(tmp_path, image_size=96).eval()
+    model.resize(96)
+    assert loaded.config.image_size == loaded.config.encoder_config.image_size == 96
+    assert_same(logits(loaded), logits(model))
+
+
+def test_the_pipeline_takes_it(tmp_path):
+    from PIL import Image
+
+    tiny_pmt(task="semantic").save_pretrained(tmp_path)
+    EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
+    found = pipeline("image-segmentation", str(tmp_path))(Image.new("RGB", (80, 60)), subtask="semantic")
+    assert all(entry["mask"].size == (80, 60) for entry in found)
+
+
+# --- checkpoints of the decoder alone -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoder_alone(tmp_path):
+    """(model, folder of its decoder, folder of the encoder as an EoMT's backbone)."""
+    model = tiny_pmt()
+    model.save_pretrained(tmp_path / "whole")
+    model.config.encoder_name = str(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "decoder", decoder_only=True)
+    return model, tmp_path / "decoder", tmp_path / "whole"
+
+
+def test_the_decoder_alone_finds_its_encoder(decoder_alone):
+    model, folder, whole = decoder_alone
+    sizes = [(path / "model.safetensors").stat().st_size for path in (folder, whole)]
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    assert sizes[1] - sizes[0] >= 4 * encoder
+    for encoder in (None, model, whole, str(whole), model.state_dict()):
+        loaded = PMTForUniversalSegmentation.from_pretrained(folder, encoder=encoder).eval()
+        assert loaded.config.encoder_digest is None
+        assert_same(logits(loaded), logits(model))
+    assert_same(logits(AutoModel.from_pretrained(folder).eval()), logits(model))
+
+
+def test_another_encoder_is_refused(decoder_alone):
+    model, folder, whole = decoder_alone
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.encoder.layers[2].mlp.fc1.weight[0, 0] += 0.1
+    for encoder in (changed, tiny_pmt(hidden_size=32), whole / "nowhere"):
+        with pytest.raises((ValueError, OSError)):
+            PMTForUniversalSegmentation.from_pretrained(folder, encoder=encoder)
+    with pytest.raises(ValueError, match="encoder"):
+        PMTForUniversalSegmentation.from_pretrained(whole, encoder=model)
+
+
+def test_a_decoder_without_the_name_of_its_encoder_asks_for_it(tmp_path):
+    model = tiny_pmt()
+    model.config.encoder_name = None
+    model.save_pretrained(tmp_path, decoder_only=True)
+    with pytest.raises(ValueError, match="encoder="):
+        PMTForUniversalSegmentation.from_pretrained(tmp_path)
+    assert_same(logits(PMTForUniversalSegmentation.from_pretrained(tmp_path, encoder=model).eval()), logits(model))
+
+
+def test_authors_files_of_the_decoder_alone_load():
+    model = tiny_pmt("dinov3")
+    state = {name: t for name, t in convert_to_authors(model).items() if not name.startswith("network.encoder.")}
+    loaded = load_authors_checkpoint(state, tiny_pmt_config("dinov3"), reference_backbone=model)
+    loaded.set_attn_mask_probs([0, 0])  # authors' files hold the state of the training
+    assert_same(logits(loaded), logits(model))
+
+
+# --- one encoder, several decoders --------------------------------------------------------------------------------
+
+
+def test_decoders_share_an_encoder():
+    one, other = tiny_pmt(seed=1), tiny_pmt(seed=2)
+    with pytest.raises(ValueError, match="differ"):
+        one.share_encoder(other)
+    other.encoder.load_state_dict(one.encoder.state_dict())
+    expected = logits(one)
+    one.share_encoder(other)
+    assert one.encoder is other.encoder
+    assert_same(logits(one), expected)
+    calls = []
+    one.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    with one.encoder.remembering():
+        assert_same(logits(one), expected)
+        logits(other)
+        assert len(calls) == 1
+        logits(other, pixels(seed=6))
+    assert len(calls) == 2
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"interaction_indices": [0, 4]},
+        {"interaction_indices": [2, 1]},
+        {"interaction_indices": []},
+        {"interaction_indices": [-1, 2]},
+        {"lateral_projection": "conv"},
+        {"task": "depth"},
+    ],
+)
+def test_wrong_fields_are_refused(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        tiny_pmt_config(**fields)
+
+
+def test_token_merging_is_refused():
+    with pytest.raises(ValueError, match="EoMT"):
+        tiny_pmt().set_token_merging((1, 2), 0.9)
+
+
+def test_an_eomt_is_no_pmt(tmp_path):
+    tiny_pmt().save_pretrained(tmp_path / "pmt")
+    tiny_model().save_pretrained(tmp_path / "eomt")
+    with pytest.raises(ValueError, match="pmt"):
+        EoMTForUniversalSegmentation.from_pretrained(tmp_path / "pmt")
+    with pytest.raises(ValueError, match="PMT"):
+        PMTForUniversalSegmentation.from_pretrained(tmp_path / "eomt")
