@@ -58,8 +58,8 @@ class Attention(nn.Module):
         """`query_mask` (B, 1, Q, T) bool, True where a query may look; it restricts the first Q rows."""
         projected = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)  # [B, A, T, E]
-        if rotary is not None:
-            query, key = rotary.rotate(query), rotary.rotate(key)
+        if rotary is not None:  # under autocast the table is in fp32, and kernels take one type
+            query, key = (rotary.rotate(x).to(value.dtype) for x in (query, key))
 
         if query_mask is None:
             output, weights = self._attend(query, key, value, None, **kwargs)  # [B, T, A, E]

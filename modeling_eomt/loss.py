@@ -151,8 +151,13 @@ def check_targets(mask_labels, class_labels, config: EoMTConfig, class_logits: T
             if low < 0 or high >= config.num_labels:
                 wrong = low if low < 0 else high
                 raise ValueError(f"image {index} has label {wrong}, outside the model's 0 to {config.num_labels - 1}")
-    device = class_logits.device
-    return [mask.to(device) for mask in masks], [label.to(device).long() for label in labels]
+    masks, labels = ([to_device(value, class_logits.device) for value in values] for values in (masks, labels))
+    return masks, [label.long() for label in labels]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device. CUDA queues it, and the host does not wait."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @torch.no_grad()
@@ -205,7 +210,7 @@ def assign(costs: Tensor, counts: list[int]) -> list[Matches]:
             queries, targets = linear_sum_assignment(cost[:, :count])
             pairs.append(torch.from_numpy(np.stack([queries, targets])))  # [2, min(Q, n)]
     sizes = [pair.shape[1] for pair in pairs]
-    pairs = torch.cat(pairs, dim=1).to(costs.device).split(sizes, dim=1)
+    pairs = to_device(torch.cat(pairs, dim=1), costs.device).split(sizes, dim=1)
     pairs = [(queries, targets) for queries, targets in pairs]
     images = len(counts)
     return [pairs[first : first + images] for first in range(0, len(pairs), images)]

@@ -44,7 +44,7 @@ class MaskSchedule:
         if len(values) != len(self._masked_blocks) or not all(0 <= value <= 1 for value in values):
             raise ValueError(f"attn_mask_probs are {values}; give {len(self._masked_blocks)} numbers in [0, 1]")
         with torch.no_grad():
-            self.attn_mask_probs.copy_(torch.tensor(values))
+            self.attn_mask_probs.copy_(torch.tensor(values), non_blocking=self.attn_mask_probs.is_cuda)
         self._infers_by_schedule = True
         self._masked_blocks = tuple(value > 0 for value in values)
         self._mask_probs_version = self._current_version()

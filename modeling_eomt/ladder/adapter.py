@@ -157,7 +157,8 @@ class DeformableAttention(nn.Module):
         values = self.value_proj(features).unflatten(-1, (self.num_heads, -1))  # [B, cells, A, E]
         points = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(queries).unflatten(-1, (*points, 2))  # [B, queries, A, L, K, 2]
-        sides = torch.tensor([[width, height] for height, width in shapes], device=queries.device)  # [L, 2]
+        sides = torch.tensor([[width, height] for height, width in shapes])  # [L, 2]
+        sides = sides.to(queries.device, non_blocking=queries.is_cuda)
         locations = reference[:, :, None, :, None, :] + offsets / sides[:, None, :].to(offsets.dtype)
         weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, points[1:])  # [B, queries, A, L, K]
