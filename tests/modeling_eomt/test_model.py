@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation
 from eomt.modeling_eomt import heads, layers
@@ -252,6 +253,25 @@ def test_hidden_states_and_attentions(implementation, masked):
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
     expected = model(pixels).masks_queries_logits
     torch.testing.assert_close(out.masks_queries_logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "eva02"])
+@torch.no_grad()
+def test_kernels_get_one_type_under_autocast(kind):
+    """sdpa casts by itself, flex attention does not."""
+    types = set()
+
+    def kernel(module, query, key, value, mask, **kwargs):
+        types.update((query.dtype, key.dtype, value.dtype))
+        return value.transpose(1, 2), None
+
+    AttentionInterface.register("noted", kernel)
+    model = tiny_model(kind)
+    model.set_attn_mask_probs([0, 0])
+    model.set_attn_implementation("noted")
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(1, 3, 64, 64))
+    assert types == {torch.bfloat16}
 
 
 @torch.no_grad()

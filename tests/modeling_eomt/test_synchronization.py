@@ -1,0 +1,81 @@
+"""The host never waits for the device in forward, and once in the loss: counted on a CUDA device that is not there."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+from tests.modeling_eomt.ladder.test_ladder import ladder
+from tests.models import BACKBONE_OF_KIND, tiny_model
+
+CUDA = torch.device("cuda:0")
+
+
+class Waits(TorchDispatchMode):
+    """Lists what would make the host wait: values that it reads, and blocking copies between it and the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func._overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero"):
+            self.found.append(name)
+        elif name in ("_to_copy", "copy_"):
+            source = args[0] if name == "_to_copy" else args[1]
+            queued = (kwargs or {}).get("non_blocking", False) or args[2:] == (True,)
+            if source.device.type != out.device.type and not (queued and out.device.type == "cuda"):
+                self.found.append(f"{source.device} to {out.device}")
+        return out
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Tensors without values. What the loss reads of them is 0."""
+
+    def read(tensor):
+        torch.empty_like(tensor, device="cpu").copy_(tensor)
+        return SimpleNamespace(numpy=lambda: np.zeros(tensor.shape))
+
+    monkeypatch.setattr(torch.Tensor, "cpu", read)
+    monkeypatch.setattr(PreTrainedModel, "init_weights", lambda model: None)  # reads values
+    with FakeTensorMode():
+        yield
+
+
+@pytest.mark.parametrize("masked", [0.0, 0.5])
+@pytest.mark.parametrize("kind", BACKBONE_OF_KIND)
+def test_forward_and_annealing_never_wait(kind, masked, fake_cuda):
+    for training in (False, True):
+        with CUDA:
+            model = tiny_model(kind).train(training)
+        with Waits() as waits:
+            model.set_attn_mask_probs([masked] * 2)
+            model(torch.randn(2, 3, 64, 64, device=CUDA))
+        assert waits.found == []
+
+
+@pytest.mark.parametrize("step", [2, 3])  # in steps 0 and 1 transformers' pixel decoder copies the sizes of its maps
+def test_the_later_steps_of_the_ladder_never_wait(step, fake_cuda):
+    with CUDA:
+        model = ladder(step)
+    with Waits() as waits:
+        model(torch.randn(2, 3, 64, 64, device=CUDA))
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("place", [CUDA, "cpu"])
+def test_the_loss_waits_once(place, fake_cuda):
+    with CUDA:
+        model = tiny_model().train()
+    masks = [torch.zeros(count, 64, 64, dtype=torch.bool, device=place) for count in (3, 0)]
+    labels = [torch.zeros(count, dtype=torch.long, device=CUDA) for count in (3, 0)]
+    with Waits() as waits:
+        model(torch.randn(2, 3, 64, 64, device=CUDA), masks, labels)
+    assert waits.found == ["cuda:0 to cpu"]
