@@ -33,11 +33,11 @@ LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in mod
 MOST_LINES = {
     "configuration": 1650,
     "image_processing": 2190,
-    "modeling_eomt": 3580,
+    "modeling_eomt": 3586,
     "training": 6020,
     "eomt": 5110,
     "benchmarks": 1560,
-    "tests": 13200,
+    "tests": 13365,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
