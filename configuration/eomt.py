@@ -319,10 +319,14 @@ class EoMTDINOv3Config(EoMTConfig):
 
     @classmethod
     def _family_fields(cls, backbone: Backbone, overrides: dict[str, Any]) -> dict[str, Any]:
-        width = overrides.get("hidden_size", backbone.width)
+        kept = 2 / 3 if backbone.swiglu else 1
         return {
             "layerscale_value": backbone.layer_scale_init,
-            "intermediate_size": 4 * width,
+            "intermediate_size": round(backbone.mlp_ratio * kept * overrides.get("hidden_size", backbone.width)),
+            "use_gated_mlp": backbone.swiglu,
+            "hidden_act": "silu" if backbone.swiglu else "gelu",
+            "query_bias": backbone.qkv_biased,
+            "value_bias": backbone.qkv_biased,
             "pos_embed_rescale": None,
         }
 

@@ -1,5 +1,5 @@
 """Backbones: three layouts of blocks, four families of pre-training, and one row for each pre-trained Vision
-Transformer (paper, Table A; all heads have width 64).
+Transformer (paper, Table A; heads have width 64, those of DINOv3-7B 128).
 
 The model zoo's 7B (WebSSL-DINO) has no row: the paper, the authors' code, timm and transformers do not state its depth,
 heads and MLP.
@@ -88,6 +88,12 @@ class Backbone:
     layer_norm_eps: float
     layer_scale_init: float
     swiglu: bool = False
+    mlp_ratio: float = 4
+    """Hidden width of the MLP by width, before a SwiGLU keeps two thirds."""
+    qkv_biased: bool = True
+    pixel_mean: tuple[float, float, float] | None = None
+    """Normalization in pre-training; None for ImageNet's mean and deviation."""
+    pixel_std: tuple[float, float, float] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -102,25 +108,33 @@ class Backbone:
     @property
     def size(self) -> str:
         """A key of `SIZES`."""
-        return next(size for size in SIZES if f"_{size}_" in self.name)
+        return max((size for size in SIZES if f"_{size}_" in self.name), key=len)
 
     @property
     def num_blocks(self) -> int:
         """L2, the number of blocks that process queries and patches jointly (paper, Appendix A.1)."""
-        return {12: 3, 24: 4, 40: 5}[self.depth]
+        return {12: 3, 24: 4, 32: 5, 40: 5}[self.depth]
 
 
-# Depth, width and heads of each size, for all families.
+# Depth, width and heads of each size. DINOv2 has the first four.
 SIZES = {
     "small": {"depth": 12, "width": 384, "heads": 6},
     "base": {"depth": 12, "width": 768, "heads": 12},
     "large": {"depth": 24, "width": 1024, "heads": 16},
     "giant": {"depth": 40, "width": 1536, "heads": 24, "swiglu": True},
+    "small_plus": {"depth": 12, "width": 384, "heads": 6, "swiglu": True, "mlp_ratio": 6},
+    "huge_plus": {"depth": 32, "width": 1280, "heads": 20, "swiglu": True, "mlp_ratio": 6},
+    "7b": {"depth": 40, "width": 4096, "heads": 32, "swiglu": True, "mlp_ratio": 3, "qkv_biased": False},
 }
+DINOV2_SIZES = ("small", "base", "large", "giant")
+DINOV3_HUB_SIZES = {  # in the names of the hub
+    "small": "s16", "base": "b16", "large": "l16", "small_plus": "s16plus", "huge_plus": "h16plus", "7b": "7b16",
+}  # fmt: skip
 _DINOV2 = {"tags": ("lvd142m",), "family": "dinov2", "patch_size": 14, "position_grid": 37, "layer_norm_eps": 1e-6,
            "layer_scale_init": 1e-5}  # fmt: skip
-_DINOV3 = {"tags": ("lvd1689m",), "family": "dinov3", "patch_size": 16, "position_grid": None,
-           "num_register_tokens": 4, "layer_norm_eps": 1e-5, "layer_scale_init": 1e-5}  # fmt: skip
+_DINOV3 = {"family": "dinov3", "patch_size": 16, "position_grid": None, "num_register_tokens": 4,
+           "layer_norm_eps": 1e-5, "layer_scale_init": 1e-5}  # fmt: skip
+_SATELLITE = {"pixel_mean": (0.430, 0.411, 0.296), "pixel_std": (0.213, 0.156, 0.143)}
 _DEIT3 = {"tags": ("fb_in22k_ft_in1k", "fb_in1k"), "family": "deit3", "patch_size": 16, "position_grid": 24,
           "num_register_tokens": 0, "layer_norm_eps": 1e-6, "layer_scale_init": 1e-6}  # fmt: skip
 _EVA02 = {"tags": ("mim_m38m",), "family": "eva02", "patch_size": 14, "position_grid": 16, "num_register_tokens": 0,
@@ -131,22 +145,26 @@ def _dinov2(size: str, name: str, hub_name: str, registers: int) -> Backbone:
     return Backbone(name=name, hub_name=hub_name, num_register_tokens=registers, **SIZES[size], **_DINOV2)
 
 
-def _dinov3(size: str) -> Backbone:
-    hub_name = f"facebook/dinov3-vit{size[0]}16-pretrain-lvd1689m"
-    return Backbone(name=f"vit_{size}_patch16_dinov3", hub_name=hub_name, **SIZES[size], **_DINOV3)
+def _dinov3(size: str, tag: str = "lvd1689m") -> Backbone:
+    hub_name = f"facebook/dinov3-vit{DINOV3_HUB_SIZES[size]}-pretrain-{tag}"
+    pixels = _SATELLITE if tag == "sat493m" else {}
+    return Backbone(
+        name=f"vit_{size}_patch16_dinov3", tags=(tag,), hub_name=hub_name, **SIZES[size], **_DINOV3, **pixels
+    )
 
 
 BACKBONES: tuple[Backbone, ...] = (
-    *(_dinov2(s, f"vit_{s}_patch14_reg4_dinov2", f"facebook/dinov2-with-registers-{s}", 4) for s in SIZES),
-    *(_dinov3(s) for s in ("small", "base", "large")),
+    *(_dinov2(s, f"vit_{s}_patch14_reg4_dinov2", f"facebook/dinov2-with-registers-{s}", 4) for s in DINOV2_SIZES),
+    *(_dinov3(size) for size in DINOV3_HUB_SIZES),
+    *(_dinov3(size, "sat493m") for size in ("large", "7b")),
     Backbone(name="deit3_large_patch16_384", hub_name=None, **SIZES["large"], **_DEIT3),
-    *(_dinov2(s, f"vit_{s}_patch14_dinov2", f"facebook/dinov2-{s}", 0) for s in SIZES),
+    *(_dinov2(s, f"vit_{s}_patch14_dinov2", f"facebook/dinov2-{s}", 0) for s in DINOV2_SIZES),
     Backbone(name="eva02_large_patch14_224", hub_name=None, **SIZES["large"], **_EVA02),
 )
 
 
 def find_backbone(name: str) -> Backbone:
-    """The row with a name of timm, with or without the pre-training tag, or of the hub.
+    """The row with a name of timm, with or without the pre-training tag, or of the hub; without a tag, the first.
 
     Raises:
         ValueError: when no row has this name.
@@ -155,7 +173,8 @@ def find_backbone(name: str) -> Backbone:
     for backbone in BACKBONES:
         if name == backbone.hub_name or (architecture == backbone.name and tag in ("", *backbone.tags)):
             return backbone
-    raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(row.name for row in BACKBONES)}")
+    names = dict.fromkeys(row.name for row in BACKBONES)
+    raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(names)}")
 
 
 def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
@@ -166,9 +185,8 @@ def backbone_row(family: str, width: int, depth: int, swiglu: bool) -> Backbone:
 
 def nearest_backbone(config) -> tuple[Backbone, bool]:
     """The row nearest to the configuration of an EoMT, and whether the sizes are equal (not scaled)."""
-    swiglu = config.gated_mlp and config.layout is not DINOV3
     registers, size = bool(config.num_register_tokens), (config.hidden_size, config.num_hidden_layers)
-    kin = [row for row in BACKBONES if row.layout is config.layout and row.swiglu == swiglu]
+    kin = [row for row in BACKBONES if row.layout is config.layout and row.swiglu == config.gated_mlp]
     kin = [row for row in kin if bool(row.num_register_tokens) == registers] or kin
     row = next((row for row in kin if (row.width, row.depth) == size), kin[0])
     return row, (row.width, row.depth) == size

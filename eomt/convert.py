@@ -16,8 +16,9 @@ from .configuration.labels import PACKAGED, LabelSpace, label_space
 from .image_processing import EoMTImageProcessor
 from .loading import load_model, require_model
 from .modeling_eomt import EoMTForUniversalSegmentation, convert_to_authors, load_authors_checkpoint
-from .modeling_eomt.weights.inferred_config import config_from_checkpoint, describe_config
-from .modeling_eomt.weights.state_dicts import read_config, read_state_dict, write_state_dict
+from .modeling_eomt.weights.inferred_config import describe_config
+from .modeling_eomt.weights.published import Published, open_published, read_published
+from .modeling_eomt.weights.state_dicts import read_state_dict, write_state_dict
 from .options import ConvertOptions
 from .training.files import atomic, require_free, require_writable
 
@@ -29,10 +30,11 @@ def convert(source: str, destination: Path, options: ConvertOptions) -> int:
     """Convert a saved model to an authors' checkpoint, and any other source to a folder. Returns the exit code."""
     require_free(destination, options.force, source)  # reading the source takes minutes
     require_writable(destination.parent)
-    if is_hub(source):
+    published = read_published(source) if is_hub(source) else open_published(source)
+    if published is None:
         to_authors(source, destination, options)
     else:
-        to_hub(source, destination, options)
+        to_hub(source, published, destination, options)
     return 0
 
 
@@ -46,31 +48,25 @@ def is_hub(source: str) -> bool:
     return source.count("/") == 1
 
 
-def to_hub(source: str, destination: Path, options: ConvertOptions) -> None:
+def to_hub(source: str, published: Published, destination: Path, options: ConvertOptions) -> None:
     if options.delta_from:
         raise ValueError("--delta-from is for saved models; use --reference-backbone to read differences")
     if destination.suffix in FILES:
         raise ValueError(f"{source} is an authors' checkpoint, so {destination} must be a folder")
-    state = read_state_dict(source)
-    mean = state.get("network.encoder.pixel_mean")
-    if mean is not None and not mean.any() and not options.reference_backbone:
-        raise ValueError(f"{source} holds differences to DINOv3; give DINOv3's weights as --reference-backbone")
-    config = config_from_checkpoint(
-        state,
+    config = published.config(
         heads=options.heads,
         image_size=options.image_size,
         task=options.task,
         labels=read_labels(options.labels) if options.labels else None,
         stuff_label_ids=None if options.stuff is None else list(options.stuff),
-        saved=read_config(source),
     )
     print(describe_config(config))
-    model = load_authors_checkpoint(state, config, reference_backbone=options.reference_backbone)
+    model = load_authors_checkpoint(published.state, config, reference_backbone=options.reference_backbone)
     print(f"masking   {masking(model)}")
 
     with atomic(destination, folder=True, force=options.force) as folder:
         model.save_pretrained(folder)
-        image_processor(config, state).save_pretrained(folder)
+        image_processor(config, published.state).save_pretrained(folder)
         again = EoMTForUniversalSegmentation.from_pretrained(folder).state_dict()
         changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, again[name])]
         if changed:

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
-from transformers.utils import logging
+from transformers import AutoImageProcessor
+from transformers.utils import WEIGHTS_NAME, logging
 
+from .auto import MODEL_OF_CONFIG
+from .configuration import as_pair
+from .configuration.checkpoint import read_beside
 from .engines import DTYPES, ExportedEoMT, exported_engines
+from .image_processing import EoMTImageProcessor
 from .modeling_eomt.pretrained import load_config
 from .modeling_eomt.weights.state_dicts import require_all_weights
 
@@ -36,9 +40,9 @@ def needs_cpu_group(device: str | None = None) -> bool:
 
 
 def require_model(name: str) -> None:
-    """`ValueError` unless `name` is a folder with a configuration, or can be a name on the hub."""
+    """`ValueError` unless `name` is a folder with a configuration or authors' weights, or can be a name on the hub."""
     if Path(name).is_dir():
-        if not Path(name, "config.json").is_file():
+        if not Path(name, "config.json").is_file() and not Path(name, WEIGHTS_NAME).is_file():
             raise ValueError(f"there is no config.json in {name!r}; give a folder of save_pretrained")
     elif Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise ValueError(f"there is no model in {name!r}; give a folder of save_pretrained, or a hub name")
@@ -65,11 +69,11 @@ def load_model(name: str, num_requests: int | None = 1, **options):
     if exported_engines(name):
         dtype = DTYPES[options.get("dtype") or torch.float32]
         return ExportedEoMT.from_pretrained(name, dtype=None if dtype == "fp32" else dtype, num_requests=num_requests)
-    load_config(name)
+    model_class = MODEL_OF_CONFIG[type(load_config(name))]
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers would print a table of misfits; the error below is one line
     try:
-        model, found = AutoModelForUniversalSegmentation.from_pretrained(
+        model, found = model_class.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     finally:
@@ -107,5 +111,14 @@ def load_for_inference(
         if not hasattr(model, "set_token_merging"):
             raise ValueError(f"only an EoMT can merge tokens; {name} is a {type(model).__name__}")
         model.set_token_merging(layers=merging_layers, threshold=token_merging)
-    processor = AutoImageProcessor.from_pretrained(name, **({"task": task} if task else {}))
-    return model, processor
+    return model, load_processor(name, model.config, **({"task": task} if task else {}))
+
+
+def load_processor(name: str, config, **fields) -> EoMTImageProcessor:
+    """The image processor saved with a model. Authors' checkpoints, which have none, are processed as in the paper."""
+    if read_beside(name, "config.json") or read_beside(name, "preprocessor_config.json"):
+        return AutoImageProcessor.from_pretrained(name, **fields)
+    return EoMTImageProcessor(
+        **{"task": config.task, "size": as_pair(config.image_size), "stuff_label_ids": list(config.stuff_label_ids)}
+        | fields
+    )

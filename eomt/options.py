@@ -181,7 +181,7 @@ class ConvertOptions:
     heads: Annotated[Positive | None, Parameter(group=MODEL)] = None
     """From authors: attention heads; width / 64 by default."""
     reference_backbone: Annotated[str | None, Parameter(group=MODEL)] = None
-    """From authors: DINOv3 weights, if the checkpoint holds differences to them."""
+    """From authors: DINOv3 weights, if the checkpoint holds differences to them; by default the hub's of its size."""
     delta_from: Annotated[str | None, Parameter(group=MODEL)] = None
     """To authors: write the encoder as differences to these DINOv3 weights."""
     force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False

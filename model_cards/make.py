@@ -14,12 +14,12 @@ from eomt.training.card import LIMITS, PAPER, front_matter, table, usage
 
 
 def _deltas(recipe: Recipe) -> str:
-    return f"""`{recipe.checkpoint}` has the same weights as differences from DINOv3's, which transformers cannot \
-load. With a download of it and of `{find_backbone(recipe.backbone).hub_name}` (its license has to be accepted on \
-the hub):
+    return f"""`{recipe.checkpoint}` has the same weights as differences from \
+`{find_backbone(recipe.backbone).hub_name}`, whose terms have to be accepted on the hub. This package adds them by \
+itself: `EoMTForUniversalSegmentation.from_pretrained("{recipe.checkpoint}")`, or as a folder for transformers:
 
 ```bash
-eomt convert DOWNLOAD FOLDER --reference-backbone DINOV3
+eomt convert {recipe.checkpoint} FOLDER
 ```"""
 
 

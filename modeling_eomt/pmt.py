@@ -252,7 +252,7 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             table = {name: Place(name) for name in self.encoder.state_dict()}
             state, missing, unexpected = take(encoder_state(source), table)
             state = fit_sizes(state, self.config.encoder_config)
-            require_fit("the encoder", self.encoder, state, missing, unexpected, table)
+            require_fit("the encoder", self.encoder.state_dict(), state, missing, unexpected, table)
             self.encoder.load_state_dict(state)
         else:
             load_backbone(self.encoder, source)

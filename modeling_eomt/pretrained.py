@@ -26,6 +26,7 @@ from .embeddings import Embeddings
 from .layers import EoMTLayer, LayerScale
 from .loss import Criterion
 from .weights.backbones import load_backbone
+from .weights.published import our_tensors, read_published
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +59,13 @@ def own_config(config: PreTrainedConfig) -> EoMTConfig:
 
 
 def load_config(name: str) -> EoMTConfig:
-    """Folder or hub name → its configuration; `ValueError` unless it is an EoMT's or a ladder model's."""
+    """Folder or hub name → its configuration; `ValueError` unless it is an EoMT's or a ladder model's.
+
+    Without a config.json it is inferred from the weights, if they are the authors'.
+    """
+    published = None if _read_config(name, {}) else read_published(name)
+    if published is not None:
+        return published.config()
     config = AutoConfig.from_pretrained(name)
     if not isinstance(config, EoMTConfig):
         raise ValueError(f"{name} holds a {config.model_type!r} model, not an EoMT")
@@ -162,20 +169,32 @@ class EoMTPreTrainedModel(PreTrainedModel):
             init.ones_(module.attn_mask_probs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, reference_backbone=None, **kwargs
+    ):
         """Like transformers'; a checkpoint of another image or patch size is resampled to the one asked for.
 
         `from_pretrained(path, image_size=1280)` resizes learned positions (bicubic) and patch kernels (PI-resize)
         once, at load; the saved configuration has the sizes the weights have. Class weights of the loss are those of
         the configuration (`no_object_weight`), whatever the file holds.
 
+        An authors' checkpoint loads too, by the name of its file, folder or repository. Those on DINOv3 hold
+        differences to the pre-trained backbone, which is looked up on the hub and in its cache.
+
+        Args:
+            reference_backbone: for differences: DINOv3 weights (state dict, model, file or folder) instead.
+
         Raises:
-            ValueError: for a tensor-parallel plan, a damaged index of shards, or another size with offloaded weights.
+            ValueError: for a tensor-parallel plan, a damaged index of shards, another size with offloaded weights, or
+                differences to a backbone that is gated, absent or of another size.
         """
         path = pretrained_model_name_or_path
         _refuse_tensor_parallelism(kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         base = path if path is None else _base_model(path, hub)
+        published = None if path is None else read_published(base, **hub)
+        if reference_backbone is not None and published is None:
+            raise ValueError(f"reference_backbone is for authors' checkpoints; {path} is none, leave it out")
         if isinstance(config, PreTrainedConfig):
             config = own_config(config)
             stored = {} if path is None else _read_config(base, hub)
@@ -183,11 +202,19 @@ class EoMTPreTrainedModel(PreTrainedModel):
                 config.task = type(config).from_dict(stored, checkpoint=(str(base), hub)).task
         elif path is not None:  # the type may be any of ours; "dtype" is the model's argument, not the configuration's
             dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
-            fields, kwargs = EoMTConfig.get_config_dict(config or base, **kwargs)
+            if published is not None and config is None and not _read_config(base, hub):
+                fields = published.config().to_dict()
+                kwargs = {name: value for name, value in kwargs.items() if name not in hub}
+            else:
+                fields, kwargs = EoMTConfig.get_config_dict(config or base, **kwargs)
             stored = fields if config is None else _read_config(base, hub)
             config, kwargs = config_class_of(fields, base).from_dict(fields, return_unused_kwargs=True, **kwargs)
             kwargs |= hub | dtypes
-        if path is not None:
+        if published is not None:
+            tensors = our_tensors(published.state, config, reference_backbone, **hub)
+            kwargs = {name: value for name, value in kwargs.items() if name not in hub} | {"state_dict": tensors}
+            path, stored = None, {}  # nothing else is read from there, and the tensors have the wanted sizes
+        elif path is not None:
             _require_index(Path(path, hub.get("subfolder") or ""))
         of_class = isinstance(config, cls.config_class)
         if not of_class or config.blocks_are_the_encoders != cls.config_class.blocks_are_the_encoders:
@@ -200,6 +227,8 @@ class EoMTPreTrainedModel(PreTrainedModel):
             _register_older_layout()
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if published is not None:
+            model.name_or_path = model.config.name_or_path = str(base)
         model.resize(wanted.image_size, wanted.patch_size)
         if not model.criterion.empty_weight.is_meta:
             model.criterion.empty_weight.copy_(model.criterion.class_weights())

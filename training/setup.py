@@ -19,8 +19,8 @@ from pycocotools import mask as coco_mask
 from transformers import ImageProcessingMixin, set_seed
 from transformers.utils import logging
 
-from ..configuration import TASK_ROWS, EoMTConfig, as_pair
-from ..configuration.families import SIZES
+from ..configuration import TASK_ROWS, EoMTConfig, as_pair, find_backbone
+from ..configuration.families import DINOV2_SIZES
 from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
 from ..configuration.sizes import parse_size
@@ -41,7 +41,7 @@ from .trainer import EoMTTrainer
 logger = logging.get_logger(__name__)
 
 Kind = Literal["eomt", "backbone", "scratch"]
-BY_SIZE = {size: f"vit_{size}_patch14_reg4_dinov2" for size in SIZES}
+BY_SIZE = {size: f"vit_{size}_patch14_reg4_dinov2" for size in DINOV2_SIZES}
 DEFAULT_BACKBONE = BY_SIZE["base"]
 # Parameters that may have other shapes than in the checkpoint if the classes differ.
 FRESH = ("class_predictor.", "heads.class_predictor.", "criterion.", "query.")
@@ -66,6 +66,8 @@ class Start:
     "Configuration of the checkpoint."
     new_head: bool = False
     "Whether the class head starts at random, for other classes than those of the checkpoint."
+    backbone: str | None = None
+    "Name of the backbone, if one is given instead of a checkpoint."
 
     @property
     def is_authors_file(self) -> bool:
@@ -152,7 +154,8 @@ def starting_point(model: ModelOptions, args: EoMTTrainingArguments) -> Start:
         source = RECIPES[recipe.initial_checkpoint].checkpoint
         class_head = "new"  # other classes
     if source is None:
-        return Start("scratch" if model.backbone_weights == "scratch" else "backbone")
+        kind = "scratch" if model.backbone_weights == "scratch" else "backbone"
+        return Start(kind, backbone=BY_SIZE.get(model.backbone, model.backbone))
     for name in ("backbone", "backbone_weights", "step"):
         value = getattr(model, name)
         if value is not None and not (name == "backbone" and Start("eomt", source).is_authors_file):
@@ -492,8 +495,11 @@ def _from_checkpoint(start: Start, config: EoMTConfig) -> EoMTForUniversalSegmen
 
 
 def processor_of(start: Start, model: EoMTForUniversalSegmentation) -> EoMTImageProcessor:
-    """The image processor of the model, with the normalization of the checkpoint, or else of ImageNet."""
+    """The image processor of the model, with the normalization of the checkpoint or backbone, or else of ImageNet."""
     config, own = model.config, {}
+    if start.kind == "backbone" and start.backbone is not None:
+        row = find_backbone(start.backbone)
+        own = {"image_mean": row.pixel_mean, "image_std": row.pixel_std}
     if start.config is not None and not start.is_authors_file:
         try:
             own, _ = ImageProcessingMixin.get_image_processor_dict(start.source)

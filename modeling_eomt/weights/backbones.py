@@ -8,21 +8,28 @@ import re
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from huggingface_hub.errors import GatedRepoError
+from torch import nn
 from transformers.utils import logging
 
 from ...configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from ...configuration.families import DINOV3, backbone_row
 from ..resample import resample_patch_kernel, resample_positions
 from .key_maps import hf_table, timm_table
 from .state_dicts import StateDict, read_state_dict, require_fit, take
 
 logger = logging.get_logger(__name__)
 
+WHERE = ("cache_dir", "local_files_only", "token")
+"""Arguments of `from_pretrained` that hold for any repository."""
+
 # Tensors that segmentation does not use.
 IGNORED = re.compile(
-    r"^(head|head_dist|lm_head|classifier|pooler)\.|(^|\.)mask_token$|rope|(^|\.)inv_freq$|^dist_token$"
+    r"^(head|head_dist|lm_head|classifier|pooler|local_cls_norm)\.|(^|\.)mask_token$|rope|(^|\.)inv_freq$|^dist_token$|"
+    r"\.bias_mask$"  # zero for the bias of the keys, which is never read
 )
-# Keys as files have them → as the tables have them: transformers' file names, the releases of DINOv2 and DeiT-III.
+# Keys as files have them → as the tables have them: transformers' file names, the releases of DINOv2, DINOv3 and
+# DeiT-III.
 RENAMED = [
     (r"^(backbone|module|model|dinov2_with_registers|dinov3_vit)\.", ""),
     (r"^(layer|encoder\.layer)\.(\d+)\.attention\.attention\.(query|key|value)\.", r"\1.\2.attention.\3."),
@@ -30,9 +37,11 @@ RENAMED = [
     (r"\.attention\.key\.", ".attention.k_proj."),
     (r"\.attention\.value\.", ".attention.v_proj."),
     (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-    (r"^register_tokens$", "reg_token"),
+    (r"^(register|storage)_tokens$", "reg_token"),
     (r"\.gamma_([12])$", r".ls\1.gamma"),
     (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 ]
 
@@ -47,14 +56,48 @@ def load_backbone(model: nn.Module, source) -> None:
     Raises:
         ValueError: when the backbone is of another family, width or depth than the configuration, or keys do not fit.
     """
-    config = model.config
-    state = normalize(_open(source))
-    _require_same_kind(state, config)
+    model.load_state_dict(_read(source, model.config, model.state_dict()), strict=False)
+
+
+def delta_reference(source, config: EoMTConfig, expected: StateDict, **hub) -> StateDict:
+    """The backbone that DINOv3 differences refer to, as tensors of our encoder.
+
+    Args:
+        source: as for `load_backbone`; None for the hub's backbone of the configuration's size.
+        expected: tensors of the required shapes, by our names.
+        hub: arguments of `from_pretrained` that locate a repository.
+
+    Raises:
+        ValueError: for a backbone of another size, and where the hub's is gated or absent.
+    """
+    if source is not None:
+        return _read(source, config, expected)
+    name = backbone_row("dinov3", config.hidden_size, config.num_hidden_layers, config.gated_mlp).hub_name
+    try:
+        return _read(name, config, expected, **{key: hub[key] for key in WHERE if key in hub})
+    except OSError as error:
+        reason = "is gated" if isinstance(error.__cause__, GatedRepoError) else "cannot be downloaded or read"
+        raise ValueError(
+            f"the checkpoint holds differences to {name}, which {reason}: accept its terms at "
+            f"https://huggingface.co/{name} and log in (hf auth login), or give its file or folder as "
+            "reference_backbone"
+        ) from None
+
+
+def _read(source, config: EoMTConfig, expected: StateDict, **hub) -> StateDict:
+    """A backbone as tensors of our encoder. `ValueError` unless keys and shapes fit."""
+    state = normalize(_open(source, **hub))
+    found = backbone_shape(state)
+    wanted = BackboneShape(config.layout.name, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
+    if found != wanted:
+        raise ValueError(f"the backbone is {found}; the configuration wants {wanted}")
+    if config.layout is DINOV3 and config.attention_biases["query"] and not is_hf(state):
+        _restore_biases(state)
     table = hf_table(config) if is_hf(state) else timm_table(config)
     ours, missing, unexpected = take(state, table)
     ours = fit_sizes(ours, config)
-    require_fit("the backbone", model, ours, missing, unexpected, table)
-    model.load_state_dict(ours, strict=False)
+    require_fit("the backbone", expected, ours, missing, unexpected, table)
+    return ours
 
 
 def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
@@ -95,14 +138,17 @@ def normalize(state: StateDict) -> StateDict:
                 renamed[f"{mlp}.gate_proj.{kind}"], renamed[f"{mlp}.up_proj.{kind}"] = tensor.chunk(2)
             continue
         renamed[key] = tensor
-    if "fc_norm.weight" in renamed or any(".mlp.fc1_g." in key for key in renamed):  # EVA-02: either name is the norm
-        names = ("norm", "fc_norm") if any(".mlp.fc1_g." in key for key in renamed) else ("fc_norm", "norm")
+    is_eva02 = _is_eva02(renamed)
+    if "fc_norm.weight" in renamed or is_eva02:  # either name is the norm
+        names = ("norm", "fc_norm") if is_eva02 else ("fc_norm", "norm")
         for kind in ("weight", "bias"):
             if f"{names[1]}.{kind}" not in renamed and f"{names[0]}.{kind}" in renamed:
                 renamed[f"{names[1]}.{kind}"] = renamed.pop(f"{names[0]}.{kind}")
-    if "cls_token" in renamed and "pos_embed" not in renamed:
-        _restore_biases(renamed)
     return renamed
+
+
+def _is_eva02(state: StateDict) -> bool:
+    return "pos_embed" in state and any(".mlp.fc1_g." in key for key in state)
 
 
 def _restore_biases(state: StateDict) -> None:
@@ -141,7 +187,7 @@ def backbone_shape(state: StateDict) -> BackboneShape:
         raise ValueError(f"the state dict is not a ViT known here; its keys begin with {', '.join(sorted(state)[:3])}")
     if is_hf(state):
         layout = "vit" if "embeddings.position_embeddings" in state else "dinov3"
-    elif any(".mlp.fc1_g." in key for key in state):
+    elif _is_eva02(state):
         layout = "eva02"
     else:
         layout = "vit" if "pos_embed" in state else "dinov3"
@@ -149,16 +195,7 @@ def backbone_shape(state: StateDict) -> BackboneShape:
     return BackboneShape(layout, 0 if registers is None else registers.shape[1], token.shape[-1], len(blocks))
 
 
-def _require_same_kind(state: StateDict, config: EoMTConfig) -> None:
-    found = backbone_shape(state)
-    wanted = BackboneShape(config.layout.name, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
-    if found != wanted:
-        raise ValueError(
-            f"the backbone is {found}; the configuration wants {wanted}; use EoMTConfig.for_backbone(name)"
-        )
-
-
-def _open(source) -> StateDict:
+def _open(source, **hub) -> StateDict:
     try:
         backbone = find_backbone(source) if isinstance(source, str) else None
     except ValueError:
@@ -176,12 +213,4 @@ def _open(source) -> StateDict:
         raise ValueError(f"{source!r} comes from timm: pip install timm, or give a weights file")
     from transformers import AutoModel
 
-    return read_state_dict(AutoModel.from_pretrained(backbone.hub_name))
-
-
-def delta_reference(source, config: EoMTConfig) -> dict[str, Tensor]:
-    """The reference backbone of DINOv3 deltas, as tensors of our encoder."""
-    state = normalize(_open(source))
-    _require_same_kind(state, config)
-    ours, _, _ = take(state, hf_table(config) if is_hf(state) else timm_table(config))
-    return fit_sizes(ours, config)
+    return read_state_dict(AutoModel.from_pretrained(backbone.hub_name, **hub))

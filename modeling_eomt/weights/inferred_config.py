@@ -13,7 +13,7 @@ from ...configuration.families import backbone_row, nearest_backbone
 from ...configuration.labels import BY_SIZE, LabelSpace, label_space
 from .state_dicts import StateDict
 
-HEAD_WIDTH = 64  # of every backbone (paper, Table A); not visible in any shape
+HEAD_WIDTH = 64  # of the paper's backbones (Table A); not visible in any shape
 DINOV3_IMAGE_SIZE = 640  # rotary positions do not depend on the size
 ENCODER = "network.encoder.backbone."
 
@@ -31,7 +31,7 @@ def config_from_checkpoint(
     """Authors' state dict (keys `network.*`) → the configuration that fits it.
 
     Args:
-        heads: attention heads; D / 64 by default.
+        heads: attention heads; by default those of the backbone of this size, else D / 64.
         image_size: side or (height, width) in pixels. By default that of the square grid of learned positions, and
             640 for DINOv3, which has none.
         task: "panoptic", "instance" or "semantic"; by default guessed from the numbers of labels and queries.
@@ -50,6 +50,8 @@ def config_from_checkpoint(
     upscale = {match[1] for key in state if (match := re.match(r"network\.upscale\.(\d+)\.", key))}
     family, depth, swiglu = _encoder(state)
     row = backbone_row(family, width, depth, swiglu)
+    if heads is None and (row.width, row.depth) == (width, depth):
+        heads = row.heads
     if heads is None:
         if width % HEAD_WIDTH:
             raise ValueError(f"the width {width} is not a multiple of {HEAD_WIDTH}, the width of a head; give --heads")
@@ -110,7 +112,7 @@ def _encoder(state: StateDict) -> tuple[str, int, bool]:
     if not depth:
         raise ValueError(f"the checkpoint has no {ENCODER}blocks.*: it is none of the authors' EoMT code")
     if "patch_embed.cls_token" in keys:
-        return "dinov3", depth, False
+        return "dinov3", depth, "blocks.0.mlp.gate_proj.weight" in keys
     if "blocks.0.mlp.fc1_g.weight" in keys:
         return "eva02", depth, True
     first, second = (_shape(state, f"{ENCODER}blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))

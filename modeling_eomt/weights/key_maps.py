@@ -61,6 +61,7 @@ TIMM_EVA_BLOCK = TIMM_BLOCK | {
     "mlp.up_proj": "mlp.fc1_x",
     "mlp.norm": "mlp.norm",
 }
+TIMM_DINOV3_BLOCK = TIMM_BLOCK | {"mlp.gate_proj": "mlp.fc1_g", "mlp.up_proj": "mlp.fc1_x"}
 HF_BLOCK = {name: name for name in TIMM_BLOCK} | {  # our names are transformers', but for these
     "attention.output": "attention.o_proj",
     "mlp.first": "mlp.fc1",
@@ -91,7 +92,7 @@ AUTHORS_DINOV3_OUTSIDE = {
 # For each layout of `configuration/families.py`, by name.
 TIMM = {
     "vit": Names(TIMM_OUTSIDE, "blocks", TIMM_BLOCK),
-    "dinov3": Names(TIMM_OUTSIDE, "blocks", TIMM_BLOCK),
+    "dinov3": Names(TIMM_OUTSIDE, "blocks", TIMM_DINOV3_BLOCK),
     "eva02": Names(TIMM_OUTSIDE | {"layernorm": "fc_norm"}, "blocks", TIMM_EVA_BLOCK),
 }
 HF = {"vit": Names(HF_OUTSIDE, "encoder.layer", HF_BLOCK), "dinov3": Names(HF_DINOV3_OUTSIDE, "layer", HF_DINOV3_BLOCK)}
@@ -99,7 +100,7 @@ AUTHORS = TIMM | {"dinov3": Names(AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BL
 
 
 def timm_table(config: EoMTConfig) -> Table:
-    """timm's backbones, and the normalized releases of DINOv2 and DeiT-III."""
+    """timm's backbones, and the normalized releases of DINOv2, DINOv3 and DeiT-III."""
     return _table(config, TIMM[config.layout.name])
 
 

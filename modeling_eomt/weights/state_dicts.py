@@ -164,10 +164,13 @@ def give(ours: StateDict, table: Table) -> StateDict:
 
 
 def require_fit(
-    what: str, model: nn.Module, ours: StateDict, missing: list[str], unexpected: list[str], keys: Table
+    what: str, expected: StateDict, ours: StateDict, missing: list[str], unexpected: list[str], keys: Table
 ) -> None:
-    """Raise one `ValueError` with the missing, unexpected and mis-shaped keys in groups, unless all fits."""
-    expected = model.state_dict()
+    """Raise one `ValueError` with the missing, unexpected and mis-shaped keys in groups, unless all fits.
+
+    Args:
+        expected: tensors of the required shapes, by our names.
+    """
     shapes = [
         f"{keys[name].key} {tuple(tensor.shape)}, the configuration gives {tuple(expected[name].shape)}"
         for name, tensor in ours.items()

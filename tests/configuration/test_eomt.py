@@ -12,11 +12,11 @@ LABELS = {"id2label": {0: "cat", 1: "sky", 2: "road"}, "label2id": {"cat": 0, "s
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda row: row.name)
 def test_every_backbone_by_every_name(backbone):
     config = EoMTConfig.for_backbone(backbone.name)
-    assert config.num_blocks == {12: 3, 24: 4, 40: 5}[backbone.depth]
+    assert config.num_blocks == {12: 3, 24: 4, 32: 5, 40: 5}[backbone.depth]
     assert config.num_queries == 200
     assert config.patch_size == 16
     assert config.num_upscale_blocks == 2
-    assert config.hidden_size // config.num_attention_heads == 64
+    assert config.hidden_size // config.num_attention_heads == (128 if "7b" in backbone.name else 64)
     names = [f"{backbone.name}.{tag}" for tag in backbone.tags] + [backbone.hub_name] * bool(backbone.hub_name)
     for name in names:
         assert EoMTConfig.for_backbone(name).to_dict() == config.to_dict()
@@ -26,6 +26,9 @@ def test_every_backbone_by_every_name(backbone):
 @pytest.mark.parametrize(("name", "kind", "width"), [
     ("vit_giant_patch14_reg4_dinov2", EoMTConfig, 4096),
     ("vit_large_patch16_dinov3", EoMTDINOv3Config, 4096),
+    ("vit_small_plus_patch16_dinov3", EoMTDINOv3Config, 1536),
+    ("facebook/dinov3-vith16plus-pretrain-lvd1689m", EoMTDINOv3Config, 5120),
+    ("vit_7b_patch16_dinov3.sat493m", EoMTDINOv3Config, 8192),
     ("eva02_large_patch14_224", EoMTEVA02Config, 2730),
     ("deit3_large_patch16_384.fb_in1k", EoMTConfig, 4096),
 ])  # fmt: skip

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from eomt import EoMTConfig, EoMTForUniversalSegmentation
 from eomt.modeling_eomt.resample import resample_patch_kernel, resample_positions
@@ -18,7 +19,18 @@ TIMM = {  # timm's architecture → ours; where the names differ, timm has the s
     "eva02_large_patch14_224": None,
     "vit_small_patch16_dinov3": None,
     "vit_small_patch16_dinov3_qkvb": "vit_small_patch16_dinov3",
+    "vit_small_plus_patch16_dinov3": None,
+    "vit_huge_plus_patch16_dinov3_qkvb": "vit_huge_plus_patch16_dinov3",
+    "vit_7b_patch16_dinov3": None,
     "vit_small_patch14_dinov2": None,
+}
+SWIGLU = {"use_gated_mlp": True, "hidden_act": "silu"}
+DINOV3 = {  # our names → fields of transformers' configuration
+    "vit_small_patch16_dinov3": {},
+    "vit_large_patch16_dinov3": {},
+    "vit_small_plus_patch16_dinov3": SWIGLU,
+    "vit_huge_plus_patch16_dinov3": SWIGLU,
+    "vit_7b_patch16_dinov3": SWIGLU | {"query_bias": False, "value_bias": False},
 }
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_blocks": 1, "num_queries": 5}
 
@@ -44,6 +56,28 @@ def timm_model(name: str):
     return randomised(timm.create_model(name, embed_dim=48, depth=2, num_heads=2, img_size=GRID[patch]))
 
 
+def released(backbone) -> dict:
+    """timm's DINOv3 as Meta's .pth files have it: other names, fused biases with a mask, tensors of pre-training."""
+    names = {
+        "gamma_1": "ls1.gamma",
+        "gamma_2": "ls2.gamma",
+        "reg_token": "storage_tokens",
+        "fc1_g": "w1",
+        "fc1_x": "w2",
+    }
+    if hasattr(backbone.blocks[0].mlp, "fc1_g"):
+        names["fc2"] = "w3"
+    state = {re.sub("|".join(names), lambda m: names[m[0]], key): t for key, t in backbone.state_dict().items()}
+    for block in [key.removesuffix("q_bias") for key in state if key.endswith("q_bias")]:
+        query, value = state.pop(f"{block}q_bias"), state.pop(f"{block}v_bias")
+        ones = torch.ones_like(query)
+        state[f"{block}qkv.bias"] = torch.cat([query, ones, value])
+        state[f"{block}qkv.bias_mask"] = torch.cat([ones, 0 * ones, ones])
+    return state | {
+        "mask_token": torch.zeros(1, 48), "rope_embed.periods": torch.ones(6), "local_cls_norm.weight": torch.ones(48)
+    }  # fmt: skip
+
+
 @torch.no_grad()
 def encode(model: EoMTForUniversalSegmentation, pixels):
     """Encoder only, no queries: (B, 3, H, W) → (B, P + N, D), normalized."""
@@ -56,16 +90,18 @@ def encode(model: EoMTForUniversalSegmentation, pixels):
 
 
 @pytest.mark.parametrize("name", TIMM)
-@pytest.mark.parametrize("form", ["model", "state dict", "file"])
+@pytest.mark.parametrize("form", ["model", "state dict", "file", "released"])
 @torch.no_grad()
 def test_timm_features(name, form, tmp_path):
     """At the backbone's own patch size nothing is resampled: the features are timm's."""
     backbone, ours = timm_model(name), TIMM[name] or name
     patch = int(re.search(r"patch(\d+)", name)[1])
-    config = config_for(ours, patch_size=patch, image_size=GRID[patch])
-    source = {"model": backbone, "state dict": backbone.state_dict(), "file": tmp_path / "backbone.pth"}[form]
-    if form == "file":
-        torch.save(backbone.state_dict(), source)
+    wide = {"intermediate_size": 128} if "7b" in name else {}  # of 64s
+    config = config_for(ours, patch_size=patch, image_size=GRID[patch], **wide)
+    source = {"model": backbone, "state dict": backbone.state_dict()}.get(form, tmp_path / "backbone.pth")
+    if form in ("file", "released"):
+        state = released(backbone) if form == "released" and "dinov3" in name else backbone.state_dict()
+        torch.save(state, source)
     model = EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
     pixels = torch.randn(2, 3, GRID[patch], GRID[patch])
     theirs = backbone.forward_features(pixels)
@@ -96,19 +132,34 @@ def test_transformers_dinov2_features(swiglu, form, registers, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["model", "state dict", "directory"])
+@pytest.mark.parametrize("name", DINOV3)
 @torch.no_grad()
-def test_transformers_dinov3_features(form, tmp_path):
-    from transformers import DINOv3ViTConfig, DINOv3ViTModel
-
-    settings = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
-    backbone = randomised(DINOv3ViTModel(DINOv3ViTConfig(**settings, num_register_tokens=4)))
+def test_transformers_dinov3_features(form, name, tmp_path):
+    settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_register_tokens": 4}
+    wide = {"intermediate_size": 96 if "7b" in name else 192}
+    backbone = randomised(DINOv3ViTModel(DINOv3ViTConfig(**settings, **DINOV3[name], **wide)))
     backbone.save_pretrained(tmp_path)
     source = {"model": backbone, "state dict": backbone.state_dict(), "directory": tmp_path}[form]
-    model = EoMTForUniversalSegmentation.from_pretrained_backbone(source, config_for("vit_small_patch16_dinov3"))
+    model = EoMTForUniversalSegmentation.from_pretrained_backbone(source, config_for(name))
     for size in ((64, 64), (32, 96)):  # rotary positions know any size
         pixels = torch.randn(2, 3, *size)
         theirs = backbone(pixels).last_hidden_state
         torch.testing.assert_close(encode(model, pixels), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "size"), [
+    ("vit_small_plus_patch16_dinov3", (384, 1536, 12, 6)), ("vit_huge_plus_patch16_dinov3", (1280, 5120, 32, 20)),
+    ("vit_7b_patch16_dinov3", (4096, 8192, 40, 32)), ("vit_large_patch16_dinov3.sat493m", (1024, 4096, 24, 16)),
+])  # fmt: skip
+def test_sizes_are_those_of_transformers(name, size):
+    fields = dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), size))
+    with torch.device("meta"):
+        theirs = DINOv3ViTModel(DINOv3ViTConfig(**fields, num_register_tokens=4, **DINOV3[name.partition(".")[0]]))
+        ours = EoMTForUniversalSegmentation(EoMTConfig.for_backbone(name))
+    encoder = [p for key, p in ours.named_parameters() if key.startswith(("embeddings", "layers", "layernorm."))]
+    parameters = [p for key, p in theirs.named_parameters() if "mask_token" not in key]
+    assert sorted(p.shape for p in encoder) == sorted(p.shape for p in parameters)
+    assert ours.config.num_attention_heads == size[-1]
 
 
 @torch.no_grad()

@@ -146,6 +146,13 @@ def test_the_checkpoints_own_processor_normalizes(tmp_path):
     assert processor.stuff_label_ids == [1]
 
 
+@pytest.mark.parametrize(("name", "mean"), [
+    ("vit_large_patch16_dinov3.sat493m", 0.43), ("vit_large_patch16_dinov3", 0.485), (None, 0.485)
+])  # fmt: skip
+def test_a_backbones_own_normalization(name, mean):
+    assert processor_of(Start("backbone", backbone=name), tiny_model()).image_mean[0] == mean
+
+
 @pytest.mark.parametrize(("given", "printed", "absent"), [
     ("", ["--num-queries", "--learning-rate ", "--total-batch-size", "--image-size"], []),
     ("--num-queries 7 --learning-rate 1e-3 --image-size 64", ["--total-batch-size"], ["--num-queries", "rate "]),
