@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
@@ -104,8 +105,10 @@ def test_own_labels(form, tmp_path):
     assert json.loads((tmp_path / "hub/preprocessor_config.json").read_text())["stuff_label_ids"] == [9, 10]
 
 
-def test_deltas_there_and_back(tmp_path, capsys):
+def test_deltas_there_and_back(tmp_path, capsys, monkeypatch):
     """The file holds deltas: refused without the reference, and exact to rounding with it."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     model, reference = tiny_model("dinov3"), tiny_model("dinov3", seed=5)
     model.set_attn_mask_probs([0.25, 0])
     model.save_pretrained(tmp_path / "hub")
@@ -118,7 +121,7 @@ def test_deltas_there_and_back(tmp_path, capsys):
     save_file(renamed, tmp_path / "reference.safetensors")
     assert convert(tmp_path / "hub", tmp_path / "delta.bin", "--delta-from", tmp_path / "reference.safetensors") == 0
     assert convert(tmp_path / "delta.bin", tmp_path / "again", "--heads", 4, "--image-size", 64) == 2
-    assert "--reference-backbone" in capsys.readouterr().err
+    assert "facebook/dinov3-vits16-pretrain-lvd1689m" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
     options = ("--heads", 4, "--image-size", 64, "--reference-backbone", tmp_path / "reference.safetensors")
     assert convert(tmp_path / "delta.bin", tmp_path / "again", *options) == 0
