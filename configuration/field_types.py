@@ -3,6 +3,7 @@
 Every message has the form: FIELD is VALUE; it must be WANTED.
 """
 
+import inspect
 import types
 from collections.abc import Mapping
 from dataclasses import fields
@@ -10,7 +11,6 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object"}
 
 
 def wrong(field: str, value: Any, wanted: str) -> ValueError:
@@ -33,7 +33,7 @@ def check_types(hints: Mapping[str, Any] | type, values: Mapping[str, Any]) -> N
                 raise wrong(field, value, f"one of {', '.join(DTYPES)}")
             hint = str | None if isinstance(value, (str, int, float, list, dict)) else None
         if hint is not None and not _fits(value, hint):
-            raise wrong(field, value, _describe(hint))
+            raise wrong(field, value, inspect.formatannotation(hint))
 
 
 @cache
@@ -62,19 +62,3 @@ def _fits(value, hint) -> bool:
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return isinstance(value, hint) if isinstance(hint, type) else True
-
-
-def _describe(hint) -> str:
-    parts = []
-    for member in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
-        origin = get_origin(member)
-        if origin is Literal:
-            parts.append("one of " + ", ".join(map(str, get_args(member))))
-        elif origin in (list, tuple):
-            parts.append("a list of " + _describe(get_args(member)[0]).split(" ", 1)[-1] + "s")
-        elif origin is dict:
-            parts.append("an object")
-        else:
-            parts.append("null" if member is type(None) else _NAMES.get(member, getattr(member, "__name__", "a value")))
-    parts = list(dict.fromkeys(parts))
-    return " or ".join(parts)

@@ -255,8 +255,6 @@ def user_message(error: Exception) -> str:
     if "in DataLoader worker process" in text:  # the original message, without its traceback
         text = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)[-1]
     line = " ".join(text.split())
-    if "ignore_mismatched_sizes" in text:
-        return "the weights do not have the shapes of config.json; both must come from the same checkpoint"
     if isinstance(error, MemoryError) or "out of memory" in text or "t allocate memory" in text:
         return f"out of memory; use a smaller batch or smaller images ({line[:200]})"
     if re.search(r"DataLoader worker \(pid.*(killed|exited)", text):

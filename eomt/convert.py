@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration import as_pair
@@ -20,6 +20,7 @@ from .modeling_eomt.weights.inferred_config import describe_config
 from .modeling_eomt.weights.published import Published, open_published, read_published
 from .modeling_eomt.weights.state_dicts import read_state_dict, write_state_dict
 from .options import ConvertOptions
+from .training.data.folders import numbered_classes
 from .training.files import atomic, require_free, require_writable
 
 FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
@@ -81,8 +82,6 @@ def to_authors(source: str, destination: Path, options: ConvertOptions) -> None:
     if destination.suffix not in FILES:
         raise ValueError(f"{source} is a saved model, so {destination} must end in one of {', '.join(FILES)}")
     require_model(source)
-    if getattr(AutoConfig.from_pretrained(source), "quantization_config", None):
-        raise ValueError(f"{source} is quantized; convert the original model")
     model = load_model(source)
     if not isinstance(model, EoMTForUniversalSegmentation):
         raise ValueError(f"{source} is a {type(model).__name__}, not an EoMT")
@@ -146,15 +145,10 @@ def read_labels(given: str) -> LabelSpace:
     path = Path(given)
     if not path.is_file():
         raise ValueError(f"--labels {given} is neither a file nor one of {', '.join(PACKAGED)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--labels {given} is not a readable file of names: {error}") from None
-    if isinstance(names, dict):
-        if sorted(names) != sorted(map(str, range(len(names)))):
-            raise ValueError(f"--labels {given}: its keys must be the labels 0 to {len(names) - 1}")
-        names = [names[str(label)] for label in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"--labels {given} must hold a list of names, or an object with a name for each label")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        numbered = numbered_classes(json.loads(text), given)
+        names = [numbered[label] for label in sorted(numbered)]
+    else:
+        names = [line.strip() for line in text.splitlines()]
     return LabelSpace(path.stem, [name for name in names if name])

@@ -26,12 +26,12 @@ def numbers(type_, tokens) -> tuple[int, ...]:
     return tuple(int(part) for token in tokens for part in token.value.split(",") if part.strip())
 
 
-def read_size(type_, tokens) -> tuple[int, int]:
-    """Parse "640" or "480x640" to (height, width) in pixels."""
+def read_size(type_, tokens) -> int | tuple[int, int]:
+    """Parse "640" or "480x640" to a side, or (height, width), in pixels."""
     return parse_size(*[token.value for token in tokens])
 
 
-def read_sizes(type_, tokens) -> list[tuple[int, int]]:
+def read_sizes(type_, tokens) -> list[int | tuple[int, int]]:
     return [parse_size(token.value) for token in tokens]
 
 
@@ -47,17 +47,23 @@ Positive = Annotated[int, Parameter(validator=Number(gte=1))]
 Count = Annotated[int, Parameter(validator=Number(gte=0))]
 Probability = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 Ids = Annotated[tuple[int, ...], Parameter(converter=numbers, consume_multiple=True)]
-Size = Annotated[tuple[int, int] | None, Parameter(converter=read_size, consume_multiple=True, n_tokens=-1)]
+Size = Annotated[int | tuple[int, int] | None, Parameter(converter=read_size, consume_multiple=True, n_tokens=-1)]
 
 
 @dataclass(kw_only=True)
 class DeviceOptions:
-    """Device, number type and batches of a model."""
+    """Device and number type of a model."""
 
     device: Annotated[str | None, Parameter(group=MACHINE)] = None
     """cpu, cuda, cuda:1, mps; the best available by default."""
     dtype: Annotated[FloatType, Parameter(group=MACHINE)] = "float32"
     """Floating-point type of weights and activations."""
+
+
+@dataclass(kw_only=True)
+class BatchOptions(DeviceOptions):
+    """Device, number type and batches of a model."""
+
     batch_size: Annotated[Positive, Parameter(group=MACHINE)] = 1
     """Images or tiles per batch."""
     workers: Annotated[Count, Parameter(group=MACHINE)] = field(default_factory=usable_cores)
@@ -77,7 +83,7 @@ class MaskingOptions:
 
 
 @dataclass(kw_only=True)
-class PredictOptions(DeviceOptions, MaskingOptions):
+class PredictOptions(BatchOptions, MaskingOptions):
     """Options of `eomt predict`."""
 
     model: Annotated[str, Parameter(group=MODEL, validator=not_empty)]
@@ -105,7 +111,7 @@ class PredictOptions(DeviceOptions, MaskingOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(DeviceOptions, MaskingOptions):
+class EvaluateOptions(BatchOptions, MaskingOptions):
     """Options of `eomt evaluate`."""
 
     data: Annotated[str, Parameter(group=DATA, validator=not_empty)]
@@ -148,11 +154,7 @@ class ExportOptions:
     dynamic_size: Annotated[bool, Parameter(group=MODEL, negative="")] = False
     """Accept any input size: sides from two patches to 4096 pixels, multiples of the patch (DINOv3 models)."""
     calibrate: Annotated[tuple[str, ...], Words, Parameter(group=DATA)] = ()
-    """For int8: images or folders typical of later inputs."""
-    calibration_images: Annotated[Positive, Parameter(group=DATA)] = 100
-    """Largest number of images for the calibration."""
-    image: Annotated[Path | None, Parameter(group=DATA)] = None
-    """Image for the check; synthetic by default."""
+    """For int8: images or folders typical of later inputs; at most 100 images are used."""
     data: Annotated[str | None, Parameter(group=DATA, validator=not_empty)] = None
     """Data set for scoring the model and the files."""
     split: Annotated[SplitName, Parameter(group=DATA)] = "val"
@@ -189,11 +191,12 @@ class ConvertOptions:
 
 
 @dataclass(kw_only=True)
-class BenchmarkOptions:
+class BenchmarkOptions(DeviceOptions, MaskingOptions):
     """Options of `eomt benchmark`."""
 
     image_size: Annotated[
-        list[tuple[int, int]] | None, Parameter(group=MODEL, converter=read_sizes, consume_multiple=True, n_tokens=-1)
+        list[int | tuple[int, int]] | None,
+        Parameter(group=MODEL, converter=read_sizes, consume_multiple=True, n_tokens=-1),
     ] = None
     """Sides or HEIGHTxWIDTH, all for every model. By default the model's own size, else 640."""
     task: Annotated[TaskName, Parameter(group=MODEL)] = "panoptic"
@@ -209,22 +212,12 @@ class BenchmarkOptions:
     masked: Annotated[bool | None, Parameter(group=MODEL)] = None
     """Masked attention at inference. By default as in the paper: on in steps 0 to 4, off in step 5. Saved models: as
     trained."""
-    token_merging: Annotated[float | None, Parameter(group=MODEL, validator=Number(gt=0, lte=1))] = None
-    """Merge tokens from this cosine similarity; needs --images."""
-    merging_layers: Annotated[tuple[int, int], Parameter(group=MODEL)] = (1, 7)
-    """Blocks in which tokens merge."""
-    photo: Annotated[Size, Parameter(group=DATA)] = None
-    """Semantic: count and time all windows of an image of HEIGHTxWIDTH (Cityscapes: 1024x2048)."""
     images: Annotated[tuple[str, ...], Words, Parameter(group=DATA)] = ()
     """Images to count and time instead of noise. With token merging, their content decides the cost."""
     count_only: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
     """Only count parameters and GFLOPs, without allocating weights."""
     batch_size: Annotated[Positive, Parameter(group=MACHINE)] = 1
     """Batch size for the throughput."""
-    device: Annotated[str | None, Parameter(group=MACHINE)] = None
-    """cpu, cuda, cuda:1, mps; the best available by default."""
-    dtype: Annotated[FloatType, Parameter(group=MACHINE)] = "float32"
-    """Floating-point type."""
     autocast: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
     """Mixed precision, as in the paper: float32 weights, products in --dtype."""
     compile: Annotated[bool, Parameter(group=MACHINE, negative="")] = False
@@ -235,8 +228,6 @@ class BenchmarkOptions:
     """Timed runs."""
     json: Annotated[Path | None, Parameter(group=WRITTEN)] = None
     """Write the results to this file."""
-    force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
-    """Replace an existing file of --json."""
 
 
 @dataclass(kw_only=True)

@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from PIL import Image
 from tqdm.auto import tqdm
 
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace
 from .drawing import draw_confidence, draw_prediction, side_by_side, write_jpeg
-from .image_processing.images import allow_pixels, is_animated, open_image, read_image
+from .image_processing.images import is_animated, open_image
 from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
 from .loading import load_for_inference, needs_cpu_group, require_model, weight_files
 from .options import PredictOptions
@@ -33,9 +32,6 @@ WAITING_PIXELS = 50_000_000
 """Largest number of pixels in results that wait for a writer, unless a single one is larger."""
 DRAWN_PIXELS = 25_000_000
 """Largest number of pixels in an overlay; overlays of larger images are reduced."""
-
-Item = tuple[str, Path | str]
-"""Name of an image in the results, and its file or URL."""
 
 
 def predict(sources: Sequence[str], options: PredictOptions) -> int:
@@ -61,7 +57,7 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
         results = Results(options.output, processor.task, labels, settings(options, threshold))
     share = list(images.items())[state.process_index :: state.num_processes]  # independent of the images done so far
     states = {name: file_state(file) for name, file in share}
-    items = [(name, file) for name, file in share if results.needs(name, image_ids[name], states[name])]
+    items = {file: name for name, file in share if results.needs(name, image_ids[name], states[name])}
     if options.compile:
         model = torch.compile(model)
 
@@ -69,33 +65,32 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
     failures: list[tuple[str, str]] = []
     bar = tqdm(total=len(items), desc="predict", unit="image", disable=not state.is_main_process)
 
-    def failed(item: Item, reason: str) -> None:
-        failures.append((str(item[1]), reason))
+    def failed(file: Path | str, reason: str) -> None:
+        failures.append((str(file), reason))
         bar.update()
 
     def write(result: Inferred) -> None:
         """Write the overlay, then the results: their record marks the image as done."""
-        name, file = result.item
+        name = items[result.item]
         if options.overlays or options.confidence:
-            draw_files(results, result, options, threshold, model.config.id2label)
-        file_name = str(Path(name).with_name(Path(file).name))  # with folders: file names alone may repeat
+            draw_files(results, name, result, options, threshold, model.config.id2label)
+        file_name = str(Path(name).with_name(Path(result.item).name))  # with folders: file names alone may repeat
         results.write(name, file_name, result.prediction, image_ids[name], states[name])
 
-    allow_pixels(options.max_pixels)
-    common = {"read": partial(read_item, max_pixels=options.max_pixels), "on_error": failed}
+    common = {"read": partial(open_image, max_pixels=options.max_pixels), "on_error": failed}
     common["batch_size"] = options.batch_size
     common |= {"panoptic": {"threshold": threshold}, "semantic": {"confidence": options.confidence}}.get(
         processor.task, {}
     )
     if options.tile:
         tiles = {"tile": options.tile, "overlap": options.overlap, "show_progress": state.is_main_process}
-        found = infer_tiled(model, processor, items, **tiles, **common)
+        found = infer_tiled(model, processor, list(items), **tiles, **common)
     else:
-        found = infer(model, processor, items, num_workers=options.workers, **common)
+        found = infer(model, processor, list(items), num_workers=options.workers, **common)
     with bar, writing_threads(write, failures, most_results=2 * options.batch_size + 2) as submit:
         for result in found:
-            if is_animated(result.item[1]):
-                tqdm.write(f"note: {result.item[1]}: only the first frame is segmented", file=sys.stderr)
+            if is_animated(result.item):
+                tqdm.write(f"note: {result.item}: only the first frame is segmented", file=sys.stderr)
             submit(result)
             del result  # results of large images are large
             bar.update()
@@ -125,12 +120,6 @@ def settings(options: PredictOptions, threshold: float) -> dict:
     return {"model": options.model, "weights": weight_files(options.model), "threshold": threshold} | found
 
 
-def read_item(item: Item, max_pixels: int) -> Image.Image:
-    """Read an image, in a data-loading process."""
-    allow_pixels(max_pixels)
-    return read_image(item[1], max_pixels=max_pixels) if isinstance(item[1], Path) else open_image(item[1])
-
-
 @contextmanager
 def writing_threads(
     write: Callable[[Inferred], None], failures: list[tuple[str, str]], most_results: int
@@ -146,7 +135,7 @@ def writing_threads(
             failures.append((file, error_line(error)))
 
     def submit(result: Inferred) -> None:
-        waiting.append((str(result.item[1]), math.prod(result.size), pool.submit(write, result)))
+        waiting.append((str(result.item), math.prod(result.size), pool.submit(write, result)))
         while len(waiting) > most_results or sum(pixels for _, pixels, _ in waiting) > WAITING_PIXELS:
             finish_first()
 
@@ -156,10 +145,11 @@ def writing_threads(
             finish_first()
 
 
-def draw_files(results: Results, result: Inferred, options: PredictOptions, threshold: float, id2label: dict) -> None:
-    name, file = result.item
+def draw_files(
+    results: Results, name: str, result: Inferred, options: PredictOptions, threshold: float, id2label: dict
+) -> None:
     prediction = result.prediction
-    image = read_item((name, file), options.max_pixels)
+    image = open_image(result.item, max_pixels=options.max_pixels)
     step = math.ceil(math.sqrt(image.width * image.height / DRAWN_PIXELS))
     image = image.reduce(step) if step > 1 else image
     shown = confident_instances(prediction, threshold) if "masks" in prediction else prediction

@@ -96,8 +96,6 @@ def segment(
             probability.
         FileNotFoundError: when an image is missing.
     """
-    if task is not None and task not in TASK_ROWS:
-        raise ValueError(f"task is {task!r}; choose from {', '.join(TASK_ROWS)}")
     if isinstance(model, str | os.PathLike):
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
         model, own = _load(name, device, task, str(weight_files(name)))
@@ -151,13 +149,6 @@ def _inferring(model, masked: bool | None) -> Iterator[None]:
 
 
 def _open(source) -> Image.Image:
-    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
-        raise ValueError(
-            f"{str(source)!r} is a folder; give its images, for example sorted(Path({str(source)!r}).iterdir())"
-        )
-    if not (isinstance(source, str | os.PathLike | Image.Image) or hasattr(source, "shape")):
-        kind = type(source).__name__
-        raise ValueError(f"an image is of type {kind}; give a path, a URL, a PIL image, an array or a tensor")
     image = open_source(source)
     if isinstance(image, Image.Image):
         return image

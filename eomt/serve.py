@@ -23,7 +23,7 @@ from PIL import Image
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace
 from .drawing import class_colors, draw_confidence, draw_prediction, segment_colors, write_jpeg
-from .image_processing.images import allow_pixels, read_image
+from .image_processing.images import read_image
 from .image_processing.inference import FAILS_ALONE, confident_instances, error_line, iter_segments, predict_image
 from .loading import load_for_inference, require_model
 from .options import ServeOptions
@@ -69,7 +69,6 @@ def start(predictor: "Predictor", options: ServeOptions, folder: Path):
     """
     os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
     tempfile.tempdir = str(folder)  # Gradio writes uploads to tempdir first
-    allow_pixels(options.max_pixels)
     page = build_page(predictor, options, folder)
     page.queue(max_size=WAITING, default_concurrency_limit=options.requests)
     page.launch(

@@ -43,10 +43,12 @@ _TURNS = {
 }
 
 
-def open_image(source, size: tuple[int, int] | None = None, timeout: float = URL_TIMEOUT) -> Image.Image:
+def open_image(
+    source, size: tuple[int, int] | None = None, timeout: float = URL_TIMEOUT, max_pixels: int | None = None
+) -> Image.Image:
     """Open a path, URL, data URL or base64 text as an upright RGB image; convert a PIL image to RGB without turning it.
 
-    `size` is for files, see `read_image`.
+    `size` is for files; it and `max_pixels` are those of `read_image`.
 
     Raises:
         ValueError: with the path or URL, if it cannot be read.
@@ -55,15 +57,15 @@ def open_image(source, size: tuple[int, int] | None = None, timeout: float = URL
         return to_rgb(source)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         try:
-            return as_annotated(decode_image(_download(source, timeout)))
+            return as_annotated(decode_image(_download(source, timeout), max_pixels))
         except (ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise ValueError(f"cannot read image {source!r}: {error}") from error
     if isinstance(source, str) and not (len(source) < 4096 and os.path.exists(source)):
         try:
-            return as_annotated(decode_image(base64.b64decode(source.partition(",")[2] or source)))
+            return as_annotated(decode_image(base64.b64decode(source.partition(",")[2] or source), max_pixels))
         except ValueError:  # not an image in base64, so the path of a missing file
             pass
-    return read_image(source, size)
+    return read_image(source, size, max_pixels)
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> Image.Image:
@@ -72,7 +74,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels
     Args:
         size: (height, width) of the annotation. If the stored image has this size, the annotation was made on it, and
             the image is not turned.
-        max_pixels: larger images are refused before decoding.
+        max_pixels: larger images are refused before decoding, in place of Pillow's own limit.
 
     Raises:
         ValueError: with the path, for files that are not images or are truncated.
@@ -102,6 +104,8 @@ def decode_image(source: str | Path | bytes, max_pixels: int | None = None) -> I
         data = Path(source).read_bytes()
     if data.count(b"\xff\xda") > MOST_SCANS:
         _require_few_scans(data)
+    if max_pixels is not None:
+        Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # Pillow warns above it, refuses twice it
     with _open(BytesIO(data)) as image:
         pixels = image.width * image.height
         if max_pixels is not None and pixels > max_pixels:
@@ -137,11 +141,6 @@ def is_animated(path: str | Path) -> bool:
             return True
     except Exception:  # no second frame, or a damaged file, which `read_image` reports
         return False
-
-
-def allow_pixels(count: int) -> None:
-    """Raise Pillow's limit in this process to this number of pixels. It warns above the limit and refuses twice it."""
-    Image.MAX_IMAGE_PIXELS = max(count, Image.MAX_IMAGE_PIXELS or 0)
 
 
 def _open(file: BinaryIO) -> Image.Image:

@@ -14,9 +14,9 @@ from eomt.training.card import LIMITS, PAPER, front_matter, table, usage
 
 
 def _deltas(recipe: Recipe) -> str:
-    return f"""`{recipe.checkpoint}` has the same weights as differences from \
-`{find_backbone(recipe.backbone).hub_name}`, whose terms have to be accepted on the hub. This package adds them by \
-itself: `EoMTForUniversalSegmentation.from_pretrained("{recipe.checkpoint}")`, or as a folder for transformers:
+    return f"""`{recipe.checkpoint}` holds the same weights as differences from \
+`{find_backbone(recipe.backbone).hub_name}` (accept its license on the hub first). This package adds the two: \
+`EoMTForUniversalSegmentation.from_pretrained("{recipe.checkpoint}")`. To make a folder for transformers:
 
 ```bash
 eomt convert {recipe.checkpoint} FOLDER
@@ -26,9 +26,9 @@ eomt convert {recipe.checkpoint} FOLDER
 def _cost(recipe: Recipe) -> str:
     row: Reported = reported_for(recipe.name.replace("_2x", "")) or recipe.reported  # twice the epochs, same model
     if row.gflops is None:
-        return "The authors print no cost for this model; `eomt benchmark` counts and measures it."
+        return "The authors report no cost for this model. `eomt benchmark` measures it."
     text = (
-        f"{row.parameters:g}M parameters, {row.gflops:,g} GFLOPs an image, {row.fps:g} images/s "
+        f"{row.parameters:g}M parameters, {row.gflops:,g} GFLOPs per image, {row.fps:g} images/s "
         "(H100, batch 1, mixed precision, torch.compile; §4.1)."
     )
     return f"{text} {row.note}." if row.note.startswith("GFLOPs") else text
@@ -36,20 +36,20 @@ def _cost(recipe: Recipe) -> str:
 
 def _settings(recipe: Recipe) -> str:
     starts, ends = recipe.annealing_steps()
-    l2 = "decayed like the others" if recipe.llrd_l2_enabled else "at the full rate"
+    l2 = "with the same decay" if recipe.llrd_l2_enabled else "at the full rate"
     jitter = "color jitter, " if recipe.color_jitter else ""
     low, high = recipe.scale_range
     return table(
         ("setting", "value"),
         [
             ("backbone", f"`{recipe.backbone}`, patch 16"),
-            ("queries; blocks that see them", f"{recipe.num_queries}; the last {recipe.num_blocks}"),
+            ("queries; blocks with queries", f"{recipe.num_queries}; the last {recipe.num_blocks}"),
             (
-                "images a step; steps an epoch; epochs",
+                "images per step; steps per epoch; epochs",
                 f"{recipe.batch_size}; {recipe.steps_per_epoch:,}; {recipe.epochs}",
             ),
             ("optimizer steps", recipe.total_steps),
-            ("learning rate", f"{recipe.learning_rate:g}, × {recipe.llrd:g} a block below; last blocks {l2}"),
+            ("learning rate", f"{recipe.learning_rate:g}, × {recipe.llrd:g} per block; last blocks {l2}"),
             ("warm-up steps", f"heads {recipe.warmup_steps[0]:,}, then backbone {recipe.warmup_steps[1]:,}"),
             ("decay", f"polynomial, power {recipe.poly_power}"),
             ("AdamW", f"betas {recipe.adam_betas}, weight decay {recipe.weight_decay} on every parameter"),
@@ -72,8 +72,8 @@ def recipe_card(recipe: Recipe) -> str:
     row, data = recipe.reported, recipe.training_set
     backbone = find_backbone(recipe.backbone)
     weights, weights_license = backbone.title, FAMILIES[backbone.family].license
-    start = f"Training starts from the result of `{recipe.initial_checkpoint}`, its class head left out.\n\n"
-    trained = "The authors publish no weights of this recipe."
+    start = f"Training starts from the weights of `{recipe.initial_checkpoint}` without its class head.\n\n"
+    trained = "The authors publish no weights for this recipe."
     if recipe.checkpoint:
         trained = f"The authors' weights of this recipe: `{recipe.hub_model}`.\n\n{usage(recipe.hub_model)}"
     if recipe.is_delta:
@@ -84,8 +84,8 @@ def recipe_card(recipe: Recipe) -> str:
 # {recipe.name}
 
 EoMT, {row.backbone} pre-trained by {weights}, for {recipe.task} segmentation at {recipe.image_size}²: \
-{TASK_ROWS[recipe.task].description}. A plain ViT whose last {recipe.num_blocks} blocks also see \
-{recipe.num_queries} learned queries, each of which becomes one mask and class. Paper: {PAPER}.
+{TASK_ROWS[recipe.task].description}. A plain ViT: its last {recipe.num_blocks} blocks also process \
+{recipe.num_queries} learned queries. Each query predicts one mask and its class. Paper: {PAPER}.
 
 {trained}
 
@@ -102,14 +102,14 @@ EoMT, {row.backbone} pre-trained by {weights}, for {recipe.task} segmentation at
 
 ## Expected result
 
-**{row.value} {row.metric}** on {data.title} val ({where}). Not re-measured here: the full run needs GPUs that this \
-repository's tests do not have.
+**{row.value} {row.metric}** on {data.title} val ({where}). This is the authors' result; the run was not \
+repeated here.
 
 Cost of inference: {_cost(recipe)}
 
 ## License
 
-Code: Apache-2.0. Backbone weights: {weights_license}. Data: {data.terms}. Trained weights carry the terms of both.
+Code: Apache-2.0. Backbone weights: {weights_license}. Data: {data.terms}. The terms of both apply to trained weights.
 
 ## Limits
 
@@ -133,13 +133,14 @@ def package_card() -> str:
 
 Encoder-only Mask Transformer for panoptic, instance and semantic segmentation, as a Hugging Face Transformers \
 integration. Paper: {PAPER}. A plain pre-trained Vision Transformer and a few learned queries; no adapter, no pixel \
-decoder, no Transformer decoder. In training, the queries' attention is restricted to their intermediate masks, and \
-mask annealing removes the restriction step by step, so that inference needs none.
+decoder, no Transformer decoder. During training, queries attend only inside their intermediate masks. Mask annealing \
+removes this restriction step by step, so inference needs no masks.
 
 ## Recipes
 
-Results are the authors' (COCO, ADE20K and Cityscapes val), none is re-measured here. GFLOPs an image; FPS on an H100 \
-(§4.1); optimizer steps at {next(iter(RECIPES.values())).batch_size} images a step. `zoo`: the authors' repository.
+Results are those of the authors (val splits of COCO, ADE20K and Cityscapes); the runs were not repeated here. GFLOPs \
+per image; FPS on an H100 (§4.1); steps of {next(iter(RECIPES.values())).batch_size} images. `zoo`: the authors' \
+repository.
 
 {table(("recipe", "result", "source", "GFLOPs", "FPS", "steps"), rows)}
 
@@ -149,8 +150,8 @@ Results are the authors' (COCO, ADE20K and Cityscapes val), none is re-measured 
 
 ## License
 
-Code: Apache-2.0. Weights carry the terms of their backbone ({licenses}) \
-and of the data they were trained on.
+Code: Apache-2.0. The terms of the backbone ({licenses}) and of the \
+training data apply to trained weights.
 
 ## Limits
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from ..configuration import TASK_ROWS
 
 PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
-LIMITS = """- Knows only the classes it was trained on; what else is in a picture becomes the nearest class or nothing.
-- Small objects are the weak side: a patch is one token, and without a pixel decoder nothing finer enters the model.
-- Photographs like those of the data set are expected; other sensors, views and places need fine-tuning and a check.
-- Not tested for decisions about people, nor for safety-critical use."""
+LIMITS = """- The model knows only the classes of its training data. Other objects become a similar class or nothing.
+- Small objects are segmented less well: a patch is one token, and no pixel decoder adds finer details.
+- Images should resemble the training data. For other cameras, views or places, fine-tune and check the results.
+- Not tested for decisions about people or for safety-critical use."""
 
 
 def front_matter(task: str, dataset: str | None, license_name: str | None = "apache-2.0") -> str:
@@ -80,15 +80,15 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
     heads, backbone = args.warmup(state.max_steps)
     settings = [
         ("model", f"`{config.model_type}`, {config.num_hidden_layers} blocks of width {config.hidden_size}"),
-        ("queries; blocks that see them", f"{config.num_queries}; the last {config.num_blocks}"),
+        ("queries; blocks with queries", f"{config.num_queries}; the last {config.num_blocks}"),
         ("classes", config.num_labels),
         ("image size", str(config.image_size)),
-        ("optimizer steps done, of", f"{state.global_step:,}, {state.max_steps:,}"),
-        ("images a step", args.total_batch_size),
+        ("optimizer steps done; planned", f"{state.global_step:,}; {state.max_steps:,}"),
+        ("images per step", args.total_batch_size),
         (
             "learning rate",
             f"{args.learning_rate:g}, backbone {args.backbone_learning_rate or args.learning_rate:g} "
-            f"× {args.llrd:g} a block below",
+            f"× {args.llrd:g} per block",
         ),
         ("warm-up steps", f"heads {heads:,}, then backbone {backbone:,}"),
         ("weight decay; gradient norm", f"{args.weight_decay:g}; {args.max_grad_norm:g}"),
@@ -96,7 +96,7 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
         ("precision; seed", f"{args.mixed_precision if args.mixed_precision != 'no' else 'fp32'}; {args.seed}"),
     ]
     figures = [(key, readable(key, value)) for key, value in results.items()]
-    measured = table(("figure (metrics in percent)", "value"), figures)
+    measured = table(("result (metrics in percent)", "value"), figures)
     reference = (
         f"\nThe run follows the recipe `{recipe.name}`, for which the authors report "
         f"{recipe.reported.value} {recipe.metric} ({recipe.reported.table}).\n"

@@ -12,13 +12,12 @@ from transformers import AutoImageProcessor
 from transformers.utils import logging
 
 from ..image_processing import EoMTImageProcessor
-from ..image_processing.geometry import placement
 from ..image_processing.images import open_image
 from ..image_processing.inference import FAILS_ALONE, error_line
 from ..loading import usable_device
 from ..options import BenchmarkOptions
 from ..predict import find_images
-from ..training.files import require_free, write_json
+from ..training.files import write_json
 from .candidates import Candidate
 from .flops import count_flops
 from .measure import device_name, measure_seconds, peak_bytes, text_table
@@ -27,8 +26,6 @@ from .measure import device_name, measure_seconds, peak_bytes, text_table
 def benchmark(models: Sequence[str], options: BenchmarkOptions) -> int:
     """Measure and report. Returns the exit code: 1 if some models failed (for example out of memory), 2 if all did."""
     require_options(options)
-    if options.json:
-        require_free(options.json, options.force)
     logging.set_verbosity_error()
     overrides = {name: getattr(options, name) for name in ("num_labels", "num_queries", "num_blocks")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
@@ -66,21 +63,16 @@ def require_options(options: BenchmarkOptions) -> None:
     """`ValueError` for options that contradict each other."""
     if options.token_merging is not None and not options.images:
         raise ValueError("--token-merging needs --images: how many tokens merge depends on the image")
-    if options.images and options.photo:
-        raise ValueError("--photo cannot be used with --images, which have sizes of their own")
     if options.autocast and options.dtype == "float32":
         raise ValueError("--autocast needs --dtype bfloat16 or float16")
 
 
 def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: torch.device) -> dict:
     """Measurements of one model, a row of the report."""
-    windows = 1
-    if options.photo:
-        windows = len(placement(*options.photo, candidate.image_size, windowed=True).windows)
-    row = {"image_size": list(candidate.image_size), "inputs_per_image": windows, "batch_size": options.batch_size}
+    row = {"image_size": list(candidate.image_size), "inputs_per_image": 1, "batch_size": options.batch_size}
     if options.count_only and not options.images:
         parameters, flops = candidate.count()
-        return row | {"parameters": parameters, "gflops": windows * flops / 1e9}
+        return row | {"parameters": parameters, "gflops": flops / 1e9}
 
     dtype = getattr(torch, options.dtype)
     weights = torch.float32 if options.autocast or candidate.exported else dtype
@@ -90,10 +82,12 @@ def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: t
     if images:
         if options.token_merging is not None:
             model.set_token_merging(layers=options.merging_layers, threshold=options.token_merging)
-        row["inputs_per_image"] = windows = sum(map(len, images)) / len(images)
-        if not candidate.exported:  # engines cannot be counted, and each of their inputs costs the same
-            flops = sum(count_flops(model, pixel_values=pixels) for pixels in images) / len(images) / windows
-    row |= {"parameters": parameters, "gflops": windows * flops / 1e9}
+        row["inputs_per_image"] = sum(map(len, images)) / len(images)
+        if candidate.exported:  # engines cannot be counted, and each of their inputs costs the same
+            flops *= row["inputs_per_image"]
+        else:
+            flops = sum(count_flops(model, pixel_values=pixels) for pixels in images) / len(images)
+    row |= {"parameters": parameters, "gflops": flops / 1e9}
     if options.count_only:
         return row
 
@@ -101,7 +95,7 @@ def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: t
     mixed = options.autocast and not candidate.exported
 
     def forward(batch: int) -> Callable[[], None]:
-        inputs = None if images else candidate.inputs(batch * windows, device, weights)
+        inputs = None if images else candidate.inputs(batch, device, weights)
         batches = endless_batches(images, batch) if images else None
 
         def run() -> None:

@@ -36,7 +36,6 @@ def infer_tiled(
     **rules,
 ) -> Iterator[Inferred]:
     """`infer` in tiles, image by image. `batch_size` counts tiles; other arguments as for `infer_tiles`."""
-    require_tiles(tile, overlap, processor.task, model.config.patch_size)
     for item in items:
         try:
             image = read(item)

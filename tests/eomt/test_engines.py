@@ -8,7 +8,6 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
 from eomt import EoMTImageProcessor
@@ -16,7 +15,6 @@ from eomt.cli import main
 from eomt.engines import ENGINES, is_installed, open_engine
 from eomt.export import synthetic_image
 from eomt.inference import ExportedEoMT
-from eomt.tiling import infer_tiles
 from eomt.training.data import make_shapes
 from eomt.training.evaluation import evaluate_model
 from tests.models import load_unmasked, save_confident
@@ -54,18 +52,6 @@ def test_calls_from_threads_give_the_same(exported, engine):
         together = list(pool.map(model, images))
     for pixels, found in zip(images, together):
         torch.testing.assert_close(found.masks_queries_logits, model(pixels).masks_queries_logits)
-
-
-@pytest.mark.parametrize("engine", FORMATS)
-def test_tiles_of_a_large_picture_are_the_models(exported, engine):
-    photo, processor = synthetic_image(90, 140), AutoImageProcessor.from_pretrained(exported / "out")
-    models = load_unmasked(exported / "model"), ExportedEoMT.from_pretrained(exported / "out", engine=engine)
-    ours, theirs = (
-        infer_tiles(model, processor, photo, tile=64, batch_size=4, threshold=0.3, overlap_mask_area_threshold=0.2)
-        for model in models
-    )
-    assert [s["label_id"] for s in theirs["segments_info"]] == [s["label_id"] for s in ours["segments_info"]] != []
-    assert (theirs["segmentation"] != ours["segmentation"]).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
@@ -132,7 +118,7 @@ def test_any_size_where_positions_are_rotary(tmp_path, capsys):
     save_confident(tmp_path / "v2")
     capsys.readouterr()
     assert export(tmp_path / "v2", tmp_path / "none", "--format", "openvino", "--dynamic-size") == 2
-    assert "a 'eomt' model has learned positions" in capsys.readouterr().err
+    assert "learned positions" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
@@ -146,15 +132,6 @@ def test_bfloat16_only_when_asked_for(exported):
     capable = "BF16" in import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert rough.engine.dtype == ("bf16" if capable else "fp32")  # what it computes in, not what was asked for
     torch.testing.assert_close(rough(pixels).masks_queries_logits, expected, rtol=0.1, atol=0.5)
-
-
-@openvino
-@pytest.mark.slow
-def test_a_check_in_other_numbers_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ENGINES["openvino"], "DTYPES", {"fp32": "f32", "bf16": "f32"})  # as on a CPU without bf16
-    save_confident(tmp_path / "model", num_hidden_layers=1)
-    assert export(tmp_path / "model", tmp_path / "out", "--format", "openvino", "--precision", "bf16") == 0
-    assert "note: this CPU has no bf16, so openvino_model.xml was checked in fp32" in capsys.readouterr().out
 
 
 def test_commands_refuse_what_an_engine_cannot(exported, tmp_path, capsys):
@@ -218,13 +195,6 @@ def test_folders_that_hold_no_exported_model(exported, tmp_path, monkeypatch):
     refused("pip install openvino", engine="openvino")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     refused("'vit'")
-
-
-def test_a_picture_that_cannot_be_read_for_calibration(exported, tmp_path, capsys):
-    (tmp_path / "cut.png").write_bytes(Image.new("RGB", (8, 8)).tobytes()[:20])
-    options = ("--format", "onnx", "--precision", "int8", "--calibrate", tmp_path / "cut.png")
-    assert export(exported / "model", tmp_path / "out", *options) == 2
-    assert "cut.png" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("after", "code"), [(38.5, 2), pytest.param(39.5, 0, marks=pytest.mark.slow)])

@@ -207,14 +207,9 @@ def test_ways_to_run(models, photos, tmp_path, options):
         assert (way != plain).mean() < 0.05
 
 
-@pytest.mark.parametrize(("options", "word"), [
-    (["--confidence"], "--confidence"),
-])  # fmt: skip
-def test_options_that_do_not_fit_the_model_are_one_line(models, photos, tmp_path, capsys, options, word):
-    assert predict(photos, models["panoptic"], tmp_path / "out", *options) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("eomt predict: ")
-    assert word in error
+def test_options_that_do_not_fit_the_model_are_refused(models, photos, tmp_path, capsys):
+    assert predict(photos, models["panoptic"], tmp_path / "out", "--confidence") == 2
+    assert "--confidence" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

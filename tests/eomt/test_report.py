@@ -78,26 +78,6 @@ def test_confusion_of_instances_matches_by_overlap_whatever_the_class():
     assert report.confusion[:, -1].tolist() == [1, 1, 0]
 
 
-@pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_pictures_of_every_task(tmp_path, task):
-    ids = np.zeros((40, 60), np.int32)
-    ids[5:20, 5:30] = 1
-    masks = np.stack([ids == i for i in range(2)])
-    if task == "panoptic":
-        info = {"segments_info": [{"id": i, "label_id": i, "iscrowd": 0} for i in range(2)]}
-        reference, nothing = {"segmentation": ids} | info, {"segmentation": np.full((40, 60), -1), "segments_info": []}
-        prediction = {"segmentation": torch.from_numpy(np.roll(ids, 9, 1))} | info
-    else:
-        reference = {"masks": masks, "labels": [0, 1], "iscrowd": [0, 0]}
-        nothing = {"masks": masks[:0], "labels": [], "iscrowd": []}
-        prediction = {"masks": torch.from_numpy(masks[:1]), "labels": torch.tensor([0]), "scores": torch.tensor([0.9])}
-    report = ImageReport(task, SPACE, worst=3)
-    report(sample("a", reference), prediction)
-    report(sample("empty", nothing), prediction)
-    report.gathered()
-    assert report.draw_worst(tmp_path)[-1]["file_name"] == "x/a.jpg"
-
-
 def test_table_in_percent_with_blocks_and_the_papers_numbers():
     result = {"mean_iou": 0.512345, "mean_accuracy": math.nan, "overall_accuracy": 0.9, "mean_iou_block_0": 0.25}
     lines = metric_table(result, "semantic", [("mIoU, Table 5: a_recipe", 58.4)]).splitlines()

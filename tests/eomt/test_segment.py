@@ -48,22 +48,6 @@ def test_every_source_and_batch_size(task, tmp_path):
     assert [found.item for found in together] == files
 
 
-def test_what_acts_like_a_model(tmp_path):
-    """An exported model is not a module: it has a device and a type, and is called."""
-    model, processor = tiny_model(task="semantic").eval(), EoMTImageProcessor(task="semantic", size=64)
-    calls = []
-
-    class Exported(SimpleNamespace):
-        def __call__(self, pixel_values, patch_offsets=None):
-            calls.append(pixel_values.dtype)
-            return model(pixel_values, patch_offsets=patch_offsets)
-
-    exported = Exported(config=model.config, device="cpu", dtype=torch.float32)
-    for ours, theirs in zip(infer(exported, processor, photos()), infer(model, processor, photos()), strict=True):
-        same(ours.prediction, theirs.prediction)
-    assert calls == [torch.float32] * 4
-
-
 def test_an_engine_computes_several_images_at_once():
     """In the images' order, with the same results, and a failure is reported between its neighbors."""
     model, processor = tiny_model(task="semantic").eval(), EoMTImageProcessor(task="semantic", size=64)

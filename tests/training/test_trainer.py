@@ -257,15 +257,6 @@ def test_an_optimizer_of_the_users_own(tmp_path):
     assert [row["learning_rate"] for row in logs_of(trainer)] == pytest.approx([1e-3, 1e-3 * 0.5**0.9])
 
 
-def test_frozen_heads(tmp_path):
-    model = tiny_model()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("layers."))
-    trainer = EoMTTrainer(model, tiny_arguments(tmp_path, max_steps=1), train_dataset=Samples())
-    trainer.train()
-    assert {group["is_backbone"] for group in trainer.optimizer.param_groups} == {True}
-
-
 def test_names_of_parameters_in_a_model_wrapped_by_peft(tmp_path):
     """The same groups and the same frozen backbone as without the wrapper."""
     peft = pytest.importorskip("peft")

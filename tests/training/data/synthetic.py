@@ -113,25 +113,6 @@ def annotation(number: int, category: int, segmentation, image_id: int = 10, **m
     return {"id": number, "image_id": image_id, "category_id": category, "segmentation": segmentation, **more}
 
 
-def damaged(original: dict | list):
-    """A json with each of its values in turn replaced by what does not belong there."""
-    for path in _places(original):
-        for wrong in (None, "x", -1, 1.5, [], {}, [None], True):
-            data = place = deepcopy(original)
-            for key in path[:-1]:
-                place = place[key]
-            if path:
-                place[path[-1]] = wrong
-            yield data if path else wrong
-
-
-def _places(value, path=()):
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in items:
-        yield from _places(part, (*path, key))
-
-
 PNGS = {
     "panoptic_val2017/000000000010.png": panoptic_png(panoptic_ids()),
     "panoptic_val2017/000000000009.png": panoptic_png(np.zeros(SIZE, int)),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
 
-from .synthetic import SIZE, cityscapes, damaged, extracted, panoptic_ids, panoptic_png, picture, png, write, zipped
+from .synthetic import SIZE, cityscapes, extracted, panoptic_ids, panoptic_png, picture, png, write, zipped
 from .test_ade20k import MAIN, THINGS, ade20k
 
 PANOPTIC, INSTANCE = "annotations/panoptic_val2017.json", "annotations/instances_val2017.json"
@@ -128,22 +128,6 @@ def test_damage_is_named(tmp_path, kind, file, damage, value):
 def read_all(root, task, split="val", **options) -> list[dict]:
     dataset, space = load_data(root, task=task, split=split, **options)
     return list(dataset.with_transform(EvaluationTransform(space, task=task)))
-
-
-@pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_any_damage_to_a_json_is_a_value_error_or_harmless(tmp_path, task):
-    """Each value in turn replaced by what does not belong there: never another exception, never two lines."""
-    root = extracted(tmp_path)
-    file = root / (PANOPTIC if task == "panoptic" else INSTANCE)
-    refused = []
-    for data in damaged(json.loads(file.read_text())):
-        file.write_text(json.dumps(data))
-        try:
-            assert all(len(sample) == 4 for sample in read_all(root, task))
-        except ValueError as error:
-            refused.append(str(error))
-    assert len(refused) > 100
-    assert not [message for message in refused if "\n" in message]
 
 
 def test_problems_are_reported_together(tmp_path):

@@ -1,7 +1,5 @@
 """The cache of a large COCO data set's rows: the same rows, read once, again when anything changes."""
 
-import shutil
-
 import datasets
 import pytest
 
@@ -34,13 +32,6 @@ def test_the_cache_holds_what_the_reader_found(data, monkeypatch):
     assert space == labels
     assert space.dataset_id_to_label == {1: 0, 18: 1}
     assert again.cache_files  # mapped, not in memory
-
-
-def test_an_archive_is_cached_too(data, tmp_path, monkeypatch):
-    archive = shutil.make_archive(tmp_path / "archive", "zip", data)
-    expected, _ = load_data(archive, task="instance")
-    monkeypatch.setattr(row_cache, "read_coco", None)
-    assert load_data(archive, task="instance")[0][:] == expected[:]
 
 
 def test_a_change_is_read_anew(data):
