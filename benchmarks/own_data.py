@@ -53,6 +53,7 @@ OURS = {
     "scratch": Variant("the same without the pre-trained weights", {"backbone_weights": "scratch"}),
     "frozen": Variant("`--freeze-backbone`", {"freeze_backbone": True}),
     "lora": Variant("`--lora 16`", {"lora": 16}),
+    "pmt": Variant("`--architecture pmt`", {"architecture": "pmt"}),
     "ema": Variant("`--ema 0.98`", {"ema": 0.98}),
     "always": Variant("`--masking always`", {"masking": "always"}),
     "switched-off": Variant("`--masking switched-off`", {"masking": "switched-off"}),
@@ -124,7 +125,11 @@ def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]
         ignore_ids=options.ignore_ids,
         more_data=options.more_data,
     )
-    model = ModelOptions(backbone=BACKBONE, backbone_weights=added.pop("backbone_weights", options.weights))
+    model = ModelOptions(
+        architecture=added.pop("architecture", None),
+        backbone=BACKBONE,
+        backbone_weights=added.pop("backbone_weights", options.weights),
+    )
     run = RunOptions(
         task=options.task,
         seed=options.seed,

@@ -1,5 +1,6 @@
 """`PMTConfig`: the Plain Mask Transformer, EoMT's queries in a decoder on a frozen ViT (arXiv 2603.25398)."""
 
+from math import ceil
 from typing import Any, ClassVar
 
 from .eomt import EoMTConfig, EoMTDINOv3Config, upscale_blocks
@@ -69,8 +70,8 @@ class PMTConfig(EoMTDINOv3Config):
         if encoder.layout.rope == "dinov3":
             self.rope_parameters = dict(encoder.rope_parameters)
         if self.interaction_indices is None:
-            depth = encoder.num_hidden_layers
-            self.interaction_indices = [depth * (level + 1) // LEVELS - 1 for level in range(LEVELS)]
+            ends = {ceil(encoder.num_hidden_layers * level / LEVELS) for level in range(1, LEVELS + 1)}
+            self.interaction_indices = [end - 1 for end in sorted(ends)]
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -105,7 +105,7 @@ class Recipe:
     epochs: int
     "12 on COCO (1×), 31 on ADE20K, 107 on Cityscapes (§4.1); 24 for 2×."
     num_blocks: int
-    "L2, the last blocks, which process the queries: 3 for S and B, 4 for L, 5 for g (App. A)."
+    "L2, the last blocks, which process the queries: 3 for S and B, 4 for L, 5 for g (App. A); 6 in PMT."
     num_queries: int
     "200; 100 for semantic segmentation (App. A)."
     learning_rate: float = 1e-4
@@ -115,7 +115,7 @@ class Recipe:
     llrd_l2_enabled: bool = True
     "Whether the rates of the last L2 blocks also decay; not in the DINOv3 recipes."
     warmup_steps: tuple[int, int] = (500, 1000)
-    "Optimizer steps: heads, then backbone."
+    "Optimizer steps: heads, then backbone (PMT's is frozen)."
     poly_power: float = 0.9
     "Exponent of the decay of learning rates and mask probabilities (§4.1)."
     first_block_annealing: tuple[int, int] | None = None
@@ -124,6 +124,8 @@ class Recipe:
     "Epochs behind the annealing steps, if not `epochs`."
     initial_checkpoint: str | None = None
     "Recipe of the initial weights, without the class head (Tab. 4: ADE20K panoptic from COCO)."
+    architecture: str = "eomt"
+    "eomt, or pmt: a decoder on a frozen backbone (arXiv 2603.25398)."
     batch_size: int = 16
     "Images per optimizer step, over all devices."
     weight_decay: float = 0.05
@@ -147,8 +149,8 @@ class Recipe:
 
     @property
     def is_delta(self) -> bool:
-        """Whether `checkpoint` holds differences from the backbone."""
-        return FAMILIES[find_backbone(self.backbone).family].published_as_deltas
+        """Whether `checkpoint` holds differences from the backbone. PMT's hold the decoder."""
+        return self.architecture == "eomt" and FAMILIES[find_backbone(self.backbone).family].published_as_deltas
 
     @property
     def hub_model(self) -> str | None:
@@ -190,7 +192,10 @@ class Recipe:
         stretch = Fraction(total_steps or self.total_steps, self.total_steps)
         images = self.training_set.annealing_images or self.training_set.images
         counted = steps_per_epoch(images, self.batch_size) * Fraction(self.annealing_epochs or self.epochs)
-        starts, ends = annealing_steps(round(counted * stretch), self.num_blocks)
+        total = round(counted * stretch)
+        starts, ends = annealing_steps(total, self.num_blocks)
+        if self.architecture == "pmt":  # the same rule with other rounding
+            starts, ends = ([total * (first + 3 * i) // 30 for i in range(6)] for first in (5, 10))
         if self.first_block_annealing:
             starts[0], ends[0] = (round(step * stretch) for step in self.first_block_annealing)
         return starts, ends
@@ -205,7 +210,7 @@ _V3_FIRST = {**_V3, "first_block_annealing": (0, 3000)}
 
 def _recipe(dataset: str, task: str, size: str, image_size: int, suffix: str = "", **values) -> Recipe:
     """A configuration of the authors, with defaults from data set, task and size."""
-    name = f"{dataset}_{task}_eomt_{size}_{image_size}{suffix}"
+    name = f"{dataset}_{task}_{values.get('architecture', 'eomt')}_{size}_{image_size}{suffix}"
     backbone = values.get("backbone", DINOV2.format(size))
     common = {
         "backbone": backbone,
@@ -220,6 +225,14 @@ def _recipe(dataset: str, task: str, size: str, image_size: int, suffix: str = "
     if (dataset, task) == ("ade20k", "panoptic"):
         common["initial_checkpoint"] = name.replace("ade20k", "coco")
     return Recipe(name, dataset, task, image_size=image_size, **{**common, **values})
+
+
+def _pmt(dataset: str, task: str, size: str, image_size: int, epochs: int = 12) -> Recipe:
+    """A configuration of PMT's authors: warm-up and cosine decay, one rate for every parameter of the decoder."""
+    return _recipe(
+        dataset, task, size, image_size, "_dinov3", architecture="pmt", backbone=DINOV3.format(size), epochs=epochs,
+        num_blocks=6, learning_rate=2e-4, llrd=1.0, warmup_steps=(6000, 0), first_block_annealing=(0, 3000),
+    )  # fmt: skip
 
 
 _DINOV3_L = {"backbone": DINOV3.format("large"), **_V3_FIRST}
@@ -256,6 +269,10 @@ _ALL = [
             ("_deit3_in1k", "deit3_large_patch16_384.fb_in1k"),
         )
     ),
+    *(_pmt("coco", "panoptic", size, 640) for size in ("small", "base", "large")),
+    _pmt("coco", "panoptic", "large", 1280),
+    *(_pmt("coco", "instance", "large", side) for side in (640, 1280)),
+    _pmt("ade20k", "semantic", "large", 512, epochs=16),
 ]  # fmt: skip
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
@@ -278,7 +295,7 @@ class Reported:
     """
 
     table: str
-    "Source: a table of the paper, or `model zoo` (the authors' repository)."
+    "Source: a table of the paper, or `model zoo` (the authors' repository; PMT: that of PMT)."
     method: str
     backbone: str
     pretraining: str

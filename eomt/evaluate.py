@@ -12,7 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .configuration import TASK_ROWS, EoMTConfig
+from .configuration import TASK_ROWS, EoMTConfig, PMTConfig
 from .configuration.labels import LabelSpace, label_space
 from .configuration.recipes import RECIPES
 from .image_processing.inference import counted
@@ -235,7 +235,8 @@ def reported_results(config, task: str, space: LabelSpace) -> list[dict]:
     for recipe in RECIPES.values():
         if recipe.task != task or label_space(f"{recipe.dataset}_{task}").names != space.names:
             continue
-        theirs = EoMTConfig.for_backbone(
+        config_class = PMTConfig if recipe.architecture == "pmt" else EoMTConfig
+        theirs = config_class.for_backbone(
             recipe.backbone, image_size=recipe.image_size, num_blocks=recipe.num_blocks, num_queries=recipe.num_queries
         )
         if all(getattr(theirs, name) == getattr(config, name) for name in fields):

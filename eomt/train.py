@@ -8,6 +8,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from .check import check_data, describe, list_problems
+from .configuration.pmt import PMTConfig
 from .configuration.recipes import RECIPES
 from .training.arguments import EoMTTrainingArguments, command_arguments
 from .training.callbacks import ReadableProgress, progress_line
@@ -143,6 +144,12 @@ def summary(trainer: EoMTTrainer) -> str:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     head_warmup, backbone_warmup = args.warmup(steps)
+    schedule = (
+        f"{head_warmup} + {backbone_warmup}, rate {args.learning_rate:g}, backbone "
+        f"{args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} per block"
+    )
+    if isinstance(config, PMTConfig):
+        schedule = f"{head_warmup}, rate {args.learning_rate:g}, cosine decay, the backbone frozen"
     evaluated = len(trainer.eval_dataset) if trainer.eval_dataset is not None else "none"
     lines = [
         f"task       {config.task}, {config.num_labels} classes, {len(config.stuff_label_ids)} of them stuff",
@@ -152,8 +159,7 @@ def summary(trainer: EoMTTrainer) -> str:
         f"queries    {config.num_queries} in the last {config.num_blocks} blocks, masks {args.masking}",
         f"batches    {args.total_batch_size} images = {args.per_device_train_batch_size} × "
         f"{args.gradient_accumulation_steps} accumulated × {args.world_size} processes",
-        f"schedule   {steps} steps, warm-up {head_warmup} + {backbone_warmup}, rate {args.learning_rate:g}, backbone "
-        f"{args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} per block",
+        f"schedule   {steps} steps, warm-up {schedule}",
     ]
     if args.recipe_values:
         reported = args.recipe_values.reported

@@ -23,8 +23,26 @@ eomt convert {recipe.checkpoint} FOLDER
 ```"""
 
 
+def _pmt_usage(recipe: Recipe) -> str:
+    data = recipe.training_set
+    return f"""```python
+from eomt import PMTConfig
+from eomt.configuration.labels import label_space
+from eomt.modeling_eomt import load_authors_checkpoint
+
+labels = label_space("{data.labels}")
+config = PMTConfig.for_backbone(
+    "{recipe.backbone}", image_size={recipe.image_size}, task="{recipe.task}",
+    **labels.config_fields, stuff_label_ids=list(labels.stuff_label_ids),
+)
+model = load_authors_checkpoint("DOWNLOAD", config)  # the encoder comes from the hub; its license has to be accepted
+```"""
+
+
 def _cost(recipe: Recipe) -> str:
     row: Reported = reported_for(recipe.name.replace("_2x", "")) or recipe.reported  # twice the epochs, same model
+    if row.gflops is None and row.fps is not None:
+        return f"{row.fps:g} images/s (H100, torch.compile with max-autotune; the authors' model zoo)."
     if row.gflops is None:
         return "The authors report no cost for this model. `eomt benchmark` measures it."
     text = (
@@ -37,21 +55,27 @@ def _cost(recipe: Recipe) -> str:
 def _settings(recipe: Recipe) -> str:
     starts, ends = recipe.annealing_steps()
     l2 = "with the same decay" if recipe.llrd_l2_enabled else "at the full rate"
+    where, rates = "the last", f"{recipe.learning_rate:g}, × {recipe.llrd:g} per block; last blocks {l2}"
+    warmup = f"heads {recipe.warmup_steps[0]:,}, then backbone {recipe.warmup_steps[1]:,}"
+    decay = f"polynomial, power {recipe.poly_power}"
+    if recipe.architecture == "pmt":
+        where, rates = "the decoder's", f"{recipe.learning_rate:g}; the backbone is frozen"
+        warmup, decay = f"{recipe.warmup_steps[0]:,}", "half a cosine, to 1e-9"
     jitter = "color jitter, " if recipe.color_jitter else ""
     low, high = recipe.scale_range
     return table(
         ("setting", "value"),
         [
             ("backbone", f"`{recipe.backbone}`, patch 16"),
-            ("queries; blocks with queries", f"{recipe.num_queries}; the last {recipe.num_blocks}"),
+            ("queries; blocks with queries", f"{recipe.num_queries}; {where} {recipe.num_blocks}"),
             (
                 "images per step; steps per epoch; epochs",
                 f"{recipe.batch_size}; {recipe.steps_per_epoch:,}; {recipe.epochs}",
             ),
             ("optimizer steps", recipe.total_steps),
-            ("learning rate", f"{recipe.learning_rate:g}, × {recipe.llrd:g} per block; last blocks {l2}"),
-            ("warm-up steps", f"heads {recipe.warmup_steps[0]:,}, then backbone {recipe.warmup_steps[1]:,}"),
-            ("decay", f"polynomial, power {recipe.poly_power}"),
+            ("learning rate", rates),
+            ("warm-up steps", warmup),
+            ("decay", decay),
             ("AdamW", f"betas {recipe.adam_betas}, weight decay {recipe.weight_decay} on every parameter"),
             ("gradient norm clipped at", recipe.max_grad_norm),
             ("mask annealing, steps", ", ".join(f"{start:,}–{end:,}" for start, end in zip(starts, ends))),
@@ -74,18 +98,27 @@ def recipe_card(recipe: Recipe) -> str:
     weights, weights_license = backbone.title, FAMILIES[backbone.family].license
     start = f"Training starts from the weights of `{recipe.initial_checkpoint}` without its class head.\n\n"
     trained = "The authors publish no weights for this recipe."
-    if recipe.checkpoint:
+    if recipe.architecture == "pmt":
+        trained = f"""The authors' weights of this recipe, the decoder alone: `{recipe.checkpoint}`.
+
+{_pmt_usage(recipe)}"""
+    elif recipe.checkpoint:
         trained = f"The authors' weights of this recipe: `{recipe.hub_model}`.\n\n{usage(recipe.hub_model)}"
     if recipe.is_delta:
         trained += f"\n\n{_deltas(recipe)}"
+    model, paper = "EoMT", PAPER
+    design = f"A plain ViT: its last {recipe.num_blocks} blocks also process"
+    if recipe.architecture == "pmt":
+        model, paper = "PMT", "[PMT](https://arxiv.org/abs/2603.25398) (CVPR 2026 workshop)"
+        design = f"A frozen ViT and a decoder: its {recipe.num_blocks} blocks process the ViT's tokens and"
     where = "the authors' model zoo" if row.table == "model zoo" else f"the paper, {row.table}"
     return f"""{front_matter(recipe.task, recipe.dataset)}
 
 # {recipe.name}
 
-EoMT, {row.backbone} pre-trained by {weights}, for {recipe.task} segmentation at {recipe.image_size}²: \
-{TASK_ROWS[recipe.task].description}. A plain ViT: its last {recipe.num_blocks} blocks also process \
-{recipe.num_queries} learned queries. Each query predicts one mask and its class. Paper: {PAPER}.
+{model}, {row.backbone} pre-trained by {weights}, for {recipe.task} segmentation at {recipe.image_size}²: \
+{TASK_ROWS[recipe.task].description}. {design} {recipe.num_queries} learned queries. Each query predicts one mask and \
+its class. Paper: {paper}.
 
 {trained}
 

@@ -31,13 +31,13 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MOST_LINES = {
-    "configuration": 1650,
+    "configuration": 1670,
     "image_processing": 2190,
-    "modeling_eomt": 3778,
-    "training": 6026,
-    "eomt": 5070,
-    "benchmarks": 1560,
-    "tests": 13380,
+    "modeling_eomt": 3780,
+    "training": 6060,
+    "eomt": 5080,
+    "benchmarks": 1570,
+    "tests": 13520,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

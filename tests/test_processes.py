@@ -20,7 +20,7 @@ from tests.predicting import SIZES, predict, write_photos
 from tests.training.metrics.streams import results
 from tests.training.runs import fixed_points, one_step, train_on_full_batches
 from tests.training.test_evaluation import KEY, evaluated
-from tests.training.tiny import tiny_arguments, tiny_model
+from tests.training.tiny import tiny_arguments, tiny_model, tiny_pmt
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def evaluate(model, shapes, out) -> list[str]:
 def pairs(shapes, photos, confident, models, tmp_path_factory):
     """Where the pairs of processes wrote, by name, and what they printed. All in one go: imports take longest."""
     root = tmp_path_factory.mktemp("pairs")
-    runs = ("ddp", "nan", "cli", "fsdp")
+    runs = ("ddp", "nan", "cli", "fsdp", "pmt")
     for name in (*runs, "metrics", "evaluation"):
         (root / name).mkdir()
     command = ["eomt", "predict", photos, "--model", models["semantic"], "--output", root / "predict"]
@@ -63,7 +63,7 @@ def pairs(shapes, photos, confident, models, tmp_path_factory):
         ["eomt", *evaluate(confident, shapes, root / "evaluate")],
         [*command, "--device", "cpu", "--workers", "0"],
     )
-    assert codes == [0] * 7 + [1], done.stderr  # one of the photos is none
+    assert codes == [0] * 8 + [1], done.stderr  # one of the photos is none
     return root, done
 
 
@@ -125,6 +125,21 @@ def test_a_sharded_step_equals_the_plain_one(pairs, monkeypatch):
         clear = parameter.grad.abs() > 1e-5
         assert torch.allclose(sharded["weights"][name][clear], parameter[clear], atol=1e-6), name
         assert not torch.equal(parameter, before[name])
+
+
+def test_a_step_of_pmt_has_the_statistics_of_both_processes(pairs, monkeypatch):
+    monkeypatch.setattr(torch, "rand", fixed_points)
+    model = tiny_pmt().train()
+    model.set_attn_mask_probs([1.0, 1.0])
+    loss = one_step(model, torch.optim.AdamW(layerwise_lr_groups(model, 1e-3)), range(4))
+    for rank in range(2):
+        step = torch.load(pairs[0] / "pmt" / f"step{rank}.pt")
+        assert step["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+        for name, gradient in step["gradients"].items():
+            assert torch.allclose(gradient, model.get_parameter(name).grad, atol=1e-6, rtol=1e-4), name
+        for name, tensor in model.state_dict().items():
+            if ".norm.running" in name or name.startswith("encoder."):
+                assert torch.allclose(step["state"][name], tensor, atol=1e-6), name
 
 
 def test_metrics_are_exactly_those_of_one_process(pairs):

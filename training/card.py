@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ..configuration import TASK_ROWS
+from ..configuration import TASK_ROWS, PMTConfig
 
 PAPER = "[Your ViT is Secretly an Image Segmentation Model](https://arxiv.org/abs/2503.19108) (CVPR 2025)"
 LIMITS = """- The model knows only the classes of its training data. Other objects become a similar class or nothing.
@@ -78,6 +78,10 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
         ", ".join(f"{start:,}–{end:,}" for start, end in zip(starts, ends)) if args.masking == "annealed" else "none"
     )
     heads, backbone = args.warmup(state.max_steps)
+    rates = f"backbone {args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} per block"
+    warmup = f"heads {heads:,}, then backbone {backbone:,}"
+    if isinstance(config, PMTConfig):
+        rates, warmup = "cosine decay, the backbone frozen", f"{heads:,}"
     settings = [
         ("model", f"`{config.model_type}`, {config.num_hidden_layers} blocks of width {config.hidden_size}"),
         ("queries; blocks with queries", f"{config.num_queries}; the last {config.num_blocks}"),
@@ -85,12 +89,8 @@ def run_card(config, args, state, name: str, license_name: str | None = None) ->
         ("image size", str(config.image_size)),
         ("optimizer steps done; planned", f"{state.global_step:,}; {state.max_steps:,}"),
         ("images per step", args.total_batch_size),
-        (
-            "learning rate",
-            f"{args.learning_rate:g}, backbone {args.backbone_learning_rate or args.learning_rate:g} "
-            f"× {args.llrd:g} per block",
-        ),
-        ("warm-up steps", f"heads {heads:,}, then backbone {backbone:,}"),
+        ("learning rate", f"{args.learning_rate:g}, {rates}"),
+        ("warm-up steps", warmup),
         ("weight decay; gradient norm", f"{args.weight_decay:g}; {args.max_grad_norm:g}"),
         ("masking; annealing steps", f"{args.masking}; {anneal}"),
         ("precision; seed", f"{args.mixed_precision if args.mixed_precision != 'no' else 'fp32'}; {args.seed}"),

@@ -4,6 +4,7 @@ Layer-wise decay: each block learns slower than the next one by a factor (0.8). 
 frozen backbone, then of the backbone (authors' code). An accumulated batch has the gradient of the same batch at once.
 """
 
+import math
 import re
 from functools import partial
 
@@ -124,6 +125,18 @@ def two_stage_warmup_poly_schedule(
             for group in optimizer.param_groups
         ],
     )
+
+
+def warmup_cosine_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, lowest: float = 1e-9) -> LambdaLR:
+    """PMT's learning rate schedule: linear from 0 in `warmup_steps`, then a half cosine to the rate `lowest`."""
+
+    def factor(step: int, rate: float) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return (lowest + 0.5 * (rate - lowest) * (1 + math.cos(math.pi * share))) / rate
+
+    return LambdaLR(optimizer, [partial(factor, rate=group["lr"]) for group in optimizer.param_groups])
 
 
 def normalizer_shares(batches: list[dict], config, accelerator) -> list[tuple[torch.Tensor, torch.Tensor]]:

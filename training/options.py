@@ -63,6 +63,9 @@ class DataOptions:
 class ModelOptions:
     """The model to start from."""
 
+    architecture: Literal["eomt", "pmt"] | None = None
+    """eomt, or pmt: a decoder on a frozen backbone (docs/pmt.md); by default that of the recipe or the checkpoint, else
+    eomt."""
     backbone: str | None = None
     """Pre-trained ViT by its name in timm or on the hub, or small, base, large or giant for DINOv2 with registers;
     base by default."""
@@ -77,7 +80,7 @@ class ModelOptions:
     num_queries: int | None = None
     """Number of queries; by default 1.5 times the segments of the busiest image, 100 for semantic segmentation."""
     num_blocks: int | None = None
-    """Number of last blocks with queries; by default 3 (S, B), 4 (L), 5 (g)."""
+    """Number of last blocks with queries; by default 3 (S, B), 4 (L), 5 (g), 6 with pmt."""
     patch_size: int | None = None
     """Patch size in pixels; 16 by default."""
     train_num_points: int | None = None
@@ -91,7 +94,7 @@ class ModelOptions:
 
     def overrides(self) -> dict:
         """The given configuration fields."""
-        others = ("backbone", "backbone_weights", "checkpoint", "class_head", "step")
+        others = ("architecture", "backbone", "backbone_weights", "checkpoint", "class_head", "step")
         return {name: value for name, value in vars(self).items() if value is not None and name not in others}
 
 

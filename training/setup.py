@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Value, concatenate_datasets
 from pycocotools import mask as coco_mask
-from transformers import ImageProcessingMixin, set_seed
+from transformers import AutoModelForUniversalSegmentation, ImageProcessingMixin, set_seed
 from transformers.utils import logging
 
 from ..configuration import TASK_ROWS, EoMTConfig, as_pair, find_backbone
@@ -25,7 +25,7 @@ from ..configuration.labels import LabelSpace
 from ..configuration.recipes import RECIPES
 from ..configuration.sizes import parse_size
 from ..image_processing import EoMTImageProcessor
-from ..modeling_eomt import EoMTForUniversalSegmentation, load_authors_checkpoint
+from ..modeling_eomt import EoMTForUniversalSegmentation, PMTForUniversalSegmentation, load_authors_checkpoint
 from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from ..modeling_eomt.pretrained import load_config
 from ..modeling_eomt.weights.state_dicts import require_all_weights
@@ -40,7 +40,7 @@ from .trainer import EoMTTrainer
 
 logger = logging.get_logger(__name__)
 
-Kind = Literal["eomt", "backbone", "scratch"]
+Kind = Literal["eomt", "backbone", "frozen", "scratch"]
 BY_SIZE = {size: f"vit_{size}_patch14_reg4_dinov2" for size in DINOV2_SIZES}
 DEFAULT_BACKBONE = BY_SIZE["base"]
 # Parameters that may have other shapes than in the checkpoint if the classes differ.
@@ -61,7 +61,7 @@ class Start:
 
     kind: Kind
     source: str | None = None
-    "Checkpoint of a trained EoMT; None for a backbone and from scratch."
+    "Checkpoint of a trained EoMT; None for a backbone, frozen or not, and from scratch."
     config: EoMTConfig | None = None
     "Configuration of the checkpoint."
     new_head: bool = False
@@ -153,10 +153,17 @@ def starting_point(model: ModelOptions, args: EoMTTrainingArguments) -> Start:
     if source is None and recipe and recipe.initial_checkpoint and model.backbone_weights is None:
         source = RECIPES[recipe.initial_checkpoint].checkpoint
         class_head = "new"  # other classes
+    architecture = recipe.architecture if recipe else model.architecture or "eomt"
+    if model.architecture not in (None, architecture):
+        raise ValueError(f"architecture is {model.architecture}, but the recipe is of {architecture}; leave it out")
     if source is None:
         kind = "scratch" if model.backbone_weights == "scratch" else "backbone"
+        if architecture == "pmt" and (kind == "scratch" or model.step is not None):
+            raise ValueError("pmt freezes a pre-trained backbone; leave out step and backbone_weights scratch")
+        if architecture == "pmt":
+            kind = "frozen"
         return Start(kind, backbone=BY_SIZE.get(model.backbone, model.backbone))
-    for name in ("backbone", "backbone_weights", "step"):
+    for name in ("architecture", "backbone", "backbone_weights", "step"):
         value = getattr(model, name)
         if value is not None and not (name == "backbone" and Start("eomt", source).is_authors_file):
             raise ValueError(f"{name} is {value!r}, but the checkpoint {source} determines it; leave it out")
@@ -342,10 +349,10 @@ def default_choices(
 ) -> list[Choice]:
     """A value and a reason for each option that depends on the training images, the task or the initial weights.
 
-    start: "eomt", a trained EoMT with its queries; "backbone", pre-trained blocks with new queries and heads; or
-    "scratch". image_size: longer side of the crop in pixels, if given. fast_bf16: whether the device has instructions
-    for bfloat16 matrices. batch_size: images per step, if given. multiple: divisor of the batch size (processes ×
-    images per device × accumulation).
+    start: "eomt", a trained EoMT with its queries; "backbone", pre-trained blocks with new queries and heads; "frozen",
+    a new decoder on a frozen backbone (PMT); or "scratch". image_size: longer side of the crop in pixels, if given.
+    fast_bf16: whether the device has instructions for bfloat16 matrices. batch_size: images per step, if given.
+    multiple: divisor of the batch size (processes × images per device × accumulation).
     """
     choices = [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start)]
     choices += _length(facts, batch_size, multiple)
@@ -387,6 +394,8 @@ def _queries(facts: DataFacts, task: str, start: Kind) -> Iterator[Choice]:
 def _rates(start: Kind) -> Iterator[Choice]:
     if start == "eomt":
         yield Choice("learning_rate", 1e-4, "the paper's: only the class head may be new")
+    elif start == "frozen":
+        yield Choice("learning_rate", 5e-4, "the decoder is new, the backbone frozen")
     elif start == "backbone":
         yield Choice("learning_rate", 5e-4, "queries and heads are new: five times the paper's rate")
         yield Choice("backbone_learning_rate", 1e-4, "the backbone is trained already: the paper's rate")
@@ -464,6 +473,8 @@ def _new_config(fields: dict, model: ModelOptions, args: EoMTTrainingArguments, 
     if kind == "scratch":
         overrides["layerscale_value"] = SCRATCH_LAYER_SCALE
     model_class = EoMTForUniversalSegmentation
+    if kind == "frozen":
+        model_class = PMTForUniversalSegmentation
     if model.step is not None:
         model_class = LadderForUniversalSegmentation
         overrides["num_blocks"] = model.num_blocks or LadderConfig.num_blocks  # decoder layers instead of L2
@@ -476,10 +487,7 @@ def _from_checkpoint(start: Start, config: EoMTConfig) -> EoMTForUniversalSegmen
         model = load_authors_checkpoint(start.source, config, load_class_head=False)
         model.class_predictor.reset_parameters()
         return model
-    model_class = EoMTForUniversalSegmentation
-    if isinstance(config, LadderConfig):
-        model_class = LadderForUniversalSegmentation
-    model, found = model_class.from_pretrained(
+    model, found = AutoModelForUniversalSegmentation.from_pretrained(
         start.source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
     unfit = [name for name, *_ in found["mismatched_keys"] if not (start.new_head and name.startswith(FRESH))]
@@ -497,7 +505,7 @@ def _from_checkpoint(start: Start, config: EoMTConfig) -> EoMTForUniversalSegmen
 def processor_of(start: Start, model: EoMTForUniversalSegmentation) -> EoMTImageProcessor:
     """The image processor of the model, with the normalization of the checkpoint or backbone, or else of ImageNet."""
     config, own = model.config, {}
-    if start.kind == "backbone" and start.backbone is not None:
+    if start.kind in ("backbone", "frozen") and start.backbone is not None:
         row = find_backbone(start.backbone)
         own = {"image_mean": row.pixel_mean, "image_std": row.pixel_std}
     if start.config is not None and not start.is_authors_file:

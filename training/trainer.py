@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
+from ..configuration.pmt import PMTConfig
 from .annealing import MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
 from .callbacks import AveragingCallback, CurvesCallback, InterruptionCallback, PatienceCallback
@@ -30,7 +31,13 @@ from .data.samples import RepeatableDataset, SignalSafeDataset
 from .evaluation import evaluate_model
 from .files import write_text
 from .lora import add_lora, merged_state_dict
-from .optimizer import is_pretrained, layerwise_lr_groups, normalizer_shares, two_stage_warmup_poly_schedule
+from .optimizer import (
+    is_pretrained,
+    layerwise_lr_groups,
+    normalizer_shares,
+    two_stage_warmup_poly_schedule,
+    warmup_cosine_schedule,
+)
 from .processes import gather
 
 logger = logging.get_logger(__name__)
@@ -167,6 +174,8 @@ class EoMTTrainer(Trainer):
         if stuff is not None and sorted(stuff) != sorted(config.stuff_label_ids):
             logger.warning(f"stuff_label_ids of the processor are {stuff}; using those of the model")
             processor.stuff_label_ids = list(config.stuff_label_ids)
+        if isinstance(config, PMTConfig) and (args.freeze_backbone or args.lora):
+            raise ValueError("PMT's backbone is frozen; leave out freeze_backbone and lora")
         if args.freeze_backbone:
             for name, parameter in self.model.named_parameters():
                 if is_pretrained(name):
@@ -213,12 +222,13 @@ class EoMTTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
-            self.lr_scheduler = two_stage_warmup_poly_schedule(
-                optimizer or self.optimizer,
-                warmup_steps=self.args.warmup(num_training_steps),
-                total_steps=num_training_steps,
-                power=self.args.poly_power,
-            )
+            optimizer, warmup = optimizer or self.optimizer, self.args.warmup(num_training_steps)
+            if isinstance(self.accelerator.unwrap_model(self.model).config, PMTConfig):
+                self.lr_scheduler = warmup_cosine_schedule(optimizer, warmup[0], num_training_steps)
+            else:
+                self.lr_scheduler = two_stage_warmup_poly_schedule(
+                    optimizer, warmup_steps=warmup, total_steps=num_training_steps, power=self.args.poly_power
+                )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

@@ -47,6 +47,13 @@ AUTHORS = {
     "coco_instance_eomt_large_1280_dinov3": (12, *V3, 4, L),
     "ade20k_semantic_eomt_large_512_dinov3": (16, 2e-4, 1.0, True, (2000, 3000), 4, V3_ADE),
 }
+PMT_COCO = ([0, 23651, 32520, 41389, 50258, 59128], [3000, 38433, 47302, 56171, 65040, 73910])
+PMT_ADE = ([0, 5384, 7403, 9422, 11442, 13461], [3000, 8749, 10769, 12788, 14807, 16826])
+for _size, _side in (("small", 640), ("base", 640), ("large", 640), ("large", 1280)):
+    AUTHORS[f"coco_panoptic_pmt_{_size}_{_side}_dinov3"] = (12, 2e-4, 1.0, True, (6000, 0), 6, PMT_COCO)
+for _side in (640, 1280):
+    AUTHORS[f"coco_instance_pmt_large_{_side}_dinov3"] = (12, 2e-4, 1.0, True, (6000, 0), 6, PMT_COCO)
+AUTHORS["ade20k_semantic_pmt_large_512_dinov3"] = (16, 2e-4, 1.0, True, (6000, 0), 6, PMT_ADE)
 TABLE_2 = {  # same run, other weights to start from
     "coco_panoptic_eomt_large_640_eva02": "eva02_large_patch14_224.mim_m38m",
     "coco_panoptic_eomt_large_640_deit3_in21k": "deit3_large_patch16_384.fb_in22k_ft_in1k",
@@ -76,6 +83,13 @@ RESULTS = {
     "coco_instance_eomt_large_640_dinov3": (45.9, None, None, None),
     "coco_instance_eomt_large_1280_dinov3": (49.9, None, None, None),
     "ade20k_semantic_eomt_large_512_dinov3": (59.5, None, None, None),
+    "coco_panoptic_pmt_small_640_dinov3": (45.3, None, None, 400),
+    "coco_panoptic_pmt_base_640_dinov3": (52.8, None, None, 262),
+    "coco_panoptic_pmt_large_640_dinov3": (56.1, None, None, 141),
+    "coco_panoptic_pmt_large_1280_dinov3": (58.1, None, None, 29),
+    "coco_instance_pmt_large_640_dinov3": (45.4, None, None, 141),
+    "coco_instance_pmt_large_1280_dinov3": (49.0, None, None, 29),
+    "ade20k_semantic_pmt_large_512_dinov3": (58.5, None, None, 128),
     "coco_panoptic_eomt_large_640_eva02": (55.5, 316, 667, 77),
     "coco_panoptic_eomt_large_640_deit3_in21k": (50.0, 316, 669, 128),
     "coco_panoptic_eomt_large_640_deit3_in1k": (44.3, 316, 669, 128),

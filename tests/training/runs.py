@@ -17,7 +17,7 @@ from eomt import EoMTImageProcessor
 from eomt.image_processing.inference import infer
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
 from eomt.training.callbacks import CurvesCallback
-from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
+from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model, tiny_pmt
 
 KILLS = ("in a step", "before a save", "half an optimizer", "before the rename", "while the old one goes")
 
@@ -195,6 +195,23 @@ def fsdp(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def pmt(folder: Path) -> None:
+    """One step of PMT in DDP: the batch norm's statistics are those of both processes."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.rand = fixed_points
+    dist.init_process_group("gloo")
+    rank, model = dist.get_rank(), tiny_pmt().train()
+    model.set_attn_mask_probs([1.0, 1.0])
+    optimizer = torch.optim.AdamW(layerwise_lr_groups(model, 1e-3))
+    loss = one_step(DistributedDataParallel(model, broadcast_buffers=False), optimizer, range(2 * rank, 2 * rank + 2))
+    dist.all_reduce(loss, op=dist.ReduceOp.SUM)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    torch.save({"loss": loss / 2, "gradients": gradients, "state": model.state_dict()}, folder / f"step{rank}.pt")
+    dist.destroy_process_group()
+
+
 def one_step(model, optimizer, samples) -> torch.Tensor:
     batch = EoMTDataCollator()([Samples(noise=0)[index] for index in samples])
     loss = model(**batch).loss
@@ -221,4 +238,4 @@ def signal_group() -> None:
 
 
 if __name__ == "__main__":
-    {"nan": nan, "cli": cli, "kill": kill, "ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))
+    {"nan": nan, "cli": cli, "kill": kill, "ddp": ddp, "fsdp": fsdp, "pmt": pmt}[sys.argv[1]](Path(sys.argv[2]))

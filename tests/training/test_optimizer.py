@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from eomt.training import layerwise_lr_groups, two_stage_warmup_poly_schedule
+from eomt.training.optimizer import warmup_cosine_schedule
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "optimizer.json").read_text())
 DEPTH_L = 24
@@ -130,3 +131,10 @@ def test_resume_frozen_backbone_and_bad_values():
         layerwise_lr_groups(model, llrd=1.5)
     with pytest.raises(ValueError, match="-1"):
         two_stage_warmup_poly_schedule(optimizer, (5, -1), total_steps=10)
+
+
+def test_warmup_and_cosine_of_pmt():
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=2e-4)
+    schedule = warmup_cosine_schedule(optimizer, 6000, 88_692)
+    rates = [schedule.base_lrs[0] * schedule.lr_lambdas[0](step) for step in (0, 3000, 6000, 47_346, 88_692)]
+    assert rates == pytest.approx([0, 1e-4, 2e-4, 1e-4 + 5e-10, 1e-9], rel=1e-6)

@@ -3,14 +3,14 @@
 import torch
 from torch.utils.data import Dataset
 
-from eomt.configuration import EoMTConfig
-from eomt.modeling_eomt import EoMTForUniversalSegmentation
+from eomt.configuration import EoMTConfig, PMTConfig
+from eomt.modeling_eomt import EoMTForUniversalSegmentation, PMTForUniversalSegmentation
 from eomt.training import EoMTTrainingArguments
 
 SIZE = 32
 
 
-def tiny_model(seed=0, **overrides):
+def tiny_model(seed=0, config_class=EoMTConfig, **overrides):
     torch.manual_seed(seed)
     fields = {
         "image_size": SIZE,
@@ -26,8 +26,13 @@ def tiny_model(seed=0, **overrides):
         "stuff_label_ids": [1],
         "layerscale_value": 0.1,
     }
-    config = EoMTConfig.for_backbone("vit_small_patch14_reg4_dinov2", **(fields | overrides))
-    return EoMTForUniversalSegmentation(config)
+    config = config_class.for_backbone("vit_small_patch14_reg4_dinov2", **(fields | overrides))
+    model_class = PMTForUniversalSegmentation if config_class is PMTConfig else EoMTForUniversalSegmentation
+    return model_class(config)
+
+
+def tiny_pmt(seed=0, **overrides):
+    return tiny_model(seed, PMTConfig, **overrides)
 
 
 def overridden(command: str, options) -> list[str]:

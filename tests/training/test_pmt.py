@@ -1,0 +1,80 @@
+"""PMT in the trainer and in `eomt train`: only the decoder learns."""
+
+import json
+
+import pytest
+import torch
+
+from eomt import PMTForUniversalSegmentation
+from eomt.cli import main
+from eomt.training import EoMTTrainer
+from eomt.training.data import make_shapes
+from tests.predicting import write_photos
+from tests.training.tiny import Samples, tiny_arguments, tiny_pmt
+
+
+def test_the_trainer_changes_the_decoder_only(tmp_path):
+    model = tiny_pmt()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = EoMTTrainer(model, tiny_arguments(tmp_path, learning_rate=1e-3), train_dataset=Samples(8))
+    trainer.train()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any(name.startswith("encoder.") for name in changed)
+    trained = {name for name, parameter in model.named_parameters() if not name.startswith("encoder.")}
+    assert trained <= changed
+    groups = trainer.optimizer.param_groups
+    assert {group["name"] for group in groups} == trained
+    assert {group["initial_lr"] for group in groups} == {1e-3}
+    assert [group["lr"] for group in groups] == pytest.approx([1e-9] * len(groups))  # the end of the cosine
+
+
+@pytest.mark.parametrize("option", [{"freeze_backbone": True}, {"lora": 2}])
+def test_options_for_the_backbone_are_refused(option, tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        EoMTTrainer(tiny_pmt(), tiny_arguments(tmp_path, **option), train_dataset=Samples(8))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train=4, val=2, size=(40, 60))
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """(folder of a run of `eomt train --architecture pmt`, its backbone)."""
+    root = tmp_path_factory.mktemp("pmt")
+    backbone = tiny_pmt(image_size=64, patch_size=16)
+    backbone.save_pretrained(root / "backbone")
+    options = (
+        "--backbone vit_small_patch14_reg4_dinov2 --hidden-size 32 --num-hidden-layers 3 --num-attention-heads 2 "
+        "--num-blocks 2 --num-queries 8 --train-num-points 64 --image-size 64 --max-steps 2 --workers 0 --use-cpu"
+    )
+    command = f"train --architecture pmt --data {shapes} --backbone-weights {root / 'backbone'}"
+    assert main(f"{command} --output {root / 'run'} {options}".split()) == 0
+    return root / "run", backbone.encoder
+
+
+def test_the_command_trains_predicts_and_evaluates(trained, shapes, tmp_path):
+    folder, backbone = trained
+    model = PMTForUniversalSegmentation.from_pretrained(folder)
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(model.encoder.state_dict()[name], tensor), name
+    assert "frozen" in (folder / "README.md").read_text()
+    assert main(f"evaluate {folder} --data {shapes} --workers 0 --json --device cpu".split()) == 0
+    photos = write_photos(tmp_path / "photos")
+    assert main(f"predict {photos} --model {folder} --output {tmp_path / 'out'} --workers 0 --device cpu".split()) == 0
+    assert json.loads((folder / "results.json").read_text())["eval_pq"] >= 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--architecture pmt --backbone-weights scratch",
+        "--architecture pmt --step 1",
+        "--architecture eomt --recipe coco_panoptic_pmt_small_640_dinov3",
+    ],
+)
+def test_options_that_contradict_it_are_refused(options, shapes, tmp_path, capsys):
+    command = f"train --data {shapes} --task panoptic --output {tmp_path / 'run'} --use-cpu {options}"
+    assert main(command.split()) == 2
+    assert "pmt" in capsys.readouterr().err
