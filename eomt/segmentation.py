@@ -8,7 +8,7 @@ found.picture().save("segments.png")
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -23,6 +23,7 @@ from .drawing import draw_segments
 from .image_processing.images import scaled_to_255
 from .image_processing.inference import Inferred, confident_instances, infer, iter_segments, open_source
 from .loading import load_for_inference, usable_device, weight_files
+from .modeling_eomt import PMTForUniversalSegmentation
 
 _LISTED = 12
 """Largest number of segments in the `repr`."""
@@ -75,13 +76,14 @@ def segment(
     masked: bool | None = None,
     device: str | None = None,
     batch_size: int = 1,
-) -> Segmentation | list[Segmentation]:
-    """Segment an image, or a list of images.
+) -> Segmentation | list:
+    """Segment an image, or a list of images, with one model or several.
 
     Args:
         images: a path, URL, PIL image, or array or tensor of (3, H, W) or (H, W, 3); or a list of them.
         model: a folder, also of `eomt export`, or a hub name (the last two models stay loaded); or a model object. An
-            object computes in evaluation mode; its mode is restored afterwards.
+            object computes in evaluation mode; its mode is restored afterwards. Or a list of models: PMT models that
+            share an encoder (`share_encoder`) run it once per image where their inputs are the same.
         processor: image processor; by default loaded from the folder or hub name of the model.
         task: "panoptic", "instance" or "semantic"; the model's by default.
         threshold: panoptic: least class probability of a segment (0.8); instance: least score (0.5).
@@ -89,13 +91,18 @@ def segment(
         device: "cpu", "cuda", …; by default the best available, or the current device of a model object.
 
     Returns:
-        One `Segmentation`, or a list for a list of images.
+        One `Segmentation`, or a list for a list of images; for several models a list with this for each.
 
     Raises:
         ValueError: when there is no such model or processor, an image cannot be read, or the threshold is not a
             probability.
         FileNotFoundError: when an image is missing.
     """
+    several = isinstance(images, Sequence) and not isinstance(images, str)
+    if isinstance(model, list | tuple):
+        options = {"task": task, "threshold": threshold, "masked": masked, "device": device, "batch_size": batch_size}
+        found = _by_all(list(images) if several else [images], model, processor, options)
+        return found if several else [results[0] for results in found]
     if isinstance(model, str | os.PathLike):
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
         model, own = _load(name, device, task, str(weight_files(name)))
@@ -109,7 +116,6 @@ def segment(
         raise ValueError(f"threshold is {threshold}; give a probability from 0 to 1")
     threshold = TASK_ROWS[task].drawing_threshold if threshold is None else threshold
     rules = {"panoptic": {"threshold": threshold}, "semantic": {"confidence": True}}.get(task, {})
-    several = isinstance(images, Sequence) and not isinstance(images, str)
     opened = [_open(image) for image in (images if several else [images])]
     names = model.config.id2label
     with _inferring(model, masked):
@@ -118,6 +124,20 @@ def segment(
             for result in infer(model, processor, opened, task=task, batch_size=batch_size, **rules)
         ]
     return found if several else found[0]
+
+
+def _by_all(images: list, models, processor, options: dict) -> list[list[Segmentation]]:
+    """The segmentations by each model, batch by batch, so that a shared encoder remembers the batch."""
+    found = [[] for _ in models]
+    encoders = {id(model.encoder): model.encoder for model in models if isinstance(model, PMTForUniversalSegmentation)}
+    with ExitStack() as remembering:
+        for encoder in encoders.values():
+            remembering.enter_context(encoder.remembering())
+        for first in range(0, len(images), options["batch_size"]):
+            batch = images[first : first + options["batch_size"]]
+            for results, model in zip(found, models):
+                results += segment(batch, model, processor=processor, **options)
+    return found
 
 
 @lru_cache(maxsize=2)

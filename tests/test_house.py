@@ -35,9 +35,9 @@ MOST_LINES = {
     "image_processing": 2190,
     "modeling_eomt": 3780,
     "training": 6060,
-    "eomt": 5080,
+    "eomt": 5100,
     "benchmarks": 1570,
-    "tests": 13520,
+    "tests": 13540,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

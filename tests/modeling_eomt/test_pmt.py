@@ -2,10 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForUniversalSegmentation, pipeline
 
+import eomt
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor, PMTConfig, PMTForUniversalSegmentation
 from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
 from tests.models import BACKBONE_OF_KIND, TINY, randomise, targets, tiny_model
@@ -110,8 +113,6 @@ def test_another_image_size_resamples_the_encoder(tmp_path):
 
 
 def test_the_pipeline_takes_it(tmp_path):
-    from PIL import Image
-
     tiny_pmt(task="semantic").save_pretrained(tmp_path)
     EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
     found = pipeline("image-segmentation", str(tmp_path))(Image.new("RGB", (80, 60)), subtask="semantic")
@@ -192,6 +193,26 @@ def test_decoders_share_an_encoder():
         assert len(calls) == 1
         logits(other, pixels(seed=6))
     assert len(calls) == 2
+
+
+def test_segment_runs_a_shared_encoder_once(tmp_path):
+    photos = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)) for seed in (1, 2)]
+    models = [tiny_pmt(task=task) for task in ("panoptic", "instance", "semantic")]
+    processors = [EoMTImageProcessor(task=model.config.task, size=64) for model in models]
+    alone = [eomt.segment(photos, model, processor=p, threshold=0.0) for model, p in zip(models, processors)]
+    for model, processor in zip(models, processors):
+        model.share_encoder(models[0])
+        processor.save_pretrained(tmp_path / model.config.task)
+        model.config.name_or_path = str(tmp_path / model.config.task)
+    calls = []
+    models[0].encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    together = eomt.segment(photos, models, threshold=0.0)
+    assert len(calls) == len(photos)
+    for found, expected in zip(together, alone):
+        for one, other in zip(found, expected):
+            assert (one.task, one.labels) == (other.task, other.labels)
+            assert np.array_equal(one.masks, other.masks)
+    assert [found.task for found in eomt.segment(photos[0], models)] == ["panoptic", "instance", "semantic"]
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
