@@ -192,9 +192,17 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embeddings.patch_embeddings
 
-    def encode(self, pixel_values: Tensor, grid: tuple[int, int], **kwargs) -> tuple[Tensor, RotaryTable, None]:
-        """Images → tokens (B, T, D) of the decoder and the rotary table of their positions; tokens never merge."""
-        levels = self.encoder(pixel_values, self.config.interaction_indices, grid, **kwargs)
+    def encode(
+        self, pixel_values: Tensor, grid: tuple[int, int], encoder_levels: Tensor | None = None, **kwargs
+    ) -> tuple[Tensor, RotaryTable, None]:
+        """Images → tokens (B, T, D) of the decoder and the rotary table of their positions; tokens never merge.
+
+        encoder_levels: (B, K, T, D), what the encoder has computed before (training/features.py).
+        """
+        if encoder_levels is None:
+            levels = self.encoder(pixel_values, self.config.interaction_indices, grid, **kwargs)
+        else:
+            levels = encoder_levels.to(self.query.weight.dtype).unbind(1)
         hidden_states = sum(lateral(level) for lateral, level in zip(self.laterals, levels))
         return hidden_states, rotary_table(self.config, grid, hidden_states.device, hidden_states.dtype, False), None
 

@@ -44,6 +44,8 @@ class EoMTDataCollator:
             labels += _entries(sample.get("class_labels"), 1)
             names.append(sample.get("file_name"))
         batch = {"pixel_values": self._normalized(torch.stack(pixels))}  # [B, 3, H, W]
+        if "encoder_levels" in samples[0]:  # training/features.py
+            batch["encoder_levels"] = torch.stack([sample["encoder_levels"] for sample in samples])
         if masks or labels:
             if not len(masks) == len(labels) == len(pixels):
                 raise ValueError(f"{len(pixels)} images with {len(masks)} mask_labels and {len(labels)} class_labels")

@@ -140,6 +140,11 @@ class RunOptions:
     """DINOv3: rescale patch coordinates at random (pos_embed_rescale of the configuration)."""
     freeze_backbone: bool = False
     """Train only queries and heads."""
+    cache_features: str | None = None
+    """With architecture pmt: a folder for the features of the frozen backbone. They are computed once, for fixed crops
+    of each image, and training does not run the backbone. See docs/pmt.md for when this pays."""
+    cached_crops: int = 4
+    """Crops per image in cache_features."""
     lora: int | None = None
     """Rank of trainable differences (LoRA) to the frozen matrices of the backbone; merged in the saved model. Needs
     peft."""

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
 from ..configuration.pmt import PMTConfig
+from ..modeling_eomt import PMTForUniversalSegmentation
 from .annealing import MaskAnnealingCallback, PlannedAnnealing
 from .arguments import EoMTTrainingArguments
 from .callbacks import AveragingCallback, CurvesCallback, InterruptionCallback, PatienceCallback
@@ -29,6 +30,7 @@ from .checkpoints import STAGING, check_length, checkpoint_name, checkpoint_to_r
 from .collator import EoMTDataCollator
 from .data.samples import RepeatableDataset, SignalSafeDataset
 from .evaluation import evaluate_model
+from .features import cached_features
 from .files import write_text
 from .lora import add_lora, merged_state_dict
 from .optimizer import (
@@ -243,7 +245,7 @@ class EoMTTrainer(Trainer):
                 f"{len(dataset)} images are less than a batch of {args.total_batch_size}, and dataloader_drop_last "
                 "drops incomplete batches; lower total_batch_size, or turn dataloader_drop_last off"
             )
-        self._repeatable = RepeatableDataset(dataset, args.seed)
+        self._repeatable = self._repeatable_samples(dataset)
         return self._get_dataloader(
             dataset=self._repeatable,
             description="Training",
@@ -251,6 +253,17 @@ class EoMTTrainer(Trainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
+
+    def _repeatable_samples(self, dataset) -> RepeatableDataset:
+        args = self.args
+        if not args.cache_features:
+            return RepeatableDataset(dataset, args.seed)
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, PMTForUniversalSegmentation):
+            raise ValueError("cache_features needs a frozen backbone; give architecture pmt, or leave it out")
+        with self.accelerator.main_process_first():
+            folder = Path(args.cache_features)
+            return cached_features(dataset, model, self.data_collator, folder, args.seed, args.cached_crops)
 
     def _get_train_sampler(self, train_dataset=None):
         """`dataloader_drop_last` drops the last incomplete step of an epoch, not only an incomplete batch."""

@@ -10,7 +10,7 @@ from eomt.cli import main
 from eomt.training import EoMTTrainer
 from eomt.training.data import make_shapes
 from tests.predicting import write_photos
-from tests.training.tiny import Samples, tiny_arguments, tiny_pmt
+from tests.training.tiny import Samples, tiny_arguments, tiny_model, tiny_pmt
 
 
 def test_the_trainer_changes_the_decoder_only(tmp_path):
@@ -78,3 +78,54 @@ def test_options_that_contradict_it_are_refused(options, shapes, tmp_path, capsy
     command = f"train --data {shapes} --task panoptic --output {tmp_path / 'run'} --use-cpu {options}"
     assert main(command.split()) == 2
     assert "pmt" in capsys.readouterr().err
+
+
+# --- features written once ----------------------------------------------------------------------------------------
+
+
+def cached_trainer(folder, cache, model=None, images=4, **options):
+    options = {"max_steps": 4, "seed": 3, **options}
+    args = tiny_arguments(folder, cache_features=cache and str(cache), cached_crops=2, **options)
+    return EoMTTrainer(model or tiny_pmt(), args, train_dataset=Samples(images))
+
+
+def test_cached_features_are_those_of_the_encoder(tmp_path):
+    trainer = cached_trainer(tmp_path / "run", tmp_path / "cache")
+    trainer.model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    calls = []
+    (batch, *_) = trainer.get_train_dataloader()
+    assert len(calls) == 2  # four images at once, for two crops
+    levels = trainer.model.encoder(batch["pixel_values"], [0, 1, 2], (4, 4))
+    torch.testing.assert_close(batch["encoder_levels"].float(), torch.stack(levels, 1), rtol=2e-3, atol=2e-3)
+    calls.clear()
+    trainer.train()
+    assert not calls
+
+
+def test_training_with_cached_features_is_that_without(tmp_path):
+    """The first epoch has crop 0, which is the crop of the first epoch without a cache."""
+    losses = []
+    for name, cache in (("without", None), ("written", tmp_path / "cache"), ("read", tmp_path / "cache")):
+        trainer = cached_trainer(tmp_path / name, cache, max_steps=2)
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("other", ["encoder", "images", "crops", "pixels"])
+def test_a_cache_of_something_else_is_refused(other, tmp_path):
+    cached_trainer(tmp_path / "run", tmp_path / "cache").get_train_dataloader()
+    model = tiny_pmt(seed=1) if other == "encoder" else None
+    images = 3 if other == "images" else 4
+    options = {"seed": 4} if other == "pixels" else {}
+    trainer = cached_trainer(tmp_path / "other", tmp_path / "cache", model, images, **options)
+    if other == "crops":
+        trainer.args.cached_crops = 3
+    with pytest.raises(ValueError, match="cache"):
+        next(iter(trainer.get_train_dataloader()))
+
+
+def test_only_a_frozen_backbone_has_features_to_cache(tmp_path):
+    with pytest.raises(ValueError, match="pmt"):
+        cached_trainer(tmp_path, tmp_path / "cache", tiny_model()).get_train_dataloader()

@@ -1,0 +1,105 @@
+"""Features of a frozen encoder, computed once and read in training (`cache_features`): the encoder is not run then.
+
+N images · C fixed crops per image · K levels of the encoder · T tokens · D width
+
+A folder holds `levels.npy`, fp16 (N, C, K, T, D), memory-mapped; `crops.npy`, a checksum of the pixels of each crop, to
+which every sample is compared; and `encoder.json`, the fingerprint of the encoder.
+"""
+
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..modeling_eomt import PMTForUniversalSegmentation
+from .data.samples import RepeatableDataset
+from .files import atomic, read_json, write_json
+
+BATCH = 4  # crops that the encoder sees at once
+
+
+class CachedFeatures(RepeatableDataset):
+    """Training samples with "encoder_levels" (K, T, D), fp16. Epoch e has crop e mod C of each image.
+
+    Raises:
+        ValueError: for a sample whose pixels are not those of the cache.
+    """
+
+    def __init__(self, dataset, seed: int, crops: int, folder: Path):
+        super().__init__(dataset, seed)
+        self.crops, self.folder = crops, folder
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch % self.crops)
+
+    def __getitem__(self, index: int) -> dict:
+        sample, crop = super().__getitem__(index), int(self._epoch)
+        checksums = np.load(self.folder / "crops.npy", mmap_mode="r")
+        if checksums[index, crop] != checksum(sample):
+            raise ValueError(f"{self.folder} holds features of other images or crops; give another cache_features")
+        levels = np.load(self.folder / "levels.npy", mmap_mode="r")[index, crop]
+        return sample | {"encoder_levels": torch.from_numpy(np.array(levels))}
+
+
+def checksum(sample: dict) -> int:
+    """Of the pixels of a sample."""
+    return zlib.crc32(sample["pixel_values"].contiguous().numpy())
+
+
+def cached_features(
+    dataset, model: PMTForUniversalSegmentation, collator, folder: Path, seed: int, crops: int
+) -> CachedFeatures:
+    """The samples of a data set with the features of their crops, which are computed where `folder` is missing.
+
+    Raises:
+        ValueError: when the folder holds features of another encoder, data set or number of crops, or the disk is too
+            small.
+    """
+    key = {"encoder": model.encoder.digest(), "levels": list(model.config.interaction_indices)}
+    samples = CachedFeatures(dataset, seed, crops, folder)
+    if not folder.exists():
+        _write(samples, model, collator, key)
+    if read_json(folder / "encoder.json") != key:
+        raise ValueError(f"{folder} holds features of another encoder; give another cache_features")
+    shape = np.load(folder / "crops.npy", mmap_mode="r").shape
+    if shape != (len(dataset), crops):
+        raise ValueError(
+            f"{folder} holds features of {shape[0]} images with {shape[1]} crops, not of {len(dataset)} with {crops}; "
+            "give another cache_features"
+        )
+    return samples
+
+
+@torch.no_grad()
+def _write(samples: CachedFeatures, model: PMTForUniversalSegmentation, collator, key: dict) -> None:
+    images, crops, indices = len(samples.dataset), samples.crops, key["levels"]
+    plain = RepeatableDataset(samples.dataset, samples.seed)
+    height, width = plain[0]["pixel_values"].shape[-2:]
+    grid = model.patch_grid(torch.empty(1, model.config.num_channels, height, width, device="meta"))
+    tokens = grid[0] * grid[1] + model.config.num_prefix_tokens
+    shape = (images, crops, len(indices), tokens, model.config.hidden_size)
+    samples.folder.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(samples.folder.parent).free
+    if needed > free:
+        raise ValueError(
+            f"the features need {needed / 1e9:.1f} GB, but {samples.folder.parent} has {free / 1e9:.1f} GB; lower "
+            "cached_crops, or leave out cache_features"
+        )
+    with atomic(samples.folder, folder=True) as folder, tqdm(total=images * crops, desc="features") as bar:
+        levels = np.lib.format.open_memmap(folder / "levels.npy", "w+", np.float16, shape)
+        checksums = np.zeros((images, crops), np.uint32)
+        for crop in range(crops):
+            plain.set_epoch(crop)
+            loader = DataLoader(plain, BATCH, collate_fn=list, generator=torch.Generator())  # not the run's
+            for first, batch in zip(range(0, images, BATCH), loader):
+                pixels = collator(batch)["pixel_values"].to(model.device, model.dtype)
+                found = torch.stack(model.encoder(pixels, indices, grid), dim=1)  # [B, K, T, D]
+                levels[first : first + len(batch), crop] = found.half().cpu().numpy()
+                checksums[first : first + len(batch), crop] = [checksum(sample) for sample in batch]
+                bar.update(len(batch))
+        np.save(folder / "crops.npy", checksums)
+        write_json(folder / "encoder.json", key)
