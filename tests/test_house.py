@@ -33,11 +33,11 @@ LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in mod
 MOST_LINES = {
     "configuration": 1670,
     "image_processing": 2190,
-    "modeling_eomt": 3780,
-    "training": 6060,
+    "modeling_eomt": 3790,
+    "training": 6180,
     "eomt": 5100,
     "benchmarks": 1570,
-    "tests": 13540,
+    "tests": 13590,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

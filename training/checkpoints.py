@@ -22,8 +22,7 @@ OPTIONS_FILE = "options.json"
 RUN_OPTIONS = (  # the trainer checks the length of the run itself
     "task", "learning_rate", "backbone_learning_rate", "weight_decay", "llrd", "llrd_l2_enabled",
     "head_warmup_steps", "backbone_warmup_steps", "total_batch_size", "masking", "freeze_backbone", "cache_features",
-    "cached_crops", "lora", "ema",
-    "seed",
+    "cached_crops", "lora", "ema", "seed",
 )  # fmt: skip
 MODEL_OPTIONS = (  # fields that decide the shapes of the weights
     "model_type", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
