@@ -1,4 +1,4 @@
-"""BRAVO: files as the challenge's archives have them, its formulas written out, and what is missing."""
+"""BRAVO: files as the challenge's archives have them, its averages, and what is missing."""
 
 import json
 
@@ -11,6 +11,7 @@ from scipy.stats import hmean
 from benchmarks.bravo import SAMPLES, SUBSETS, draw_samples, find_images, main, read_samples
 from eomt import EoMTImageProcessor
 from eomt.configuration.labels import label_space
+from eomt.training.metrics import OutOfDistribution
 from tests.models import tiny_model
 
 SIZE = (24, 40)
@@ -83,31 +84,8 @@ def read(path):
     return np.asarray(Image.open(path)).astype(int)
 
 
-def challenge_miou(pairs):
-    """19 × 19 confusion over gt ≠ 255 and mask == 0; diagonal / (rows + columns − diagonal); nanmean."""
-    cm = np.zeros((19, 19))
-    for gt, mask, pred, _ in pairs:
-        for g, m, p in zip(gt.ravel(), mask.ravel(), pred.ravel()):
-            if g != 255 and m == 0:
-                cm[g, p] += 1
-    with np.errstate(invalid="ignore"):
-        return np.nanmean(np.diag(cm) / (cm.sum(0) + cm.sum(1) - np.diag(cm)))
-
-
-def challenge_auprc(pairs):
-    """Positives: mask ≠ 0, among gt ≠ 255; score 65535 − confidence; Σ ΔR · P over falling scores, from (0, 1)."""
-    positive = np.concatenate([mask[gt != 255] != 0 for gt, mask, _, _ in pairs])
-    doubt = np.concatenate([65535 - conf[gt != 255] for gt, _, _, conf in pairs])
-    area, recall = 0.0, 0.0
-    for level in sorted(set(doubt.tolist()), reverse=True):
-        found = doubt >= level
-        now = positive[found].sum() / positive.sum()
-        area += (now - recall) * positive[found].mean()
-        recall = now
-    return area
-
-
-def test_equals_the_challenges_formulas(folder, predictions, tmp_path, capsys):
+def test_subsets_and_averages(folder, predictions, tmp_path, capsys):
+    """Of the metric, which tests/training/metrics compares with the challenge's formulas."""
     out = tmp_path / "report"
     main(["--data", str(folder), "--predictions", str(predictions), "--output", str(out)])
     text = capsys.readouterr().out
@@ -117,18 +95,15 @@ def test_equals_the_challenges_formulas(folder, predictions, tmp_path, capsys):
     for subset, (image, *_) in NAMES.items():
         stem = predictions / image.rpartition(".")[0]
         maps = [read(file) for file in (*truth(folder, subset), f"{stem}_pred.png", f"{stem}_conf.png")]
-        row = result["subsets"][subset]
+        metric = OutOfDistribution(num_labels=19)
+        prediction = {"segmentation": maps[2], "confidence": maps[3]}
+        metric.add(prediction=prediction, reference={"segmentation": maps[0], "invalid": maps[1]})
+        expected, row = metric.compute(), result["subsets"][subset]
         assert row["images"] == 1
-        if subset == "SMIYC":
-            assert row["mean_iou"] is None
-        else:
-            ious.append(challenge_miou([maps]))
-            assert row["mean_iou"] == pytest.approx(ious[-1], abs=1e-12)
-        if maps[1].any():
-            auprcs[subset] = challenge_auprc([maps])
-            assert row["auprc"] == pytest.approx(auprcs[subset], abs=1e-12)
-        else:
-            assert row["auprc"] is None
+        assert row["mean_iou"] == (None if subset == "SMIYC" else expected["mean_iou"])
+        assert row["auprc"] == (expected["auprc"] if maps[1].any() else None)
+        ious += [] if subset == "SMIYC" else [expected["mean_iou"]]
+        auprcs[subset] = expected["auprc"]
     assert result["mean_iou"]["arithmetic"] == pytest.approx(np.mean(ious), abs=1e-12)
     assert result["mean_iou"]["harmonic"] == pytest.approx(hmean(ious), abs=1e-12)
     both = [auprcs["synobjs"], auprcs["SMIYC"]]
