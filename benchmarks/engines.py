@@ -129,7 +129,7 @@ def square(side: int) -> dict[str, int]:
 def load_pipeline(folder: Path, row: Row):
     source, dtype = folder / row.folder, DTYPES.get(row.precision)
     if row.engine == "mask2former":
-        model = Mask2FormerForUniversalSegmentation(peer_config("Mask2Former", row.model, 133))
+        model = Mask2FormerForUniversalSegmentation(peer_config(row.model, 133))
         processor = Mask2FormerImageProcessor(size=square(640), pad_size={"height": 640, "width": 640})
     elif row.engine == "built-in":
         model = EomtForUniversalSegmentation.from_pretrained(source, dtype=dtype)

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from transformers import ConvNextConfig, DinatConfig, Mask2FormerConfig, OneFormerConfig, SwinConfig
-from transformers.utils import is_natten_available
+from transformers import Mask2FormerConfig, SwinConfig
 
 from eomt.configuration.recipes import REPORTED, Reported
 from eomt.image_processing.geometry import placement
@@ -38,8 +37,6 @@ DEVIATIONS = {  # (method, backbone, pre-training, data set): why a printed coun
     ("(1) of Table 1", "ViT-L", "DINOv2", "coco"): "the printed 700 does not follow from the description",
     ("EoMT", "ViT-L", "DINOv2", "ade20k"): "319 is the model of 1024², which has more positions",
     ("ViT-Adapter + Mask2Former", "ViT-L", "DINOv2", "ade20k"): "351 is the model of 1024², which has more positions",
-    ("OneFormer", "ConvNeXt-XL", "IN21K", "cityscapes"): "the printed 775 is near a quarter of this image (512×1024)",
-    ("OneFormer", "ConvNeXt-XL", "IN21K", "ade20k"): "the printed 607 is near a square of this side",
     ("Mask2Former", "Swin-L", "IN21K", "coco"): "the printed 868 is a mean over images of all shapes",
 }
 METRIC_KEYS = {
@@ -90,13 +87,11 @@ def find_model(row: Reported) -> tuple[Candidate | None, str]:
     """The row's model and a note, or None and the reason."""
     task = {"PQ": "panoptic", "AP": "instance"}.get(row.metric.split()[0], "semantic")
     labels = LABELS.get((row.dataset, row.metric)) or LABELS[row.dataset]
-    if row.method in ("kMaX-DeepLab", "MaskDINO"):
+    if row.method in ("kMaX-DeepLab", "MaskDINO", "OneFormer"):
         return None, "no implementation here"
     if row.backbone not in SIZES:
-        if row.backbone == "DiNAT-L" and not is_natten_available():
-            return None, "DiNAT needs the package natten, which is not installed"
         height, width = peer_size(row)
-        config = peer_config(row.method, row.backbone, labels)
+        config = peer_config(row.backbone, labels)
         return Candidate(row.method, config, (height, width), pretrained=False), f"counted at {height}×{width}"
     if row.pretraining not in BACKBONES or row.method == "Mask2Former":
         return None, "no implementation here"
@@ -231,25 +226,15 @@ def paper_report(rows: list[PaperRow]) -> str:
 # --- the models of Tables 4 to 6 that are not built on a plain ViT ---------------------------------------------------
 
 
-def peer_config(method: str, backbone: str, num_labels: int) -> Mask2FormerConfig | OneFormerConfig:
-    """transformers' classes in the published sizes."""
+def peer_config(backbone: str, num_labels: int) -> Mask2FormerConfig:
+    """transformers' Mask2Former in the published sizes."""
     stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
     if backbone == "Swin-T":
         encoder = SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, **stages)
-    elif backbone == "Swin-L":
-        encoder = SwinConfig(embed_dim=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], window_size=12, **stages)
-    elif backbone == "ConvNeXt-XL":
-        encoder = ConvNextConfig(hidden_sizes=[256, 512, 1024, 2048], depths=[3, 3, 27, 3], **stages)
     else:
-        encoder = DinatConfig(
-            embed_dim=192, depths=[3, 4, 18, 5], num_heads=[6, 12, 24, 48], kernel_size=11, mlp_ratio=2.0,
-            dilations=[[1, 20, 1], [1, 5, 1, 10], [1, 2, 1, 3, 1, 4] * 3, [1, 2, 1, 2, 1]], **stages,
-        )  # fmt: skip
-    if method == "Mask2Former":
-        queries = 100 if backbone == "Swin-T" else 200
-        return Mask2FormerConfig(backbone_config=encoder, num_queries=queries, num_labels=num_labels)
-    queries = 150 if num_labels in (80, 133) else 250  # OneFormer's own: COCO; ADE20K and Cityscapes
-    return OneFormerConfig(backbone_config=encoder, num_queries=queries, num_labels=num_labels, is_training=False)
+        encoder = SwinConfig(embed_dim=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], window_size=12, **stages)
+    queries = 100 if backbone == "Swin-T" else 200
+    return Mask2FormerConfig(backbone_config=encoder, num_queries=queries, num_labels=num_labels)
 
 
 class WithoutValues(TorchFunctionMode):

@@ -50,7 +50,7 @@ def _changed(value, rng: random.Random):
         case 1 if isinstance(container, list):
             container.append(copy.deepcopy(container[key]))
         case 2 if isinstance(container[key], int | float):
-            container[key] = rng.choice((container[key] * 1000, -container[key], container[key] + 0.5))
+            container[key] = rng.choice((container[key] * 100, -container[key], container[key] + 0.5))
         case _:
             container[key] = copy.deepcopy(rng.choice(VALUES))
     return value

@@ -18,7 +18,6 @@ from .flops import count_flops
 DATASETS = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}
 """The paper's data set for each task; its classes are those of models with random weights."""
 DEFAULT_SIZE = 640  # pixels, for configurations without an image size
-ONEFORMER_TASK_TOKENS = 77  # length of the task text
 
 
 def is_backbone(name: str) -> bool:
@@ -131,11 +130,8 @@ class Candidate:
         return model.eval().to(device)
 
     def inputs(self, batch: int, device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Random images (batch, 3, H, W), and OneFormer's task text."""
-        inputs = {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device, dtype=dtype)}
-        if self.config.model_type == "oneformer":
-            inputs["task_inputs"] = torch.zeros(batch, ONEFORMER_TASK_TOKENS, dtype=torch.long, device=device)
-        return inputs
+        """Random images (batch, 3, H, W)."""
+        return {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device, dtype=dtype)}
 
     def count(self, model: nn.Module | None = None) -> tuple[int, int]:
         """Number of parameters, and of multiply-adds for one input. EoMT is counted on the meta device; the code of

@@ -75,7 +75,7 @@ class _Attention(TorchFunctionMode):
 
 class _Counter(TorchDispatchMode):
     """Adds up the counts of all operations on the device. (torch's FlopCounterMode also attributes counts to modules,
-    by hooks that fail for models that enable gradients themselves, such as OneFormer.)"""
+    by hooks that fail for models that enable gradients themselves.)"""
 
     def __init__(self):
         super().__init__()

@@ -155,15 +155,10 @@ def test_links_lead_somewhere(page):
         assert not target or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("picture", sorted(DOCS.rglob("*.png")) + sorted(DOCS.rglob("*.jpg")), ids=lambda p: p.name)
-def test_pictures_are_small(picture):
-    assert picture.stat().st_size < 200_000
-
-
 @pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    reference = (tmp_path / "site/reference/models/index.html").read_text(encoding="utf-8")
+    reference = (tmp_path / "site/reference/index.html").read_text(encoding="utf-8")
     assert "from_pretrained_backbone" in reference

@@ -1,4 +1,4 @@
-"""`eomt benchmark` as a user calls it: EoMT, Mask2Former and OneFormer side by side."""
+"""`eomt benchmark` as a user calls it: EoMT and Mask2Former side by side."""
 
 import json
 import shutil
@@ -11,8 +11,6 @@ from transformers import (
     AutoModelForUniversalSegmentation,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
-    OneFormerConfig,
-    OneFormerForUniversalSegmentation,
     SwinConfig,
 )
 
@@ -42,11 +40,6 @@ def models(tmp_path_factory):
         encoder_feedforward_dim=16, **size,
     )  # fmt: skip
     Mask2FormerForUniversalSegmentation(mask2former).save_pretrained(folder / "mask2former")
-    oneformer = OneFormerConfig(
-        backbone_config=swin, is_training=False, conv_dim=32, mask_dim=32, encoder_layers=1, decoder_layers=2,
-        text_encoder_width=32, text_encoder_num_layers=1, text_encoder_vocab_size=50, **size,
-    )  # fmt: skip
-    OneFormerForUniversalSegmentation(oneformer).save_pretrained(folder / "oneformer")
     return folder
 
 
@@ -55,11 +48,11 @@ def benchmark(*arguments) -> int:
 
 
 def test_side_by_side(models, tmp_path, capsys):
-    names = [models / name for name in ("eomt", "mask2former", "oneformer")]
+    names = [models / name for name in ("eomt", "mask2former")]
     options = ("--image-size", "64", "--batch-size", "2", "--json", tmp_path / "out.json", *QUICK)
     assert benchmark(*names, *options) == 0
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in table[2:]] == ["eomt", "mask2former", "oneformer"]
+    assert [line.split()[0] for line in table[2:]] == ["eomt", "mask2former"]
     assert "images/s at 2" in table[0]
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["setting"]["dtype"] == "float32"
@@ -114,7 +107,6 @@ def test_several_sizes_and_mixed_precision(models, tmp_path):
     ("vit_large_patch14_reg4_dinov2", 640, {"task": "panoptic"}, 56.0),
     ("vit_large_patch14_reg4_dinov2", 1280, {"task": "instance"}, 48.8),
     ("vit_small_patch16_dinov3", 640, {"task": "panoptic"}, 47.2),
-    ("vit_large_patch14_reg4_dinov2", 320, {}, None),
     ("vit_large_patch14_reg4_dinov2", 640, {"masked": True}, None),
 ])  # fmt: skip
 def test_the_papers_quality_stands_beside_its_models(name, size, options, value):
@@ -122,13 +114,12 @@ def test_the_papers_quality_stands_beside_its_models(name, size, options, value)
     assert (reported and reported.value) == value
 
 
-@pytest.mark.parametrize("error", [RuntimeError, OSError])
-def test_one_that_cannot_run_leaves_the_others_their_turn(error, models, tmp_path, capsys, monkeypatch):
+def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, capsys, monkeypatch):
     load = Candidate.load
 
     def too_large(self, *args):
         if "mask2former" in self.name:
-            raise error("CUDA out of memory\nlong tale")
+            raise RuntimeError("CUDA out of memory\nlong tale")
         return load(self, *args)
 
     monkeypatch.setattr(Candidate, "load", too_large)

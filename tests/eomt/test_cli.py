@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eomt import EoMTImageProcessor
 from eomt.cli import app, main, user_message
-from eomt.loading import load_model, require_model, usable_device
+from eomt.loading import load_model, usable_device
 from eomt.modeling_eomt import convert_to_authors
 from eomt.training.data.shapes import make_shapes
 from tests.models import tiny_model
@@ -124,14 +124,6 @@ def test_devices():
     for name in ("nonsense", *([] if torch.cuda.is_available() else ["cuda"])):
         with pytest.raises(ValueError, match=name):
             usable_device(name)
-
-
-@pytest.mark.parametrize("name", ["/none/such", "a/b/c", "./runs"])
-def test_no_such_model(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the working folder may well have a ./runs
-    with pytest.raises(ValueError, match=name):
-        require_model(name)
-    require_model("tue-mps/coco_panoptic_eomt_large_640")  # the hub says whether it has it
 
 
 def test_help_and_wrong_options_import_no_torch():

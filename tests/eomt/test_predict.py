@@ -17,7 +17,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
+from eomt import EoMTForUniversalSegmentation
 from eomt.image_processing import read_image
 from eomt.image_processing.images import rgb_to_id
 from eomt.predict import find_images
@@ -127,23 +127,17 @@ def test_images_that_cannot_be_segmented_or_written_are_listed_at_the_end(models
         assert "long.png: image of 4 × 66000 is too narrow for windows" in printed.err
 
 
-@pytest.mark.parametrize("where", ["forward", "post-processing"])
-def test_out_of_memory_costs_one_image(models, photos, tmp_path, capsys, monkeypatch, where):
-    if where == "forward":
-        owner, name, error = EoMTForUniversalSegmentation, "forward", RuntimeError("can't allocate memory")
-    else:
-        owner, name, error = EoMTImageProcessor, "post_process_semantic_segmentation", MemoryError()
-    real, calls = getattr(owner, name), []
+def test_out_of_memory_costs_one_image(models, photos, tmp_path, capsys, monkeypatch):
+    real, calls = EoMTForUniversalSegmentation.forward, []
 
     def scarce(self, *args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
-            raise error
+            raise RuntimeError("can't allocate memory")
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(owner, name, scarce)
-    options = ["--batch-size", "1" if where == "forward" else "3"]
-    assert predict(photos, models["semantic"], tmp_path / "out", *options) == 1
+    monkeypatch.setattr(EoMTForUniversalSegmentation, "forward", scarce)
+    assert predict(photos, models["semantic"], tmp_path / "out") == 1
     assert "1 of 3 images" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "out/images.json").read_text())["images"]) == 2
 

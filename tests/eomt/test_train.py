@@ -159,13 +159,6 @@ def test_bad_input_is_one_line(own_data, tmp_path, capsys, options, word):
     assert word in error
 
 
-def test_list_of_recipes(capsys):
-    assert main(["train", "--list-recipes"]) == 0
-    printed = capsys.readouterr().out
-    assert "coco_panoptic_eomt_large_640 " in printed
-    assert "56.0 PQ" in printed
-
-
 def test_check_reports_and_does_not_train(own_data, tmp_path, capsys):
     options = "--class-names void,sky,road,car --ignore-ids 0 --check"
     assert train(own_data / "semantic", tmp_path, "semantic", *options.split()) == 0

@@ -73,13 +73,6 @@ def test_color_jitter_has_the_papers_distribution(monkeypatch):
     assert abs(np.mean(first) - 0.5) < 3.3 * 0.5 / len(first) ** 0.5
 
 
-def test_color_jitter_keeps_uint8_and_changes_the_picture():
-    image = torch.randint(0, 255, (3, 20, 30), dtype=torch.uint8)
-    changed = [color_jitter(image) for _ in range(20)]
-    assert all(c.dtype == torch.uint8 and c.shape == image.shape for c in changed)
-    assert sum(not torch.equal(c, image) for c in changed) > 14  # unchanged with p = 1/16
-
-
 @pytest.mark.parametrize("size", [(48, 48), (32, 80)])
 def test_a_target_is_what_torchvision_makes_of_it(size):
     """Flip, nearest resize, pad, crop by torchvision on the whole map, for many scales: every pixel the same."""

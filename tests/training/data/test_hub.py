@@ -47,16 +47,6 @@ def test_parquet_files_as_on_the_hub(tmp_path, monkeypatch):
     assert np.array_equal(reference, LABELS // 4)
 
 
-def test_without_splits_a_part_is_held_out(tmp_path):
-    table(6).save_to_disk(tmp_path / "saved")
-    sizes = [
-        len(load_data(tmp_path / "saved", task="semantic", split=split, automatic_split=True)[0])
-        for split in ("train", "val")
-    ]
-    assert sum(sizes) == 6
-    assert min(sizes) > 0
-
-
 @pytest.mark.parametrize("columns", [["image", "scene"], ["annotation"]])
 def test_an_image_and_a_label_map_are_needed(tmp_path, columns):
     table(2).select_columns(columns).save_to_disk(tmp_path / "saved")

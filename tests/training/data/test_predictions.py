@@ -122,10 +122,11 @@ def test_an_image_without_instances_is_no_fault(tmp_path):
     assert [len(p["masks"]) for p in found] == [0, 1]
 
 
-def test_the_json_itself_may_be_named(tmp_path):
+def test_of_two_files_one_has_to_be_named(tmp_path):
     dataset, space = opened(extracted(tmp_path / "data"), "panoptic")
-    folder = panoptic_files(tmp_path)
-    write(folder, {"other.json": {"annotations": []}})
-    assert len(list(read_predictions(folder / "p.json", "panoptic", space, dataset))) == 2
     with pytest.raises(ValueError, match="2 json"):
-        list(read_predictions(folder, "panoptic", space, dataset))
+        list(
+            read_predictions(
+                write(panoptic_files(tmp_path), {"q.json": {"annotations": []}}), "panoptic", space, dataset
+            )
+        )
