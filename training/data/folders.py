@@ -285,6 +285,4 @@ def class_colors(lines: Iterable[tuple[str, list[str]] | None], source: str) -> 
         if packed in names:
             raise ValueError(f"{source}, line {number}: {name!r} has the color of {names[packed]!r}")
         names[packed] = name
-    if not names:
-        raise ValueError(f"{source}: it has no classes; write a line with name and color for each")
     return names

@@ -45,11 +45,8 @@ def read_yolo(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
 
 def _polygon(line: str, number: int, height: int, width: int, space: LabelSpace) -> dict:
     """A line → a segment."""
-    category, *fields = line.split()
-    try:
-        category, values = int(category), [float(field) for field in fields]
-    except ValueError:
-        raise ValueError(f"{line[:40]!r} is not a class number and coordinates") from None
+    category, *values = line.split()
+    category, values = int(category), [float(value) for value in values]
     if category not in space.dataset_id_to_label:
         raise ValueError(f"class {category} is not in data.yaml, which names {space.num_labels} classes")
     if len(values) < 6 or len(values) % 2:
