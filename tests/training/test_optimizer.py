@@ -1,73 +1,29 @@
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from eomt.modeling_eomt.weights.key_maps import authors_table
 from eomt.training import layerwise_lr_groups, two_stage_warmup_poly_schedule
 from eomt.training.optimizer import warmup_cosine_schedule
+from tests.models import tiny_model
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "optimizer.json").read_text())
-DEPTH_L = 24
-
-
-def hub_names(name: str) -> list[str]:
-    """Authors' parameter name → hub's (fused q, k, v become three)."""
-    for old, new in [
-        ("network.", ""),
-        ("encoder.backbone.", ""),
-        ("blocks.", "layers."),
-        ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-        ("pos_embed", "embeddings.position_embeddings.weight"),
-        ("reg_token", "embeddings.register_tokens"),
-        ("cls_token", "embeddings.cls_token"),
-        ("attn.proj", "attention.out_proj"),
-        ("ls1.gamma", "layer_scale1.lambda1"),
-        ("ls2.gamma", "layer_scale2.lambda1"),
-        ("class_head", "class_predictor"),
-        ("mask_head.0", "mask_head.fc1"),
-        ("mask_head.2", "mask_head.fc2"),
-        ("mask_head.4", "mask_head.fc3"),
-    ]:
-        name = name.replace(old, new)
-    if name.startswith("upscale."):
-        name = name.replace("upscale.", "upscale_block.block.").replace(".norm.", ".layernorm2d.")
-    elif name.startswith("norm."):
-        name = "layer" + name
-    elif name == "q.weight":
-        name = "query.weight"
-    if "attn.qkv" in name:
-        return [name.replace("attn.qkv", f"attention.{part}_proj") for part in "qkv"]
-    return [name]
-
-
-class Named(nn.Module):
-    """Parameters under the given names, in the given order."""
-
-    def __init__(self, names, depth, num_blocks):
-        super().__init__()
-        self.config = SimpleNamespace(num_hidden_layers=depth, num_blocks=num_blocks, blocks_are_the_encoders=True)
-        for name in names:
-            module = self
-            *path, leaf = name.split(".")
-            for part in path:
-                if part not in dict(module.named_children()):
-                    module.add_module(part, nn.Module())
-                module = getattr(module, part)
-            module.register_parameter(leaf, nn.Parameter(torch.ones(2)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=["l2 decayed", "l2 at full rate"])
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_groups_and_schedule_are_the_authors(case, shuffled):
-    expected = {hub: m for name, m in case["lr_multiplier_by_parameter"].items() for hub in hub_names(name)}
-    names = list(expected)
+    model = tiny_model(num_hidden_layers=case["depth"], num_blocks=case["num_blocks"])
+    parameters = list(model.named_parameters())
     if shuffled:  # the authors' rates depend on the order of named_parameters(), ours do not
-        random.Random(0).shuffle(names)
-    model = Named(names, case["depth"], case["num_blocks"])
+        random.Random(0).shuffle(parameters)
+        model.named_parameters = lambda: iter(parameters)
+    multipliers, places = case["lr_multiplier_by_parameter"], authors_table(model.config)
+    expected = {name: multipliers[places[name].key] for name, _ in parameters}
     groups = layerwise_lr_groups(model, case["lr"], case["llrd"], case["llrd_l2_enabled"])
     found = {group["name"]: group["lr"] / case["lr"] for group in groups}
     assert found == pytest.approx(expected, rel=1e-12)
@@ -93,8 +49,9 @@ def test_groups_and_schedule_are_the_authors(case, shuffled):
 
 def test_paper_scale_check_values():
     """T = 88,692 and lr 1e-4: the rates the authors' code gives (heads, backbone's last block)."""
-    model = Named(["query.weight", f"layers.{DEPTH_L - 1}.norm1.weight"], DEPTH_L, 4)
-    optimizer = torch.optim.AdamW(layerwise_lr_groups(model))
+    watched = ("query.weight", "layers.3.norm1.weight")
+    groups = [group for group in layerwise_lr_groups(tiny_model()) if group["name"] in watched]
+    optimizer = torch.optim.AdamW(sorted(groups, key=lambda group: group["is_backbone"]))
     schedule = two_stage_warmup_poly_schedule(optimizer, total_steps=88_692)
     for step, head, backbone in [
         (250, 5e-5, 0),
@@ -108,7 +65,7 @@ def test_paper_scale_check_values():
 
 
 def test_resume_frozen_backbone_and_bad_values():
-    model = Named(["query.weight", "layers.0.norm1.weight", "layernorm.weight"], 2, 1)
+    model = tiny_model()
     optimizer = torch.optim.AdamW(layerwise_lr_groups(model))
     schedule = two_stage_warmup_poly_schedule(optimizer, (2, 2), total_steps=10)
     for _ in range(5):
@@ -126,7 +83,7 @@ def test_resume_frozen_backbone_and_bad_values():
     assert [g["name"] for g in other.param_groups] == [g["name"] for g in optimizer.param_groups]
 
     model.layers.requires_grad_(False)
-    assert [group["name"] for group in layerwise_lr_groups(model)] == ["query.weight", "layernorm.weight"]
+    assert not [group for group in layerwise_lr_groups(model) if group["name"].startswith("layers.")]
     with pytest.raises(ValueError, match=r"1\.5"):
         layerwise_lr_groups(model, llrd=1.5)
     with pytest.raises(ValueError, match="-1"):
