@@ -15,6 +15,7 @@ from eomt.evaluate import reported_results
 from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training.data import load_data, make_shapes
+from tests.models import make_confident, tiny_model
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden"
@@ -29,13 +30,11 @@ def shapes(tmp_path_factory):
 def model(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     _, space = load_data(shapes, task="panoptic")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_blocks": 1, "num_queries": 1}
     labels = {"id2label": space.id2label, "label2id": space.label2id}
-    model = EoMTForUniversalSegmentation(EoMTConfig(**sizes, patch_size=8, image_size=64, **labels, task="panoptic"))
+    model = tiny_model(num_hidden_layers=2, num_blocks=1, num_queries=1, num_labels=8, masked_inference=False, **labels)
+    make_confident(model)
     with torch.no_grad():
-        model.class_predictor.weight.mul_(400)  # decided, and never for "no object": it does find segments
-        model.class_predictor.bias[-1] = -1000
+        model.class_predictor.bias[-1] = -1000  # never "no object": it does find segments
     model.save_pretrained(folder)
     EoMTImageProcessor(task="panoptic", size=64).save_pretrained(folder)
     return folder

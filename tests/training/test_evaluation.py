@@ -10,32 +10,20 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from eomt.configuration import EoMTConfig
 from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training.data import EvaluationTransform, load_data, make_shapes
 from eomt.training.evaluation import evaluate_model
+from tests.models import make_confident, tiny_model
 
 
-def tiny_model(task: str, num_blocks: int) -> EoMTForUniversalSegmentation:
-    torch.manual_seed(0)
-    config = EoMTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_blocks=num_blocks,
-        num_queries=1 if task == "panoptic" else 8,  # random masks of several would rule each other out
-        patch_size=8,
-        image_size=64,
-        num_register_tokens=0,
-        num_labels=8,
-        stuff_label_ids=[4, 5, 6, 7],
-        task=task,
-    )
-    model = EoMTForUniversalSegmentation(config).eval()
+def decided_model(task: str, num_blocks: int, num_labels: int) -> EoMTForUniversalSegmentation:
+    queries = 1 if task == "panoptic" else 8  # random masks of several would rule each other out
+    sizes = {"num_hidden_layers": 2, "num_blocks": num_blocks, "num_queries": queries, "num_labels": num_labels}
+    model = tiny_model(task=task, **sizes)
+    make_confident(model)
     with torch.no_grad():
-        model.class_predictor.weight.mul_(40)  # decided enough for the panoptic threshold of 0.8,
-        model.class_predictor.bias[-1] = -1000  # and never for "no object"
+        model.class_predictor.bias[-1] = -1000  # never "no object"
     return model
 
 
@@ -45,37 +33,14 @@ def shapes(tmp_path_factory):
 
 
 def evaluated(folder, task: str, batch_size: int = 1, masking=(0.0,), **options) -> dict:
-    dataset, space = load_data(folder, task="panoptic", split="val")
-    model = tiny_model(task, num_blocks=len(masking))
+    dataset, space = load_data(folder, task=task, split="val")
+    model = decided_model(task, len(masking), space.num_labels)
     model.set_attn_mask_probs(masking)
     processor = EoMTImageProcessor(task=task, size=64)
-    dataset = dataset.with_transform(EvaluationTransform(space, task="panoptic"))
-    if task != "panoptic":
-        dataset = AsTask(dataset, task)
+    dataset = dataset.with_transform(EvaluationTransform(space, task=task))
     return evaluate_model(
         model, processor, dataset, task=task, label_space=space, batch_size=batch_size, progress=False, **options
     )
-
-
-class AsTask(torch.utils.data.Dataset):
-    """Panoptic ground truth as that of another task."""
-
-    def __init__(self, dataset, task: str):
-        self.dataset, self.task = dataset, task
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        sample = self.dataset[index]
-        ids, segments = sample["reference"]["segmentation"], sample["reference"]["segments_info"]
-        if self.task == "semantic":
-            labels = np.full(sample["image"].shape[1:], 255, np.int32)
-            for s in segments:
-                labels[ids == s["id"]] = s["label_id"]
-            return sample | {"reference": labels}
-        masks, labels = np.stack([ids == s["id"] for s in segments]), [s["label_id"] for s in segments]
-        return sample | {"reference": {"masks": masks, "labels": labels, "iscrowd": [0] * len(labels)}}
 
 
 KEY = {"panoptic": "pq", "semantic": "mean_iou", "instance": "ap"}
