@@ -6,14 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.cli import main
 from eomt.configuration import EoMTConfig
 from eomt.configuration.labels import LabelSpace
@@ -23,7 +21,7 @@ from eomt.training.data.load import hold_out
 from eomt.training.options import DataOptions
 from eomt.training.setup import load_split
 from tests.eomt.trained import SIZE, train
-from tests.models import tiny_config
+from tests.models import save_confident, tiny_config
 
 
 def evaluate(*arguments) -> int:
@@ -70,14 +68,9 @@ def test_predictions_with_other_ids_are_matched_by_name_or_refused(label_maps, t
     data = shutil.copytree(label_maps, tmp_path / "data")
     (data / "classes.json").write_text(json.dumps(dict(enumerate(names, 1))))
     scores = {}
-    for name, labels in (("named", dict(enumerate(names))), ("unnamed", None)):
-        torch.manual_seed(0)
-        model = EoMTForUniversalSegmentation(tiny_config(task="semantic", num_labels=3))
-        model.set_attn_mask_probs([0.0] * 2)  # as annealed to the end
-        if labels:
-            model.config.id2label, model.config.label2id = labels, {v: k for k, v in labels.items()}
-        model.save_pretrained(tmp_path / name)
-        EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path / name)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    for name, classes in (("named", labels), ("unnamed", {"num_labels": 3})):
+        save_confident(tmp_path / name, task="semantic", masked_inference=False, **classes)
         assert predict(data / "val/images", tmp_path / name, tmp_path / f"{name}-out") == 0
         assert np.asarray(Image.open(tmp_path / f"{name}-out/labels/0.png")).max() < 3
         capsys.readouterr()
@@ -132,9 +125,7 @@ def test_roboflow_predictions_score_as_the_model_does(runs, roboflow, tmp_path, 
 
 def test_an_image_that_the_data_set_lacks_is_named(label_maps, tmp_path, capsys):
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "foreign.jpg")
-    model = EoMTForUniversalSegmentation(tiny_config(task="semantic", num_labels=3))
-    model.save_pretrained(tmp_path / "model")
-    EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path / "model")
+    save_confident(tmp_path / "model", task="semantic", num_labels=3)
     assert predict(tmp_path / "foreign.jpg", tmp_path / "model", tmp_path / "out") == 0
     assert evaluate("--predictions", tmp_path / "out", "--data", label_maps, "--task", "semantic") == 2
     assert "the data set has no image 'foreign.jpg'" in capsys.readouterr().err
@@ -163,9 +154,7 @@ def test_training_and_evaluate_score_the_same_images(roboflow, tmp_path, capsys)
     args = EoMTTrainingArguments(str(tmp_path), recipe="coco_instance_eomt_large_640", use_cpu=True, report_to=[])
     splits = {split: len(load_split(DataOptions(data=str(data)), args, split)[0]) for split in ("train", "val")}
     assert splits == {"train": 1, "val": 2}
-    model = EoMTForUniversalSegmentation(tiny_config(task="instance", num_labels=2))
-    model.save_pretrained(tmp_path / "model")
-    EoMTImageProcessor(task="instance", size=64).save_pretrained(tmp_path / "model")
+    save_confident(tmp_path / "model", task="instance", num_labels=2)
     assert evaluate(tmp_path / "model", "--data", data) == 0
     assert "2 images, 1 of them without annotations; --no-keep-empty leaves these out" in capsys.readouterr().out
     assert evaluate(tmp_path / "model", "--data", data, "--no-keep-empty") == 0

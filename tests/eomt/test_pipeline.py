@@ -10,27 +10,14 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, 
 
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.pipeline import EoMTImageSegmentationPipeline
-from tests.models import make_confident, tiny_model
+from tests.predicting import STUFF
 
 TASKS = ["panoptic", "instance", "semantic"]
-STUFF = [3, 4]
 EVERYTHING = {
     "panoptic": {"threshold": 0.3, "overlap_mask_area_threshold": 0.0},
     "instance": {"threshold": 0.3},
     "semantic": {},
 }
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A directory for each task: confident classes, smooth masks."""
-    directories = {}
-    for task in TASKS:
-        model = tiny_model(num_queries=12, seed=1, task=task, stuff_label_ids=STUFF if task == "panoptic" else [])
-        make_confident(model)
-        model.save_pretrained(directories.setdefault(task, tmp_path_factory.mktemp(task)))
-        EoMTImageProcessor(task=task, size=64, stuff_label_ids=STUFF).save_pretrained(directories[task])
-    return directories
 
 
 def segmenter(directory, **kwargs):
@@ -50,8 +37,8 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_models_task_is_the_default(saved, task):
-    segment = segmenter(saved[task])
+def test_the_models_task_is_the_default(models, task):
+    segment = segmenter(models[task])
     assert type(segment) is ImageSegmentationPipeline
     assert type(segment.model) is EoMTForUniversalSegmentation
     assert type(segment.image_processor) is EoMTImageProcessor
@@ -68,10 +55,10 @@ def test_the_models_task_is_the_default(saved, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_batches_change_nothing(saved, task):
+def test_batches_change_nothing(models, task):
     """More images than masked blocks, sizes of one and of several windows, and a last batch that is not full."""
     images = [photo(*size, seed=i) for i, size in enumerate([(50, 90), (64, 64), (130, 40), (30, 200), (64, 65)])]
-    segment = segmenter(saved[task])
+    segment = segmenter(models[task])
     alone = [segment(image, **EVERYTHING[task]) for image in images]
     for batch_size in (2, 3, 4):
         for one, found in zip(alone, segment(images, batch_size=batch_size, **EVERYTHING[task]), strict=True):
@@ -80,8 +67,8 @@ def test_batches_change_nothing(saved, task):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(saved, task, dtype):
-    segment = segmenter(saved[task], dtype=dtype)
+def test_half_precision(models, task, dtype):
+    segment = segmenter(models[task], dtype=dtype)
     assert segment.model.dtype == dtype
     for found in segment([photo(), photo(64, 64), photo(80, 20)], batch_size=2, **EVERYTHING[task]):
         assert all(isinstance(s["mask"], Image.Image) for s in found)
@@ -96,8 +83,8 @@ def turned(image):
 
 
 @pytest.fixture(scope="module", params=[None, EoMTImageSegmentationPipeline], ids=["stock", "ours"])
-def segmenters(request, saved):
-    return {task: segmenter(saved[task], pipeline_class=request.param) for task in TASKS}
+def segmenters(request, models):
+    return {task: segmenter(models[task], pipeline_class=request.param) for task in TASKS}
 
 
 @pytest.mark.parametrize(("make", "size"), [
@@ -116,8 +103,9 @@ def test_every_picture(segmenters, make, size):
             assert s["label"] in segment.model.config.label2id
 
 
-def test_stuff_is_merged_by_default(saved):
-    segment = segmenter(saved["panoptic"])
+def test_stuff_is_merged_by_default(models):
+    processor = EoMTImageProcessor(task="panoptic", size=64, stuff_label_ids=STUFF)
+    segment = segmenter(models["instance"], image_processor=processor)  # which has more queries
     names = [segment.model.config.id2label[i] for i in STUFF]
     labels = [s["label"] for s in segment(photo(), **EVERYTHING["panoptic"])]
     merged = [labels.count(name) for name in names]
@@ -128,13 +116,13 @@ def test_stuff_is_merged_by_default(saved):
     assert max(apart) > 1
 
 
-def test_overlapping_instances_come_out_whole(saved, tmp_path):
-    segment = segmenter(saved["instance"], pipeline_class=EoMTImageSegmentationPipeline)
+def test_overlapping_instances_come_out_whole(models, tmp_path):
+    segment = segmenter(models["instance"], pipeline_class=EoMTImageSegmentationPipeline)
     found = segment(photo(), threshold=0.3)
     masks = np.stack([np.asarray(s["mask"]) > 0 for s in found])
     assert masks.sum(0).max() > 1
     assert [s["score"] for s in found] == sorted((s["score"] for s in found), reverse=True)
-    flat = segmenter(saved["instance"])(photo(), threshold=0.3)  # the stock pipeline: the higher score wins
+    flat = segmenter(models["instance"])(photo(), threshold=0.3)  # the stock pipeline: the higher score wins
     best = np.asarray(flat[0]["mask"]) > 0
     assert np.array_equal(best, masks[0])
     photo().save(tmp_path / "a.png")
@@ -142,18 +130,18 @@ def test_overlapping_instances_come_out_whole(saved, tmp_path):
     assert all(s["score"] >= 0.5 for s in segment(photo()))
 
 
-def test_sixteen_bits_are_scaled_not_clipped(saved):
-    segment = segmenter(saved["instance"], pipeline_class=EoMTImageSegmentationPipeline)
+def test_sixteen_bits_are_scaled_not_clipped(models):
+    segment = segmenter(models["instance"], pipeline_class=EoMTImageSegmentationPipeline)
     gray = photo().convert("L")
     deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
     same(segment(deep, threshold=0.3), segment(gray, threshold=0.3))
 
 
-def test_built_in_default_processor_no_longer_crashes(saved, tmp_path):
+def test_built_in_default_processor_no_longer_crashes(models, tmp_path):
     """transformers' own default neither pads nor cuts; its pipeline fails on any image that is not square."""
     from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
 
-    model = AutoModelForUniversalSegmentation.from_pretrained(saved["panoptic"])
+    model = AutoModelForUniversalSegmentation.from_pretrained(models["panoptic"])
     model.save_pretrained(tmp_path)
     BuiltIn(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path)
     assert AutoImageProcessor.from_pretrained(tmp_path).do_pad
