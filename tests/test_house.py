@@ -34,10 +34,10 @@ MOST_LINES = {
     "configuration": 1670,
     "image_processing": 2190,
     "modeling_eomt": 3790,
-    "training": 6180,
+    "training": 6175,
     "eomt": 5090,
     "benchmarks": 1550,
-    "tests": 13470,
+    "tests": 13365,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
