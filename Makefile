@@ -5,7 +5,7 @@ WORKERS ?= 2
 # Threads that spin at a barrier take the cores of whatever else runs.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-slow test-lowest lint bench docs clean
+.PHONY: demo test test-gpu test-slow test-lowest lint bench docs clean
 
 .venv/.base: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,10 @@ demo: .venv/.base
 # Tiny models: two processes of one thread each are faster than one of two.
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Skipped without CUDA.
+test-gpu: .venv/.installed
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow

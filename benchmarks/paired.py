@@ -20,11 +20,18 @@ def model_pair(backbone: str, image_size: int = 640, num_labels: int = 133, num_
     )
     ours = EoMTForUniversalSegmentation(config).eval()
     ours.set_attn_mask_probs([0] * config.num_blocks)
-    names = set(EomtConfig().to_dict())
-    fields = {name: value for name, value in config.to_dict().items() if name in names - {"architectures"}}
-    theirs = EomtForUniversalSegmentation(EomtConfig(**fields)).eval()
+    theirs = built_in(config)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
+
+
+def built_in(config: EoMTConfig) -> EomtForUniversalSegmentation:
+    """The built-in model of a configuration: random weights, in evaluation mode, without masked attention."""
+    names = set(EomtConfig().to_dict())
+    fields = {name: value for name, value in config.to_dict().items() if name in names - {"architectures"}}
+    model = EomtForUniversalSegmentation(EomtConfig(**fields)).eval()
+    model.attn_mask_probs.fill_(0)
+    return model
 
 
 def seconds(run: Callable) -> float:

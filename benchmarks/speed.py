@@ -35,6 +35,7 @@ from eomt.training.setup import cpu_has_bf16
 from .paired import DTYPES, model_pair, paired_seconds, seconds
 
 PHOTOS = ((427, 640), (1500, 2000))  # height, width
+TASKS = ("panoptic", "instance", "semantic")
 QUERIES, CLASSES = 200, 133
 HEADER = f"{'':44}{'ours':>9}{'other':>9}{'ratio':>9}{'MiB ours':>10}{'other':>7}{'ratio':>7}"
 
@@ -141,29 +142,38 @@ def require_same_result(task: str, ours, theirs) -> None:
         assert differ < (1e-3 if task == "semantic" else 1e-4), f"{differ:.1e} of the pixels differ"
 
 
-def compare_postprocessing(size: int, repeats: int) -> None:
-    """Semantic: of two windows, stitched, which every query takes part in."""
+def postprocessing(task: str, size: int) -> tuple[Callable, Callable, SimpleNamespace]:
+    """Ours and the built-in's post-processing for the larger photo, and the outputs that both take.
+
+    Semantic: of two windows, stitched, which every query takes part in.
+    """
     shape = scaled_photos(size)[1]
-    windows = [model_outputs(QUERIES, size, seed) for seed in range(2)]
-    stitched = SimpleNamespace(
-        masks_queries_logits=torch.cat([window.masks_queries_logits for window in windows]),
-        class_queries_logits=torch.cat([window.class_queries_logits for window in windows]),
-        patch_offsets=[(0, *offset) for offset in EoMTImageProcessor(task="semantic", size=size).place(*shape).offsets],
-    )
-    padded = {"size": {"shortest_edge": size, "longest_edge": size}, "do_pad": True}
-    split = {"size": {"shortest_edge": size, "longest_edge": None}, "do_split_image": True}
-    for task in ("panoptic", "instance", "semantic"):
-        name = f"post_process_{task}_segmentation"
-        ours = getattr(EoMTImageProcessor(task=task, size=size), name)
-        theirs = getattr(EomtImageProcessor(**(split if task == "semantic" else padded)), name)
-        rules = {"target_sizes": [shape]} | ({} if task == "semantic" else {"threshold": 0.5})
-        outputs = stitched if task == "semantic" else model_outputs(20, size)
+    name = f"post_process_{task}_segmentation"
+    ours = EoMTImageProcessor(task=task, size=size)
+    if task == "semantic":
+        windows = [model_outputs(QUERIES, size, seed) for seed in range(2)]
+        outputs = SimpleNamespace(
+            masks_queries_logits=torch.cat([window.masks_queries_logits for window in windows]),
+            class_queries_logits=torch.cat([window.class_queries_logits for window in windows]),
+            patch_offsets=[(0, *offset) for offset in ours.place(*shape).offsets],
+        )
+        theirs = EomtImageProcessor(size={"shortest_edge": size, "longest_edge": None}, do_split_image=True)
+        rules = {"target_sizes": [shape]}
+    else:
+        outputs = model_outputs(20, size)
+        theirs = EomtImageProcessor(size={"shortest_edge": size, "longest_edge": size}, do_pad=True)
+        rules = {"target_sizes": [shape], "threshold": 0.5}
+    return partial(getattr(ours, name), **rules), partial(getattr(theirs, name), **rules), outputs
+
+
+def compare_postprocessing(size: int, repeats: int) -> None:
+    for task in TASKS:
+        ours, theirs, outputs = postprocessing(task, size)
         maps = {"return_binary_maps": True} if task == "instance" else {}  # the built-in lists hidden instances too
-        require_same_result(task, ours(outputs, **rules, **maps)[0], theirs(outputs, **rules)[0])
-        calls = (partial(ours, outputs, **rules), partial(theirs, outputs, **rules))
-        compare(f"{task} post-processing", *calls, repeats, memory=True)
+        require_same_result(task, ours(outputs, **maps)[0], theirs(outputs)[0])
+        compare(f"{task} post-processing", partial(ours, outputs), partial(theirs, outputs), repeats, memory=True)
         if task != "semantic":
-            everything = partial(ours, model_outputs(QUERIES, size), target_sizes=[shape])
+            everything = partial(ours, model_outputs(QUERIES, size))
             compare(f"{task} post-processing, all {QUERIES} kept", everything, None, repeats, memory=True)
 
 

@@ -1,0 +1,53 @@
+"""`benchmarks.gpu`, tiny on the CPU: every row is measured once, and the page has them all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu import BUILT_IN, OURS
+
+PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
+
+
+def table(page: Path, name: str) -> list[list[str]]:
+    """Cells of the rows between the marks of a table."""
+    text = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_every_row_is_measured_once(tmp_path, monkeypatch):
+    page, file = tmp_path / "gpu.md", tmp_path / "out" / "rows.json"
+    shutil.copy(PAGE, page)
+    command = ["--tiny", "--device", "cpu", "--output", str(tmp_path / "out"), "--page", str(page)]
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "measure_seconds", lambda *args, **options: 1 / 0)
+        gpu.main([*command, "--minutes", "0.0001"])
+        assert [*json.loads(file.read_text())["rows"].values()] == [{"error": "division by zero"}]  # the time is up
+    gpu.main(command)
+    measured = json.loads(file.read_text())["rows"]
+    assert all(row["median"] > 0 for row in measured.values())
+
+    speed = {name: (ours, theirs, printed) for name, ours, theirs, printed in table(page, "speed")}
+    assert [name[:3] for name in speed][:6] == ["(0)", "(1)", "(2)", "(3)", "(4)", "(5)"]
+    assert len(speed) == 6 + 3 * 2 + 2
+    assert {name: printed for name, (_, _, printed) in speed.items()}["EoMT, ViT-L, 1280²"] == "30"
+    compared = [name for name, (ours, theirs, _) in speed.items() if "–" not in (ours, theirs)]
+    assert len(compared) == 5  # without masks, at every size
+    assert speed["Mask2Former, Swin-L, 800²"][0] == "–"
+    for part, rows in (("throughput", 1), ("training", 1), ("post-processing", 3)):
+        assert len(table(page, part)) == rows
+        assert not any("–" in cells[1:3] for cells in table(page, part))
+    assert {key.rpartition(", ")[2] for key in measured} == {OURS, BUILT_IN}
+
+    written = page.read_text(encoding="utf-8")
+    gpu.main(command)
+    assert page.read_text(encoding="utf-8") == written
+    other = json.loads(file.read_text())
+    other["setting"]["device"] = "another"
+    file.write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="another"):
+        gpu.main(command)
