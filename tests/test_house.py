@@ -36,8 +36,8 @@ MOST_LINES = {
     "modeling_eomt": 3790,
     "training": 6175,
     "eomt": 5090,
-    "benchmarks": 1550,
-    "tests": 13365,
+    "benchmarks": 1845,
+    "tests": 13836,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
