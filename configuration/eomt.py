@@ -118,6 +118,11 @@ class EoMTConfig(PreTrainedConfig):
         return height // patch_height, width // patch_width
 
     @property
+    def resamples_positions(self) -> bool:
+        """Whether learned positions are resampled for images of another size than `image_size`."""
+        return self.layout.has_position_embeddings
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token and the registers."""
         return 1 + self.num_register_tokens

@@ -81,6 +81,10 @@ class PMTConfig(EoMTDINOv3Config):
         if name in ("image_size", "patch_size") and isinstance(encoder, EoMTConfig) and value is not None:
             setattr(encoder, name, value)
 
+    @property
+    def resamples_positions(self) -> bool:
+        return self.encoder_config.resamples_positions
+
     @classmethod
     def for_backbone(cls, name: str, image_size=640, task: Task = "panoptic", **overrides: Any) -> "PMTConfig":
         """Configuration for a frozen backbone; see `EoMTConfig.for_backbone`.

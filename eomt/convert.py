@@ -68,7 +68,7 @@ def to_hub(source: str, published: Published, destination: Path, options: Conver
     with atomic(destination, folder=True, force=options.force) as folder:
         model.save_pretrained(folder)
         image_processor(config, published.state).save_pretrained(folder)
-        again = EoMTForUniversalSegmentation.from_pretrained(folder).state_dict()
+        again = type(model).from_pretrained(folder).state_dict()
         changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, again[name])]
         if changed:
             raise RuntimeError(f"reloaded weights differ: {', '.join(changed)}")

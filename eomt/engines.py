@@ -22,6 +22,8 @@ from .modeling_eomt.pretrained import load_config
 
 INPUT = "pixel_values"  # (B, 3, H, W), normalized
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
+LEVELS = "encoder_levels"  # (B, K, T, D), output of PMT's encoder and input of its decoder
+ENCODER = "encoder"  # folder of the encoder's file, beside the decoder's
 MAX_SIDE = 4096  # pixels; largest side of a file with dynamic size, the smallest are two patches
 PRECISION_KEY = "eomt_precision"  # in the metadata of the file
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -63,7 +65,8 @@ class OpenVINOEngine:
         computed = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.dtype = next(name for name, known in self.DTYPES.items() if known == computed)  # fp32 on CPUs without it
         self.num_requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self._outputs = [compiled.output(name) for name in OUTPUTS]
+        names = {name for output in compiled.outputs for name in output.get_names()}
+        self._outputs = [compiled.output(name) for name in (*OUTPUTS, LEVELS) if name in names]
         self._idle = SimpleQueue()
         for _ in range(self.num_requests):
             self._idle.put(compiled.create_infer_request())
@@ -93,13 +96,31 @@ class ONNXEngine:
         import onnxruntime
 
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+        names = {output.name for output in self._session.get_outputs()}
+        self._outputs = [name for name in (*OUTPUTS, LEVELS) if name in names]
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.precision = metadata.get(PRECISION_KEY, "fp32")
         self.dtype = "fp32"
         self.size = tuple(side if isinstance(side, int) else None for side in self._session.get_inputs()[0].shape[2:])
 
     def run(self, pixels: np.ndarray) -> Logits:
-        return tuple(self._session.run(list(OUTPUTS), {INPUT: pixels}))
+        return tuple(self._session.run(self._outputs, {self._input: pixels}))
+
+
+class SplitEngine:
+    """PMT in two files: a decoder, and an encoder that other decoders can share. The last images are encoded once."""
+
+    def __init__(self, encoder, decoder):
+        self.encoder, self.decoder = encoder, decoder
+        self.name, self.precision, self.dtype = decoder.name, decoder.precision, decoder.dtype
+        self.size, self.num_requests = encoder.size, decoder.num_requests
+
+    def run(self, pixels: np.ndarray) -> Logits:
+        last = getattr(self.encoder, "last", None)  # of the encoder, whose other decoders look there, too
+        if last is None or not np.array_equal(last[0], pixels):
+            last = self.encoder.last = (pixels, *self.encoder.run(pixels))
+        return self.decoder.run(last[1])
 
 
 ENGINES = {engine.name: engine for engine in (OpenVINOEngine, ONNXEngine)}  # fastest first
@@ -114,8 +135,13 @@ def is_installed(engine: str) -> bool:
     return importlib.util.find_spec(ENGINES[engine].package) is not None
 
 
-def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = None, num_requests: int | None = 1):
-    """Load the file of an exported folder. Arguments as for `ExportedEoMT.from_pretrained`."""
+def open_engine(
+    folder: str | Path, engine: str = "auto", dtype: str | None = None, num_requests: int | None = 1, encoder=None
+):
+    """Load the file of an exported folder, or both of a split PMT. Arguments as for `ExportedEoMT.from_pretrained`.
+
+    encoder: engine of the encoder, in place of the folder's own.
+    """
     if engine not in ("auto", *ENGINES):
         raise ValueError(f"engine is {engine!r}; choose from auto, {', '.join(ENGINES)}")
     wanted = list(ENGINES) if engine == "auto" else [engine]
@@ -132,7 +158,10 @@ def open_engine(folder: str | Path, engine: str = "auto", dtype: str | None = No
         raise ValueError(f"dtype is {dtype!r}; {kind.name} computes in {', '.join(kind.DTYPES)}")
     path = Path(folder, kind.file)
     try:
-        return kind(path, dtype, num_requests)
+        engine = kind(path, dtype, num_requests)
+        if encoder is None and Path(folder, ENCODER, kind.file).is_file():
+            encoder = kind(Path(folder, ENCODER, kind.file), dtype, num_requests)
+        return engine if encoder is None else SplitEngine(encoder, engine)
     except Exception as error:  # the engines have no common error for damaged files
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{path} cannot be read by {kind.name}: {reason[:200]}") from None
@@ -155,7 +184,7 @@ class ExportedEoMT:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, engine: str = "auto", dtype=None, num_requests: int | None = 1
+        cls, folder: str | Path, engine: str = "auto", dtype=None, num_requests: int | None = 1, encoder=None
     ) -> "ExportedEoMT":
         """Load a folder of `eomt export`.
 
@@ -166,6 +195,8 @@ class ExportedEoMT:
             num_requests: largest number of images that OpenVINO computes at the same time, called from as many
                 threads. 1: lowest latency; None: highest throughput. Requests share the cores. Other engines compute
                 one image at a time.
+            encoder: for a PMT in two files (`eomt export --split-encoder`), another such model. Its encoder is used,
+                and the folder's own need not be there.
 
         Raises:
             ValueError: when the folder, its files, the engine or the number type cannot be used.
@@ -174,7 +205,12 @@ class ExportedEoMT:
             raise ValueError(f"there is no config.json in {str(folder)!r}; give a folder of eomt export")
         config = load_config(folder)
         config.name_or_path = str(folder)
-        return cls(config, open_engine(folder, engine, DTYPES.get(dtype, dtype), num_requests))
+        shared = None
+        if encoder is not None:
+            if not config.encoder_digest or config.encoder_digest != encoder.config.encoder_digest:
+                raise ValueError(f"{folder} was not exported with the encoder of {encoder.config.name_or_path}")
+            shared, engine = encoder.engine.encoder, encoder.engine.name
+        return cls(config, open_engine(folder, engine, DTYPES.get(dtype, dtype), num_requests, shared))
 
     def __call__(self, pixel_values: Tensor, patch_offsets: list | None = None, **kwargs):
         """class_queries_logits (B, Q, C + 1) and masks_queries_logits (B, Q, H/4, W/4) of normalized (B, 3, H, W).

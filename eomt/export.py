@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from .configuration import TASK_ROWS, as_pair
-from .engines import ENGINES, INPUT, MAX_SIDE, OUTPUTS, PRECISION_KEY, ExportedEoMT
+from .engines import ENCODER, ENGINES, INPUT, LEVELS, MAX_SIDE, OUTPUTS, PRECISION_KEY, ExportedEoMT
 from .evaluate import evaluation_data
 from .image_processing.geometry import input_size_of
 from .image_processing.images import read_image
 from .loading import load_model
+from .modeling_eomt import PMTForUniversalSegmentation
 from .options import ExportOptions
 from .predict import find_images
 from .training.data import EvaluationTransform
@@ -53,6 +54,8 @@ def export(source: str, output: Path, options: ExportOptions) -> int:
         raise ValueError(f"{source} is exported already; give an EoMT of save_pretrained")
     if model.config.masked_inference:
         print("note: this model needs masked attention; the files have none and lose accuracy")
+    if options.split_encoder and not isinstance(model, PMTForUniversalSegmentation):
+        raise ValueError(f"{source} is no PMT, whose encoder could be split off; leave out --split-encoder")
     score = scorer(model, processor, options) if options.data else None
     pixels = processor(synthetic_image(), return_tensors="pt")["pixel_values"]
     calibration = calibration_inputs(options, processor)
@@ -61,10 +64,17 @@ def export(source: str, output: Path, options: ExportOptions) -> int:
     before = score(model) if score else None
     with atomic(output, folder=True, force=options.force) as folder:
         model.config.masked_inference = False
+        if options.split_encoder:
+            model.config.encoder_digest = model.encoder.digest()
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
         for kind in dict.fromkeys(options.format):
-            file = write_file(wrapped, kind, folder, input_size, options.precision, calibration, options.dynamic_size)
+            if options.split_encoder:
+                file = write_split(model, kind, folder, input_size, options.precision)
+            else:
+                file = write_file(
+                    wrapped, kind, folder, input_size, options.precision, calibration, options.dynamic_size
+                )
             exported = ExportedEoMT.from_pretrained(folder, engine=kind)
             gap = compare(exported, wrapped, pixels)
             if options.precision == "fp32" and gap.relative > TOLERANCE:
@@ -97,6 +107,8 @@ def require_options(options: ExportOptions) -> None:
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
             raise ValueError(f"--format {kind} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    if options.split_encoder and (int8 or options.dynamic_size):
+        raise ValueError("--split-encoder needs a fixed size and floating point; leave out int8 and --dynamic-size")
     if int8 != bool(options.calibrate):
         raise ValueError("--precision int8 needs --calibrate IMAGES, and only int8 does")
 
@@ -196,6 +208,9 @@ def compare(exported, model: "Exportable", pixels: Tensor) -> Difference:
 class Exportable(nn.Module):
     """EoMT with tensors as inputs and outputs, as the exporters need it."""
 
+    input: str = INPUT
+    outputs: tuple[str, ...] = OUTPUTS
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
@@ -203,6 +218,41 @@ class Exportable(nn.Module):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         output = self.model(pixel_values)
         return output.class_queries_logits, output.masks_queries_logits
+
+
+class EncoderPart(Exportable):
+    """PMT's frozen encoder: images → levels (B, K, T, D)."""
+
+    outputs = (LEVELS,)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        grid = self.model.patch_grid(pixel_values)
+        return torch.stack(self.model.encoder(pixel_values, self.model.config.interaction_indices, grid), dim=1)
+
+
+class DecoderPart(Exportable):
+    """PMT without its encoder: levels (B, K, T, D) of images of one size → classes and masks."""
+
+    input = LEVELS
+
+    def __init__(self, model: PMTForUniversalSegmentation, size: tuple[int, int]):
+        super().__init__(model)
+        self.size = size
+
+    def forward(self, encoder_levels: Tensor) -> tuple[Tensor, Tensor]:
+        images = encoder_levels.new_zeros(encoder_levels.shape[0], self.model.config.num_channels, *self.size)
+        output = self.model(images, encoder_levels=encoder_levels)  # of the images only the size counts
+        return output.class_queries_logits, output.masks_queries_logits
+
+
+def write_split(model: PMTForUniversalSegmentation, kind: str, folder: Path, size, precision: str) -> Path:
+    """Write the encoder to a folder of its own and the decoder beside it. Returns the path of the decoder's file."""
+    encoder, decoder = EncoderPart(model).eval(), DecoderPart(model, size).eval()
+    pixels, file = torch.zeros(2, model.config.num_channels, *size), ENGINES[kind].file
+    (folder / ENCODER).mkdir(exist_ok=True)
+    WRITERS[kind](encoder, pixels, folder / ENCODER / file, precision)
+    WRITERS[kind](decoder, encoder(pixels), folder / file, precision)
+    return folder / file
 
 
 def exportable(model: nn.Module) -> Exportable:
@@ -234,44 +284,43 @@ def write_file(
     """
     config = model.model.config
     if precision == "int8" and not config.blocks_are_the_encoders:
-        raise ValueError("int8 is for EoMT; export steps 0 to 3 of the ladder in floating point")
-    if dynamic_size and config.layout.has_position_embeddings:
+        raise ValueError(f"int8 is for EoMT; export a {config.model_type!r} model in floating point")
+    if dynamic_size and config.resamples_positions:
         raise ValueError(
             f"a {config.model_type!r} model resamples its learned positions at each size, which the engines cannot; "
             "export one folder for each size (only DINOv3's rotary positions take any)"
         )
     path = folder / ENGINES[kind].file
-    with torch.no_grad():
-        if kind == "onnx":
-            _write_onnx(model, path, size, precision, calibration, dynamic_size)
-        else:
-            example = torch.zeros(2, config.num_channels, *size)
-            program = torch.export.export(model, (example,), dynamic_shapes=_shapes(config, dynamic_size))
-            _write_openvino(program, path, config, size, precision, calibration, dynamic_size)
+    example = torch.zeros(2, config.num_channels, *size)
+    WRITERS[kind](model, example, path, precision, calibration, dynamic_size)
     return path
 
 
-def _shapes(config, dynamic_size: bool) -> dict:
+def _shapes(model: Exportable, dynamic_size: bool) -> dict:
     free = {0: torch.export.Dim("batch", min=1)}
     if dynamic_size:
-        patch = as_pair(config.patch_size)
+        patch = as_pair(model.model.config.patch_size)
         for axis, name, side in ((2, "rows", patch[0]), (3, "columns", patch[1])):
             free[axis] = side * torch.export.Dim(name, min=2, max=MAX_SIDE // side)
-    return {INPUT: free}
+    return {model.input: free}
 
 
-def _write_openvino(program, path: Path, config, size, precision: str, calibration, dynamic_size: bool) -> None:
+@torch.no_grad()
+def _write_openvino(
+    model: Exportable, example: Tensor, path: Path, precision: str, calibration=(), dynamic_size: bool = False
+) -> None:
     import openvino
 
-    model = openvino.convert_model(program)
-    for output, name in zip(model.outputs, OUTPUTS):
+    program = torch.export.export(model, (example,), dynamic_shapes=_shapes(model, dynamic_size))
+    converted = openvino.convert_model(program)
+    for output, name in zip(converted.outputs, model.outputs):
         output.get_tensor().set_names({name})
     if not dynamic_size:
-        model.reshape([-1, config.num_channels, *size])
+        converted.reshape([-1, *example.shape[1:]])
     if precision == "int8":
-        model = _quantize_openvino(model, config, calibration)
-    model.set_rt_info(precision, [PRECISION_KEY])
-    openvino.save_model(model, path, compress_to_fp16=False)
+        converted = _quantize_openvino(converted, model.model.config, calibration)
+    converted.set_rt_info(precision, [PRECISION_KEY])
+    openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def _quantize_openvino(model, config, calibration):
@@ -294,17 +343,20 @@ def _quantize_openvino(model, config, calibration):
     )
 
 
-def _write_onnx(model: Exportable, path: Path, size, precision: str, calibration, dynamic_size: bool) -> None:
+@torch.no_grad()
+def _write_onnx(
+    model: Exportable, example: Tensor, path: Path, precision: str, calibration=(), dynamic_size: bool = False
+) -> None:
     import onnx
 
     config = model.model.config
     program = torch.onnx.export(
         model,
-        (torch.zeros(2, config.num_channels, *size),),
+        (example,),
         dynamo=True,
-        dynamic_shapes=_shapes(config, dynamic_size),
-        input_names=[INPUT],
-        output_names=list(OUTPUTS),
+        dynamic_shapes=_shapes(model, dynamic_size),
+        input_names=[model.input],
+        output_names=list(model.outputs),
         verbose=False,
     )
     large = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) > LARGEST_ONNX
@@ -357,3 +409,6 @@ def _quantize_onnx(source: Path, path: Path, config, calibration, large: bool) -
         )
     finally:
         logging.disable(disabled)
+
+
+WRITERS = {"openvino": _write_openvino, "onnx": _write_onnx}

@@ -153,6 +153,8 @@ class ExportOptions:
     """Side or HEIGHTxWIDTH of the inputs in pixels; the image processor's by default."""
     dynamic_size: Annotated[bool, Parameter(group=MODEL, negative="")] = False
     """Accept any input size: sides from two patches to 4096 pixels, multiples of the patch (DINOv3 models)."""
+    split_encoder: Annotated[bool, Parameter(group=MODEL, negative="")] = False
+    """PMT: write encoder and decoder as two files, so that decoders of several tasks can share an encoder."""
     calibrate: Annotated[tuple[str, ...], Words, Parameter(group=DATA)] = ()
     """For int8: images or folders typical of later inputs; at most 100 images are used."""
     data: Annotated[str | None, Parameter(group=DATA, validator=not_empty)] = None

@@ -11,6 +11,7 @@ from ...configuration import TASK_ROWS, EoMTConfig, as_pair
 from ...configuration.checkpoint import infer_task
 from ...configuration.families import backbone_row, nearest_backbone
 from ...configuration.labels import BY_SIZE, LabelSpace, label_space
+from ...configuration.pmt import PMTConfig
 from .state_dicts import StateDict
 
 HEAD_WIDTH = 64  # of the paper's backbones (Table A); not visible in any shape
@@ -44,6 +45,8 @@ def config_from_checkpoint(
     """
     if saved:
         return _saved_config(saved, heads, image_size, task, labels, stuff_label_ids)
+    if "network.decoder.q.weight" in state:
+        raise ValueError("the checkpoint is PMT's; read it by load_authors_checkpoint(file, PMTConfig.for_backbone(…))")
     queries, width = _shape(state, "network.q.weight")
     num_labels = _shape(state, "network.class_head.weight")[0] - 1
     num_blocks = _shape(state, "network.attn_mask_probs")[0]
@@ -86,9 +89,8 @@ def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | 
     given["stuff_label_ids"] = None if stuff is None else list(stuff)
     if labels is not None:
         given |= {"id2label": labels.id2label, "label2id": labels.label2id}
-    config_class = next(
-        (kind for kind in EoMTConfig.class_of_layout.values() if kind.model_type == saved.get("model_type")), None
-    )
+    kinds = (*EoMTConfig.class_of_layout.values(), PMTConfig)
+    config_class = next((kind for kind in kinds if kind.model_type == saved.get("model_type")), None)
     if config_class is None:
         raise ValueError(f"the configuration in the file is of {saved.get('model_type')!r}, not of an EoMT")
     return config_class.from_dict(dict(saved), **{name: value for name, value in given.items() if value is not None})
