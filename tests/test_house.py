@@ -31,13 +31,13 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MOST_LINES = {
-    "configuration": 1670,
+    "configuration": 1680,
     "image_processing": 2190,
     "modeling_eomt": 3790,
-    "training": 6175,
-    "eomt": 5090,
-    "benchmarks": 1845,
-    "tests": 13836,
+    "training": 6180,
+    "eomt": 5190,
+    "benchmarks": 1850,
+    "tests": 13900,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
