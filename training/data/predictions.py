@@ -85,15 +85,15 @@ def _instance(tree: Tree, name: str | None, ids: dict, space: LabelSpace, images
     name, data = _json(tree, name, "a list of results", lambda data: isinstance(data, list))
     source = f"{tree}/{name}"
     results = objects(data, source)
-    scores = [result.get("score") for result in results]
     rows = Rows(source, "instance")
+    for number, result in enumerate(results):
+        with rows.problems.at(f"{source}: result {number}"):
+            if not result.get("segmentation"):
+                raise ValueError("it has no segmentation (polygons or an RLE)")
+            if not is_number(result.get("score")):
+                raise ValueError(f"its score is {result.get('score')!r}, not a finite number")
     annotations = [result | {"id": number} for number, result in enumerate(results)]
     segments = instance_segments(annotations, {key: {} for key in ids}, space, rows)
-    rows.problems += [
-        f"{source}: annotation {number}: its score is {score!r}, not a finite number"
-        for number, score in enumerate(scores)
-        if not is_number(score)
-    ]
     rows.require_sound()
     segments = {ids[key]: found for key, found in segments.items()}
 
@@ -104,7 +104,7 @@ def _instance(tree: Tree, name: str | None, ids: dict, space: LabelSpace, images
         return {
             "masks": masks,
             "labels": torch.tensor([segment["label_id"] for segment in found], dtype=torch.int64),
-            "scores": torch.tensor([scores[segment["id"]] for segment in found], dtype=torch.float64),
+            "scores": torch.tensor([results[segment["id"]]["score"] for segment in found], dtype=torch.float64),
             "file_name": name,
         }
 
