@@ -13,19 +13,10 @@ def arguments(tmp_path, **options):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_gives_the_defaults(tmp_path, name):
     recipe, args = RECIPES[name], arguments(tmp_path, recipe=name)
-    for ours, theirs in [
-        ("task", "task"),
-        ("learning_rate", "learning_rate"),
-        ("num_train_epochs", "epochs"),
-        ("total_batch_size", "batch_size"),
-        ("llrd", "llrd"),
-        ("llrd_l2_enabled", "llrd_l2_enabled"),
-        ("poly_power", "poly_power"),
-        ("weight_decay", "weight_decay"),
-        ("max_grad_norm", "max_grad_norm"),
-        ("adam_epsilon", "adam_epsilon"),
-    ]:
-        assert getattr(args, ours) == getattr(recipe, theirs), ours
+    same = ("task", "learning_rate", "llrd", "llrd_l2_enabled", "poly_power", "weight_decay", "max_grad_norm")
+    for field in (*same, "adam_epsilon"):
+        assert getattr(args, field) == getattr(recipe, field), field
+    assert (args.num_train_epochs, args.total_batch_size) == (recipe.epochs, recipe.batch_size)
     assert (args.adam_beta1, args.adam_beta2) == recipe.adam_betas
     assert args.warmup(recipe.total_steps) == recipe.warmup_steps
     assert args.annealing(recipe.total_steps, recipe.num_blocks) == recipe.annealing_steps()
