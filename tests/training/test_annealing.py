@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from eomt.training import MaskAnnealingCallback, annealing_steps, mask_annealing_probability
+from eomt.training import EoMTDataCollator, MaskAnnealingCallback, annealing_steps, mask_annealing_probability
+from tests.training.tiny import Samples, tiny_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -52,62 +52,47 @@ def test_probabilities_are_the_authors():
             assert found == pytest.approx(expected, abs=1e-12), (case, step)
 
 
-class Recorder(nn.Module):
-    """A model that notes, for each training batch, the probabilities it was given."""
-
-    def __init__(self):
-        super().__init__()
-        self.config = type("Config", (), {"num_blocks": 2, "to_json_string": lambda self: "{}"})()
-        self.weight = nn.Parameter(torch.ones(1))
-        self.probs = None
-        self.seen = []
-
-    def set_attn_mask_probs(self, probs):
-        self.probs = list(probs)
-
-    def forward(self, x, labels=None):
-        if self.training:
-            self.seen.append(self.probs)
-        return {"loss": (self.weight * x - 1).square().mean(), "logits": x}
-
-
 def run(tmp_path, callback, resume=None, **arguments):
-    model = Recorder()
-    data = [{"x": torch.tensor([float(i)]), "labels": torch.zeros(1)} for i in range(8)]
+    """A run of the stock Trainer, and the probabilities of each training batch."""
+    model, seen = tiny_model(), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(module.attn_mask_probs.tolist()))
     options = {"per_device_train_batch_size": 2, "logging_steps": 3, "report_to": "none", "disable_tqdm": True}
-    args = TrainingArguments(tmp_path, max_steps=12, use_cpu=True, **(options | arguments))
-    trainer = Trainer(model, args, train_dataset=data, callbacks=[callback])
+    options |= {"max_steps": 12, "use_cpu": True, "remove_unused_columns": False} | arguments
+    args = TrainingArguments(tmp_path, **options)
+    trainer = Trainer(model, args, EoMTDataCollator(), train_dataset=Samples(8), callbacks=[callback])
     trainer.train(resume_from_checkpoint=resume)
-    return trainer
+    return trainer, seen
 
 
 def expected(steps):
     pairs = list(zip(*annealing_steps(12, 2)))
-    return [[mask_annealing_probability(t, start, end) for start, end in pairs] for t in steps]
+    probabilities = [[mask_annealing_probability(t, start, end) for start, end in pairs] for t in steps]
+    return torch.tensor(probabilities).tolist()  # in the model's float32
 
 
 def test_stock_trainer_batch_t_uses_p_of_t(tmp_path):
-    trainer = run(tmp_path, MaskAnnealingCallback(), save_strategy="no")
-    assert trainer.model.seen == expected(range(12))
-    assert any(0 < p < 1 for probs in trainer.model.seen for p in probs)
-    assert trainer.model.probs == [0.0, 0.0]
+    trainer, seen = run(tmp_path, MaskAnnealingCallback(), save_strategy="no")
+    assert seen == expected(range(12))
+    assert any(0 < p < 1 for probs in seen for p in probs)
+    assert trainer.model.attn_mask_probs.tolist() == [0.0, 0.0]
     logs = [log for log in trainer.state.log_history if "loss" in log]
-    assert [[log["attn_mask_prob_0"], log["attn_mask_prob_1"]] for log in logs] == expected([3, 6, 9, 12])
+    logged = torch.tensor([[log["attn_mask_prob_0"], log["attn_mask_prob_1"]] for log in logs]).tolist()
+    assert logged == expected([3, 6, 9, 12])
 
 
 def test_accumulated_batches_share_their_step_and_evaluation_does_not_shift_it(tmp_path):
-    trainer = run(tmp_path, MaskAnnealingCallback(), save_strategy="no", gradient_accumulation_steps=2)
-    assert trainer.model.seen == [probs for probs in expected(range(12)) for _ in range(2)]
+    _, seen = run(tmp_path, MaskAnnealingCallback(), save_strategy="no", gradient_accumulation_steps=2)
+    assert seen == [probs for probs in expected(range(12)) for _ in range(2)]
 
 
 def test_resume_continues_the_schedule(tmp_path):
     run(tmp_path, MaskAnnealingCallback(), save_steps=5)
-    trainer = run(tmp_path, MaskAnnealingCallback(), resume=str(tmp_path / "checkpoint-5"))
-    assert trainer.model.seen == expected(range(5, 12))
+    _, seen = run(tmp_path, MaskAnnealingCallback(), resume=str(tmp_path / "checkpoint-5"))
+    assert seen == expected(range(5, 12))
 
 
 def test_own_steps_and_wrong_ones(tmp_path):
-    trainer = run(tmp_path, MaskAnnealingCallback([0, 4], [4, 8], power=1.0), save_strategy="no")
-    assert trainer.model.seen[:5] == [[1.0, 1.0], [0.75, 1.0], [0.5, 1.0], [0.25, 1.0], [0.0, 1.0]]
+    _, seen = run(tmp_path, MaskAnnealingCallback([0, 4], [4, 8], power=1.0), save_strategy="no")
+    assert seen[:5] == [[1.0, 1.0], [0.75, 1.0], [0.5, 1.0], [0.25, 1.0], [0.0, 1.0]]
     with pytest.raises(ValueError, match="step 4 and ends at 2"):
         MaskAnnealingCallback([0, 4], [4, 2])
