@@ -173,31 +173,6 @@ def test_the_pipeline_and_predict_take_the_task(name, tmp_path):
     assert json.loads((tmp_path / "again" / "config.json").read_text())["task"] == task
 
 
-def test_two_queries_of_one_stuff_class_are_one_segment_and_score_as_one(tmp_path):
-    from types import SimpleNamespace
-
-    from eomt.configuration.labels import LabelSpace
-    from eomt.image_processing.inference import predict_image
-    from eomt.training.evaluation import as_reference, metric_for
-
-    *contents, _ = HUB["coco_panoptic_eomt_large_640"]
-    config, processor = loaded(write_hub_folder(tmp_path / "model", *contents, weights=False))
-    sky = config.label2id["sky-other-merged"]
-    masks = torch.full((1, 2, 8, 8), -20.0)
-    masks[0, 0, :, :4] = masks[0, 1, :, 4:] = 20.0  # the left and the right half of one sky
-    classes = torch.full((1, 2, 134), -20.0)
-    classes[:, :, sky] = 20.0
-    outputs = SimpleNamespace(masks_queries_logits=masks, class_queries_logits=classes, patch_offsets=None)
-    space = LabelSpace.from_config(config)  # as the Trainer's evaluation has it
-    found = predict_image(processor, outputs, (32, 32))
-    assert [segment["label_id"] for segment in found["segments_info"]] == [sky]
-    metric = metric_for("panoptic", space)
-    segment = {"id": 1, "label_id": sky, "iscrowd": 0}
-    reference = {"segmentation": torch.ones(32, 32, dtype=torch.int32), "segments_info": [segment]}
-    metric.add(prediction=found, reference=as_reference({"image_id": 1, "file_name": "1", "reference": reference}))
-    assert metric.compute()["pq_stuff"] == 1
-
-
 def test_the_trainer_scores_split_stuff_of_a_hub_checkpoint_as_one(tmp_path, monkeypatch):
     """Two queries that each hold half of one sky, through the whole of `EoMTTrainer.evaluate`."""
     import numpy as np
