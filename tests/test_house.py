@@ -37,7 +37,7 @@ MOST_LINES = {
     "training": 6180,
     "eomt": 5190,
     "benchmarks": 1850,
-    "tests": 13900,
+    "tests": 13820,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
