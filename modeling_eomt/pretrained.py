@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 
 def _register_older_layout() -> None:
-    """Convert older checkpoints on loading: transformers 4.56 to 5.12 wrote EoMT's SwiGLU as `weights_in`, gate and up
+    """Convert older checkpoints on loading: transformers 4.56 to 5.17 wrote EoMT's SwiGLU as `weights_in`, gate and up
     concatenated, and `weights_out`."""
     halves = [
         WeightConverter(

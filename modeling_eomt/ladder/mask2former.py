@@ -54,9 +54,9 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
             self.mask_projection = nn.Conv2d(width, config.mask_feature_size, kernel_size=1)
         module = Mask2FormerTransformerModule(config.feature_size if use_pixel_decoder else width, config)
         module.position_embedder = SharedPositions(config.hidden_dim // 2, normalize=True)
+        module.input_projections = nn.ModuleList(module.input_projections[:num_levels])  # a plain list until 5.17
         if num_levels != module.num_feature_levels:
             module.num_feature_levels = num_levels
-            module.input_projections = module.input_projections[:num_levels]
             module.level_embed = nn.Embedding(num_levels, config.hidden_dim)
         self.transformer_module = module
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)

@@ -130,7 +130,7 @@ def test_without_registers_there_is_no_empty_parameter(kind):
 
 
 def write_older_layout(folder, state, sharded: bool) -> None:
-    """As transformers 4.56 to 5.12 wrote EoMT's SwiGLU: gate and up in one `weights_in`, then `weights_out`."""
+    """As transformers 4.56 to 5.17 wrote EoMT's SwiGLU: gate and up in one `weights_in`, then `weights_out`."""
     older = {name.replace("mlp.down_proj", "mlp.weights_out"): tensor for name, tensor in state.items()}
     for name in [name for name in older if ".mlp.gate_proj." in name]:
         halves = [older.pop(name), older.pop(name.replace("gate_proj", "up_proj"))]
