@@ -97,7 +97,7 @@ class MaskSchedule:
     def read_attn_mask_probs(self) -> None:
         """Update the host's mirror after the buffer was loaded or moved."""
         if not self.attn_mask_probs.is_meta:
-            self._masked_blocks = tuple(value > 0 for value in self.attn_mask_probs.tolist())
+            self._masked_blocks = tuple(bool(value > 0) for value in self.attn_mask_probs.cpu())
             self._mask_probs_version = self._current_version()
 
     def _current_version(self) -> tuple[int, int]:
