@@ -9,6 +9,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
+from . import versions  # noqa: F401 (first: the others need names that older versions of transformers lack)
 from .configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config, PMTConfig
 from .image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
 from .modeling_eomt import EoMTForUniversalSegmentation, PMTForUniversalSegmentation

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ BELOW = {  # a room imports from itself and these only
     "training": ("configuration", "image_processing", "modeling_eomt"),
 }
 LEVELS = (  # of the modules of eomt/: each imports from the lines above its own, and from the rooms
-    ("options", "results", "engines", "auto", "interop"),
+    ("options", "results", "versions", "engines", "auto", "interop"),
     ("drawing", "loading", "tiling", "inference"),
     ("pipeline", "report", "check"),
     ("segmentation", "predict"),
@@ -102,6 +103,12 @@ def test_configuration_needs_no_torch():
     for path in modules("configuration"):
         for name in imports(path):
             assert name.split(".")[0] not in NOT_IN_CONFIGURATION, f"{path} imports {name}"
+
+
+def test_the_oldest_transformers_is_pyprojects():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    oldest = next(line for line in dependencies if line.startswith("transformers"))
+    assert f'require_version("{oldest}"' in (ROOT / "eomt/versions.py").read_text(encoding="utf-8")
 
 
 def test_importing_eomt_leaves_training_and_generic_names_alone():
