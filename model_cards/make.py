@@ -32,8 +32,11 @@ from eomt.modeling_eomt import load_authors_checkpoint
 
 labels = label_space("{data.labels}")
 config = PMTConfig.for_backbone(
-    "{recipe.backbone}", image_size={recipe.image_size}, task="{recipe.task}",
-    **labels.config_fields, stuff_label_ids=list(labels.stuff_label_ids),
+    "{recipe.backbone}",
+    image_size={recipe.image_size},
+    task="{recipe.task}",
+    **labels.config_fields,
+    stuff_label_ids=list(labels.stuff_label_ids),
 )
 model = load_authors_checkpoint("DOWNLOAD", config)  # the encoder comes from the hub; its license has to be accepted
 ```"""

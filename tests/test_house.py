@@ -20,7 +20,8 @@ BELOW = {  # a room imports from itself and these only
     "training": ("configuration", "image_processing", "modeling_eomt"),
 }
 LEVELS = (  # of the modules of eomt/: each imports from the lines above its own, and from the rooms
-    ("options", "results", "versions", "engines", "auto", "interop"),
+    ("versions",),
+    ("options", "results", "engines", "auto", "interop"),
     ("drawing", "loading", "tiling", "inference"),
     ("pipeline", "report", "check"),
     ("segmentation", "predict"),
@@ -36,9 +37,9 @@ MOST_LINES = {
     "image_processing": 2190,
     "modeling_eomt": 3790,
     "training": 6180,
-    "eomt": 5190,
+    "eomt": 5196,
     "benchmarks": 1850,
-    "tests": 13820,
+    "tests": 13849,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
