@@ -98,8 +98,8 @@ class PredictOptions(BatchOptions, MaskingOptions):
     """Panoptic: least class probability of a segment (0.8). Instance: least score of a drawn instance (0.5);
     instances.json always holds the best 100."""
     tile: Annotated[Positive | None, Parameter(group=RULES)] = None
-    """Panoptic, instance: side of tiles in pixels. Larger images are cut into tiles, segmented and joined. With the
-    model's input size no pixel is lost. Semantic models cut windows of their own."""
+    """Side of tiles in pixels. Larger images are cut into tiles, segmented and joined. With the model's input size no
+    pixel is lost. Semantic, by default: windows of the image resized to the model's input size."""
     overlap: Annotated[float, Parameter(group=RULES, validator=Number(gte=0, lte=0.5))] = 0.25
     """Share of a tile that its neighbor also covers."""
     confidence: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False

@@ -104,7 +104,7 @@ def require_options(options: PredictOptions, task: str, model) -> None:
     if options.threshold is not None and task == "semantic":
         raise ValueError(f"--threshold {options.threshold} cannot be used with semantic segmentation")
     if options.tile:
-        require_tiles(options.tile, options.overlap, task, model.config.patch_size)
+        require_tiles(options.tile, options.overlap, model.config.patch_size)
     if options.compile and not isinstance(model, torch.nn.Module):
         raise ValueError(f"--compile is for PyTorch models; {options.model} is exported and runs on its engine")
 

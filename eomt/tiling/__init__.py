@@ -2,8 +2,8 @@
 
 H, W image (pixels) · h, w tile
 
-Tiles show small objects at full resolution; the whole image shows objects larger than a tile. Memory beyond the image
-and the result grows with the width of the image only: one row of tiles is kept.
+Tiles show small objects at full resolution; the whole image shows objects larger than a tile (semantic: tiles alone).
+Memory beyond the image and the result grows with the width of the image only: one row of tiles is kept.
 """
 
 import math
@@ -16,10 +16,12 @@ from tqdm.auto import tqdm
 from ..image_processing.inference import FAILS_ALONE, Inferred, error_line, infer
 from .instances import InstanceJoin
 from .panoptic import PanopticJoin
+from .semantic import SemanticJoin
 from .tiles import Tile, cut
 
 WHOLE_SIDE = 4096
 """Longest side at which the whole image is segmented (pixels)."""
+JOINS = {"panoptic": PanopticJoin, "instance": InstanceJoin, "semantic": SemanticJoin}
 
 
 def infer_tiled(
@@ -40,9 +42,10 @@ def infer_tiled(
         try:
             image = read(item)
             size = (image.height, image.width)
-            count = len(cut(size, tile, overlap)) + 1
-            hidden = not show_progress or count == 2
-            with tqdm(total=count, desc=str(item), unit="tile", leave=False, disable=hidden) as bar:
+            tiles = len(cut(size, tile, overlap))
+            total = tiles if processor.task == "semantic" else tiles + 1
+            hidden = not show_progress or tiles == 1
+            with tqdm(total=total, desc=str(item), unit="tile", leave=False, disable=hidden) as bar:
                 options = {"tile": tile, "overlap": overlap, "batch_size": batch_size, "on_tile": bar.update}
                 prediction = infer_tiles(model, processor, image, **options, **rules)
         except FAILS_ALONE as error:
@@ -73,12 +76,12 @@ def infer_tiles(
         on_tile: called after each tile and after the whole image.
 
     Returns:
-        The prediction in the format of `predict_image`: panoptic segments, or instances with scores of at least 0.05.
+        The prediction in the format of `predict_image`; instances with scores of at least 0.05.
 
     Raises:
-        ValueError: for a semantic processor, tiles smaller than a patch, or an overlap outside its range.
+        ValueError: for tiles smaller than a patch, or an overlap outside its range.
     """
-    require_tiles(tile, overlap, processor.task, model.config.patch_size)
+    require_tiles(tile, overlap, model.config.patch_size)
     size = (image.height, image.width)
     tiles = cut(size, tile, overlap)
     if len(tiles) == 1:
@@ -90,8 +93,9 @@ def infer_tiles(
         factor = math.ceil(max(image.size) / WHOLE_SIDE)
         return image.reduce(factor) if factor > 1 else image
 
-    join = (PanopticJoin if processor.task == "panoptic" else InstanceJoin)(size, tile)
-    for result in infer(model, processor, [None, *tiles], batch_size=batch_size, read=part, **rules):
+    join = JOINS[processor.task](size, tile)
+    parts = tiles if processor.task == "semantic" else [None, *tiles]
+    for result in infer(model, processor, parts, batch_size=batch_size, read=part, **rules):
         if result.item is None:
             join.add_whole(result.size, result.prediction)
         else:
@@ -101,11 +105,9 @@ def infer_tiles(
     return join.result()
 
 
-def require_tiles(side: int, overlap: float, task: str, patch_size) -> None:
-    """`ValueError` unless this tiling can be used with the task and the patch size."""
+def require_tiles(side: int, overlap: float, patch_size) -> None:
+    """`ValueError` unless this tiling can be used with the patch size."""
     patch = int(np.max(patch_size))
-    if task == "semantic":
-        raise ValueError("tiles are for panoptic and instance segmentation; semantic models cut windows of their own")
     if side < patch:
         raise ValueError(f"a tile of {side} pixels is smaller than a patch of the model; give {patch} or more")
     if not 0 <= overlap <= 0.5:

@@ -1,5 +1,10 @@
 """Tiles: a known scene comes back whole from what each tile sees of it; what is refused."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +18,13 @@ from eomt.image_processing.rle import encode_window
 from eomt.tiling import infer_tiles
 from eomt.tiling.instances import InstanceJoin
 from eomt.tiling.panoptic import PanopticJoin
-from eomt.tiling.tiles import cut
+from eomt.tiling.semantic import SemanticJoin
+from eomt.tiling.tiles import cut, within_span
 from eomt.training.metrics import PanopticQuality
 from tests.eomt.test_segment import same
-from tests.models import tiny_model
+from tests.models import save_confident, tiny_model
 
+ROOT = Path(__file__).parents[2]
 SIZE, SIDE = (300, 410), 96
 STUFF = 3  # labels from here
 
@@ -144,7 +151,35 @@ def test_window_encoding_is_pycocotools():
             assert encode_window(pixels, top, left, (12, 9)) == rle.encode(np.asfortranarray(whole))
 
 
-@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_a_semantic_map_comes_back_by_the_nearest_tile():
+    ids, _ = scene(seed=5)
+    tiles, join, sure = cut(SIZE, SIDE, 0.25), SemanticJoin(SIZE, SIDE), torch.rand(SIZE)
+    for number, tile in enumerate(tiles):
+        noisy = torch.full(tile.shape, number)  # wrong beyond the core
+        core = within_span(tile.core_rows, tile.rows), within_span(tile.core_columns, tile.columns)
+        noisy[core] = torch.from_numpy(ids)[tile.core_rows, tile.core_columns]
+        join.add(tile, {"segmentation": noisy, "confidence": sure[tile.rows, tile.columns]})
+    found = join.result()
+    assert found["segmentation"].dtype == torch.int32
+    assert np.array_equal(found["segmentation"], ids)
+    assert torch.equal(found["confidence"], sure)
+
+
+@pytest.mark.slow  # 475 tiles
+def test_a_large_semantic_raster_within_4_gb(tmp_path):
+    save_confident(tmp_path / "model", task="semantic", num_labels=150)
+    Image.new("RGB", (12_000, 9_000)).save(tmp_path / "raster.png", compress_level=1)
+    script = "import resource, sys; from eomt.cli import main; done = main(sys.argv[1:]); "
+    script += "print(done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    options = ["--model", "model", "--output", "out", "--tile", "640", "--max-pixels", "200000000", "--device", "cpu"]
+    command = [sys.executable, "-c", script, "predict", "raster.png", *options]
+    run = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    code, kilobytes = map(int, run.stdout.split()[-2:])
+    assert code == 0
+    assert kilobytes < 4e6
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_one_tile_is_the_picture_itself(task):
     model, processor = tiny_model(task=task).eval(), EoMTImageProcessor(task=task, size=64)
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
@@ -152,8 +187,8 @@ def test_one_tile_is_the_picture_itself(task):
     same(infer_tiles(model, processor, picture, tile=64), next(infer(model, processor, [picture])).prediction)
     order = []
     tiled = infer_tiles(model, processor, picture, tile=32, batch_size=4, on_tile=lambda: order.append(1))
-    assert len(order) == 1 + len(cut((60, 50), 32, 0.25))
-    assert (tiled["segmentation"].shape if task == "panoptic" else tiled["size"]) == (60, 50)
+    assert len(order) == (task != "semantic") + len(cut((60, 50), 32, 0.25))
+    assert (tiled["size"] if task == "instance" else tiled["segmentation"].shape) == (60, 50)
 
 
 def test_unusable_tiles_are_one_line():
@@ -161,7 +196,6 @@ def test_unusable_tiles_are_one_line():
     for task, options, message in (
         ("panoptic", {"tile": 8}, "a tile of 8 pixels"),
         ("panoptic", {"tile": 64, "overlap": 0.9}, "overlap is 0.9"),
-        ("semantic", {"tile": 64}, "semantic models cut windows of their own"),
     ):
         with pytest.raises(ValueError, match=message):
             infer_tiles(model, EoMTImageProcessor(task=task, size=64), picture, **options)
