@@ -44,7 +44,7 @@ def test_one_process_of_a_group_trains_as_without(kind, device, group):
         fully_shard(model, mesh=mesh)
     losses = []
     for trained, called in ((plain, plain), (model, network)):
-        optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3)
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)  # Adam would make rounding errors of 0 a full step
         torch.manual_seed(0)
         loss = called(PIXELS.to(device), **labels_on(device)).loss
         loss.backward()
@@ -53,7 +53,7 @@ def test_one_process_of_a_group_trains_as_without(kind, device, group):
     assert_close(losses[1], losses[0], 1e-5)
     for parameter, expected in zip(model.parameters(), plain.parameters()):
         parameter = parameter.full_tensor() if kind == "fsdp" else parameter
-        assert_close(parameter, expected, 1e-2)
+        assert_close(parameter, expected, 1e-3)
 
 
 @pytest.mark.parametrize("place", ["auto", "split"])
@@ -62,11 +62,11 @@ def test_device_map(place, device, tmp_path):
     """In "split", one block and the upscaler wait in memory and visit the device."""
     model = mask(tiny_model(), False)
     model.save_pretrained(tmp_path)
-    device_map = "auto"
+    device_map, own = "auto", 0 if device.type == "cuda" else "cpu"
     if place == "split":
-        device_map = {name: device for name, _ in model.named_children()} | {"attn_mask_probs": device}
+        device_map = {name: own for name, _ in model.named_children()} | {"attn_mask_probs": own}
         del device_map["layers"]
-        device_map |= {f"layers.{index}": device for index in range(4)} | {"layers.1": "cpu", "upscale_block": "cpu"}
+        device_map |= {f"layers.{index}": own for index in range(4)} | {"layers.1": "cpu", "upscale_block": "cpu"}
     loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path, device_map=device_map)
     found = loaded(PIXELS.to(device))
     assert_close(found.masks_queries_logits, model(PIXELS).masks_queries_logits, 1e-4)

@@ -1,5 +1,6 @@
 """The host never waits for the device in forward, and once in the loss: counted on a CUDA device that is not there."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from tests.modeling_eomt.ladder.test_ladder import ladder
+from tests.modeling_eomt.test_pmt import tiny_pmt
 from tests.models import BACKBONE_OF_KIND, tiny_model
 
 CUDA = torch.device("cuda:0")
@@ -61,10 +63,11 @@ def test_forward_and_annealing_never_wait(kind, masked, fake_cuda):
         assert waits.found == []
 
 
-@pytest.mark.parametrize("step", [2, 3])  # in steps 0 and 1 transformers' pixel decoder copies the sizes of its maps
-def test_the_later_steps_of_the_ladder_never_wait(step, fake_cuda):
+# In steps 0 and 1 of the ladder transformers' pixel decoder copies the sizes of its maps.
+@pytest.mark.parametrize("build", [partial(ladder, 2), partial(ladder, 3), tiny_pmt])
+def test_the_other_models_never_wait(build, fake_cuda):
     with CUDA:
-        model = ladder(step)
+        model = build()
     with Waits() as waits:
         model(torch.randn(2, 3, 64, 64, device=CUDA))
     assert waits.found == []
