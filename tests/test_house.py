@@ -37,9 +37,9 @@ MOST_LINES = {
     "image_processing": 2190,
     "modeling_eomt": 3790,
     "training": 6180,
-    "eomt": 5196,
+    "eomt": 5227,
     "benchmarks": 1850,
-    "tests": 13842,
+    "tests": 13880,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
