@@ -6,24 +6,18 @@ The masks are those that transformers' own decoder layers are called with.
 import pytest
 import torch
 
-from eomt.modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
+from eomt.modeling_eomt.ladder import LadderForUniversalSegmentation
 from eomt.training import EoMTTrainer, annealing_steps
 from eomt.training import mask_annealing_probability as probability
+from tests.modeling_eomt.ladder.test_ladder import ladder
 from tests.training.tiny import Samples, tiny_arguments
 
 LAYERS, STEPS, QUERIES = 3, 12, 6
 
 
 def mask2former(**overrides) -> LadderForUniversalSegmentation:
-    torch.manual_seed(0)
-    fields = {
-        "image_size": 32, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "num_blocks": LAYERS,
-        "num_queries": QUERIES, "train_num_points": 64, "feature_size": 32, "decoder_attention_heads": 2,
-        "encoder_layers": 1, "encoder_feedforward_dim": 32, "dim_feedforward": 32, "stem_width": 8,
-        "id2label": {0: "thing", 1: "stuff"}, "label2id": {"thing": 0, "stuff": 1}, "stuff_label_ids": [1],
-    }  # fmt: skip
-    config = LadderConfig.for_backbone("vit_small_patch14_reg4_dinov2", step=0, **(fields | overrides))
-    return LadderForUniversalSegmentation(config)
+    sizes = {"image_size": 32, "num_queries": QUERIES, "num_labels": 2, "stuff_label_ids": [1], "train_num_points": 64}
+    return ladder(0, **sizes | overrides)
 
 
 def watch(model) -> list[list]:
