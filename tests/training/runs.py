@@ -17,7 +17,7 @@ from eomt import EoMTImageProcessor
 from eomt.image_processing.inference import infer
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
 from eomt.training.callbacks import CurvesCallback
-from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model, tiny_pmt
+from tests.training.tiny import SIZE, Broken, Samples, tiny_arguments, tiny_model, tiny_pmt
 
 KILLS = ("in a step", "before a save", "half an optimizer", "before the rename", "while the old one goes")
 
@@ -138,15 +138,9 @@ def ddp(folder: Path) -> None:
 def nan(folder: Path) -> None:
     """One rank's images are NaN; each notes the error it ends with."""
 
-    class Broken(Samples):
-        def __getitem__(self, index):
-            sample = super().__getitem__(index)
-            factor = float("nan") if index == 0 else 1 / 255
-            return sample | {"pixel_values": sample["pixel_values"] * factor}
-
     args = tiny_arguments(folder, per_device_train_batch_size=1, max_steps=1)
     try:
-        EoMTTrainer(tiny_model(), args, train_dataset=Broken(2)).train()
+        EoMTTrainer(tiny_model(), args, train_dataset=Broken(2, broken=[0])).train()
     except ValueError as error:
         (folder / f"{args.process_index}.txt").write_text(str(error))
 

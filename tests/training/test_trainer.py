@@ -17,7 +17,7 @@ from eomt.training import (
 )
 from eomt.training.optimizer import is_lora, is_pretrained
 from tests.training.runs import fixed_points
-from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
+from tests.training.tiny import SIZE, Broken, Samples, tiny_arguments, tiny_model
 
 TINY_DINOV3 = {"image_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_blocks": 1}
 
@@ -140,19 +140,6 @@ def test_accumulated_batches_equal_the_whole_batch(tmp_path, monkeypatch):
                 assert one[key] == pytest.approx(other[key], rel=1e-4), key
     for one, other in zip(full_weights, parts_weights):
         assert torch.allclose(one, other, atol=2e-5)
-
-
-class Broken(Samples):
-    """Some images are NaN."""
-
-    def __init__(self, count, broken):
-        super().__init__(count)
-        self.broken = broken
-
-    def __getitem__(self, index):
-        sample = super().__getitem__(index)
-        factor = float("nan") if index in self.broken else 1.0
-        return sample | {"pixel_values": sample["pixel_values"] / 255 * factor}
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_files(tmp_path):

@@ -70,6 +70,19 @@ class Samples(Dataset):
         }
 
 
+class Broken(Samples):
+    """Some images are NaN."""
+
+    def __init__(self, count, broken):
+        super().__init__(count)
+        self.broken = broken
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        factor = float("nan") if index in self.broken else 1.0
+        return sample | {"pixel_values": sample["pixel_values"] / 255 * factor}
+
+
 def tiny_arguments(folder, **overrides):
     options = {
         "max_steps": 6,
