@@ -36,10 +36,10 @@ MOST_LINES = {
     "configuration": 1680,
     "image_processing": 2190,
     "modeling_eomt": 3790,
-    "training": 6180,
-    "eomt": 5227,
+    "training": 6175,
+    "eomt": 5220,
     "benchmarks": 1850,
-    "tests": 13880,
+    "tests": 13865,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
