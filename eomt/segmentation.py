@@ -84,7 +84,8 @@ def segment(
         model: a folder, also of `eomt export`, or a hub name (the last two models stay loaded); or a model object. An
             object computes in evaluation mode; its mode is restored afterwards. Or a list of models: PMT models that
             share an encoder (`share_encoder`) run it once per image where their inputs are the same.
-        processor: image processor; by default loaded from the folder or hub name of the model.
+        processor: image processor; by default loaded from the folder or hub name of the model. For several models a
+            list.
         task: "panoptic", "instance" or "semantic"; the model's by default.
         threshold: panoptic: least class probability of a segment (0.8); instance: least score (0.5).
         masked: masked attention on or off; as trained by default (`config.masked_inference`).
@@ -135,8 +136,8 @@ def _by_all(images: list, models, processor, options: dict) -> list[list[Segment
             remembering.enter_context(encoder.remembering())
         for first in range(0, len(images), options["batch_size"]):
             batch = images[first : first + options["batch_size"]]
-            for results, model in zip(found, models):
-                results += segment(batch, model, processor=processor, **options)
+            for results, model, own in zip(found, models, processor or [None] * len(models)):
+                results += segment(batch, model, processor=own, **options)
     return found
 
 
