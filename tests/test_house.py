@@ -36,10 +36,10 @@ MOST_LINES = {
     "configuration": 1680,
     "image_processing": 2190,
     "modeling_eomt": 3790,
-    "training": 6175,
+    "training": 6180,
     "eomt": 5220,
-    "benchmarks": 1850,
-    "tests": 13865,
+    "benchmarks": 1970,
+    "tests": 13890,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
