@@ -22,7 +22,7 @@ from .embeddings import Embeddings
 from .eomt import EoMTForUniversalSegmentation
 from .layers import EoMTLayer
 from .rope import RotaryTable, rotary_table
-from .weights.backbones import fit_sizes, load_backbone
+from .weights.backbones import cached_revision, fit_sizes, load_backbone
 from .weights.key_maps import Place
 from .weights.state_dicts import read_state_dict, require_fit, take
 
@@ -251,7 +251,8 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         if source is None:
             raise ValueError("this checkpoint holds the decoder alone and does not name its encoder; give encoder=")
         if isinstance(source, str | Path):
-            self.config.encoder_name = str(source)
+            if str(source) != self.config.encoder_name:
+                self.config.encoder_name, self.config.encoder_revision = str(source), None
             if Path(source).exists():
                 source = read_state_dict(source)
         if isinstance(source, PMTForUniversalSegmentation):
@@ -263,7 +264,9 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             require_fit("the encoder", self.encoder.state_dict(), state, missing, unexpected, table)
             self.encoder.load_state_dict(state)
         else:
-            load_backbone(self.encoder, source)
+            hub = {"revision": self.config.encoder_revision} if self.config.encoder_revision else {}
+            load_backbone(self.encoder, source, **hub)
+            self.config.encoder_revision = cached_revision(source) if isinstance(source, str) else None
         if wanted is not None and wanted != self.encoder.digest():
             raise ValueError(
                 f"{self.config.encoder_name} is not the encoder that the decoder was trained on: its weights are "

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from huggingface_hub.errors import GatedRepoError
 from torch import nn
-from transformers.utils import logging
+from transformers.utils import cached_file, extract_commit_hash, logging
 
-from ...configuration import FAMILIES, EoMTConfig, as_pair, find_backbone
+from ...configuration import BACKBONES, FAMILIES, EoMTConfig, as_pair, find_backbone
 from ...configuration.families import DINOV3, backbone_row
 from ..resample import resample_patch_kernel, resample_positions
 from .key_maps import hf_table, timm_table
@@ -46,17 +46,25 @@ RENAMED = [
 ]
 
 
-def load_backbone(model: nn.Module, source) -> None:
+def load_backbone(model: nn.Module, source, **hub) -> None:
     """Load a backbone's weights into the encoder of a fresh `model`; queries and heads stay as initialized.
 
     Args:
         source: state dict, model, file or directory in the layout of timm, transformers or the backbone's authors, or
             a name in `BACKBONES`, which is downloaded (timm's when timm is installed, else the hub's).
+        hub: arguments of `from_pretrained` that locate a repository.
 
     Raises:
         ValueError: when the backbone is of another family, width or depth than the configuration, or keys do not fit.
     """
-    model.load_state_dict(_read(source, model.config, model.state_dict()), strict=False)
+    model.load_state_dict(_read(source, model.config, model.state_dict(), **hub), strict=False)
+
+
+def cached_revision(source) -> str | None:
+    """Commit of a backbone of the hub in the cache; None for any other source."""
+    if source not in {row.hub_name for row in BACKBONES}:
+        return None
+    return extract_commit_hash(cached_file(source, "config.json", local_files_only=True), None)
 
 
 def delta_reference(source, config: EoMTConfig, expected: StateDict, **hub) -> StateDict:

@@ -5,12 +5,21 @@ import copy
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForUniversalSegmentation, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForUniversalSegmentation,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    pipeline,
+)
 
 import eomt
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor, PMTConfig, PMTForUniversalSegmentation
 from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
+from tests.modeling_eomt.test_published import BASE, SIZE, in_cache
 from tests.models import BACKBONE_OF_KIND, TINY, randomise, targets, tiny_model
 
 KINDS = list(BACKBONE_OF_KIND)
@@ -171,6 +180,24 @@ def test_authors_files_of_the_decoder_alone_load():
     loaded = load_authors_checkpoint(state, tiny_pmt_config("dinov3"), reference_backbone=model)
     loaded.set_attn_mask_probs([0, 0])  # authors' files hold the state of the training
     assert_same(logits(loaded), logits(model))
+
+
+def test_the_hubs_encoder_is_found_at_its_revision(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    DINOv3ViTModel(DINOv3ViTConfig(**SIZE, intermediate_size=256, num_register_tokens=4)).save_pretrained(
+        tmp_path / "base"
+    )
+    in_cache(tmp_path / "cache", BASE, list((tmp_path / "base").iterdir()))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    config = PMTConfig.for_backbone(BASE, image_size=64, num_labels=5, **SIZE)
+    model = PMTForUniversalSegmentation.from_pretrained_backbone(BASE, config)
+    model.set_attn_mask_probs([0] * 6)
+    assert (config.encoder_name, model.config.encoder_revision) == (BASE, "0" * 40)
+    model.save_pretrained(tmp_path / "decoder", decoder_only=True)
+    loaded = PMTForUniversalSegmentation.from_pretrained(tmp_path / "decoder").eval()
+    assert_same(logits(loaded), logits(model), rtol=0, atol=1e-5)
+    assert loaded.config.encoder_revision == "0" * 40
 
 
 # --- one encoder, several decoders --------------------------------------------------------------------------------
