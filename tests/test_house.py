@@ -35,11 +35,11 @@ LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in mod
 MOST_LINES = {
     "configuration": 1680,
     "image_processing": 2190,
-    "modeling_eomt": 3790,
+    "modeling_eomt": 3800,
     "training": 6180,
     "eomt": 5220,
     "benchmarks": 1970,
-    "tests": 13890,
+    "tests": 13920,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
