@@ -118,6 +118,8 @@ def require_options(source: str | None, options: EvaluateOptions) -> None:
             if getattr(options, name) is not None:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} needs a model and cannot be used with --predictions")
+    if options.worst and not options.output:
+        raise ValueError("--worst needs --output, the folder for its images")
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -111,6 +111,8 @@ def require_options(options: ExportOptions) -> None:
         raise ValueError("--split-encoder needs a fixed size and floating point; leave out int8 and --dynamic-size")
     if int8 != bool(options.calibrate):
         raise ValueError("--precision int8 needs --calibrate IMAGES, and only int8 does")
+    if options.ignore_ids and not options.data:
+        raise ValueError("--ignore-ids needs --data")
 
 
 def scorer(model, processor, options: ExportOptions) -> Callable[[object], float]:

@@ -98,8 +98,7 @@ def learning_rate_factor(
 def two_stage_warmup_poly_schedule(
     optimizer: Optimizer,
     warmup_steps: tuple[int, int] = (500, 1000),
-    *,
-    total_steps: int,
+    total_steps: int | None = None,
     power: float = 0.9,
 ) -> LambdaLR:
     """The paper's learning rate schedule, to step after every update.
@@ -110,6 +109,8 @@ def two_stage_warmup_poly_schedule(
         total_steps: length T of the run in optimizer steps; the rate is 0 from there on.
         power: exponent of the decay.
     """
+    if total_steps is None:
+        raise ValueError("total_steps is missing; give the length of the run in optimizer steps")
     if min(warmup_steps) < 0:
         raise ValueError(f"warmup_steps is {warmup_steps}; a number of steps is at least 0")
     return LambdaLR(

@@ -221,7 +221,10 @@ def _new_id(entry: dict, seen: set[int]) -> int:
 def _segment(entry: dict, number: int, label: int, shape="") -> dict:
     """An annotation's entry of a row's `segments`; pixels are counted where its area is not a number."""
     area = entry.get("area")
-    return segment_entry(number, label, bool(entry.get("iscrowd")), area if is_number(area) else -1.0, shape)
+    iscrowd = entry.get("iscrowd", 0)
+    if iscrowd not in (0, 1):  # "0" would be a crowd
+        raise ValueError(f"its iscrowd is {iscrowd!r}, not 0 or 1")
+    return segment_entry(number, label, iscrowd, area if is_number(area) else -1.0, shape)
 
 
 def _without_lines(shape):

@@ -59,6 +59,7 @@ DAMAGE = [  # format, file, its new content or what changes its json, the value 
     ("panoptic", PANOPTIC, segment(category_id=7), "category 7"),
     ("panoptic", PANOPTIC, segment(id=300), "300"),
     ("panoptic", PANOPTIC, segment(id=0), "segment 0"),
+    ("panoptic", PANOPTIC, segment(iscrowd="0"), "'0'"),
     ("panoptic", PANOPTIC, entry("images", file_name="/etc/passwd"), "/etc/passwd"),
     ("panoptic", PANOPTIC, entry("images", file_name="gone.jpg"), "gone.jpg"),
     ("panoptic", PANOPTIC, entry("images", id=9), "image 9"),
