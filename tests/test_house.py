@@ -37,7 +37,7 @@ MOST_LINES = {
     "image_processing": 2190,
     "modeling_eomt": 3800,
     "training": 6180,
-    "eomt": 5220,
+    "eomt": 5230,
     "benchmarks": 1970,
     "tests": 13920,
 }
