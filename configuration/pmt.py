@@ -28,7 +28,7 @@ class PMTConfig(EoMTDINOv3Config):
             reads; by default those at a quarter, half, three quarters and the end of the depth.
         lateral_projection (`str`): "mlp", "linear" or "identity", what is added to each of these outputs.
         lateral_batch_norm (`bool`): whether a batch norm comes before.
-        encoder_name, encoder_revision (`str`): source of the encoder's weights: a name in `BACKBONES`, or a path.
+        encoder_name, encoder_revision (`str`): the encoder's name in `BACKBONES`, and the commit of the hub's weights.
         encoder_digest (`str`): fingerprint of the encoder's weights. Only checkpoints of the decoder alone have it.
 
     Raises:

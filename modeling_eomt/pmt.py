@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from ..configuration import EoMTConfig
+from ..configuration import EoMTConfig, find_backbone
 from ..configuration.pmt import PMTConfig
 from .embeddings import Embeddings
 from .eomt import EoMTForUniversalSegmentation
@@ -216,7 +216,8 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         """`EoMTPreTrainedModel.from_pretrained`, also of checkpoints of the decoder alone.
 
         Args:
-            encoder: what `load_encoder` takes, where the checkpoint has no encoder; by default `config.encoder_name`.
+            encoder: what `load_encoder` takes, where the checkpoint has no encoder; by default the backbone that
+                `config.encoder_name` names.
 
         Raises:
             ValueError: when the encoder is not the one that the decoder was trained on.
@@ -225,7 +226,7 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.encoder.freeze()  # transformers makes every parameter that it loads trainable
         if model.config.encoder_digest is not None:
-            model.load_encoder(model.config.encoder_name if encoder is None else encoder)
+            model.load_encoder(known_backbone(model.config.encoder_name) if encoder is None else encoder)
         elif encoder is not None:
             raise ValueError(f"{pretrained_model_name_or_path} has an encoder of its own; leave out encoder")
         return loaded
@@ -248,13 +249,8 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             ValueError: when the weights do not fit, or are not those that the decoder was trained on.
         """
         wanted, self.config.encoder_digest = self.config.encoder_digest, None
-        if source is None:
-            raise ValueError("this checkpoint holds the decoder alone and does not name its encoder; give encoder=")
-        if isinstance(source, str | Path):
-            if str(source) != self.config.encoder_name:
-                self.config.encoder_name, self.config.encoder_revision = str(source), None
-            if Path(source).exists():
-                source = read_state_dict(source)
+        if isinstance(source, str | Path) and Path(source).exists():
+            source = read_state_dict(source)
         if isinstance(source, PMTForUniversalSegmentation):
             source = source.state_dict()
         if isinstance(source, Mapping) and "encoder.embeddings.cls_token" in source:
@@ -264,13 +260,13 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             require_fit("the encoder", self.encoder.state_dict(), state, missing, unexpected, table)
             self.encoder.load_state_dict(state)
         else:
-            hub = {"revision": self.config.encoder_revision} if self.config.encoder_revision else {}
-            load_backbone(self.encoder, source, **hub)
-            self.config.encoder_revision = cached_revision(source) if isinstance(source, str) else None
+            revision = self.config.encoder_revision if source == self.config.encoder_name else None
+            load_backbone(self.encoder, source, **({"revision": revision} if revision else {}))
+            if isinstance(source, str):
+                self.config.encoder_name, self.config.encoder_revision = source, cached_revision(source)
         if wanted is not None and wanted != self.encoder.digest():
             raise ValueError(
-                f"{self.config.encoder_name} is not the encoder that the decoder was trained on: its weights are "
-                "others; give the right one as encoder="
+                f"the decoder was trained on other weights of {self.config.encoder_name}; give these as encoder="
             )
 
     def share_encoder(self, other: "PMTForUniversalSegmentation") -> None:
@@ -310,18 +306,23 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, TokenBatchNorm):
-            for tensor, value in (
-                (module.weight, 1),
-                (module.bias, 0),
-                (module.running_mean, 0),
-                (module.running_var, 1),
-            ):
-                init.constant_(tensor, value)
-            init.zeros_(module.num_batches_tracked)
+            for tensor in (module.weight, module.running_var):
+                init.ones_(tensor)
+            for tensor in (module.bias, module.running_mean, module.num_batches_tracked):
+                init.zeros_(tensor)
         elif isinstance(module, Lateral):
             init.ones_(module.scale)
         else:
             super()._init_weights(module)
+
+
+def known_backbone(name: str | None) -> str:
+    """The name; `ValueError` unless it is a row's of `BACKBONES`: a file must not choose what is read."""
+    try:
+        find_backbone(name or "")
+    except ValueError:
+        raise ValueError(f"the checkpoint holds the decoder alone, trained on {name!r}; give encoder=") from None
+    return name
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

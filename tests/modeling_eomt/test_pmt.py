@@ -136,21 +136,20 @@ def decoder_alone(tmp_path):
     """(model, folder of its decoder, folder of the encoder as an EoMT's backbone)."""
     model = tiny_pmt()
     model.save_pretrained(tmp_path / "whole")
-    model.config.encoder_name = str(tmp_path / "whole")
     model.save_pretrained(tmp_path / "decoder", decoder_only=True)
     return model, tmp_path / "decoder", tmp_path / "whole"
 
 
-def test_the_decoder_alone_finds_its_encoder(decoder_alone):
+def test_the_decoder_alone_takes_its_encoder(decoder_alone):
     model, folder, whole = decoder_alone
     sizes = [(path / "model.safetensors").stat().st_size for path in (folder, whole)]
     encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
     assert sizes[1] - sizes[0] >= 4 * encoder
-    for encoder in (None, model, whole, str(whole), model.state_dict()):
+    for encoder in (model, whole, str(whole), model.state_dict()):
         loaded = PMTForUniversalSegmentation.from_pretrained(folder, encoder=encoder).eval()
         assert loaded.config.encoder_digest is None
         assert_same(logits(loaded), logits(model))
-    assert_same(logits(AutoModel.from_pretrained(folder).eval()), logits(model))
+    assert_same(logits(AutoModel.from_pretrained(folder, encoder=whole).eval()), logits(model))
 
 
 def test_another_encoder_is_refused(decoder_alone):
@@ -165,9 +164,9 @@ def test_another_encoder_is_refused(decoder_alone):
         PMTForUniversalSegmentation.from_pretrained(whole, encoder=model)
 
 
-def test_a_decoder_without_the_name_of_its_encoder_asks_for_it(tmp_path):
+def test_a_decoder_with_the_path_of_its_encoder_asks_for_it(tmp_path):
     model = tiny_pmt()
-    model.config.encoder_name = None
+    model.config.encoder_name = str(tmp_path)
     model.save_pretrained(tmp_path, decoder_only=True)
     with pytest.raises(ValueError, match="encoder="):
         PMTForUniversalSegmentation.from_pretrained(tmp_path)
