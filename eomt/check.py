@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .configuration.labels import LabelSpace
 from .drawing import class_colors, draw_segments
+from .image_processing.bands import picture_of
 from .image_processing.rle import rle_areas
 from .training.data import TrainTransform
 from .training.data.samples import decode
@@ -49,7 +50,7 @@ def check_data(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     loader = DataLoader(
-        dataset.with_transform(_Counted(label_space)),
+        dataset.with_transform(_Counted(label_space, transform.num_channels)),
         batch_size=None,
         num_workers=num_workers,
         collate_fn=itemgetter("found"),
@@ -118,7 +119,7 @@ def contact_sheet(samples: Iterable[dict], count: int, label_space: LabelSpace, 
     step = TILE + GAP
     sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "white")
     for i, sample in enumerate(samples):
-        image = Image.fromarray(sample["pixel_values"].permute(1, 2, 0).numpy())
+        image = picture_of(sample["pixel_values"])
         info = [{"id": k, "label_id": label} for k, label in enumerate(sample["class_labels"].tolist())]
         masks = sample["mask_labels"].numpy()  # [n, S_h, S_w]
         tile = draw_segments(image, masks, info, label_space.id2label, colors=colors)
@@ -130,15 +131,15 @@ def contact_sheet(samples: Iterable[dict], count: int, label_space: LabelSpace, 
 class _Counted:
     """A transform of rows: size, segments and digest of each image, or its error."""
 
-    def __init__(self, label_space: LabelSpace):
-        self.label_space = label_space
+    def __init__(self, label_space: LabelSpace, num_channels: int):
+        self.label_space, self.num_channels = label_space, num_channels
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         return {"found": [self._row(dict(zip(rows, values))) for values in zip(*rows.values())]}
 
     def _row(self, row: dict) -> dict:
         try:
-            sample = decode(row, self.label_space)
+            sample = decode(row, self.label_space, self.num_channels)
         except ValueError as error:
             return {"error": str(error)}
         if sample.rles is None:

@@ -82,7 +82,8 @@ def evaluate(source: str | None, options: EvaluateOptions) -> int:
     )
     if options.predictions and (written := PredictionIndex.find(predictions_folder(options.predictions))):
         space = written.named(space)
-    dataset = rows.with_transform(EvaluationTransform(space, task=task))
+    channels = processor.num_channels if model else 3
+    dataset = rows.with_transform(EvaluationTransform(space, task=task, num_channels=channels))
     report = ImageReport(task, space, options.worst)
     if model:
         result = score_model(source, options, model, processor, dataset, space, report)

@@ -19,7 +19,6 @@ from .configuration import TASK_ROWS, as_pair
 from .engines import ENCODER, ENGINES, INPUT, LEVELS, MAX_SIDE, OUTPUTS, PRECISION_KEY, ExportedEoMT
 from .evaluate import evaluation_data
 from .image_processing.geometry import input_size_of
-from .image_processing.images import read_image
 from .loading import load_model
 from .modeling_eomt import PMTForUniversalSegmentation
 from .options import ExportOptions
@@ -57,7 +56,8 @@ def export(source: str, output: Path, options: ExportOptions) -> int:
     if options.split_encoder and not isinstance(model, PMTForUniversalSegmentation):
         raise ValueError(f"{source} is no PMT, whose encoder could be split off; leave out --split-encoder")
     score = scorer(model, processor, options) if options.data else None
-    pixels = processor(synthetic_image(), return_tensors="pt")["pixel_values"]
+    image = np.asarray(synthetic_image())[..., np.arange(processor.num_channels) % 3]
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
     calibration = calibration_inputs(options, processor)
     input_size = input_size_of(processor.size, processor.do_split_image)
     wrapped = exportable(model)
@@ -119,7 +119,7 @@ def scorer(model, processor, options: ExportOptions) -> Callable[[object], float
     """A function that scores a model on --data, in points of the task's metric."""
     task = processor.task
     rows, space = evaluation_data(options.data, task, model, split=options.split, ignore_ids=list(options.ignore_ids))
-    rows = rows.with_transform(EvaluationTransform(space, task=task))
+    rows = rows.with_transform(EvaluationTransform(space, task=task, num_channels=processor.num_channels))
 
     def score(model) -> float:
         result = evaluate_model(model, processor, rows, task=task, label_space=space)
@@ -144,7 +144,7 @@ def calibration_inputs(options: ExportOptions, processor) -> list[np.ndarray]:
     files = list(find_images(options.calibrate).values())
     inputs, step = [], max(1, len(files) // CALIBRATION_IMAGES)
     for file in files[::step][:CALIBRATION_IMAGES]:
-        inputs += processor(read_image(file), return_tensors="pt")["pixel_values"].split(1)
+        inputs += processor(str(file), return_tensors="pt")["pixel_values"].split(1)
     return [pixels.numpy() for pixels in inputs]
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace
 from .drawing import draw_confidence, draw_prediction, side_by_side, write_jpeg
-from .image_processing.images import is_animated, open_image
+from .image_processing.bands import open_any, picture_of
+from .image_processing.images import is_animated
 from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
 from .loading import load_for_inference, needs_cpu_group, require_model, weight_files
 from .options import PredictOptions
@@ -73,11 +75,12 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
         """Write the overlay, then the results: their record marks the image as done."""
         name = items[result.item]
         if options.overlays or options.confidence:
-            draw_files(results, name, result, options, threshold, model.config.id2label)
+            draw_files(results, name, read(result.item), result, options, threshold, model.config.id2label)
         file_name = str(Path(name).with_name(Path(result.item).name))  # with folders: file names alone may repeat
         results.write(name, file_name, result.prediction, image_ids[name], states[name])
 
-    common = {"read": partial(open_image, max_pixels=options.max_pixels), "on_error": failed}
+    read = partial(open_any, channels=processor.num_channels, max_pixels=options.max_pixels)
+    common = {"read": read, "on_error": failed}
     common["batch_size"] = options.batch_size
     common |= {"panoptic": {"threshold": threshold}, "semantic": {"confidence": options.confidence}}.get(
         processor.task, {}
@@ -104,6 +107,8 @@ def require_options(options: PredictOptions, task: str, model) -> None:
     if options.threshold is not None and task == "semantic":
         raise ValueError(f"--threshold {options.threshold} cannot be used with semantic segmentation")
     if options.tile:
+        if model.config.num_channels != 3:
+            raise ValueError(f"--tile is for RGB images; the model takes {model.config.num_channels} channels")
         require_tiles(options.tile, options.overlap, model.config.patch_size)
     if options.compile and not isinstance(model, torch.nn.Module):
         raise ValueError(f"--compile is for PyTorch models; {options.model} is exported and runs on its engine")
@@ -146,10 +151,10 @@ def writing_threads(
 
 
 def draw_files(
-    results: Results, name: str, result: Inferred, options: PredictOptions, threshold: float, id2label: dict
+    results: Results, name: str, image, result: Inferred, options: PredictOptions, threshold: float, id2label: dict
 ) -> None:
     prediction = result.prediction
-    image = open_image(result.item, max_pixels=options.max_pixels)
+    image = image if isinstance(image, Image.Image) else picture_of(image)
     step = math.ceil(math.sqrt(image.width * image.height / DRAWN_PIXELS))
     image = image.reduce(step) if step > 1 else image
     shown = confident_instances(prediction, threshold) if "masks" in prediction else prediction

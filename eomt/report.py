@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from .configuration import TASK_ROWS
 from .configuration.labels import LabelSpace
 from .drawing import class_colors, draw_prediction, side_by_side
+from .image_processing.bands import picture_of
 from .image_processing.inference import confident_instances
 from .image_processing.rle import encode_masks
 from .training.evaluation import as_reference, metric_for
@@ -59,7 +59,7 @@ class ImageReport:
         folder.mkdir(parents=True, exist_ok=True)
         listed = []
         for number, (score, name, (pixels, prediction, reference)) in enumerate(self.kept, 1):
-            image = Image.fromarray(pixels.transpose(1, 2, 0))
+            image = picture_of(pixels)
             entries = {"ground truth": reference, "prediction": prediction}
             colors = class_colors([*_labels(reference), *_labels(prediction)])
             panels = [

@@ -120,7 +120,7 @@ def check(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -
         report = check_data(
             dataset,
             labels,
-            train_transform(data, args, labels),
+            train_transform(data, args, labels, model.num_channels or getattr(start.config, "num_channels", 3)),
             Path(args.output_dir, f"check-{split}"),
             num_workers=args.dataloader_num_workers,
             seed=args.seed,

@@ -341,9 +341,9 @@ def scaled_to_255(image: Tensor) -> Tensor:
 
 
 def pillow_resize(image: Tensor, size: tuple[int, int], resample) -> Tensor:
-    """Resize (3, H, W) uint8 or float32 on the CPU to (3, h, w) with Pillow's antialiased filter."""
+    """Resize (C, H, W) uint8 or float32 on the CPU to (C, h, w) with Pillow's antialiased filter."""
     resample = Image.Resampling(int(resample))
-    if image.dtype == torch.uint8:
+    if image.dtype == torch.uint8 and len(image) == 3:
         pixels = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
         return torch.from_numpy(np.array(pixels.resize(size[::-1], resample))).permute(2, 0, 1)
     planes = [np.array(Image.fromarray(plane).resize(size[::-1], resample)) for plane in image.contiguous().numpy()]

@@ -22,8 +22,9 @@ from ..configuration.checkpoint import HUB_ARGUMENTS, checkpoint_stuff, checkpoi
 from ..configuration.eomt import code_upload_refused
 from ..configuration.field_types import check_types, wrong
 from ..configuration.tasks import TASKS
+from .bands import open_any, to_bands
 from .geometry import Placement, input_size_of, placement, require_possible
-from .images import flatten, open_image, pillow_resize, read_maps, scaled_to_255, to_rgb_tensor
+from .images import flatten, pillow_resize, read_maps, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing
 from .targets import batch_targets, cut_inputs
 
@@ -37,6 +38,8 @@ class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
         Task of the model. Decides between padding ("panoptic", "instance") and windows ("semantic").
     stuff_label_ids (`list[int]`, *optional*):
         Classes with merged segments in `post_process_panoptic_segmentation`.
+    num_channels (`int`, *optional*, defaults to 3):
+        Channels of the images. Other than 3: arrays, npy, tiff; `image_mean` and `image_std` have one value for each.
     num_labels (`int`, *optional*):
         Number of classes, to check the labels of segmentation maps.
     do_split_image (`bool`, *optional*):
@@ -49,6 +52,7 @@ class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
 
     task: str
     stuff_label_ids: list[int] | None
+    num_channels: int
     num_labels: int | None
     do_split_image: bool | None
     ignore_index: int | None
@@ -65,6 +69,7 @@ class _EoMTProcessing(PostProcessing):
     valid_kwargs = EoMTImageProcessorKwargs
     task = "panoptic"
     stuff_label_ids = None
+    num_channels = 3
     num_labels = None
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
@@ -154,7 +159,12 @@ class _EoMTProcessing(PostProcessing):
         """Open paths, URLs and base64 text as upright images. Others are not turned: the caller's maps fit them."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        return open_image(images) if _is_source(images) else images
+        return open_any(images, self.num_channels) if _is_source(images) else images
+
+    def _to_tensor(self, image, data_format) -> Tensor:
+        if self.num_channels == 3:
+            return to_rgb_tensor(image, data_format)
+        return to_bands(image, self.num_channels, data_format)
 
     def preprocess(
         self, images, segmentation_maps=None, instance_id_to_semantic_id=None, *, segments_info=None, **kwargs
@@ -194,8 +204,10 @@ class _EoMTProcessing(PostProcessing):
         images = flatten(images)
         maps = None if segmentation_maps is None else read_maps(segmentation_maps, len(images))
         if maps is not None:  # open images in the orientation of their maps
-            images = [open_image(i, size=m.shape) if _is_source(i) else i for i, m in zip(images, maps)]
-        tensors = [to_rgb_tensor(image, options.get("input_data_format")) for image in self.fetch_images(images)]
+            images = [
+                open_any(i, self.num_channels, size=m.shape) if _is_source(i) else i for i, m in zip(images, maps)
+            ]
+        tensors = [self._to_tensor(image, options.get("input_data_format")) for image in self.fetch_images(images)]
         if options["do_rescale"]:
             tensors = [scaled_to_255(image) for image in tensors]
         if options.get("device") is not None:
@@ -263,8 +275,9 @@ def check_settings(settings: Mapping[str, Any], kinds: type) -> None:
         if value is None:
             continue
         values = value if isinstance(value, (list, tuple)) else [value]
-        if len(values) not in (1, 3):
-            raise wrong(name, value, "one number, or three")
+        channels = settings.get("num_channels", 3)
+        if len(values) not in (1, channels):
+            raise wrong(name, value, f"one number, or {channels}, one for each channel")
         if not all(math.isfinite(v) for v in values):
             raise wrong(name, value, "finite")
         if name != "image_mean" and not all(v > 0 for v in values):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import EoMTConfig, as_pair
-from .resample import resample_patch_kernel, resample_positions
+from .resample import resample_patch_kernel, resample_positions, spread_channels
 
 
 class PositionEmbeddings(nn.Embedding):
@@ -74,16 +74,21 @@ class Embeddings(nn.Module):
         return nn.functional.dropout(tokens, self.config.hidden_dropout_prob, self.training)
 
     def resize(self, image_size, patch_size) -> None:
-        """Resample positions and patch kernels to another image and patch size and note both in the configuration."""
+        """Resample positions and patch kernels to another image and patch size, noted in the configuration, and spread
+        kernels of RGB over its channels."""
         old = self.config.grid_size
-        sizes = [as_pair(self.config.image_size), as_pair(self.config.patch_size)]
-        if sizes != [as_pair(image_size), as_pair(patch_size)] and any(p.is_meta for p in self.parameters()):
+        sizes = [as_pair(self.config.image_size), as_pair(self.config.patch_size), self.projection.in_channels]
+        wanted = [as_pair(image_size), as_pair(patch_size), self.config.num_channels]
+        if sizes != wanted and any(p.is_meta for p in self.parameters()):
             raise ValueError(
                 f"image_size {image_size} cannot be set while the embeddings are offloaded; load the model without a "
                 "device_map, save it at that size, and load that"
             )
         self.config.image_size, self.config.patch_size = image_size, patch_size
         self.config.check_fields()
+        if self.config.num_channels != self.projection.in_channels:
+            self.projection.weight = nn.Parameter(spread_channels(self.projection.weight, self.config.num_channels))
+            self.projection.in_channels = self.config.num_channels
         if as_pair(patch_size) != self.projection.kernel_size:
             self.projection.weight = nn.Parameter(resample_patch_kernel(self.projection.weight, as_pair(patch_size)))
             self.projection.kernel_size = self.projection.stride = as_pair(patch_size)

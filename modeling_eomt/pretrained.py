@@ -223,12 +223,14 @@ class EoMTPreTrainedModel(PreTrainedModel):
         if stored:
             config.image_size = stored.get("image_size", EoMTConfig.image_size)
             config.patch_size = stored.get("patch_size", EoMTConfig.patch_size)
+            config.num_channels = stored.get("num_channels", EoMTConfig.num_channels)
         if config.use_swiglu_ffn:
             _register_older_layout()
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if published is not None:
             model.name_or_path = model.config.name_or_path = str(base)
+        model.config.num_channels = wanted.num_channels
         model.resize(wanted.image_size, wanted.patch_size)
         if not model.criterion.empty_weight.is_meta:
             model.criterion.empty_weight.copy_(model.criterion.class_weights())

@@ -10,6 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def spread_channels(kernel: Tensor, channels: int) -> Tensor:
+    """Patch kernels of RGB (D, 3, h, w) → (D, channels, h, w), by timm's rule for input convolutions.
+
+    The three are repeated in turn and scaled by 3 / channels, so that equal channels give what they gave; for one
+    channel they are summed.
+    """
+    if kernel.shape[1] == channels or kernel.shape[1] != 3:
+        return kernel
+    if channels == 1:
+        return kernel.sum(1, keepdim=True)
+    repeated = kernel.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
+    return repeated * (3 / channels)
+
+
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int = 0) -> Tensor:
     """(num_prefix + old N, D) → (num_prefix + new N, D): bicubic, antialiased, in fp32; prefix rows are kept.
 

@@ -34,12 +34,12 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MOST_LINES = {
     "configuration": 1680,
-    "image_processing": 2190,
-    "modeling_eomt": 3800,
-    "training": 6180,
+    "image_processing": 2300,
+    "modeling_eomt": 3830,
+    "training": 6220,
     "eomt": 5230,
     "benchmarks": 1970,
-    "tests": 13920,
+    "tests": 14100,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

@@ -83,6 +83,9 @@ class ModelOptions:
     """Number of last blocks with queries; by default 3 (S, B), 4 (L), 5 (g), 6 with pmt."""
     patch_size: int | None = None
     """Patch size in pixels; 16 by default."""
+    num_channels: int | None = None
+    """Channels of the images; 3 (RGB) by default, or those of the checkpoint. Others come from npy and tiff files: RGB
+    kernels of a checkpoint or backbone are spread over them, and the images' mean and deviation are measured."""
     train_num_points: int | None = None
     """Points sampled per mask for the loss; by default half the cells of a mask, 12544 with a recipe."""
     hidden_size: int | None = None

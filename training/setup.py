@@ -30,7 +30,7 @@ from ..modeling_eomt.ladder import LadderConfig, LadderForUniversalSegmentation
 from ..modeling_eomt.pretrained import load_config
 from ..modeling_eomt.weights.state_dicts import require_all_weights
 from .arguments import EoMTTrainingArguments
-from .data.images import size_of
+from .data.images import read_image, size_of
 from .data.load import FEWEST, load_data
 from .data.polygons import to_rle
 from .data.rows import UnknownClass
@@ -47,7 +47,7 @@ DEFAULT_BACKBONE = BY_SIZE["base"]
 FRESH = ("class_predictor.", "heads.class_predictor.", "criterion.", "query.")
 SCRATCH_LAYER_SCALE = 0.1  # with the 1e-5 of pre-training, the blocks would have no effect for thousands of steps
 LISTED = ("panoptic", "instance")  # layouts of rows with listed segments
-PIXEL_SETTINGS = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
+PIXEL_SETTINGS = ("image_mean", "image_std", "num_channels", "do_rescale", "rescale_factor", "do_normalize")
 SAMPLED = 200  # images with measured sizes and segments
 PATCH = 16  # side, pixels of the input
 FEWEST_QUERIES, MOST_QUERIES = 50, 300
@@ -126,15 +126,16 @@ def build_trainer(
         data, model, args, choices = choose_defaults(data_facts(read.train), data, model, args, start)
     set_seed(args.seed)  # the Trainer does so only after the initialization of the weights
     network = build_model(start, data, model, args, read.labels)
+    channels = network.config.num_channels
     validation = read.validation
     if validation is not None:
-        validation = validation.with_transform(EvaluationTransform(read.labels, task=args.task))
+        validation = validation.with_transform(EvaluationTransform(read.labels, task=args.task, num_channels=channels))
     trainer = EoMTTrainer(
         network,
         args,
-        train_dataset=read.train.with_transform(train_transform(data, args, read.labels)),
+        train_dataset=read.train.with_transform(train_transform(data, args, read.labels, channels)),
         eval_dataset=validation,
-        processing_class=processor_of(start, network),
+        processing_class=processor_of(start, network, read.train),
     )
     return trainer, choices
 
@@ -502,8 +503,11 @@ def _from_checkpoint(start: Start, config: EoMTConfig) -> EoMTForUniversalSegmen
     return model
 
 
-def processor_of(start: Start, model: EoMTForUniversalSegmentation) -> EoMTImageProcessor:
-    """The image processor of the model, with the normalization of the checkpoint or backbone, or else of ImageNet."""
+def processor_of(
+    start: Start, model: EoMTForUniversalSegmentation, images: Dataset | None = None
+) -> EoMTImageProcessor:
+    """The image processor of the model, with the normalization of the checkpoint or backbone, or else of ImageNet; for
+    other channels than the checkpoint's, with mean and deviation of the training images."""
     config, own = model.config, {}
     if start.kind in ("backbone", "frozen") and start.backbone is not None:
         row = find_backbone(start.backbone)
@@ -514,9 +518,23 @@ def processor_of(start: Start, model: EoMTForUniversalSegmentation) -> EoMTImage
         except OSError:
             logger.warning(f"{start.source} has no processor; images are normalized by ImageNet's mean and deviation")
     pixels = {name: own[name] for name in PIXEL_SETTINGS if own.get(name) is not None}
+    if own.get("num_channels", 3) != config.num_channels:
+        pixels = {} if config.num_channels == 3 else channel_statistics(images, config.num_channels)
     return EoMTImageProcessor(
         task=config.task, size=as_pair(config.image_size), stuff_label_ids=list(config.stuff_label_ids), **pixels
     )
+
+
+def channel_statistics(table: Dataset, channels: int) -> dict[str, list[float]]:
+    """Mean and deviation of each channel, of values from 0 to 1, over at most 200 images."""
+    rows = table.with_format(None)
+    places = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(int).tolist()
+    moments = torch.zeros(2, channels, dtype=torch.float64)
+    for row in rows.select(places):
+        pixels = read_image(row["image"], None, channels).flatten(1).double() / 255
+        moments += torch.stack([pixels.mean(1), pixels.square().mean(1)]) / len(places)
+    deviation = (moments[1] - moments[0].square()).clamp(min=1e-6).sqrt()
+    return {"image_mean": moments[0].tolist(), "image_std": deviation.tolist(), "num_channels": channels}
 
 
 def crop_size(data: DataOptions, args: EoMTTrainingArguments) -> int | tuple[int, int]:
@@ -527,7 +545,9 @@ def crop_size(data: DataOptions, args: EoMTTrainingArguments) -> int | tuple[int
     return TASK_ROWS[args.task].image_size
 
 
-def train_transform(data: DataOptions, args: EoMTTrainingArguments, labels: LabelSpace) -> TrainTransform:
+def train_transform(
+    data: DataOptions, args: EoMTTrainingArguments, labels: LabelSpace, num_channels: int = 3
+) -> TrainTransform:
     """The given augmentation, or that of the recipe, or that of the task."""
     recipe = args.recipe_values
     default = recipe.scale_range if recipe else TASK_ROWS[args.task].scale_range
@@ -539,4 +559,5 @@ def train_transform(data: DataOptions, args: EoMTTrainingArguments, labels: Labe
         scale_range=tuple(listed(data.scale_range, float)) if data.scale_range else default,
         color_jitter=jitter if data.color_jitter is None else data.color_jitter,
         augment=data.augment,
+        num_channels=num_channels,
     )

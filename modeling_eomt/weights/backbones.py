@@ -14,7 +14,7 @@ from transformers.utils import cached_file, extract_commit_hash, logging
 
 from ...configuration import BACKBONES, FAMILIES, EoMTConfig, as_pair, find_backbone
 from ...configuration.families import DINOV3, backbone_row
-from ..resample import resample_patch_kernel, resample_positions
+from ..resample import resample_patch_kernel, resample_positions, spread_channels
 from .key_maps import hf_table, timm_table
 from .state_dicts import StateDict, read_state_dict, require_fit, take
 
@@ -109,10 +109,12 @@ def _read(source, config: EoMTConfig, expected: StateDict, **hub) -> StateDict:
 
 
 def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
-    """Resample patch kernels (PI-resize) and learned positions to the configuration's patch size and grid."""
+    """Resample patch kernels (PI-resize) and learned positions to the configuration's patch size and grid, and spread
+    kernels of RGB over its channels."""
     ours = dict(ours)
     kernel = ".".join(filter(None, ["embeddings.patch_embeddings", config.layout.patch_projection_name, "weight"]))
     if kernel in ours:
+        ours[kernel] = spread_channels(ours[kernel], config.num_channels)
         ours[kernel] = resample_patch_kernel(ours[kernel], as_pair(config.patch_size))
     name = "embeddings.position_embeddings.weight"
     if name in ours:

@@ -19,6 +19,7 @@ import datasets
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
+    ".npy",
 )  # fmt: skip
 """What is taken from a folder; a file named outright may be called anything."""
 HEIC_SUFFIXES = (".heic", ".heif")

@@ -4,15 +4,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...image_processing.bands import read_bands
 from ...image_processing.images import as_annotated, decode_image, image_size, picture_ids, to_rgb_tensor
 from .files import read_bytes
 
 
-def read_image(location: str, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """An RGB image: uint8 (3, H, W), turned as its EXIF orientation says.
+def read_image(location: str, size: tuple[int, int] | None = None, channels: int = 3) -> torch.Tensor:
+    """An image: (channels, H, W), uint8, or float32 where it has other channels than RGB and more than 8 bits.
+
+    An RGB image is turned as its EXIF orientation says.
 
     size: (H, W) of its annotation. Where the stored image has it, the annotation is for that: no rotation.
     """
+    if channels != 3 or location.endswith(".npy"):
+        bands = read_bands(read_bytes(location), channels, location)
+        return bands if channels != 3 else bands.round().to(torch.uint8)
     return to_rgb_tensor(as_annotated(_stored_image(location), size)).contiguous()
 
 
@@ -44,6 +50,8 @@ def read_classes(location: str) -> np.ndarray:
 def size_of(location: str) -> tuple[int, int]:
     """(H, W) of the upright image out of its header, without decoding it; `ValueError` with the location."""
     try:
+        if location.endswith(".npy"):
+            return tuple(read_bands(read_bytes(location), None, location).shape[1:])
         return image_size(read_bytes(location) if "://" in location else location)
     except (ValueError, OSError) as error:
         raise ValueError(f"{location}: {error}") from None

@@ -44,14 +44,14 @@ class Sample:
     rles: list[dict] | None = None
 
 
-def decode(row: dict, space: LabelSpace) -> Sample:
+def decode(row: dict, space: LabelSpace, num_channels: int = 3) -> Sample:
     """Read a row's files. `ValueError` naming the image: unreadable, of another size, or with ids it must not hold."""
     with naming(row["file_name"]):
         read, decode_pixels = LAYOUTS[row["layout"]]
         pixels = read(row["annotation"]) if row["annotation"] else None  # first: the image is turned as it is
         annotated = [tuple(row["size"])] if row["size"] else []
         annotated += [pixels.shape] if pixels is not None else []
-        image = read_image(row["image"], annotated[0] if annotated else None)
+        image = read_image(row["image"], annotated[0] if annotated else None, num_channels)
         for size in annotated:
             require_size(size, image, "its annotation")
         if pixels is None:
@@ -171,8 +171,8 @@ def to_labels(values: np.ndarray, space: LabelSpace) -> np.ndarray:
 class _Transform:
     """Rows as `datasets` hands them over (a dict of lists) → a dict of lists, row by row."""
 
-    def __init__(self, label_space: LabelSpace, *, task: str):
-        self.label_space, self.task = label_space, task
+    def __init__(self, label_space: LabelSpace, *, task: str, num_channels: int = 3):
+        self.label_space, self.task, self.num_channels = label_space, task, num_channels
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         samples = [self.row(dict(zip(rows, values))) for values in zip(*rows.values())]
@@ -183,7 +183,7 @@ class TrainTransform(_Transform):
     """Rows → {"pixel_values" uint8 (3, S_h, S_w), "mask_labels" bool (n, S_h, S_w), "class_labels" (n,), "file_name"}.
 
     size: S or (S_h, S_w). scale_range: (0.1, 2.0) COCO and ADE20K panoptic, (0.5, 2.0) semantic.
-    color_jitter: ADE20K and Cityscapes only. augment=False: resize to fit and pad.
+    color_jitter: ADE20K and Cityscapes only; never of other channels than RGB. augment=False: resize to fit and pad.
     A crop without any segment is drawn again, at most 10 times; then, and where there is nothing, n = 0.
     A crop with so many segments that their masks exceed 2 GiB is a `ValueError`.
     """
@@ -197,16 +197,17 @@ class TrainTransform(_Transform):
         scale_range: tuple[float, float] = (0.1, 2.0),
         color_jitter: bool = False,
         augment: bool = True,
+        num_channels: int = 3,
     ):
-        super().__init__(label_space, task=task)
+        super().__init__(label_space, task=task, num_channels=num_channels)
         self.size = as_pair(size)
         low, high = scale_range
         if not 0 < low <= high:
             raise ValueError(f"scale_range is {low},{high}; give LOW,HIGH, two positive numbers")
-        self.scale_range, self.color_jitter, self.augment = (low, high), color_jitter, augment
+        self.scale_range, self.color_jitter, self.augment = (low, high), color_jitter and num_channels == 3, augment
 
     def row(self, row: dict) -> dict:
-        sample = drop_crowds(decode(row, self.label_space))
+        sample = drop_crowds(decode(row, self.label_space, self.num_channels))
         positions = None  # (H, W): which segment each pixel belongs to
         if sample.rles is None:
             positions = ids_to_positions(sample.ids, [s["id"] for s in sample.segments])
@@ -259,7 +260,7 @@ class EvaluationTransform(_Transform):
     """Rows → {"image" uint8 (3, H, W), "reference", "image_id", "file_name"}; crowds stay, nothing is resized."""
 
     def row(self, row: dict) -> dict:
-        sample = decode(row, self.label_space)
+        sample = decode(row, self.label_space, self.num_channels)
         reference = {"panoptic": self._panoptic, "instance": self._instance, "semantic": self._semantic}[self.task]
         common = {"image_id": row["image_id"], "file_name": row["file_name"]}
         return {"image": sample.image, "reference": reference(sample), **common}

@@ -1,0 +1,99 @@
+"""Images of other channels than RGB, for example of satellites and microscopes: uint8, or float32 of the same scale.
+
+16 bits are divided by 257, and fractions multiplied by 255, so that 0 to 255 is the range of every image.
+"""
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .images import MOST_BYTES, decode_image, open_image, scaled_to_255, upright
+
+MOST_CHANNELS = 16
+
+
+def read_bands(source: str | Path | bytes, channels: int | None = None, name: str | None = None) -> Tensor:
+    """An image file, or its bytes → (C, H, W). npy and tiff may have any number of channels up to 16.
+
+    Args:
+        channels: the required number; any by default.
+        name: of the file, for its bytes and for errors.
+
+    Raises:
+        ValueError: with the name, for another number of channels and for unreadable files.
+        OSError: for missing files.
+    """
+    name = str(source) if name is None else name
+    suffix = Path(name).suffix.lower()
+    if not isinstance(source, bytes) and os.path.getsize(source) > MOST_BYTES:
+        raise ValueError(f"{name} is larger than the limit of {MOST_BYTES} bytes")
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        if suffix == ".npy":
+            image = np.load(BytesIO(data), allow_pickle=False)
+        elif suffix in (".tif", ".tiff"):
+            image = _read_tiff(data)
+        else:
+            image = upright(decode_image(data))
+        return to_bands(image, channels)
+    except ImportError:
+        raise ValueError(f"{name} needs tifffile: pip install '.[tiff]' in the checkout") from None
+    except Exception as error:  # tifffile has many errors for damaged files
+        if isinstance(error, MemoryError):
+            raise
+        raise ValueError(f"cannot read image {name!r}: {error}") from error
+
+
+def open_any(source, channels: int = 3, **options):
+    """`open_image` for RGB, with its options; `read_bands` for other channels and for npy."""
+    if channels == 3 and not str(source).lower().endswith(".npy"):
+        return open_image(source, **options)
+    return read_bands(source, channels)
+
+
+def _read_tiff(data: bytes) -> np.ndarray:
+    import tifffile
+
+    return tifffile.imread(BytesIO(data))
+
+
+def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
+    """A PIL image, array or tensor of (H, W), (H, W, C) or (C, H, W) → (C, H, W), uint8 or float32.
+
+    Args:
+        channels: the required number C. Without it, the shorter of the first and the last dimension holds the channels.
+        data_format: "channels_first" or "channels_last".
+    """
+    if isinstance(image, Image.Image):
+        image, data_format = np.array(image.convert("RGB") if image.mode == "P" else image), "channels_last"
+    pixels = torch.as_tensor(image)
+    if pixels.ndim == 2:
+        pixels, data_format = pixels[None], "channels_first"
+    if pixels.ndim != 3:
+        raise ValueError(f"its shape is {tuple(pixels.shape)}; give (H, W), (H, W, C) or (C, H, W)")
+    if data_format is None:
+        first, _, last = pixels.shape
+        is_last = last == channels if channels in (first, last) else last < first
+    else:
+        is_last = str(getattr(data_format, "value", data_format)) == "channels_last"
+    pixels = pixels.permute(2, 0, 1) if is_last else pixels
+    if len(pixels) != channels if channels is not None else len(pixels) > MOST_CHANNELS:
+        wanted = f"the model takes {channels}" if channels else f"at most {MOST_CHANNELS} are read"
+        raise ValueError(f"it has {len(pixels)} channels; {wanted}")
+    if pixels.dtype == torch.uint8:
+        return pixels.contiguous()
+    wide = not pixels.is_floating_point() and (pixels.dtype == torch.uint16 or bool((pixels > 255).any()))
+    pixels = torch.nan_to_num(pixels.float()) / (257 if wide else 1)
+    return scaled_to_255(pixels).clamp(0, 255).contiguous()
+
+
+def picture_of(bands) -> Image.Image:
+    """An array or tensor (C, H, W) → an RGB picture of the first three bands; gray if there are fewer."""
+    bands = torch.as_tensor(bands)
+    shown = bands[:3] if len(bands) >= 3 else bands[:1].expand(3, -1, -1)
+    return Image.fromarray(shown.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())

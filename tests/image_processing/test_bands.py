@@ -1,0 +1,108 @@
+"""Images of 1 to 16 channels: read, normalized, and segmented by models that were RGB's."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
+from eomt.image_processing.bands import picture_of, read_bands
+from eomt.modeling_eomt.resample import spread_channels
+from tests.models import tiny_model
+
+
+def bands(channels: int, dtype=np.uint8) -> np.ndarray:
+    """(H, W, C)"""
+    top = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+    return (np.random.default_rng(0).random((20, 30, channels)) * top).astype(dtype)
+
+
+def save(path, image):
+    if path.suffix == ".npy":
+        np.save(path, image)
+    else:
+        tifffile.imwrite(path, image, photometric="minisblack")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("channels", "dtype"), [
+    (1, np.uint8), (2, np.uint8), (4, np.uint16), (5, np.float32), (16, np.uint8), (16, np.uint16)
+])  # fmt: skip
+def test_read(channels, dtype, first, suffix, tmp_path):
+    image = bands(channels, dtype)
+    stored = np.ascontiguousarray(image.transpose(2, 0, 1)) if first else image
+    found = read_bands(save(tmp_path / f"image{suffix}", stored), channels)
+    assert found.shape == (channels, 20, 30)
+    assert found.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
+    scale = {np.uint8: 1, np.uint16: 1 / 257, np.float32: 255}[dtype]
+    expected = torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1)) * scale
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.npy", b"junk"), ("a.tif", b"junk"), ("a.png", b"junk")])
+def test_junk_names_the_file(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        read_bands(tmp_path / name)
+
+
+def test_pickles_are_refused(tmp_path):
+    np.save(tmp_path / "evil.npy", np.array([object()], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="evil"):
+        read_bands(tmp_path / "evil.npy")
+
+
+def test_another_number_of_channels_is_named(tmp_path):
+    file = save(tmp_path / "image.npy", bands(5))
+    processor = EoMTImageProcessor(num_channels=4, image_mean=[0.5] * 4, image_std=[0.5] * 4, size=32)
+    with pytest.raises(ValueError, match=r"image\.npy.* 5 .* 4"):
+        processor(str(file), return_tensors="pt")
+    with pytest.raises(ValueError, match="image_mean"):
+        EoMTImageProcessor(num_channels=4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 16])
+def test_the_processor_normalizes_each_channel(channels, tmp_path):
+    mean, std = np.linspace(0.2, 0.6, channels).tolist(), np.linspace(0.1, 0.3, channels).tolist()
+    made = EoMTImageProcessor(task="panoptic", size=32, num_channels=channels, image_mean=mean, image_std=std)
+    made.save_pretrained(tmp_path)
+    processor = EoMTImageProcessor.from_pretrained(tmp_path)
+    image = bands(channels)
+    file = save(tmp_path / "image.npy", image)
+    pixels = processor([image, str(file)], return_tensors="pt", do_resize=False, do_pad=False)["pixel_values"]
+    expected = (torch.from_numpy(image).permute(2, 0, 1) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+        :, None, None
+    ]
+    torch.testing.assert_close(pixels[0], expected, rtol=0, atol=1e-5)
+    assert torch.equal(pixels[0], pixels[1])
+    assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, channels, 32, 32)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@torch.no_grad()
+def test_rgb_weights_are_spread_as_timm_spreads_them(channels, tmp_path):
+    kernel = torch.randn(5, 3, 16, 16)
+    spread = spread_channels(kernel, channels)
+    if channels == 1:
+        assert torch.equal(spread[:, 0], kernel.sum(1))
+    else:
+        for channel in range(channels):
+            torch.testing.assert_close(spread[:, channel], kernel[:, channel % 3] * 3 / channels)
+    rgb = tiny_model()
+    rgb.save_pretrained(tmp_path)
+    model = EoMTForUniversalSegmentation.from_pretrained(tmp_path, num_channels=channels)
+    assert model.config.num_channels == channels
+    assert torch.equal(model.embeddings.projection.weight, spread_channels(rgb.embeddings.projection.weight, channels))
+    assert model(torch.randn(1, channels, 64, 64)).class_queries_logits.shape == (1, 7, 6)
+    model.save_pretrained(tmp_path / "again")
+    again = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "again")
+    assert torch.equal(again.embeddings.projection.weight, model.embeddings.projection.weight)
+
+
+def test_pictures():
+    picture = picture_of(torch.full((5, 4, 6), 7, dtype=torch.uint8))
+    assert isinstance(picture, Image.Image)
+    assert (picture.size, picture.getpixel((0, 0))) == ((6, 4), (7, 7, 7))

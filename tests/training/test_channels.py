@@ -1,0 +1,74 @@
+"""`eomt train` on images of four channels, from a checkpoint of RGB, and what the commands make of the result."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eomt.cli import main
+from eomt.engines import ENGINES, is_installed
+from tests.models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Scenes of two classes, which only the fourth band tells apart."""
+    folder = tmp_path_factory.mktemp("bands")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            labels = np.zeros((64, 64), np.uint8)
+            labels[:, 32:] = 1
+            image = random.integers(0, 4000, (64, 64, 4), dtype=np.uint16)
+            image[..., 3] += labels * np.uint16(20000)
+            np.save(folder / "images" / split / f"{number}.npy", image)
+            Image.fromarray(labels).save(folder / "labels" / split / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_model(num_labels=2, num_hidden_layers=2, num_blocks=1, task="semantic").save_pretrained(folder / "rgb")
+    options = "--class-head new --image-size 64 --max-steps 2 --batch-size 2 --use-cpu --dataloader-num-workers 0"
+    command = f"train --data {data} --task semantic --checkpoint {folder / 'rgb'} --output-dir {folder / 'run'}"
+    assert main([*command.split(), *options.split(), "--num-channels", "4", "--color-jitter"]) == 0
+    return folder / "run"
+
+
+def test_the_result_has_four_channels(trained):
+    config = json.loads((trained / "config.json").read_text())
+    processor = json.loads((trained / "preprocessor_config.json").read_text())
+    assert config["num_channels"] == processor["num_channels"] == 4
+    assert processor["image_mean"][:3] == pytest.approx([2000 / 65535] * 3, rel=0.1)
+    assert processor["image_mean"][3] == pytest.approx(12000 / 65535, rel=0.1)
+    assert processor["image_std"][3] > 5 * processor["image_std"][0]
+
+
+def test_predict_evaluate_and_export(data, trained, tmp_path, capsys):
+    images = str(data / "images/val")
+    assert main(["predict", images, "--model", str(trained), "--output", str(tmp_path / "out"), "--workers", "0"]) == 0
+    assert Image.open(next((tmp_path / "out").rglob("*.jpg"))).mode == "RGB"
+    assert main(["evaluate", str(trained), "--data", str(data), "--output", str(tmp_path / "score")]) == 0
+    formats = [name for name in ENGINES if is_installed(name)]
+    assert main(["export", str(trained), str(tmp_path / "exported"), "--format", *formats]) == 0
+    assert main(["predict", images, "--model", str(tmp_path / "exported"), "--output", str(tmp_path / "again")]) == 0
+    np.save(tmp_path / "five.npy", np.zeros((64, 64, 5), np.uint8))
+    capsys.readouterr()
+    five = ["predict", str(tmp_path / "five.npy"), "--model", str(trained), "--output", str(tmp_path / "five")]
+    assert main(five) == 1
+    said = capsys.readouterr()
+    line = next(line for line in (said.out + said.err).splitlines() if "5 channels" in line)
+    assert "five.npy" in line
+    assert "4" in line
+
+
+def test_training_names_the_image_with_other_channels(data, tmp_path, capsys):
+    command = f"train --data {data} --task semantic --output-dir {tmp_path} --backbone-weights scratch --check"
+    assert main([*command.split(), "--dataloader-num-workers", "0"]) == 1
+    line = next(line for line in "".join(capsys.readouterr()).splitlines() if "4 channels" in line)
+    assert ".npy" in line
+    assert "3" in line
