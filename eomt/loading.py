@@ -69,7 +69,9 @@ def load_model(name: str, num_requests: int | None = 1, **options):
     if exported_engines(name):
         dtype = DTYPES[options.get("dtype") or torch.float32]
         return ExportedEoMT.from_pretrained(name, dtype=None if dtype == "fp32" else dtype, num_requests=num_requests)
-    model_class = MODEL_OF_CONFIG[type(load_config(name))]
+    config = load_config(name)
+    model_class = MODEL_OF_CONFIG[type(config)]
+    _require_weights_of_size(name, model_class, config)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers would print a table of misfits; the error below is one line
     try:
@@ -80,6 +82,20 @@ def load_model(name: str, num_requests: int | None = 1, **options):
         logging.set_verbosity(level)
     require_all_weights(name, model, found)
     return model
+
+
+def _require_weights_of_size(name: str, model_class, config) -> None:
+    """`ValueError` if the model of config.json has more parameters than the folder's files have bytes: missing and
+    mis-shaped weights would be drawn at random first, and may need all memory."""
+    files = sum(size for size, _ in weight_files(name).values())
+    with torch.device("meta"):
+        model = model_class(config)
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if 0 < files < count:
+        raise ValueError(
+            f"{name}: config.json describes a model of {count / 1e6:,.0f} M parameters, but the weights have "
+            f"{files / 1e6:,.0f} MB; both must come from the same checkpoint"
+        )
 
 
 def load_for_inference(

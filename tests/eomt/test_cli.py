@@ -169,8 +169,8 @@ def damage(model, tensor=None, **fields) -> None:
 
 @pytest.mark.parametrize(("changes", "word"), [
     ({}, "query.weight"), ({"tensor": float("nan")}, "query.weight"), ({"tensor": 0, "num_hidden_layers": 3}, "layers"),
-    ({"tensor": 0, "model_type": "vit"}, "'vit'"),
-], ids=["removed", "nan", "fewer layers", "another kind"])  # fmt: skip
+    ({"tensor": 0, "model_type": "vit"}, "'vit'"), ({"tensor": 0, "hidden_size": 48_000}, "M parameters"),
+], ids=["removed", "nan", "fewer layers", "another kind", "110 billion parameters"])  # fmt: skip
 def test_weights_that_are_not_the_models_are_refused(changes, word, folder, tmp_path):
     model = shutil.copytree(folder / "model", tmp_path / "model")
     damage(model, **changes)
