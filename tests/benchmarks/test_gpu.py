@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,13 @@ def test_every_row_is_measured_once(tmp_path, monkeypatch):
     page, file = tmp_path / "gpu.md", tmp_path / "out" / "rows.json"
     shutil.copy(PAGE, page)
     command = ["--tiny", "--device", "cpu", "--output", str(tmp_path / "out"), "--page", str(page)]
+    gpu.main([*command, "--minutes", "0"])
+    assert not file.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "measure_seconds", lambda *args, **options: 1 / 0)
-        gpu.main([*command, "--minutes", "0.0001"])
-        assert [*json.loads(file.read_text())["rows"].values()] == [{"error": "division by zero"}]  # the time is up
+        patch.setattr(gpu.Bench, "mask2former", lambda bench: 1 / 0)
+        gpu.main(command)
+    failed = [row for row in json.loads(file.read_text())["rows"].values() if "median" not in row]
+    assert failed == [{"error": "division by zero"}]  # and is measured by the next call
     gpu.main(command)
     measured = json.loads(file.read_text())["rows"]
     assert all(row["median"] > 0 for row in measured.values())
@@ -68,3 +72,12 @@ def test_a_run_is_finished_and_written(tmp_path, monkeypatch):
     again = gpu.training_run(str(tmp_path / "data"), "scratch", tmp_path / "run")
     assert again["seconds"] > 0
     assert again["results"]["eval_pq"] == run["results"]["eval_pq"]
+
+
+def test_a_row_ends_with_the_time():
+    started = time.monotonic()
+    with pytest.raises(TimeoutError), gpu.time_limit(0.2):
+        time.sleep(20)
+    assert time.monotonic() - started < 10
+    with gpu.time_limit(20):
+        pass
