@@ -38,8 +38,8 @@ MOST_LINES = {
     "modeling_eomt": 3830,
     "training": 6220,
     "eomt": 5250,
-    "benchmarks": 1970,
-    "tests": 14100,
+    "benchmarks": 1989,
+    "tests": 14130,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
