@@ -21,6 +21,7 @@ import eomt
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor, PMTConfig, PMTForUniversalSegmentation
 from eomt.configuration import TASKS
 from eomt.speed.measure import device_name
+from eomt.training.card import table
 
 from .own_data import read_runs, variant_table
 from .pages import fill_parts
@@ -87,11 +88,10 @@ def measured(what: str, kind: str, side: int) -> tuple[float, float]:
     return took, memory / 2**30
 
 
-def table(head: str, rows: dict[str, tuple[float, float]]) -> str:
+def ratios(head: str, rows: dict[str, tuple[float, float]]) -> str:
     first = next(iter(rows.values()))[0]
-    lines = [f"| {head} | seconds | of the first row | peak memory |", "|---|---:|---:|---:|"]
-    lines += [f"| {name} | {took:.2f} | {took / first:.2f} | {gib:.1f} GiB |" for name, (took, gib) in rows.items()]
-    return "\n".join(lines)
+    cells = [(name, f"{took:.2f}", f"{took / first:.2f}", f"{gib:.1f} GiB") for name, (took, gib) in rows.items()]
+    return table((head, "seconds", "of the first row", "peak memory"), cells)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,8 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         three = {name: measured("three", kind, options.side or SIDE) for kind, name in TOGETHER.items()}
         step = {name: measured("step", kind, options.side or TRAINED_SIDE) for kind, name in STEPS.items()}
         place = f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads, torch {torch.__version__}."
-        three_table = table(f"panoptic, instance and semantic at {options.side or SIDE}²", three)
-        step_table = table(f"step of {BATCH} images at {options.side or TRAINED_SIDE}²", step)
+        three_table = ratios(f"panoptic, instance and semantic at {options.side or SIDE}²", three)
+        step_table = ratios(f"step of {BATCH} images at {options.side or TRAINED_SIDE}²", step)
         fill_parts(options.page, three=three_table, step=f"{step_table}\n\n{place}")
 
 
