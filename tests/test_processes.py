@@ -52,7 +52,7 @@ def evaluate(model, shapes, out) -> list[str]:
 def pairs(shapes, photos, confident, models, tmp_path_factory):
     """Where the pairs of processes wrote, by name, and what they printed. All in one go: imports take longest."""
     root = tmp_path_factory.mktemp("pairs")
-    runs = ("ddp", "nan", "cli", "fsdp", "pmt")
+    runs = ("ddp", "nan", "cli", "fsdp", "pmt", "stream")
     for name in (*runs, "metrics", "evaluation"):
         (root / name).mkdir()
     command = ["eomt", "predict", photos, "--model", models["semantic"], "--output", root / "predict"]
@@ -63,7 +63,7 @@ def pairs(shapes, photos, confident, models, tmp_path_factory):
         ["eomt", *evaluate(confident, shapes, root / "evaluate")],
         [*command, "--device", "cpu", "--workers", "0"],
     )
-    assert codes == [0] * 8 + [1], done.stderr  # one of the photos is none
+    assert codes == [0] * 9 + [1], done.stderr  # one of the photos is none
     return root, done
 
 
@@ -140,6 +140,13 @@ def test_a_step_of_pmt_has_the_statistics_of_both_processes(pairs, monkeypatch):
         for name, tensor in model.state_dict().items():
             if ".norm.running" in name or name.startswith("encoder."):
                 assert torch.allclose(step["state"][name], tensor, atol=1e-6), name
+
+
+def test_a_stream_is_split_over_processes_and_workers(pairs):
+    seen = [json.loads((pairs[0] / "stream" / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [len(steps) for steps in seen] == [4, 4]
+    names = [name for steps in seen for step in steps for name in step]
+    assert sorted(names) == sorted(f"image{index}.png" for index in range(16))
 
 
 def test_metrics_are_exactly_those_of_one_process(pairs):

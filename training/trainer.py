@@ -13,7 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from torch.utils.data import IterableDataset, RandomSampler
+from datasets import IterableDataset
+from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
@@ -29,6 +30,7 @@ from .card import run_card
 from .checkpoints import STAGING, check_length, checkpoint_name, checkpoint_to_resume, put_in_place
 from .collator import EoMTDataCollator
 from .data.samples import RepeatableDataset, SignalSafeDataset
+from .data.stream import StreamedBatches, StreamLoader
 from .evaluation import evaluate_model
 from .features import cached_features
 from .files import write_text
@@ -102,7 +104,8 @@ class EoMTTrainer(Trainer):
         model: `EoMTForUniversalSegmentation`, also wrapped by peft.
         args: `EoMTTrainingArguments`.
         data_collator: by default an `EoMTDataCollator` with the normalization of the processor.
-        train_dataset: samples {"pixel_values", "mask_labels", "class_labels", "file_name"?} (`TrainTransform`).
+        train_dataset: samples {"pixel_values", "mask_labels", "class_labels", "file_name"?} (`TrainTransform`). An
+            `IterableDataset` of `datasets` needs `max_steps`; a resumed run does not read earlier images again.
         eval_dataset: samples {"image", "reference", …} (`EvaluationTransform`) for PQ, mIoU or AP at original sizes,
             or training samples for the loss. A dictionary evaluates several sets, each under its name.
         processing_class: `EoMTImageProcessor` of the model, for evaluation. It is saved with the model.
@@ -130,6 +133,7 @@ class EoMTTrainer(Trainer):
         self._shares = None  # of each accumulated batch in the normalizers of the step
         self._learning_rates: dict[str, float] = {}
         self._repeatable: RepeatableDataset | None = None
+        self._stream: StreamLoader | None = None
         self._saving = False  # whether a checkpoint is being saved, with LoRA and average apart from the weights
         self._prepare_model()
         self._choose_metric()
@@ -238,6 +242,8 @@ class EoMTTrainer(Trainer):
         dataset, args = self.train_dataset, self.args
         if dataset is None:
             return super().get_train_dataloader()
+        if isinstance(dataset, IterableDataset):
+            return self._stream_loader(dataset)
         if not len(dataset):
             raise ValueError("the training data set is empty; it needs at least one image")
         if args.dataloader_drop_last and len(dataset) < args.total_batch_size:
@@ -253,6 +259,27 @@ class EoMTTrainer(Trainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
+
+    def _stream_loader(self, dataset: IterableDataset) -> StreamLoader:
+        args = self.args
+        args.ignore_data_skip = True  # a resumed stream starts at its place
+        batches = StreamedBatches(
+            dataset,
+            self.data_collator,
+            batch_size=self._train_batch_size,
+            drop_last=args.dataloader_drop_last,
+            seed=args.seed,
+            process=args.process_index,
+            processes=args.world_size,
+        )
+        self._stream = StreamLoader(
+            batches,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        return self._stream
 
     def _repeatable_samples(self, dataset) -> RepeatableDataset:
         args = self.args
@@ -442,13 +469,21 @@ class EoMTTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        if self._stream is not None:
+            torch.save(self._stream.state_dict(), self._stream_file(output_dir))
         if self.averaging is not None and self.args.should_save:
             self.averaging.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if self._stream is not None and checkpoint is not None:
+            self._stream.load_state_dict(torch.load(self._stream_file(checkpoint), weights_only=True))
         if self.averaging is not None and checkpoint is not None:
             self.averaging.load(checkpoint, self.args.device)
+
+    def _stream_file(self, folder: str) -> Path:
+        """This process's place in the stream."""
+        return Path(folder, f"stream_{self.args.process_index}.pt")
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -552,6 +587,10 @@ class _RunCallback(TrainerCallback):
         if self.trainer._repeatable is not None:
             self.trainer._repeatable.set_epoch(int(state.epoch or 0))
 
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer._stream is not None:  # the stock Trainer counts from the resumed step
+            state.epoch = state.global_step / state.max_steps
+
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.set_inference_masks()
         losses = [row["loss"] for row in state.log_history if "loss" in row]
@@ -571,5 +610,8 @@ def _refuse(args, given: dict) -> None:
         raise ValueError("compute_loss_func is given; change model.criterion or compute_loss instead")
     if given.get("compute_metrics") is not None:
         raise ValueError("compute_metrics is given, but no predictions are kept; override evaluate instead")
-    if isinstance(given.get("train_dataset"), IterableDataset):
-        raise ValueError("train_dataset is an IterableDataset; repeatable augmentation needs one with length and index")
+    dataset = given.get("train_dataset")
+    if isinstance(dataset, torch.utils.data.IterableDataset) and not isinstance(dataset, IterableDataset):
+        raise ValueError(f"train_dataset is {type(dataset).__name__}; streams are IterableDatasets of `datasets` only")
+    if isinstance(dataset, IterableDataset) and args.cache_features:
+        raise ValueError("cache_features needs a data set with length and index; train_dataset is an IterableDataset")

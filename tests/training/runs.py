@@ -17,7 +17,7 @@ from eomt import EoMTImageProcessor
 from eomt.image_processing.inference import infer
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
 from eomt.training.callbacks import CurvesCallback
-from tests.training.tiny import SIZE, Broken, Samples, tiny_arguments, tiny_model, tiny_pmt
+from tests.training.tiny import SIZE, Broken, Samples, streamed, tiny_arguments, tiny_model, tiny_pmt
 
 KILLS = ("in a step", "before a save", "half an optimizer", "before the rename", "while the old one goes")
 
@@ -37,6 +37,29 @@ def resumable(folder, images=7, **overrides) -> EoMTTrainer:
     trainer = EoMTTrainer(tiny_model(), tiny_arguments(folder, **(options | overrides)), train_dataset=Samples(images))
     trainer.remove_callback(CurvesCallback)  # they take most of a tiny run
     return trainer
+
+
+class Noting(EoMTTrainer):
+    """Notes the file names of each step."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.seen = [*getattr(self, "seen", []), inputs["file_name"]]
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+def streaming(folder, dataset=None, **overrides) -> Noting:
+    """Four steps on a stream read by two workers."""
+    args = tiny_arguments(folder, **({"max_steps": 4, "dataloader_num_workers": 2} | overrides))
+    trainer = Noting(tiny_model(), args, train_dataset=streamed() if dataset is None else dataset)
+    trainer.remove_callback(CurvesCallback)
+    return trainer
+
+
+def stream(folder: Path) -> None:
+    """One pass of a stream in two processes of two workers each; each notes what it saw."""
+    trainer = streaming(folder)
+    trainer.train()
+    (folder / f"{trainer.args.process_index}.json").write_text(json.dumps(trainer.seen))
 
 
 def die(*args, **kwargs):
@@ -232,4 +255,5 @@ def signal_group() -> None:
 
 
 if __name__ == "__main__":
-    {"nan": nan, "cli": cli, "kill": kill, "ddp": ddp, "fsdp": fsdp, "pmt": pmt}[sys.argv[1]](Path(sys.argv[2]))
+    jobs = {"nan": nan, "cli": cli, "kill": kill, "ddp": ddp, "fsdp": fsdp, "pmt": pmt, "stream": stream}
+    jobs[sys.argv[1]](Path(sys.argv[2]))

@@ -192,3 +192,45 @@ def test_an_image_without_segments_is_drawn_once(tmp_path, monkeypatch):
 def test_ranges_of_scales_rise_and_are_positive(scale_range):
     with pytest.raises(ValueError):  # noqa: PT011 — of one number, it is Python's
         TrainTransform(LabelSpace("x", ["a"]), task="semantic", size=16, scale_range=scale_range)
+
+
+class Turn:
+    """A quarter turn, as albumentations have it; empties the first mask."""
+
+    def __init__(self):
+        self.seeds = []
+
+    def set_random_seed(self, seed):
+        self.seeds.append(seed)
+
+    def __call__(self, image, masks):
+        assert image.flags.c_contiguous
+        assert {(mask.dtype, mask.shape) for mask in masks} == {(np.dtype(np.uint8), image.shape[:2])}
+        masks = [np.rot90(mask) for mask in masks]
+        return {"image": np.rot90(image), "masks": [np.zeros_like(masks[0]), *masks[1:]]}
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_further_augmentation_of_the_crop(tmp_path, task):
+    dataset, labels = load_data(make_shapes(tmp_path, train=3, val=1), task=task, split="train")
+    turn = Turn()
+    options = {"task": task, "size": (48, 64), "scale_range": (0.8, 1.2)}
+    for row in dataset:
+        torch.manual_seed(1)
+        crop = TrainTransform(labels, **options).row(row)
+        torch.manual_seed(1)
+        turned = TrainTransform(labels, **options, after=turn).row(row)
+        assert turned["pixel_values"].dtype == torch.uint8
+        assert turned["mask_labels"].dtype == torch.bool
+        assert torch.equal(turned["pixel_values"], crop["pixel_values"].rot90(1, (1, 2)))
+        assert torch.equal(turned["mask_labels"], crop["mask_labels"][1:].rot90(1, (1, 2)))
+        assert torch.equal(turned["class_labels"], crop["class_labels"][1:])
+    assert len(turn.seeds) == 3
+
+
+def test_further_augmentation_of_a_crop_without_segments(tmp_path):
+    dataset, labels = load_data(make_shapes(tmp_path, train=1, val=1), task="instance", split="train")
+    turn = lambda image, masks: {"image": np.rot90(image), "masks": masks}  # noqa: E731
+    crop = TrainTransform(labels, task="instance", size=(48, 64), after=turn).row(dataset[0] | {"segments": []})
+    assert crop["mask_labels"].shape == (0, 64, 48)
+    assert crop["pixel_values"].shape == (3, 64, 48)

@@ -1,5 +1,6 @@
 """A tiny model and synthetic samples, shared by the trainer's tests (run as a script by some of them)."""
 
+import datasets
 import torch
 from torch.utils.data import Dataset
 
@@ -68,6 +69,13 @@ class Samples(Dataset):
             "class_labels": torch.tensor([0, 1])[:keep],
             "file_name": f"image{index}.png",
         }
+
+
+def streamed(count=16, shards=4):
+    """The samples as a stream of `datasets`; its shards are shuffled in each pass."""
+    numbers = datasets.Dataset.from_dict({"number": range(count)}).to_iterable_dataset(num_shards=shards)
+    numbers = numbers.shuffle(seed=1, buffer_size=1)
+    return numbers.map(lambda row: Samples()[row["number"]], remove_columns=["number"])
 
 
 class Broken(Samples):

@@ -35,7 +35,8 @@ Three steps, each usable alone:
 """
 
 from .load import load_data
+from .rows import make_row
 from .samples import EvaluationTransform, TrainTransform
 from .shapes import make_shapes
 
-__all__ = ["EvaluationTransform", "TrainTransform", "load_data", "make_shapes"]
+__all__ = ["EvaluationTransform", "TrainTransform", "load_data", "make_row", "make_shapes"]

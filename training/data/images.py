@@ -1,4 +1,4 @@
-"""Images and label pngs at a location (files.py)."""
+"""Images and label pngs at a location (files.py), or as PIL has them in a column of the `datasets` library."""
 
 import numpy as np
 import torch
@@ -9,14 +9,14 @@ from ...image_processing.images import as_annotated, decode_image, image_size, p
 from .files import read_bytes
 
 
-def read_image(location: str, size: tuple[int, int] | None = None, channels: int = 3) -> torch.Tensor:
+def read_image(location: str | Image.Image, size: tuple[int, int] | None = None, channels: int = 3) -> torch.Tensor:
     """An image: (channels, H, W), uint8, or float32 where it has other channels than RGB and more than 8 bits.
 
     An RGB image is turned as its EXIF orientation says.
 
     size: (H, W) of its annotation. Where the stored image has it, the annotation is for that: no rotation.
     """
-    if channels != 3 or location.endswith(".npy"):
+    if not isinstance(location, Image.Image) and (channels != 3 or location.endswith(".npy")):
         bands = read_bands(read_bytes(location), channels, location)
         return bands if channels != 3 else bands.round().to(torch.uint8)
     return to_rgb_tensor(as_annotated(_stored_image(location), size)).contiguous()
@@ -57,8 +57,10 @@ def size_of(location: str) -> tuple[int, int]:
         raise ValueError(f"{location}: {error}") from None
 
 
-def _stored_image(location: str) -> Image.Image:
+def _stored_image(location: str | Image.Image) -> Image.Image:
     """A decoded PIL image; `ValueError` where it is missing, unreadable, truncated or too large."""
+    if isinstance(location, Image.Image):
+        return location
     try:
         return decode_image(read_bytes(location))
     except FileNotFoundError:

@@ -6,13 +6,14 @@ holds paths and small annotations only.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from datasets import Dataset, Features, List, Value
 
 from ...configuration.labels import LabelSpace
+from .polygons import check_shape
 
 SEGMENT = {
     "id": Value("int64"),
@@ -110,6 +111,26 @@ def segment_entry(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, 
     """One entry of a row's `segments`; `area` −1: count the pixels."""
     text = shape if isinstance(shape, str) else _encode(shape)
     return {"id": id, "label_id": label_id, "iscrowd": int(iscrowd), "area": float(area), "shape": text}
+
+
+def make_row(image, annotation="", *, layout: str, segments: Iterable[dict] = (), file_name: str = "image") -> dict:
+    """A row of one's own data, of `datasets` or not, as `TrainTransform.row` and `EvaluationTransform.row` take it.
+
+    image, annotation: PIL images, or paths; annotation: the png of layout "semantic" or "panoptic".
+    segments: {"label_id", "id"?, "iscrowd"?, "shape"?}; ids of a panoptic png; shape: of layout "instance", COCO's
+        polygons, or run lengths {"size": [H, W], "counts": str or list}.
+
+    Raises:
+        ValueError: for a malformed shape.
+    """
+    entries = []
+    for number, segment in enumerate(segments, 1):
+        if "shape" in segment:
+            check_shape(segment["shape"])
+        entries.append(segment_entry(**({"id": number} | segment)))
+    rows = Rows(file_name, layout)
+    rows.add(0, file_name, image, annotation, segments=entries)
+    return rows.rows[0]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ H, W image · S_h, S_w crop · n segments
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -184,6 +185,10 @@ class TrainTransform(_Transform):
 
     size: S or (S_h, S_w). scale_range: (0.1, 2.0) COCO and ADE20K panoptic, (0.5, 2.0) semantic.
     color_jitter: ADE20K and Cityscapes only; never of other channels than RGB. augment=False: resize to fit and pad.
+    after: further augmentation of the crop, called as albumentations are, with image=uint8 (S_h, S_w, 3) and masks=list
+        of n uint8 (S_h, S_w); returns a dict of both. Segments without pixels are then dropped. Draw random numbers
+        from torch, or have `set_random_seed`, which is called for each crop, to make runs repeatable. Example:
+        after=albumentations.Compose([albumentations.RandomRotate90(), albumentations.GaussNoise()]).
     A crop without any segment is drawn again, at most 10 times; then, and where there is nothing, n = 0.
     A crop with so many segments that their masks exceed 2 GiB is a `ValueError`.
     """
@@ -198,8 +203,10 @@ class TrainTransform(_Transform):
         color_jitter: bool = False,
         augment: bool = True,
         num_channels: int = 3,
+        after: Callable[..., dict] | None = None,
     ):
         super().__init__(label_space, task=task, num_channels=num_channels)
+        self.after = after
         self.size = as_pair(size)
         low, high = scale_range
         if not 0 < low <= high:
@@ -222,8 +229,23 @@ class TrainTransform(_Transform):
                 if len(kept):
                     break
         labels = torch.tensor([s["label_id"] for s in sample.segments], dtype=torch.int64)[kept]
-        crop = {"pixel_values": geometry.image(image), "mask_labels": masks, "class_labels": labels}
+        pixels = geometry.image(image)
+        if self.after is not None:
+            pixels, masks = self._apply_after(pixels, masks)
+            kept = masks.flatten(1).any(1)
+            masks, labels = masks[kept], labels[kept]
+        crop = {"pixel_values": pixels, "mask_labels": masks, "class_labels": labels}
         return crop | {"file_name": row["file_name"]}
+
+    def _apply_after(self, pixels: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if hasattr(self.after, "set_random_seed"):
+            self.after.set_random_seed(int(torch.randint(1 << 31, ())))
+        image = pixels.permute(1, 2, 0).contiguous().numpy()
+        found = self.after(image=image, masks=list(masks.to(torch.uint8).numpy()))
+        pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(found["image"], -1, 0)))
+        if not len(masks):
+            return pixels, masks.new_zeros(0, *pixels.shape[1:])
+        return pixels, torch.from_numpy(np.stack(found["masks"])).bool()
 
     def _draw(self, image: torch.Tensor) -> tuple[torch.Tensor, Geometry]:
         size = tuple(image.shape[1:])
@@ -303,6 +325,15 @@ def leave_group() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Draw torch's random numbers inside from a generator seeded by these numbers."""
+    words = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(int(words[0]))
+        yield
+
+
 class SignalSafeDataset(Dataset):
     """A data set whose workers ignore interruptions; the main process handles them."""
 
@@ -333,7 +364,5 @@ class RepeatableDataset(SignalSafeDataset):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int):
-        words = np.random.SeedSequence([self.seed, int(self._epoch), int(index)]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(int(words[0]))
+        with seeded(self.seed, int(self._epoch), int(index)):
             return super().__getitem__(index)

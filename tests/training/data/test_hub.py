@@ -3,10 +3,13 @@
 import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from pycocotools import mask as coco_mask
 
-from eomt.training.data import EvaluationTransform, load_data
+from eomt.configuration.labels import LabelSpace
+from eomt.training.data import EvaluationTransform, TrainTransform, load_data, make_row
 
 from .synthetic import SIZE, picture, png
 
@@ -52,3 +55,37 @@ def test_an_image_and_a_label_map_are_needed(tmp_path, columns):
     table(2).select_columns(columns).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=columns[0]):
         load_data(tmp_path / "saved", task="semantic")
+
+
+def test_rows_of_ones_own_stream():
+    """Label maps and run lengths of a stock data set, without `load_data`."""
+    space = LabelSpace("mine", ("road", "sky"))
+    road = coco_mask.encode(np.asfortranarray(LABELS == 0, np.uint8))
+    shapes = [{"size": list(SIZE), "counts": road["counts"].decode()}, [[0, 0, 4, 0, 4, 4, 0, 4]]]
+
+    def semantic(row):
+        return EvaluationTransform(space, task="semantic").row(
+            make_row(row["image"], row["annotation"], layout="semantic", file_name=row["scene"])
+        )
+
+    def instance(row):
+        segments = [{"label_id": label, "shape": shape} for label, shape in enumerate(shapes)]
+        made = make_row(row["image"], layout="instance", segments=segments)
+        return TrainTransform(space, task="instance", size=SIZE, augment=False).row(made)
+
+    stream = table(2).map(lambda row: {"annotation": PIL.Image.fromarray((LABELS // 4).astype(np.uint8))})
+    stream = stream.to_iterable_dataset(num_shards=2)
+    samples = list(stream.map(semantic, remove_columns=["annotation", "scene"]))
+    assert [sample["file_name"] for sample in samples] == ["street", "street"]
+    for sample in samples:
+        assert np.array_equal(sample["reference"], LABELS // 4)
+    for sample in stream.map(instance, remove_columns=stream.column_names):
+        assert sample["class_labels"].tolist() == [0, 1]
+        assert np.array_equal(sample["mask_labels"][0], LABELS == 0)
+        assert sample["mask_labels"][1].sum() == 16
+
+
+@pytest.mark.parametrize("shape", [[[0, 0, 1]], {"size": list(SIZE), "counts": [1, 2]}])
+def test_malformed_shapes_of_ones_own_rows(shape):
+    with pytest.raises(ValueError, match=r"3|add up"):
+        make_row("a.png", layout="instance", segments=[{"label_id": 0, "shape": shape}])

@@ -1,0 +1,66 @@
+"""Streams of the `datasets` library: each image once a pass, and resumed at their place without a second reading."""
+
+import datasets
+import pytest
+
+from eomt.training import EoMTTrainer
+from tests.training.runs import streaming
+from tests.training.tiny import Samples, streamed, tiny_arguments, tiny_model
+
+
+def losses(trainer):
+    return {row["step"]: (row["loss"], row["epoch"]) for row in trainer.state.log_history if "loss" in row}
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_every_image_is_seen_once_a_pass(tmp_path, workers):
+    trainer = streaming(tmp_path, max_steps=18, dataloader_num_workers=workers)
+    trainer.train()
+    names = [name for step in trainer.seen for name in step]
+    for part in (names[:16], names[16:32]):
+        assert sorted(part) == sorted(f"image{index}.png" for index in range(16))
+
+
+@pytest.mark.parametrize(("workers", "saved", "steps"), [(0, 2, 4), (2, 2, 4), (2, 3, 10), (3, 7, 12), (2, 9, 12)])
+def test_a_resumed_stream_is_that_of_an_uninterrupted_run(tmp_path, workers, saved, steps):
+    """Bitwise, in the middle of the workers' turn (3, 7) and in the second pass (9), too."""
+    options = {"max_steps": steps, "dataloader_num_workers": workers, "save_strategy": "steps", "save_steps": saved}
+    whole = streaming(tmp_path, **options)
+    whole.train()
+    resumed = streaming(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{saved}"))
+    assert resumed.seen == whole.seen[saved:]
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_resumed_stream_does_not_read_earlier_images(tmp_path):
+    read = tmp_path / "read.txt"
+
+    def sample(row):
+        with read.open("a") as file:
+            file.write(f"{row['number']}\n")
+        return Samples()[row["number"]]
+
+    numbers = datasets.Dataset.from_dict({"number": range(40)}).to_iterable_dataset(num_shards=4)
+    options = {"dataloader_num_workers": 0, "max_steps": 20, "save_strategy": "steps", "save_steps": 18}
+    streaming(tmp_path, numbers.map(sample, remove_columns=["number"]), **options).train()
+    read.write_text("")
+    resumed = streaming(tmp_path, numbers.map(sample, remove_columns=["number"]), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-18"))
+    assert read.read_text().split() == [str(number) for number in range(34, 40)]  # the last batch and two new ones
+
+
+@pytest.mark.parametrize(("dataset", "options"), [
+    (streamed(), {"max_steps": -1}),
+    (streamed(), {"cache_features": "features"}),
+    (streamed().filter(lambda sample: False), {}),
+])  # fmt: skip
+def test_streams_that_cannot_be_trained_on(tmp_path, dataset, options):
+    with pytest.raises(ValueError):  # noqa: PT011 — the words are not the point
+        EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, **options), train_dataset=dataset).train()
+
+
+def test_a_stream_is_not_resumed_with_other_workers(tmp_path):
+    streaming(tmp_path, save_strategy="steps", save_steps=2).train()
+    with pytest.raises(ValueError, match="2 workers"):
+        streaming(tmp_path, dataloader_num_workers=1).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -1,0 +1,119 @@
+"""Training on a stream: an `IterableDataset` of `datasets`, split over processes and workers, resumed at its place.
+
+Each worker of each process has an equal number of shards, or reads all of the stream and keeps its part of the images
+where the shards cannot be divided. It passes over its part again and again, so none waits for another at the end.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+from torch.utils import data
+from transformers.utils import logging
+
+from .samples import leave_group, seeded
+
+logger = logging.get_logger(__name__)
+
+
+class StreamedBatches(data.IterableDataset):
+    """One pass over a worker's part: (worker, its place after the batch, batch).
+
+    A place is {"state": the data set's `state_dict`, "count": of the pass's batches}. Torch's random numbers are seeded
+    for each batch by (seed, process and worker, pass, count), so a resumed run has the samples of an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        collator: Callable,
+        *,
+        batch_size: int,
+        drop_last: bool = False,
+        seed: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        self.dataset, self.collator = dataset, collator
+        self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
+        self.process, self.processes = process, processes
+        self.epoch = 0
+        self.places: dict[int, dict] = {}  # of the workers, to start at
+
+    def __iter__(self) -> Iterator[tuple[int, dict, dict]]:
+        leave_group()
+        info = data.get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        rank = self.process * workers + worker
+        part = split_dataset_by_node(self.dataset, rank, self.processes * workers)
+        part.set_epoch(self.epoch)
+        count = 0
+        if worker in self.places:
+            part.load_state_dict(self.places[worker]["state"])
+            count = self.places[worker]["count"]
+        batches = part.iter(self.batch_size, drop_last_batch=self.drop_last)  # iter(part) would split again by worker
+        while True:
+            with seeded(self.seed, rank, self.epoch, count):
+                columns = next(batches, None)
+                if columns is None:
+                    return
+                batch = self.collator([dict(zip(columns, values)) for values in zip(*columns.values())])
+            count += 1
+            yield worker, {"state": part.state_dict(), "count": count}, batch
+
+
+class StreamLoader:
+    """The batches of one process without end.
+
+    Workers take turns. `state_dict` has their places before the current turn and the number of batches handed out
+    since. A resumed run reads these again, at most one a worker, and no earlier ones.
+
+    Raises:
+        ValueError: where a pass has no batch.
+    """
+
+    def __init__(self, batches: StreamedBatches, **options):
+        """options: of torch's `DataLoader`: num_workers, pin_memory, prefetch_factor, multiprocessing_context."""
+        self.batches = batches
+        generator = torch.Generator()  # a new pass takes no random number from the model's
+        self.loader = data.DataLoader(batches, batch_size=None, collate_fn=_unchanged, generator=generator, **options)
+        self.split = [batches.processes, self.loader.num_workers]
+        self.turn = 0  # batches handed out since the places
+        shards, parts = batches.dataset.num_shards, batches.processes * max(1, self.loader.num_workers)
+        if shards % parts:
+            logger.warning(f"{shards} shards cannot be divided among {parts} workers: each reads the complete stream")
+
+    def __iter__(self) -> Iterator[dict]:
+        start = self.batches
+        while True:
+            latest, last = dict(start.places), -1
+            again, self.turn = self.turn, 0
+            for worker, place, batch in self.loader:
+                if worker <= last:
+                    start.places, self.turn = dict(latest), 0
+                latest[worker], last = place, worker
+                self.turn += 1
+                if again:
+                    again -= 1
+                else:
+                    yield batch
+            if not latest:
+                raise ValueError("the training stream has no batch; it needs at least one image, or one full batch")
+            start.epoch, start.places, self.turn = start.epoch + 1, {}, 0
+
+    def state_dict(self) -> dict:
+        return {"split": self.split, "epoch": self.batches.epoch, "places": self.batches.places, "turn": self.turn}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Start at the place of a `state_dict`; `ValueError` for one of other numbers of processes or workers."""
+        if state["split"] != self.split:
+            raise ValueError(
+                f"the stream of the checkpoint was split over {state['split'][0]} processes of {state['split'][1]} "
+                f"workers, not {self.split[0]} of {self.split[1]}; resume with the same numbers"
+            )
+        self.batches.epoch, self.batches.places, self.turn = state["epoch"], state["places"], state["turn"]
+
+
+def _unchanged(item):
+    return item
