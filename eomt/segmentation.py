@@ -129,6 +129,11 @@ def segment(
 
 def _by_all(images: list, models, processor, options: dict) -> list[list[Segmentation]]:
     """The segmentations by each model, batch by batch, so that a shared encoder remembers the batch."""
+    processors = [None] * len(models) if processor is None else processor
+    if not isinstance(processors, list | tuple) or len(processors) != len(models):
+        raise ValueError(f"processor is {processor!r}; give a list with one for each of the {len(models)} models")
+    if options["batch_size"] < 1:
+        raise ValueError(f"batch_size is {options['batch_size']}; give at least 1")
     found = [[] for _ in models]
     encoders = {id(model.encoder): model.encoder for model in models if isinstance(model, PMTForUniversalSegmentation)}
     with ExitStack() as remembering:
@@ -136,7 +141,7 @@ def _by_all(images: list, models, processor, options: dict) -> list[list[Segment
             remembering.enter_context(encoder.remembering())
         for first in range(0, len(images), options["batch_size"]):
             batch = images[first : first + options["batch_size"]]
-            for results, model, own in zip(found, models, processor or [None] * len(models)):
+            for results, model, own in zip(found, models, processors):
                 results += segment(batch, model, processor=own, **options)
     return found
 

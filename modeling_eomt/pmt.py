@@ -249,6 +249,8 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             ValueError: when the weights do not fit, or are not those that the decoder was trained on.
         """
         wanted, self.config.encoder_digest = self.config.encoder_digest, None
+        dtype = next(self.encoder.parameters()).dtype
+        self.encoder.float()  # the fingerprint is that of the weights before their rounding to float16
         if isinstance(source, str | Path) and Path(source).exists():
             source = read_state_dict(source)
         if isinstance(source, PMTForUniversalSegmentation):
@@ -268,6 +270,7 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             raise ValueError(
                 f"the decoder was trained on other weights of {self.config.encoder_name}; give these as encoder="
             )
+        self.encoder.to(dtype)
 
     def share_encoder(self, other: "PMTForUniversalSegmentation") -> None:
         """Use the encoder of `other` from now on, so that both keep one in memory and `eomt.segment` runs it once.
@@ -331,7 +334,8 @@ def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _same(ours: Tensor, theirs: Tensor | None) -> bool:
-    return theirs is not None and ours.shape == theirs.shape and torch.equal(ours, theirs.to(ours))
+    alike = theirs is not None and (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+    return alike and torch.equal(ours, theirs.to(ours.device))
 
 
 def _sum_over_processes(tensor: Tensor) -> Tensor:

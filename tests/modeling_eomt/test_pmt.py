@@ -152,6 +152,16 @@ def test_the_decoder_alone_takes_its_encoder(decoder_alone):
     assert_same(logits(AutoModel.from_pretrained(folder, encoder=whole).eval()), logits(model))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_the_same_encoder(dtype, decoder_alone):
+    model, folder, _ = decoder_alone
+    loaded = PMTForUniversalSegmentation.from_pretrained(folder, encoder=model, dtype=dtype)
+    expected = copy.deepcopy(model).to(dtype).encoder.state_dict()
+    for name, tensor in loaded.encoder.state_dict().items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, expected[name]), name
+
+
 def test_another_encoder_is_refused(decoder_alone):
     model, folder, whole = decoder_alone
     changed = copy.deepcopy(model)
@@ -207,6 +217,9 @@ def test_decoders_share_an_encoder():
     with pytest.raises(ValueError, match="differ"):
         one.share_encoder(other)
     other.encoder.load_state_dict(one.encoder.state_dict())
+    half = copy.deepcopy(one).to(torch.bfloat16)
+    with pytest.raises(ValueError, match="differ"):
+        half.share_encoder(one)
     expected = logits(one)
     one.share_encoder(other)
     assert one.encoder is other.encoder
@@ -238,6 +251,9 @@ def test_segment_runs_a_shared_encoder_once():
             assert np.array_equal(one.masks, other.masks)
     one = eomt.segment(photos[0], models, processor=processors)
     assert [found.task for found in one] == ["panoptic", "instance", "semantic"]
+    for wrong in ({"processor": processors[:2]}, {"processor": processors[0]}, {"batch_size": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            eomt.segment(photos, models, **({"processor": processors} | wrong))
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
