@@ -25,7 +25,7 @@ REPLACED = {  # options of the stock Trainer without effect on EoMT's schedule a
 }
 ABOVE_ZERO = (
     "learning_rate", "backbone_learning_rate", "num_train_epochs", "total_batch_size", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "lora", "early_stopping",
+    "gradient_accumulation_steps", "lora", "early_stopping", "cached_crops",
 )  # fmt: skip
 FULL_WARMUP_STEPS = 15_000  # least length of runs with the paper's warm-up (its shortest run: 19,902 steps)
 DEFAULT_EPOCHS = 12

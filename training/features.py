@@ -3,7 +3,7 @@
 N images · C fixed crops per image · K levels of the encoder · T tokens · D width
 
 A folder holds `levels.npy`, fp16 (N, C, K, T, D), memory-mapped; `crops.npy`, a checksum of the pixels of each crop, to
-which every sample is compared; and `encoder.json`, the fingerprint of the encoder.
+which every sample is compared; and `encoder.json`, the fingerprint of the encoder, its levels and its normalization.
 """
 
 import shutil
@@ -15,11 +15,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..configuration import as_pair
 from ..modeling_eomt import PMTForUniversalSegmentation
 from .data.samples import RepeatableDataset
 from .files import atomic, read_json, write_json
 
 BATCH = 4  # crops that the encoder sees at once
+NORMALIZATION = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")  # of the collator
 
 
 class CachedFeatures(RepeatableDataset):
@@ -56,16 +58,22 @@ def cached_features(
     """The samples of a data set with the features of their crops, which are computed where `folder` is missing.
 
     Raises:
-        ValueError: when the folder holds features of another encoder, data set or number of crops, or the disk is too
-            small.
+        ValueError: when the folder is incomplete or holds features of another encoder, input, data set or number of
+            crops, or the disk is too small.
     """
-    key = {"encoder": model.encoder.digest(), "levels": list(model.config.interaction_indices)}
+    config = model.config
+    key = {"encoder": model.encoder.digest(), "levels": list(config.interaction_indices)}
+    key["patch_size"] = list(as_pair(config.patch_size))
+    key |= {name: np.ravel(getattr(collator, name, None)).tolist() for name in NORMALIZATION}
     samples = CachedFeatures(dataset, seed, crops, folder)
     if not folder.exists():
         _write(samples, model, collator, key)
-    if read_json(folder / "encoder.json") != key:
-        raise ValueError(f"{folder} holds features of another encoder; give another cache_features")
-    shape = np.load(folder / "crops.npy", mmap_mode="r").shape
+    try:
+        found, shape = read_json(folder / "encoder.json"), np.load(folder / "crops.npy", mmap_mode="r").shape
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{folder} is no complete cache ({error}); give another cache_features") from None
+    if found != key:
+        raise ValueError(f"{folder} holds features of another encoder or input; give another cache_features")
     if shape != (len(dataset), crops):
         raise ValueError(
             f"{folder} holds features of {shape[0]} images with {shape[1]} crops, not of {len(dataset)} with {crops}; "

@@ -78,6 +78,7 @@ def test_batches_without_a_recipe(tmp_path):
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"total_batch_size": 0}, "total_batch_size is 0"),
         ({"ema": 1.0}, "ema is 1.0"),
+        ({"cached_crops": 0}, "cached_crops is 0"),
         ({"lora": 0}, "lora is 0"),
         ({"early_stopping": 2}, "eval_strategy is no"),
 ])  # fmt: skip

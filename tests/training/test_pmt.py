@@ -113,15 +113,21 @@ def test_training_with_cached_features_is_that_without(tmp_path):
     assert losses[1] == losses[2]
 
 
-@pytest.mark.parametrize("other", ["encoder", "images", "crops", "pixels"])
+@pytest.mark.parametrize("other", ["encoder", "images", "crops", "pixels", "patch", "normalization", "damaged"])
 def test_a_cache_of_something_else_is_refused(other, tmp_path):
     cached_trainer(tmp_path / "run", tmp_path / "cache").get_train_dataloader()
-    model = tiny_pmt(seed=1) if other == "encoder" else None
+    model = tiny_pmt(seed=int(other == "encoder"))
+    if other == "patch":
+        model.resize(32, 16)
     images = 3 if other == "images" else 4
     options = {"seed": 4} if other == "pixels" else {}
     trainer = cached_trainer(tmp_path / "other", tmp_path / "cache", model, images, **options)
     if other == "crops":
         trainer.args.cached_crops = 3
+    if other == "normalization":
+        trainer.data_collator.image_mean = 0.5
+    if other == "damaged":
+        (tmp_path / "cache" / "encoder.json").write_text("{")
     with pytest.raises(ValueError, match="cache"):
         next(iter(trainer.get_train_dataloader()))
 
