@@ -133,7 +133,7 @@ class EoMTTrainer(Trainer):
         self._shares = None  # of each accumulated batch in the normalizers of the step
         self._learning_rates: dict[str, float] = {}
         self._repeatable: RepeatableDataset | None = None
-        self._stream: StreamLoader | None = None
+        self._train_stream: StreamLoader | None = None
         self._saving = False  # whether a checkpoint is being saved, with LoRA and average apart from the weights
         self._prepare_model()
         self._choose_metric()
@@ -272,14 +272,14 @@ class EoMTTrainer(Trainer):
             process=args.process_index,
             processes=args.world_size,
         )
-        self._stream = StreamLoader(
+        self._train_stream = StreamLoader(
             batches,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
         )
-        return self._stream
+        return self._train_stream
 
     def _repeatable_samples(self, dataset) -> RepeatableDataset:
         args = self.args
@@ -469,15 +469,15 @@ class EoMTTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._stream is not None:
-            torch.save(self._stream.state_dict(), self._stream_file(output_dir))
+        if self._train_stream is not None:
+            torch.save(self._train_stream.state_dict(), self._stream_file(output_dir))
         if self.averaging is not None and self.args.should_save:
             self.averaging.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self._stream is not None and checkpoint is not None:
-            self._stream.load_state_dict(torch.load(self._stream_file(checkpoint), weights_only=True))
+        if self._train_stream is not None and checkpoint is not None:
+            self._train_stream.load_state_dict(torch.load(self._stream_file(checkpoint), weights_only=True))
         if self.averaging is not None and checkpoint is not None:
             self.averaging.load(checkpoint, self.args.device)
 
@@ -588,7 +588,7 @@ class _RunCallback(TrainerCallback):
             self.trainer._repeatable.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer._stream is not None:  # the stock Trainer counts from the resumed step
+        if self.trainer._train_stream is not None:  # the stock Trainer counts from the resumed step
             state.epoch = state.global_step / state.max_steps
 
     def on_train_end(self, args, state, control, **kwargs):
