@@ -119,7 +119,8 @@ class SplitEngine:
     def run(self, pixels: np.ndarray) -> Logits:
         last = getattr(self.encoder, "last", None)  # of the encoder, whose other decoders look there, too
         if last is None or not np.array_equal(last[0], pixels):
-            last = self.encoder.last = (pixels, *self.encoder.run(pixels))
+            # a copy: callers may fill their tensor anew
+            last = self.encoder.last = (pixels.copy(), *self.encoder.run(pixels))
         return self.decoder.run(last[1])
 
 
@@ -209,6 +210,10 @@ class ExportedEoMT:
         if encoder is not None:
             if not config.encoder_digest or config.encoder_digest != encoder.config.encoder_digest:
                 raise ValueError(f"{folder} was not exported with the encoder of {encoder.config.name_or_path}")
+            for name in ("interaction_indices", "image_size", "patch_size"):
+                ours, theirs = getattr(config, name), getattr(encoder.config, name)
+                if ours != theirs and (name == "interaction_indices" or as_pair(ours) != as_pair(theirs)):
+                    raise ValueError(f"{folder} was exported with {name} {ours}, the encoder with {theirs}")
             shared, engine = encoder.engine.encoder, encoder.engine.name
         return cls(config, open_engine(folder, engine, DTYPES.get(dtype, dtype), num_requests, shared))
 

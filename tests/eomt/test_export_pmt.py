@@ -1,5 +1,6 @@
 """`eomt export` of PMT: in one file, or encoder and decoder apart."""
 
+import json
 import shutil
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_two_files_have_the_logits_of_one_and_decoders_share_an_encoder(tmp_path
         for exported in (split, shared, split):
             exported(images.flip(0))
         assert len(calls) == 1
+        buffer = images.clone()
+        before = split(buffer).masks_queries_logits
+        buffer.copy_(images.flip(0))
+        assert torch.equal(split(buffer).masks_queries_logits, before.flip(0))
+        config = tmp_path / "other-split" / "config.json"
+        fields = json.loads(config.read_text())
+        for changed in ({"interaction_indices": [0, 1, 2]}, {"image_size": [32, 128]}, {"patch_size": [8, 32]}):
+            config.write_text(json.dumps(fields | changed))
+            with pytest.raises(ValueError, match=next(iter(changed))):
+                ExportedEoMT.from_pretrained(config.parent, encoder=split)
+        config.write_text(json.dumps(fields))
 
 
 @pytest.mark.skipif(not FORMATS, reason="needs an engine")
