@@ -63,6 +63,8 @@ class PMTConfig(EoMTDINOv3Config):
         self.encoder_config = encoder
         for name, size in sizes.items():
             setattr(self, name, getattr(encoder, name) if size is None else size)
+        if self.num_channels not in (type(self).num_channels, encoder.num_channels):
+            raise wrong("num_channels", self.num_channels, f"{encoder.num_channels}, those of the encoder")
         for name in SHARED:
             setattr(self, name, getattr(encoder, name))
         self.intermediate_size = self.hidden_size
@@ -75,9 +77,11 @@ class PMTConfig(EoMTDINOv3Config):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """The encoder has the image and patch size of the model."""
-        super().__setattr__(name, value)
+        """The encoder has the image and patch size of the model, and the model its channels."""
         encoder = self.__dict__.get("encoder_config")
+        if name == "num_channels" and isinstance(encoder, EoMTConfig) and value != encoder.num_channels:
+            raise wrong(name, value, f"{encoder.num_channels}, those of the encoder")
+        super().__setattr__(name, value)
         if name in ("image_size", "patch_size") and isinstance(encoder, EoMTConfig) and value is not None:
             setattr(encoder, name, value)
 

@@ -92,7 +92,8 @@ def _require_weights_of_size(name: str, model_class, config) -> None:
         return
     with torch.device("meta"):
         model = model_class(config)
-    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    elsewhere = ("encoder.",) if getattr(config, "encoder_digest", None) else ()  # PMT's decoder alone
+    count = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(elsewhere))
     if 0 < files < count:
         raise ValueError(
             f"{name}: config.json describes a model of {count / 1e6:,.0f} M parameters, but the weights have "

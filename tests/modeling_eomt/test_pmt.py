@@ -275,6 +275,17 @@ def test_wrong_fields_are_refused(fields):
         tiny_pmt_config(**fields)
 
 
+def test_other_channels_than_the_encoders_are_refused(tmp_path):
+    tiny_pmt().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="num_channels"):
+        PMTForUniversalSegmentation.from_pretrained(tmp_path, num_channels=4)
+    with pytest.raises(ValueError, match="num_channels"):
+        PMTConfig(**{**tiny_pmt_config().to_dict(), "num_channels": 4})
+    four = tiny_pmt(num_channels=4)
+    four.save_pretrained(tmp_path)
+    assert PMTForUniversalSegmentation.from_pretrained(tmp_path).config.num_channels == 4
+
+
 def test_token_merging_is_refused():
     with pytest.raises(ValueError, match="EoMT"):
         tiny_pmt().set_token_merging((1, 2), 0.9)
