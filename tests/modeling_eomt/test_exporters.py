@@ -5,10 +5,14 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from transformers.exporters.auto import AutoHfExporter
-from transformers.exporters.configs import DynamoConfig, ExecutorchConfig, OnnxConfig, OpenVINOConfig
 
 from tests.models import tiny_model
+
+try:
+    from transformers.exporters.auto import AutoHfExporter
+    from transformers.exporters.configs import DynamoConfig, ExecutorchConfig, OnnxConfig, OpenVINOConfig
+except ImportError:  # older than their exporter for OpenVINO
+    pytest.skip("transformers has fewer exporters", allow_module_level=True)
 
 
 def run_dynamo(program, pixels) -> list:
