@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 from benchmarks import pmt
 
 
@@ -15,6 +17,7 @@ def test_the_page_is_filled(tmp_path, monkeypatch):
         assert f"| {name} | 32.00 | 1.00 | 1.0 GiB |" in text
 
 
+@pytest.mark.slow
 def test_the_cases_run(monkeypatch, capsys):
     monkeypatch.setattr(pmt, "REPEATS", 1)
     for what, kind in (("three", "shared"), ("step", "cached")):

@@ -15,6 +15,7 @@ from tests.modeling_eomt.test_pmt import logits, pixels, tiny_pmt
 from tests.models import tiny_model
 
 FORMATS = [name for name in ENGINES if is_installed(name)]
+ENGINE_PARAMS = [pytest.param(name, marks=[pytest.mark.slow] if place else []) for place, name in enumerate(FORMATS)]
 
 
 def save(folder, seed=0, task="panoptic", kind="dinov2"):
@@ -26,42 +27,41 @@ def save(folder, seed=0, task="panoptic", kind="dinov2"):
     return model
 
 
-def export(*arguments) -> int:
-    return main(["export", *map(str, arguments), "--format", *FORMATS])
+def export(*arguments, engine=None) -> int:
+    return main(["export", *map(str, arguments), "--format", engine or FORMATS[0]])
 
 
-@pytest.mark.skipif(not FORMATS, reason="needs an engine")
-def test_two_files_have_the_logits_of_one_and_decoders_share_an_encoder(tmp_path):
+@pytest.mark.parametrize("engine", ENGINE_PARAMS)
+def test_two_files_have_the_logits_of_one_and_decoders_share_an_encoder(engine, tmp_path):
     one, other = save(tmp_path / "one"), save(tmp_path / "other", seed=2, task="instance")
     for name in ("one", "other"):
-        assert export(tmp_path / name, tmp_path / f"{name}-split", "--split-encoder") == 0
+        assert export(tmp_path / name, tmp_path / f"{name}-split", "--split-encoder", engine=engine) == 0
     shutil.rmtree(tmp_path / "other-split" / ENCODER)
     images = pixels(height=64, width=64)
-    for engine in FORMATS:
-        split = ExportedEoMT.from_pretrained(tmp_path / "one-split", engine=engine)
-        assert isinstance(split.engine, SplitEngine)
-        shared = ExportedEoMT.from_pretrained(tmp_path / "other-split", encoder=split)
-        for model, exported in ((one, split), (other, shared)):
-            masks, classes = logits(model, images)
-            out = exported(images)
-            torch.testing.assert_close(out.masks_queries_logits, masks, rtol=0, atol=1e-4)
-            torch.testing.assert_close(out.class_queries_logits, classes, rtol=0, atol=1e-4)
-        calls, run = [], split.engine.encoder.run
-        split.engine.encoder.run = lambda images, run=run, calls=calls: (calls.append(1), run(images))[1]
-        for exported in (split, shared, split):
-            exported(images.flip(0))
-        assert len(calls) == 1
-        buffer = images.clone()
-        before = split(buffer).masks_queries_logits
-        buffer.copy_(images.flip(0))
-        assert torch.equal(split(buffer).masks_queries_logits, before.flip(0))
-        config = tmp_path / "other-split" / "config.json"
-        fields = json.loads(config.read_text())
-        for changed in ({"interaction_indices": [0, 1, 2]}, {"image_size": [32, 128]}, {"patch_size": [8, 32]}):
-            config.write_text(json.dumps(fields | changed))
-            with pytest.raises(ValueError, match=next(iter(changed))):
-                ExportedEoMT.from_pretrained(config.parent, encoder=split)
-        config.write_text(json.dumps(fields))
+    split = ExportedEoMT.from_pretrained(tmp_path / "one-split", engine=engine)
+    assert isinstance(split.engine, SplitEngine)
+    shared = ExportedEoMT.from_pretrained(tmp_path / "other-split", encoder=split)
+    for model, exported in ((one, split), (other, shared)):
+        masks, classes = logits(model, images)
+        out = exported(images)
+        torch.testing.assert_close(out.masks_queries_logits, masks, rtol=0, atol=1e-4)
+        torch.testing.assert_close(out.class_queries_logits, classes, rtol=0, atol=1e-4)
+    calls, run = [], split.engine.encoder.run
+    split.engine.encoder.run = lambda images, run=run, calls=calls: (calls.append(1), run(images))[1]
+    for exported in (split, shared, split):
+        exported(images.flip(0))
+    assert len(calls) == 1
+    buffer = images.clone()
+    before = split(buffer).masks_queries_logits
+    buffer.copy_(images.flip(0))
+    assert torch.equal(split(buffer).masks_queries_logits, before.flip(0))
+    config = tmp_path / "other-split" / "config.json"
+    fields = json.loads(config.read_text())
+    for changed in ({"interaction_indices": [0, 1, 2]}, {"image_size": [32, 128]}, {"patch_size": [8, 32]}):
+        config.write_text(json.dumps(fields | changed))
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            ExportedEoMT.from_pretrained(config.parent, encoder=split)
+    config.write_text(json.dumps(fields))
 
 
 @pytest.mark.skipif(not FORMATS, reason="needs an engine")
