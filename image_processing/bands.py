@@ -59,7 +59,11 @@ def open_any(source, channels: int = 3, **options):
 def _read_tiff(data: bytes) -> np.ndarray:
     import tifffile
 
-    return tifffile.imread(BytesIO(data))
+    with tifffile.TiffFile(BytesIO(data)) as file:
+        size = file.series[0].nbytes
+        if size > MOST_BYTES:
+            raise ValueError(f"its pixels have {size} bytes, more than the limit of {MOST_BYTES}")
+        return file.asarray()
 
 
 def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:

@@ -41,6 +41,8 @@ def load_authors_checkpoint(
         model_class = PMTForUniversalSegmentation
         if not any(key.startswith("network.encoder.backbone.") for key in state):
             encoder, reference_backbone = reference_backbone or config.encoder_name, None
+        elif reference_backbone is not None:
+            raise ValueError("the checkpoint holds PMT's encoder, too; leave reference_backbone out")
     model = model_class(config).eval()
     ours = our_tensors(
         state,

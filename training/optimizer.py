@@ -130,6 +130,8 @@ def two_stage_warmup_poly_schedule(
 
 def warmup_cosine_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, lowest: float = 1e-9) -> LambdaLR:
     """PMT's learning rate schedule: linear from 0 in `warmup_steps`, then a half cosine to the rate `lowest`."""
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps is {warmup_steps}; a number of steps is at least 0")
 
     def factor(step: int, rate: float) -> float:
         if step < warmup_steps:

@@ -42,6 +42,13 @@ def test_read(channels, dtype, first, suffix, tmp_path):
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-4)
 
 
+def test_a_tiff_of_too_many_pixels_is_not_unpacked(tmp_path, monkeypatch):
+    data = save(tmp_path / "a.tif", bands(4)).read_bytes()
+    monkeypatch.setattr("eomt.image_processing.bands.MOST_BYTES", 2399)
+    with pytest.raises(ValueError, match="2400"):
+        read_bands(data, 4, "a.tif")
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.npy", b"junk"), ("a.tif", b"junk"), ("a.png", b"junk")])
 def test_junk_names_the_file(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)

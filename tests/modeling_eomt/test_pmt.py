@@ -189,6 +189,8 @@ def test_authors_files_of_the_decoder_alone_load():
     loaded = load_authors_checkpoint(state, tiny_pmt_config("dinov3"), reference_backbone=model)
     loaded.set_attn_mask_probs([0, 0])  # authors' files hold the state of the training
     assert_same(logits(loaded), logits(model))
+    with pytest.raises(ValueError, match="reference_backbone"):
+        load_authors_checkpoint(convert_to_authors(model), tiny_pmt_config("dinov3"), reference_backbone=model)
 
 
 def test_the_hubs_encoder_is_found_at_its_revision(tmp_path, monkeypatch):

@@ -95,3 +95,5 @@ def test_warmup_and_cosine_of_pmt():
     schedule = warmup_cosine_schedule(optimizer, 6000, 88_692)
     rates = [schedule.base_lrs[0] * schedule.lr_lambdas[0](step) for step in (0, 3000, 6000, 47_346, 88_692)]
     assert rates == pytest.approx([0, 1e-4, 2e-4, 1e-4 + 5e-10, 1e-9], rel=1e-6)
+    with pytest.raises(ValueError, match="-1"):
+        warmup_cosine_schedule(optimizer, -1, 10)
