@@ -50,13 +50,13 @@ def test_a_resumed_stream_does_not_read_earlier_images(tmp_path):
     assert read.read_text().split() == [str(number) for number in range(34, 40)]  # the last batch and two new ones
 
 
-@pytest.mark.parametrize(("dataset", "options"), [
-    (streamed(), {"max_steps": -1}),
-    (streamed(), {"cache_features": "features"}),
-    (streamed().filter(lambda sample: False), {}),
+@pytest.mark.parametrize(("dataset", "options", "word"), [
+    (streamed(), {"max_steps": -1}, "max_steps"),
+    (streamed(), {"cache_features": "features"}, "cache_features"),
+    (streamed().filter(lambda sample: False), {}, "no batch"),
 ])  # fmt: skip
-def test_streams_that_cannot_be_trained_on(tmp_path, dataset, options):
-    with pytest.raises(ValueError):  # noqa: PT011 — the words are not the point
+def test_streams_that_cannot_be_trained_on(tmp_path, dataset, options, word):
+    with pytest.raises(ValueError, match=word):
         EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, **options), train_dataset=dataset).train()
 
 
