@@ -27,10 +27,11 @@ from eomt.report import ImageReport
 from eomt.training.arguments import command_arguments
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+from eomt.training.defaults import cpu_has_bf16
 from eomt.training.evaluation import evaluate_model
 from eomt.training.files import read_json, write_atomic, write_json
 from eomt.training.options import DataOptions, ModelOptions, RunOptions, StockOptions, listed
-from eomt.training.setup import build_trainer, cpu_has_bf16
+from eomt.training.setup import build_trainer
 
 from .pages import fill_parts
 

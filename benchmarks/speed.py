@@ -30,7 +30,7 @@ from transformers import EomtImageProcessor
 from eomt import EoMTImageProcessor
 from eomt.speed.measure import extra_cpu_bytes
 from eomt.training.augmentation import Geometry, ids_to_positions, positions_to_masks
-from eomt.training.setup import cpu_has_bf16
+from eomt.training.defaults import cpu_has_bf16
 
 from .paired import DTYPES, model_pair, paired_seconds, seconds
 

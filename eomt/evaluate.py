@@ -24,7 +24,7 @@ from .speed.flops import CountedModel
 from .training.data import EvaluationTransform, load_data
 from .training.data.load import splits_of
 from .training.data.predictions import PredictionIndex, predictions_folder, read_predictions
-from .training.data.rows import UnknownClass
+from .training.data.rows import LISTED, UnknownClass
 from .training.evaluation import evaluate_model, metric_for, score
 from .training.files import finite, read_json, require_writable, write_json
 from .training.processes import gather, rank
@@ -180,7 +180,7 @@ def scores_held_out(path: str, dataset: str, task: str, split: str, model, crowd
 def count_empty(rows: Dataset) -> int | None:
     """Number of images without annotations; None for label images, which would have to be read again."""
     plain = rows.with_format(None)
-    return sum(not s for s in plain["segments"]) if plain[0]["layout"] in ("panoptic", "instance") else None
+    return sum(not s for s in plain["segments"]) if plain[0]["layout"] in LISTED else None
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------

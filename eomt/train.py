@@ -16,18 +16,11 @@ from .training.card import final_evaluation
 from .training.checkpoints import check_options, checkpoint_to_resume, write_options
 from .training.data.load import UNSPLIT, detect_format, splits_of, tasks_of
 from .training.data.rows import DataProblems
+from .training.defaults import Choice, choose_defaults, data_facts
 from .training.files import write_json
 from .training.options import DataOptions, ModelOptions, RunOptions, StockOptions
-from .training.setup import (
-    Choice,
-    build_trainer,
-    choose_defaults,
-    data_facts,
-    load_split,
-    starting_point,
-    train_transform,
-    with_more,
-)
+from .training.setup import build_trainer, load_split, train_transform, with_more
+from .training.start import starting_point
 from .training.trainer import EoMTTrainer
 
 

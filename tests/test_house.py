@@ -36,10 +36,10 @@ MOST_LINES = {
     "configuration": 1680,
     "image_processing": 2300,
     "modeling_eomt": 3830,
-    "training": 6440,
+    "training": 6470,
     "eomt": 5260,
     "benchmarks": 1990,
-    "tests": 14370,
+    "tests": 14380,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

@@ -1,7 +1,7 @@
 """The options of `eomt train`: the data, the model, the run. Free of torch, so that `--help` is quick.
 
 The docstring under a field is its help text. None stands for the recipe's value; without a recipe, for a value chosen
-from the data (setup.py) or the common value of the paper's runs (arguments.py).
+from the data (defaults.py) or the common value of the paper's runs (arguments.py).
 """
 
 import dataclasses

@@ -13,8 +13,8 @@ from eomt.loading import load_for_inference, load_model
 from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
 from eomt.modeling_eomt.pretrained import load_config
 from eomt.training.arguments import EoMTTrainingArguments
-from eomt.training.options import DataOptions, ModelOptions
-from eomt.training.setup import build_model, starting_point
+from eomt.training.options import ModelOptions
+from eomt.training.start import build_model, starting_point
 from tests.models import tiny_model
 from tests.predicting import predict, write_photos
 
@@ -100,7 +100,7 @@ def test_commands_take_the_name(hub, base, trained, tmp_path):
     args = EoMTTrainingArguments(output_dir=str(tmp_path / "run"), task="panoptic", report_to=[])
     start = starting_point(ModelOptions(checkpoint=NAME), args)
     labels = LabelSpace.from_config(start.config, NAME)
-    assert_weights(build_model(start, DataOptions(data="unread"), ModelOptions(checkpoint=NAME), args, labels), trained)
+    assert_weights(build_model(start, ModelOptions(checkpoint=NAME), args, labels, image_size=64), trained)
 
 
 def test_a_base_in_a_folder(hub, base, published, trained):

@@ -190,7 +190,7 @@ def test_an_image_without_segments_is_drawn_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scale_range", [(0.0, 1.0), (2.0, 1.0), (1.0,)])
 def test_ranges_of_scales_rise_and_are_positive(scale_range):
-    with pytest.raises(ValueError, match="scale_range|unpack"):
+    with pytest.raises(ValueError, match=r"scale_range|unpack"):
         TrainTransform(LabelSpace("x", ["a"]), task="semantic", size=16, scale_range=scale_range)
 
 

@@ -7,12 +7,13 @@ from transformers import AutoConfig
 
 from eomt import EoMTImageProcessor
 from eomt.cli import main
-from eomt.training import EoMTTrainingArguments, setup
+from eomt.training import EoMTTrainingArguments, defaults
 from eomt.training.data import load_data
 from eomt.training.data.load import tasks_of
 from eomt.training.data.shapes import make_shapes
+from eomt.training.defaults import DataFacts, choose_defaults, data_facts, default_choices
 from eomt.training.options import DataOptions, ModelOptions
-from eomt.training.setup import DataFacts, Start, choose_defaults, data_facts, default_choices, processor_of
+from eomt.training.start import Start, processor_of
 from tests.training.tiny import tiny_model
 
 FEW = DataFacts(9, 250, None)
@@ -21,12 +22,13 @@ BUSY = DataFacts(120, 256, (25, 111))
 TINY_OBJECTS = DataFacts(9, 256, (30, 90), 0.005)
 
 
-def test_facts_are_those_of_the_training_images(tmp_path):
+@pytest.mark.parametrize("task", ["panoptic", "instance"])  # both from panoptic annotations
+def test_facts_are_those_of_the_training_images(tmp_path, task):
     root = make_shapes(tmp_path / "shapes", train=5, val=2)
-    table, _ = load_data(root, task="panoptic", split="train")
+    table, _ = load_data(root, task=task, split="train")
     facts = data_facts(table)
     counts = sorted(len(row["segments"]) for row in table)
-    shares = [segment["area"] ** 0.5 / 108 for row in table for segment in row["segments"]]
+    shares = [segment["area"] ** 0.5 / max(row["size"]) for row in table for segment in row["segments"]]
     assert facts == DataFacts(5, 108, (counts[2], counts[-1]), pytest.approx(np.median(shares)))
 
 
@@ -100,7 +102,7 @@ def test_fewer_queries_than_segments_are_noticed(tmp_path, monkeypatch):
     model = tiny_model()
     options = (DataOptions(data="data"), ModelOptions(), args, Start("eomt", "runs/old", model.config))
     warnings = []
-    monkeypatch.setattr(setup.logger, "warning", warnings.append)
+    monkeypatch.setattr(defaults.logger, "warning", warnings.append)
     choose_defaults(DataFacts(20, 108, (3, model.config.num_queries)), *options)
     assert not warnings
     choose_defaults(DataFacts(20, 108, (3, model.config.num_queries + 1)), *options)
