@@ -63,7 +63,7 @@ def checkpoint_task(own: Mapping, config: Mapping, processor: Mapping, path: str
     if not decided:
         logger.warning_once(
             f"{path or 'This checkpoint'} has neither a saved task nor the classes of a known data set; using "
-            f"task={task!r}. Give task= (--task) for another one."
+            f"task={task!r}. Give task for another one."
         )
     return task
 

@@ -24,11 +24,11 @@ def require_free(target: Path, force: bool, source: str | os.PathLike | None = N
     if source is not None and target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
         raise ValueError(f"{target} holds {source}, which would be lost; choose another name")
     if not force:
-        raise ValueError(f"{target} exists; choose another name, or replace it with --force")
+        raise ValueError(f"{target} exists; choose another name, or give force")
     if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in MODEL_FILES):
-        raise ValueError(f"{target} is a folder with other files than a model; --force does not replace it")
+        raise ValueError(f"{target} is a folder with other files than a model, which force does not replace")
     if target.is_dir() and any(path.is_dir() or path.name == RUN_FILE for path in target.iterdir()):
-        raise ValueError(f"{target} holds a training run or other folders; --force does not replace it")
+        raise ValueError(f"{target} holds a training run or other folders, which force does not replace")
 
 
 def require_writable(folder: Path) -> None:

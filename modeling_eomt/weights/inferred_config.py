@@ -57,7 +57,7 @@ def config_from_checkpoint(
         heads = row.heads
     if heads is None:
         if width % HEAD_WIDTH:
-            raise ValueError(f"the width {width} is not a multiple of {HEAD_WIDTH}, the width of a head; give --heads")
+            raise ValueError(f"the width {width} is not a multiple of {HEAD_WIDTH}, the width of a head; give heads")
         heads = width // HEAD_WIDTH
     if labels is not None and labels.num_labels != num_labels:
         raise ValueError(f"{labels.num_labels} labels were given, the checkpoint has {num_labels} classes")
@@ -134,7 +134,7 @@ def _image_size(state: StateDict, family: str, patch: tuple[int, int]) -> int | 
     count = _shape(state, f"{ENCODER}pos_embed")[-2] - (family == "eva02")  # N; EVA-02's class token has one too
     side = math.isqrt(count)
     if side**2 != count:
-        raise ValueError(f"the checkpoint's {count} positions are not a square grid; give --image-size HEIGHT WIDTH")
+        raise ValueError(f"the checkpoint's {count} positions are not a square grid; give image_size as height and width")
     height, width = side * patch[0], side * patch[1]
     return height if height == width else (height, width)
 

@@ -285,7 +285,7 @@ def _annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tu
     for tree, name in files:
         tree.json(name)  # one that is no JSON is the likelier reason
     have = ", ".join(name for _, name in found) or "none"
-    hint = "; for data of another kind give --task instance or --task semantic" if task == "panoptic" else ""
+    hint = "; for data of another kind, the task is instance or semantic" if task == "panoptic" else ""
     raise ValueError(
         f"{path}: no COCO {task} annotation file for split {split!r} (annotation files of that kind: {have}){hint}"
     )

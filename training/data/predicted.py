@@ -73,7 +73,7 @@ def _confidence(tree: Tree, png: str) -> str:
     """The location of the confidence map beside a label image."""
     name = "confidence/" + png.removeprefix("labels/")
     if name not in tree.names:
-        raise ValueError(f"score_floor needs {name}; predict with --confidence")
+        raise ValueError(f"score_floor needs {name}; predict with confidence")
     return tree.locate(name)
 
 
