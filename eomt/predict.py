@@ -24,6 +24,7 @@ from .drawing import draw_confidence, draw_prediction, side_by_side, write_jpeg
 from .image_processing.bands import open_any, picture_of
 from .image_processing.images import is_animated
 from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
+from .image_processing.rasters import Raster, open_raster
 from .loading import load_for_inference, needs_cpu_group, require_model, weight_files
 from .options import PredictOptions
 from .results import Results, file_state, image_ids_by_name
@@ -79,7 +80,8 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
         file_name = str(Path(name).with_name(Path(result.item).name))  # with folders: file names alone may repeat
         results.write(name, file_name, result.prediction, image_ids[name], states[name])
 
-    read = partial(open_any, channels=processor.num_channels, max_pixels=options.max_pixels)
+    opened = open_raster if options.tile else open_any
+    read = partial(opened, channels=processor.num_channels, max_pixels=options.max_pixels)
     common = {"read": read, "on_error": failed}
     common["batch_size"] = options.batch_size
     common |= {"panoptic": {"threshold": threshold}, "semantic": {"confidence": options.confidence}}.get(
@@ -107,8 +109,6 @@ def require_options(options: PredictOptions, task: str, model) -> None:
     if options.threshold is not None and task == "semantic":
         raise ValueError(f"--threshold {options.threshold} cannot be used with semantic segmentation")
     if options.tile:
-        if model.config.num_channels != 3:
-            raise ValueError(f"--tile is for RGB images; the model takes {model.config.num_channels} channels")
         require_tiles(options.tile, options.overlap, model.config.patch_size)
     if options.compile and not isinstance(model, torch.nn.Module):
         raise ValueError(f"--compile is for PyTorch models; {options.model} is exported and runs on its engine")
@@ -154,9 +154,12 @@ def draw_files(
     results: Results, name: str, image, result: Inferred, options: PredictOptions, threshold: float, id2label: dict
 ) -> None:
     prediction = result.prediction
-    image = image if isinstance(image, Image.Image) else picture_of(image)
-    step = math.ceil(math.sqrt(image.width * image.height / DRAWN_PIXELS))
-    image = image.reduce(step) if step > 1 else image
+    step = math.ceil(math.sqrt(math.prod(result.size) / DRAWN_PIXELS))
+    if isinstance(image, Raster):
+        image = picture_of(image.reduced(step))
+    else:
+        image = image if isinstance(image, Image.Image) else picture_of(image)
+        image = image.reduce(step)
     shown = confident_instances(prediction, threshold) if "masks" in prediction else prediction
     if options.overlays:
         overlay = draw_prediction(image, shown, id2label, step, legend=True)

@@ -42,7 +42,7 @@ def read_bands(source: str | Path | bytes, channels: int | None = None, name: st
             image = upright(decode_image(data))
         return to_bands(image, channels)
     except ImportError:
-        raise ValueError(f"{name} needs tifffile: pip install '.[tiff]' in the checkout") from None
+        raise ValueError(f"{name} needs tifffile: pip install '.[rasters]' in the checkout") from None
     except Exception as error:  # tifffile has many errors for damaged files
         if isinstance(error, MemoryError):
             raise
@@ -81,8 +81,7 @@ def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
     if pixels.ndim != 3:
         raise ValueError(f"its shape is {tuple(pixels.shape)}; give (H, W), (H, W, C) or (C, H, W)")
     if data_format is None:
-        first, _, last = pixels.shape
-        is_last = last == channels if channels in (first, last) else last < first
+        is_last = has_channels_last(pixels.shape, channels)
     else:
         is_last = str(getattr(data_format, "value", data_format)) == "channels_last"
     pixels = pixels.permute(2, 0, 1) if is_last else pixels
@@ -94,6 +93,11 @@ def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
     wide = not pixels.is_floating_point() and (pixels.dtype == torch.uint16 or bool((pixels > 255).any()))
     pixels = torch.nan_to_num(pixels.float()) / (257 if wide else 1)
     return scaled_to_255(pixels).clamp(0, 255).contiguous()
+
+
+def has_channels_last(shape: tuple[int, int, int], channels: int | None) -> bool:
+    first, _, last = shape
+    return last == channels if channels in (first, last) else last < first
 
 
 def picture_of(bands) -> Image.Image:

@@ -107,12 +107,7 @@ def decode_image(source: str | Path | bytes, max_pixels: int | None = None) -> I
     if max_pixels is not None:
         Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # Pillow warns above it, refuses twice it
     with _open(BytesIO(data)) as image:
-        pixels = image.width * image.height
-        if max_pixels is not None and pixels > max_pixels:
-            raise ValueError(
-                f"{image.width} × {image.height} pixels need about {12 * pixels / 1e9:.1f} GB; the limit is "
-                f"max_pixels={max_pixels}"
-            )
+        require_pixels(image.height, image.width, max_pixels)
         try:
             image.load()
         except MemoryError:
@@ -120,6 +115,14 @@ def decode_image(source: str | Path | bytes, max_pixels: int | None = None) -> I
         except Exception as error:  # Pillow's decoders have no common error for damaged files
             raise ValueError(f"unreadable image ({error})") from error
         return image
+
+
+def require_pixels(height: int, width: int, max_pixels: int | None) -> None:
+    if max_pixels is not None and height * width > max_pixels:
+        raise ValueError(
+            f"{width} × {height} pixels need about {12 * height * width / 1e9:.1f} GB; the limit is "
+            f"max_pixels={max_pixels}"
+        )
 
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 H, W image (pixels) · h, w tile
 
 Tiles show small objects at full resolution; the whole image shows objects larger than a tile (semantic: tiles alone).
-Memory beyond the image and the result grows with the width of the image only: one row of tiles is kept.
+Memory beyond the image and the result grows with the width of the image only: one row of tiles is kept. Rasters stay on
+the disk.
 """
 
 import math
@@ -11,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..image_processing.inference import FAILS_ALONE, Inferred, error_line, infer
+from ..image_processing.rasters import Raster
 from .instances import InstanceJoin
 from .panoptic import PanopticJoin
 from .semantic import SemanticJoin
@@ -31,7 +34,7 @@ def infer_tiled(
     *,
     tile: int,
     overlap: float = 0.25,
-    read: Callable[[object], Image.Image],
+    read: Callable[[object], Image.Image | Raster],
     on_error: Callable[[object, str], None],
     batch_size: int = 1,
     show_progress: bool = False,
@@ -58,7 +61,7 @@ def infer_tiled(
 def infer_tiles(
     model,
     processor,
-    image: Image.Image,
+    image: Image.Image | Raster,
     *,
     tile: int,
     overlap: float = 0.25,
@@ -70,7 +73,7 @@ def infer_tiles(
 
     Args:
         model, processor, rules: as for `infer`.
-        image: RGB, in memory.
+        image: RGB, or a raster of `open_raster`.
         tile: side of a tile in pixels of the image. With the input size of the model, tiles are not resized.
         overlap: least share of a tile that its neighbor also covers, 0 to 0.5. Objects are joined there.
         on_tile: called after each tile and after the whole image.
@@ -84,15 +87,17 @@ def infer_tiles(
     require_tiles(tile, overlap, model.config.patch_size)
     size = (image.height, image.width)
     tiles = cut(size, tile, overlap)
-    if len(tiles) == 1:
-        return next(infer(model, processor, [image], **rules)).prediction
 
-    def part(tile: Tile | None) -> Image.Image:
-        if tile is not None:
+    def part(tile: Tile | None) -> Image.Image | Tensor:
+        if tile is None:
+            factor = math.ceil(max(size) / WHOLE_SIDE)
+            return image.reduce(factor) if isinstance(image, Image.Image) else image.reduced(factor)
+        if isinstance(image, Image.Image):
             return image.crop((tile.columns.start, tile.rows.start, tile.columns.stop, tile.rows.stop))
-        factor = math.ceil(max(image.size) / WHOLE_SIDE)
-        return image.reduce(factor) if factor > 1 else image
+        return image.read(tile.rows, tile.columns)
 
+    if len(tiles) == 1:
+        return next(infer(model, processor, tiles, read=part, **rules)).prediction
     join = JOINS[processor.task](size, tile)
     parts = tiles if processor.task == "semantic" else [None, *tiles]
     for result in infer(model, processor, parts, batch_size=batch_size, read=part, **rules):

@@ -134,7 +134,7 @@ def _image_size(state: StateDict, family: str, patch: tuple[int, int]) -> int | 
     count = _shape(state, f"{ENCODER}pos_embed")[-2] - (family == "eva02")  # N; EVA-02's class token has one too
     side = math.isqrt(count)
     if side**2 != count:
-        raise ValueError(f"the checkpoint's {count} positions are not a square grid; give image_size as height and width")
+        raise ValueError(f"the checkpoint's {count} positions are not a square grid; give image_size")
     height, width = side * patch[0], side * patch[1]
     return height if height == width else (height, width)
 

@@ -14,7 +14,9 @@ from scipy import ndimage
 
 from eomt import EoMTImageProcessor
 from eomt.image_processing.inference import infer
+from eomt.image_processing.rasters import Raster, open_raster
 from eomt.image_processing.rle import encode_window
+from eomt.loading import load_for_inference
 from eomt.tiling import infer_tiles
 from eomt.tiling.instances import InstanceJoin
 from eomt.tiling.panoptic import PanopticJoin
@@ -63,6 +65,19 @@ def quality(prediction: dict, ids: np.ndarray, labels: dict[int, int]) -> float:
     }
     metric.add_batch(predictions=[prediction], references=[reference])
     return metric.compute()["pq"]
+
+
+def test_rasters_on_the_disk_have_the_segments_of_images_in_memory(tmp_path):
+    """Tiles are read from the file, and the image as a whole is reduced band by band."""
+    folder = save_confident(tmp_path / "model")
+    model, processor = load_for_inference(folder, "cpu")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (150, 210, 3)).astype(np.uint8))
+    picture.save(tmp_path / "a.tif")
+    raster = open_raster(tmp_path / "a.tif")
+    assert isinstance(raster, Raster)
+    found, expected = (infer_tiles(model, processor, image, tile=64) for image in (raster, picture))
+    assert expected["segments_info"]
+    same(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,9 @@ def test_predict_evaluate_and_export(data, trained, tmp_path, capsys):
     assert main(["predict", images, "--model", str(trained), "--output", str(tmp_path / "out"), "--workers", "0"]) == 0
     assert Image.open(next((tmp_path / "out").rglob("*.jpg"))).mode == "RGB"
     assert main(["evaluate", str(trained), "--data", str(data), "--output", str(tmp_path / "score")]) == 0
+    tiled = ["predict", images, "--model", str(trained), "--output", str(tmp_path / "tiled"), "--tile", "48"]
+    assert main(tiled) == 0
+    assert len([*(tmp_path / "tiled").rglob("*.jpg")]) == 2
     formats = [name for name in ENGINES if is_installed(name)]
     assert main(["export", str(trained), str(tmp_path / "exported"), "--format", *formats]) == 0
     assert main(["predict", images, "--model", str(tmp_path / "exported"), "--output", str(tmp_path / "again")]) == 0

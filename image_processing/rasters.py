@@ -1,0 +1,109 @@
+"""Rasters: images of which parts are read from the file, for images larger than the memory."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from .bands import has_channels_last, open_any, to_bands
+from .images import require_pixels
+
+STEP_PIXELS = 2**24
+"""Pixels that are reduced in one step."""
+LARGEST_CHUNK = 2**26
+"""Bytes of a tiff's largest strip or tile. A larger one would be unpacked for each part."""
+
+
+@dataclass
+class Raster:
+    """An image (C, H, W) on the disk."""
+
+    channels: int
+    height: int
+    width: int
+    read: Callable[[slice, slice], Tensor]
+    "(rows, columns) → the part (C, h, w), as from `read_bands`."
+
+    def reduced(self, factor: int) -> Tensor:
+        """(C, H / factor, W / factor), rounded up: means of blocks, as Pillow's `reduce`."""
+        step = factor * max(1, STEP_PIXELS // (self.width * factor))
+        bands = (self.read(slice(top, top + step), slice(0, self.width)) for top in range(0, self.height, step))
+        return torch.cat([_means(band, factor) for band in bands], dim=1)
+
+
+def open_raster(source, channels: int = 3, max_pixels: int | None = None) -> Image.Image | Raster:
+    """`open_any`, but the pixels of uint8 and uint16 in npy and tiff files stay on the disk.
+
+    The scale of other types depends on all pixels (`to_bands`), so that these are read at once. So are tiffs that only
+    Pillow reads, and all without tifffile and zarr (the extra `rasters`).
+
+    Raises:
+        ValueError: with the name, for another number of channels, more than `max_pixels`, or unreadable files.
+    """
+    array = _stored(source, channels)
+    if array is None:
+        image = open_any(source, channels, max_pixels=max_pixels)
+        if isinstance(image, Image.Image):
+            return image
+        return Raster(*image.shape, lambda rows, columns: image[:, rows, columns])
+    is_last = array.ndim == 2 or has_channels_last(array.shape, channels)
+    height, width = array.shape[:2] if is_last else array.shape[1:]
+
+    def read(rows: slice, columns: slice) -> Tensor:
+        try:
+            part = np.array(array[rows, columns] if is_last else array[:, rows, columns])
+        except Exception as error:  # zarr and the decoders have many errors for damaged files
+            raise ValueError(f"cannot read image {str(source)!r}: {error}") from error
+        return to_bands(part, channels, "channels_last" if is_last else "channels_first")
+
+    try:
+        require_pixels(height, width, max_pixels)
+        read(slice(0, 1), slice(0, 1))  # the number of channels
+    except ValueError as error:
+        raise ValueError(f"cannot read image {str(source)!r}: {error}") from None
+    return Raster(channels, height, width, read)
+
+
+def _stored(source, channels: int):
+    """The pixels of a file as an array that reads what is indexed; None if they must be read at once."""
+    suffix = Path(str(source)).suffix.lower()
+    array = None
+    try:
+        if suffix == ".npy" and os.path.isfile(source):
+            array = np.load(source, mmap_mode="r", allow_pickle=False)
+        elif suffix in (".tif", ".tiff") and os.path.isfile(source):
+            array = _stored_tiff(source, channels)
+    except Exception:  # `open_any` raises the reason
+        return None
+    return array if array is not None and array.ndim in (2, 3) and array.dtype in (np.uint8, np.uint16) else None
+
+
+def _stored_tiff(source, channels: int):
+    import tifffile
+    import zarr
+
+    series = tifffile.TiffFile(source).series[0]
+    page = series.keyframe
+    is_rgb = page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel == 3 and page.bitspersample == 8
+    if channels == 3 and not (is_rgb and page.tags.valueof("Orientation", 1) == 1):
+        return None  # Pillow converts colors and turns
+    if series.dataoffset is not None:  # not compressed
+        return tifffile.memmap(source, mode="r")
+    array = zarr.open(series.aszarr(level=0), mode="r")
+    if np.prod(array.chunks) * array.dtype.itemsize > LARGEST_CHUNK:
+        return None
+    np.array(array[:1, :1])  # without a decoder for its compression, Pillow may have one
+    return array
+
+
+def _means(pixels: Tensor, factor: int) -> Tensor:
+    if factor == 1:
+        return pixels
+    means = F.avg_pool2d(pixels.float(), factor, ceil_mode=True, count_include_pad=False)
+    return means if pixels.is_floating_point() else means.round().to(pixels.dtype)
