@@ -34,12 +34,12 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MOST_LINES = {
     "configuration": 1680,
-    "image_processing": 2300,
+    "image_processing": 2420,
     "modeling_eomt": 3830,
     "training": 6470,
     "eomt": 5260,
     "benchmarks": 1990,
-    "tests": 14380,
+    "tests": 14490,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
