@@ -24,7 +24,7 @@ from .training.data.folders import numbered_classes
 from .training.files import atomic, require_free, require_writable
 
 FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
-TO_HUB_ONLY = ("task", "labels", "stuff", "image_size", "heads", "reference_backbone")
+TO_HUB_ONLY = ("task", "labels", "stuff", "image_size", "heads", "backbone", "reference_backbone")
 
 
 def convert(source: str, destination: Path, options: ConvertOptions) -> int:
@@ -56,6 +56,7 @@ def to_hub(source: str, published: Published, destination: Path, options: Conver
         raise ValueError(f"{source} is an authors' checkpoint, so {destination} must be a folder")
     config = published.config(
         heads=options.heads,
+        backbone=options.backbone,
         image_size=options.image_size,
         task=options.task,
         labels=read_labels(options.labels) if options.labels else None,

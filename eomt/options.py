@@ -184,8 +184,11 @@ class ConvertOptions:
     """From authors: side or HEIGHTxWIDTH; by default from square position embeddings (DINOv3: 640)."""
     heads: Annotated[Positive | None, Parameter(group=MODEL)] = None
     """From authors: attention heads; width / 64 by default."""
+    backbone: Annotated[str | None, Parameter(group=MODEL)] = None
+    """From authors, PMT's decoder alone: name of its encoder, of timm or the hub."""
     reference_backbone: Annotated[str | None, Parameter(group=MODEL)] = None
-    """From authors: DINOv3 weights, if the checkpoint holds differences to them; by default the hub's of its size."""
+    """From authors: DINOv3 weights, if the checkpoint holds differences to them; by default the hub's of its size.
+    PMT's decoder alone: weights of its encoder; by default those that --backbone names."""
     delta_from: Annotated[str | None, Parameter(group=MODEL)] = None
     """To authors: write the encoder as differences to these DINOv3 weights."""
     force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False

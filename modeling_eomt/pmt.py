@@ -37,6 +37,7 @@ class FrozenEncoder(nn.Module):
         self.layers = nn.ModuleList(EoMTLayer(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.freeze()
+        self.is_shared = False
         self._remembers = False
         self._remembered: tuple[Tensor, tuple[int, ...], list[Tensor]] | None = None
 
@@ -283,6 +284,7 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         if different or len(ours) != len(theirs):
             raise ValueError(f"the encoders differ ({different or 'in depth'}); only equal ones can be shared")
         self.encoder = other.encoder
+        self.encoder.is_shared = True
         self.config.encoder_config = other.config.encoder_config
 
     def save_pretrained(self, save_directory, *args, decoder_only: bool = False, **kwargs):
@@ -302,6 +304,8 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
 
     @torch.no_grad()
     def resize(self, image_size, patch_size=None) -> None:
+        if self.encoder.is_shared:
+            raise ValueError(f"the encoder is shared; resize the models to {image_size} before share_encoder")
         patch_size = self.config.patch_size if patch_size is None else patch_size
         self.encoder.embeddings.resize(image_size, patch_size)
         self.config.image_size, self.config.patch_size = image_size, patch_size

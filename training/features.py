@@ -4,6 +4,8 @@ N images · C fixed crops per image · K levels of the encoder · T tokens · D 
 
 A folder holds `levels.npy`, fp16 (N, C, K, T, D), memory-mapped; `crops.npy`, a checksum of the pixels of each crop, to
 which every sample is compared; and `encoder.json`, the fingerprint of the encoder, its levels and its normalization.
+`encoder.json` is written last: without it the folder is incomplete, and the next run writes it anew. A run that finds
+another one writing waits for it.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""The configuration of an authors' checkpoint, inferred from the shapes of its tensors.
+"""The configuration of an authors' checkpoint of EoMT or PMT, inferred from the names and shapes of its tensors.
 
 Q queries · C labels · D width · N patches
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ...configuration import TASK_ROWS, EoMTConfig, as_pair
 from ...configuration.checkpoint import infer_task
-from ...configuration.families import backbone_row, nearest_backbone
+from ...configuration.families import backbone_row, find_backbone, nearest_backbone
 from ...configuration.labels import BY_SIZE, LabelSpace, label_space
 from ...configuration.pmt import PMTConfig
 from .state_dicts import StateDict
@@ -17,6 +17,7 @@ from .state_dicts import StateDict
 HEAD_WIDTH = 64  # of the paper's backbones (Table A); not visible in any shape
 DINOV3_IMAGE_SIZE = 640  # rotary positions do not depend on the size
 ENCODER = "network.encoder.backbone."
+DECODER = "network.decoder."  # PMT's
 
 
 def config_from_checkpoint(
@@ -27,6 +28,7 @@ def config_from_checkpoint(
     task: str | None = None,
     labels: LabelSpace | None = None,
     stuff_label_ids: Sequence[int] | None = None,
+    backbone: str | None = None,
     saved: Mapping | None = None,
 ) -> EoMTConfig:
     """Authors' state dict (keys `network.*`) → the configuration that fits it.
@@ -37,22 +39,32 @@ def config_from_checkpoint(
             640 for DINOv3, which has none.
         task: "panoptic", "instance" or "semantic"; by default guessed from the numbers of labels and queries.
         stuff_label_ids: by default the data set's where the task is panoptic.
-        saved: configuration that `eomt convert` left in the file (`read_config`): the defaults, where there is one.
         labels: by default the data set's that has C classes (COCO, ADE20K, Cityscapes), else LABEL_0, LABEL_1, …
+        backbone: a name in `BACKBONES`: the encoder of PMT's decoder alone, which the checkpoint does not name.
+        saved: configuration that `eomt convert` left in the file (`read_config`): the defaults, where there is one.
 
     Raises:
         ValueError: when a key that a shape is read from is missing, or shape and argument contradict each other.
     """
+    if backbone is not None and any(key.startswith(ENCODER) for key in state):
+        raise ValueError(f"the checkpoint holds its encoder; leave out --backbone {backbone}")
     if saved:
         return _saved_config(saved, heads, image_size, task, labels, stuff_label_ids)
-    if "network.decoder.q.weight" in state:
-        raise ValueError("the checkpoint is PMT's; read it by load_authors_checkpoint(file, PMTConfig.for_backbone(…))")
-    queries, width = _shape(state, "network.q.weight")
-    num_labels = _shape(state, "network.class_head.weight")[0] - 1
-    num_blocks = _shape(state, "network.attn_mask_probs")[0]
-    upscale = {match[1] for key in state if (match := re.match(r"network\.upscale\.(\d+)\.", key))}
-    family, depth, swiglu = _encoder(state)
-    row = backbone_row(family, width, depth, swiglu)
+    is_pmt = f"{DECODER}q.weight" in state
+    heads_are = DECODER if is_pmt else "network."
+    queries, width = _shape(state, f"{heads_are}q.weight")
+    num_labels = _shape(state, f"{heads_are}class_head.weight")[0] - 1
+    num_blocks = _shape(state, f"{heads_are}attn_mask_probs")[0]
+    upscale = {match[1] for key in state if (match := re.match(rf"{re.escape(heads_are)}upscale\.(\d+)\.", key))}
+    if backbone is None:
+        family, depth, swiglu = _encoder(state)
+        row = backbone_row(family, width, depth, swiglu)
+        patch = tuple(_kernel(state).shape[-2:])
+    else:
+        row = find_backbone(backbone)
+        depth, patch = row.depth, as_pair(EoMTConfig.patch_size)
+        if row.width != width:
+            raise ValueError(f"the decoder has width {width}, --backbone {backbone} has {row.width}")
     if heads is None and (row.width, row.depth) == (width, depth):
         heads = row.heads
     if heads is None:
@@ -66,21 +78,31 @@ def config_from_checkpoint(
     names = space.config_fields if space else {"num_labels": num_labels}
     if stuff_label_ids is None:
         stuff_label_ids = space.stuff_label_ids if space and task == "panoptic" else ()
-    patch = tuple(_kernel(state).shape[-2:])
-    return EoMTConfig.for_backbone(
-        row.name,
-        image_size=image_size or _image_size(state, family, patch),
-        task=task,
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        num_blocks=num_blocks,
-        num_queries=queries,
-        num_upscale_blocks=len(upscale),
-        patch_size=patch[0] if patch[0] == patch[1] else patch,
-        stuff_label_ids=list(stuff_label_ids),
-        **names,
-    )
+    fields = {
+        "image_size": image_size or _image_size(state, row.family, patch),
+        "task": task,
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_blocks": num_blocks,
+        "num_queries": queries,
+        "num_upscale_blocks": len(upscale),
+        "patch_size": patch[0] if patch[0] == patch[1] else patch,
+        "stuff_label_ids": list(stuff_label_ids),
+    }
+    if is_pmt:
+        return PMTConfig.for_backbone(backbone or row.name, **fields, **names, **_lateral_fields(state))
+    return EoMTConfig.for_backbone(row.name, **fields, **names)
+
+
+def _lateral_fields(state: StateDict) -> dict[str, str | bool]:
+    """Kind of PMT's modules for the encoder's levels."""
+    projection, kind = f"{DECODER}lateral_projections.0", "identity"
+    if f"{projection}.weight" in state:
+        kind = "linear"
+    elif f"{projection}.0.weight" in state:
+        kind = "mlp"
+    return {"lateral_projection": kind, "lateral_batch_norm": "network.bn.0.weight" in state}
 
 
 def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | None, stuff) -> EoMTConfig:
@@ -111,6 +133,10 @@ def _encoder(state: StateDict) -> tuple[str, int, bool]:
     """Encoder's keys → (family, depth, whether its MLP is a SwiGLU)."""
     keys = {key.removeprefix(ENCODER) for key in state if key.startswith(ENCODER)}
     depth = len({match[1] for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))})
+    if not depth and f"{DECODER}q.weight" in state:
+        raise ValueError(
+            "the checkpoint holds PMT's decoder alone and does not name its encoder; eomt convert --backbone NAME reads it"
+        )
     if not depth:
         raise ValueError(f"the checkpoint has no {ENCODER}blocks.*: it is none of the authors' EoMT code")
     if "patch_embed.cls_token" in keys:
@@ -131,6 +157,8 @@ def _kernel(state: StateDict):
 def _image_size(state: StateDict, family: str, patch: tuple[int, int]) -> int | tuple[int, int]:
     if family == "dinov3":
         return DINOV3_IMAGE_SIZE
+    if f"{ENCODER}pos_embed" not in state:
+        raise ValueError("the checkpoint has no positions, which tell the image size; give --image-size")
     count = _shape(state, f"{ENCODER}pos_embed")[-2] - (family == "eva02")  # N; EVA-02's class token has one too
     side = math.isqrt(count)
     if side**2 != count:
@@ -147,15 +175,20 @@ def _shape(state: Mapping, key: str) -> tuple[int, ...]:
 
 def describe_config(config: EoMTConfig) -> str:
     """Summary of a model, one line per property."""
-    row, exact = nearest_backbone(config)
+    encoder = config.encoder_config if isinstance(config, PMTConfig) else config
+    row, exact = nearest_backbone(encoder)
+    blocks = f"{config.num_blocks} of {encoder.num_hidden_layers} process the queries"
+    if encoder is not config:
+        levels = ", ".join(str(index) for index in config.interaction_indices)
+        blocks = f"{config.num_blocks} of a decoder (PMT) that reads the encoder's blocks {levels}"
     names = [config.id2label[label] for label in range(config.num_labels)]
     size, patch = (as_pair(value) for value in (config.image_size, config.patch_size))
     facts = {
         "backbone": f"{row.name}{'' if exact else ', scaled'}: width {config.hidden_size}, depth "
-        f"{config.num_hidden_layers}, {config.num_attention_heads} heads",
+        f"{encoder.num_hidden_layers}, {config.num_attention_heads} heads",
         "classes": f"{config.num_labels} ({names[0]} … {names[-1]}), {len(config.stuff_label_ids)} of them stuff",
         "queries": f"{config.num_queries}",
-        "blocks": f"{config.num_blocks} of {config.num_hidden_layers} process the queries",
+        "blocks": blocks,
         "size": f"{size[0]} × {size[1]} pixels, patches of {patch[0]} × {patch[1]}",
         "task": config.task,
     }

@@ -1,6 +1,7 @@
 """`eomt convert` as a user calls it: there and back bit for bit, nothing half-written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,15 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-from eomt import EoMTImageProcessor
+from eomt import EoMTImageProcessor, PMTConfig
 from eomt.cli import main
-from eomt.configuration.families import nearest_backbone
+from eomt.configuration import families
+from eomt.configuration.families import find_backbone, nearest_backbone
 from eomt.modeling_eomt import convert_to_authors
 from eomt.modeling_eomt.weights.inferred_config import config_from_checkpoint
 from tests.models import BACKBONE_OF_KIND, GOLDEN, golden_config, tiny_model
+from tests.modeling_eomt.test_pmt import tiny_pmt
+from tests.parity.test_pmt import assert_near, golden_pmt
 
 KINDS = list(BACKBONE_OF_KIND)
 SHAPE = ("--heads", "2", "--image-size", "64", "96")  # what the golden checkpoints' shapes do not tell
@@ -54,6 +58,57 @@ def test_the_authors_logits_and_bitwise_back(kind, suffix, tmp_path, capsys):
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[key], theirs[key]) for key in theirs)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["hub", file.name])
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
+@pytest.mark.parametrize("holds", ["all", "the decoder"])
+@torch.no_grad()
+def test_files_of_pmt(kind, holds, tmp_path, capsys, monkeypatch):
+    """The decoder alone needs the name of its encoder, here a backbone of the golden's size, and its weights."""
+    expected, io, pixels = golden_pmt(kind)
+    theirs = load_file(GOLDEN / f"pmt_{kind}.checkpoint.safetensors")
+    shape = ["--heads", "2", "--image-size", "96", "--task", "instance"]
+    file = tmp_path / "authors.safetensors"
+    save_file({key: t for key, t in theirs.items() if holds == "all" or "encoder" not in key}, file)
+    if holds == "the decoder":
+        row = replace(find_backbone(BACKBONE_OF_KIND[kind]), width=64, depth=4, heads=2)
+        expected.save_pretrained(tmp_path / "encoder")
+        assert convert(file, tmp_path / "hub", *shape) == 2
+        assert convert(file, tmp_path / "hub", *shape, "--backbone", row.name) == 2  # of another width
+        monkeypatch.setattr(families, "BACKBONES", (row,))
+        monkeypatch.setattr(families.Backbone, "num_blocks", 3)  # known for real depths only
+        if kind == "dinov2":
+            assert convert(file, tmp_path / "hub", "--backbone", row.name) == 2
+        errors = capsys.readouterr().err.splitlines()
+        for line, word in zip(errors, ["--backbone", "64", "--image-size"]):
+            assert word in line
+        shape = [*shape[2:], "--backbone", row.name, "--reference-backbone", tmp_path / "encoder"]
+    assert convert(file, tmp_path / "hub", *shape) == 0
+    said = capsys.readouterr().out
+    for part in (f"{BACKBONE_OF_KIND[kind]}", "width 64, depth 4, 2 heads", "queries   9", "96 × 96"):
+        assert part in said
+    model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "hub").eval()
+    assert model.config.interaction_indices == expected.config.interaction_indices
+    assert model.config.encoder_config.grid_size == (6, 6)
+    model.set_attn_mask_probs([0] * 3)
+    assert_near(model(pixels).masks_queries_logits, io["plain.mask"])
+    assert convert(tmp_path / "hub", tmp_path / "back.bin") == 0
+    back = torch.load(tmp_path / "back.bin", weights_only=True)
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize(("projection", "batch_norm"), [("mlp", False), ("linear", True), ("identity", False)])
+def test_lateral_modules_are_those_of_the_file(projection, batch_norm):
+    points = PMTConfig.train_num_points
+    model = tiny_pmt(lateral_projection=projection, lateral_batch_norm=batch_norm, train_num_points=points)
+    config = config_from_checkpoint(convert_to_authors(model), heads=4)
+    assert config.to_dict() == model.config.to_dict()
+
+
+def test_a_backbone_is_for_files_without_one(tmp_path, capsys):
+    assert convert(golden_file("dinov2"), tmp_path / "hub", *SHAPE, "--backbone", BACKBONE_OF_KIND["dinov2"]) == 2
+    assert "--backbone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
