@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..configuration import as_pair
 from ..modeling_eomt import PMTForUniversalSegmentation
 from .data.samples import RepeatableDataset
-from .files import atomic, read_json, write_json
+from .files import read_json, write_json
 
 BATCH = 4  # crops that the encoder sees at once
 NORMALIZATION = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")  # of the collator
@@ -57,10 +58,10 @@ def checksum(sample: dict) -> int:
 def cached_features(
     dataset, model: PMTForUniversalSegmentation, collator, folder: Path, seed: int, crops: int
 ) -> CachedFeatures:
-    """The samples of a data set with the features of their crops, which are computed where `folder` is missing.
+    """The samples of a data set with the features of their crops, which are computed where `folder` lacks them.
 
     Raises:
-        ValueError: when the folder is incomplete or holds features of another encoder, input, data set or number of
+        ValueError: when the folder is damaged or holds features of another encoder, input, data set or number of
             crops, or the disk is too small.
     """
     config = model.config
@@ -68,10 +69,14 @@ def cached_features(
     key["patch_size"] = list(as_pair(config.patch_size))
     key |= {name: np.ravel(getattr(collator, name, None)).tolist() for name in NORMALIZATION}
     samples = CachedFeatures(dataset, seed, crops, folder)
-    if not folder.exists():
-        _write(samples, model, collator, key)
+    complete = folder / "encoder.json"
+    if not complete.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):  # the system frees it when the process is killed
+            if not complete.exists():  # another run may have written it
+                _write(samples, model, collator, key)
     try:
-        found, shape = read_json(folder / "encoder.json"), np.load(folder / "crops.npy", mmap_mode="r").shape
+        found, shape = read_json(complete), np.load(folder / "crops.npy", mmap_mode="r").shape
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{folder} is no complete cache ({error}); give another cache_features") from None
     if found != key:
@@ -92,16 +97,17 @@ def _write(samples: CachedFeatures, model: PMTForUniversalSegmentation, collator
     grid = model.patch_grid(torch.empty(1, model.config.num_channels, height, width, device="meta"))
     tokens = grid[0] * grid[1] + model.config.num_prefix_tokens
     shape = (images, crops, len(indices), tokens, model.config.hidden_size)
-    samples.folder.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(samples.folder.parent).free
+    folder = samples.folder
+    (folder / "levels.npy").unlink(missing_ok=True)  # of a run that was killed
+    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"the features need {needed / 1e9:.1f} GB, but {samples.folder.parent} has {free / 1e9:.1f} GB; lower "
-            "cached_crops, or leave out cache_features"
+            f"the features need {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB; lower cached_crops, or "
+            "leave out cache_features"
         )
-    with atomic(samples.folder, folder=True) as folder, tqdm(total=images * crops, desc="features") as bar:
-        levels = np.lib.format.open_memmap(folder / "levels.npy", "w+", np.float16, shape)
-        checksums = np.zeros((images, crops), np.uint32)
+    levels = np.lib.format.open_memmap(folder / "levels.npy", "w+", np.float16, shape)
+    checksums = np.zeros((images, crops), np.uint32)
+    with tqdm(total=images * crops, desc="features") as bar:
         for crop in range(crops):
             plain.set_epoch(crop)
             loader = DataLoader(plain, BATCH, collate_fn=list, generator=torch.Generator())  # not the run's
@@ -111,5 +117,6 @@ def _write(samples: CachedFeatures, model: PMTForUniversalSegmentation, collator
                 levels[first : first + len(batch), crop] = found.half().cpu().numpy()
                 checksums[first : first + len(batch), crop] = [checksum(sample) for sample in batch]
                 bar.update(len(batch))
-        np.save(folder / "crops.npy", checksums)
-        write_json(folder / "encoder.json", key)
+    levels.flush()
+    np.save(folder / "crops.npy", checksums)
+    write_json(folder / "encoder.json", key)

@@ -236,6 +236,16 @@ def test_decoders_share_an_encoder():
     assert len(calls) == 2
 
 
+def test_a_shared_encoder_keeps_its_size():
+    one, other = tiny_pmt(), tiny_pmt()
+    one.share_encoder(other)
+    for model in (one, other):
+        with pytest.raises(ValueError, match="96"):
+            model.resize(96)
+        assert model.config.image_size == model.config.encoder_config.image_size == 64
+    assert_same(logits(one), logits(other))
+
+
 def test_segment_runs_a_shared_encoder_once():
     photos = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)) for seed in (1, 2)]
     models = [tiny_pmt(task=task) for task in ("panoptic", "instance", "semantic")]

@@ -1,7 +1,9 @@
 """PMT in the trainer and in `eomt train`: only the decoder learns."""
 
 import json
+import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +113,35 @@ def test_training_with_cached_features_is_that_without(tmp_path):
         losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert losses[1] == losses[2]
+
+
+def test_what_a_killed_run_left_is_written_anew(tmp_path):
+    for name in ("whole", "partial"):
+        cached_trainer(tmp_path / "run", tmp_path / name).get_train_dataloader()
+    np.lib.format.open_memmap(tmp_path / "partial" / "levels.npy", "r+")[1] = 0
+    (tmp_path / "partial" / "crops.npy").unlink()
+    (tmp_path / "partial" / "encoder.json").unlink()
+    cached_trainer(tmp_path / "run", tmp_path / "partial").get_train_dataloader()
+    for file in ("levels.npy", "crops.npy", "encoder.json"):
+        assert (tmp_path / "partial" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["partial", "run", "whole"]
+
+
+def test_a_second_run_waits_for_the_first_to_write(tmp_path):
+    first, second = (cached_trainer(tmp_path / name, tmp_path / "cache") for name in ("one", "two"))
+    threads, calls = [], []
+
+    def start_second(*_):
+        if not threads:
+            threads.append(threading.Thread(target=second.get_train_dataloader))
+            threads[0].start()
+
+    first.model.encoder.layers[0].register_forward_hook(start_second)
+    second.model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    first.get_train_dataloader()
+    threads[0].join(timeout=60)
+    assert not threads[0].is_alive()
+    assert not calls
 
 
 @pytest.mark.parametrize("other", ["encoder", "images", "crops", "pixels", "patch", "normalization", "damaged"])
