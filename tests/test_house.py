@@ -35,11 +35,11 @@ LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in mod
 MOST_LINES = {
     "configuration": 1680,
     "image_processing": 2420,
-    "modeling_eomt": 3830,
-    "training": 6470,
-    "eomt": 5260,
+    "modeling_eomt": 3870,
+    "training": 6480,
+    "eomt": 5270,
     "benchmarks": 1990,
-    "tests": 14490,
+    "tests": 14580,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
