@@ -47,7 +47,7 @@ def config_from_checkpoint(
         ValueError: when a key that a shape is read from is missing, or shape and argument contradict each other.
     """
     if backbone is not None and any(key.startswith(ENCODER) for key in state):
-        raise ValueError(f"the checkpoint holds its encoder; leave out --backbone {backbone}")
+        raise ValueError(f"the checkpoint holds its encoder; leave out backbone {backbone}")
     if saved:
         return _saved_config(saved, heads, image_size, task, labels, stuff_label_ids)
     is_pmt = f"{DECODER}q.weight" in state
@@ -64,7 +64,7 @@ def config_from_checkpoint(
         row = find_backbone(backbone)
         depth, patch = row.depth, as_pair(EoMTConfig.patch_size)
         if row.width != width:
-            raise ValueError(f"the decoder has width {width}, --backbone {backbone} has {row.width}")
+            raise ValueError(f"the decoder has width {width}, the backbone {backbone} has {row.width}")
     if heads is None and (row.width, row.depth) == (width, depth):
         heads = row.heads
     if heads is None:
@@ -135,7 +135,8 @@ def _encoder(state: StateDict) -> tuple[str, int, bool]:
     depth = len({match[1] for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))})
     if not depth and f"{DECODER}q.weight" in state:
         raise ValueError(
-            "the checkpoint holds PMT's decoder alone and does not name its encoder; eomt convert --backbone NAME reads it"
+            "the checkpoint holds PMT's decoder alone and does not name its encoder; eomt convert reads it and takes the "
+            "name as backbone"
         )
     if not depth:
         raise ValueError(f"the checkpoint has no {ENCODER}blocks.*: it is none of the authors' EoMT code")
@@ -158,7 +159,7 @@ def _image_size(state: StateDict, family: str, patch: tuple[int, int]) -> int | 
     if family == "dinov3":
         return DINOV3_IMAGE_SIZE
     if f"{ENCODER}pos_embed" not in state:
-        raise ValueError("the checkpoint has no positions, which tell the image size; give --image-size")
+        raise ValueError("the checkpoint has no positions, which tell its image size; give image_size")
     count = _shape(state, f"{ENCODER}pos_embed")[-2] - (family == "eva02")  # N; EVA-02's class token has one too
     side = math.isqrt(count)
     if side**2 != count:

@@ -80,7 +80,7 @@ def test_files_of_pmt(kind, holds, tmp_path, capsys, monkeypatch):
         if kind == "dinov2":
             assert convert(file, tmp_path / "hub", "--backbone", row.name) == 2
         errors = capsys.readouterr().err.splitlines()
-        for line, word in zip(errors, ["--backbone", "64", "--image-size"]):
+        for line, word in zip(errors, ["backbone", "64", "image_size"]):
             assert word in line
         shape = [*shape[2:], "--backbone", row.name, "--reference-backbone", tmp_path / "encoder"]
     assert convert(file, tmp_path / "hub", *shape) == 0
@@ -108,7 +108,7 @@ def test_lateral_modules_are_those_of_the_file(projection, batch_norm):
 
 def test_a_backbone_is_for_files_without_one(tmp_path, capsys):
     assert convert(golden_file("dinov2"), tmp_path / "hub", *SHAPE, "--backbone", BACKBONE_OF_KIND["dinov2"]) == 2
-    assert "--backbone" in capsys.readouterr().err
+    assert BACKBONE_OF_KIND["dinov2"] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,8 +210,8 @@ def test_refuses_to_overwrite(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "word"), [
-    ([golden_file("dinov2"), "hub"], "--heads"),
-    ([golden_file("dinov2"), "hub", "--heads", "2"], "--image-size"),
+    ([golden_file("dinov2"), "hub"], "heads"),
+    ([golden_file("dinov2"), "hub", "--heads", "2"], "image_size"),
     ([golden_file("dinov2"), "hub", "--heads", "2", "--image-size", "1", "2", "3"], "HEIGHTxWIDTH"),
     ([golden_file("dinov2"), "hub", "--heads", "2", "--image-size", "64"], "mis-shaped"),
     ([golden_file("dinov2"), "hub", *SHAPE, "--labels", "nothing"], "nothing"),
