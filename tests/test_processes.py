@@ -143,8 +143,11 @@ def test_a_step_of_pmt_has_the_statistics_of_both_processes(pairs, monkeypatch):
 
 
 def test_a_stream_is_split_over_processes_and_workers(pairs):
-    seen = [json.loads((pairs[0] / "stream" / f"{rank}.json").read_text()) for rank in range(2)]
+    """And resumed in both."""
+    noted = [json.loads((pairs[0] / "stream" / f"{rank}.json").read_text()) for rank in range(2)]
+    seen = [steps for steps, _ in noted]
     assert [len(steps) for steps in seen] == [4, 4]
+    assert [resumed for _, resumed in noted] == [steps[2:] for steps in seen]
     names = [name for steps in seen for step in steps for name in step]
     assert sorted(names) == sorted(f"image{index}.png" for index in range(16))
 

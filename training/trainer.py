@@ -470,6 +470,7 @@ class EoMTTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self._train_stream is not None:
+            os.makedirs(output_dir, exist_ok=True)  # another process may not have come so far
             torch.save(self._train_stream.state_dict(), self._stream_file(output_dir))
         if self.averaging is not None and self.args.should_save:
             self.averaging.save(output_dir)

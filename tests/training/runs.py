@@ -56,10 +56,13 @@ def streaming(folder, dataset=None, **overrides) -> Noting:
 
 
 def stream(folder: Path) -> None:
-    """One pass of a stream in two processes of two workers each; each notes what it saw."""
-    trainer = streaming(folder)
+    """One pass of a stream in two processes of two workers each, and its end again from a checkpoint; each notes what
+    it saw."""
+    trainer = streaming(folder, save_strategy="steps", save_steps=2)
     trainer.train()
-    (folder / f"{trainer.args.process_index}.json").write_text(json.dumps(trainer.seen))
+    resumed = streaming(folder, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    (folder / f"{trainer.args.process_index}.json").write_text(json.dumps([trainer.seen, resumed.seen]))
 
 
 def die(*args, **kwargs):
