@@ -16,8 +16,8 @@ from eomt.configuration import families
 from eomt.configuration.families import find_backbone, nearest_backbone
 from eomt.modeling_eomt import convert_to_authors
 from eomt.modeling_eomt.weights.inferred_config import config_from_checkpoint
-from tests.models import BACKBONE_OF_KIND, GOLDEN, golden_config, tiny_model
 from tests.modeling_eomt.test_pmt import tiny_pmt
+from tests.models import BACKBONE_OF_KIND, GOLDEN, golden_config, tiny_model
 from tests.parity.test_pmt import assert_near, golden_pmt
 
 KINDS = list(BACKBONE_OF_KIND)
