@@ -4,7 +4,7 @@ from math import ceil
 from typing import Any, ClassVar
 
 from .eomt import EoMTConfig, EoMTDINOv3Config, upscale_blocks
-from .field_types import wrong
+from .field_types import check_types, wrong
 from .tasks import TASK_ROWS, Task
 
 LATERAL_PROJECTIONS = ("mlp", "linear", "identity")
@@ -54,11 +54,7 @@ class PMTConfig(EoMTDINOv3Config):
     encoder_digest: str | None = None
 
     def __post_init__(self, **kwargs):
-        encoder = self.encoder_config
-        if encoder is None:
-            encoder = EoMTDINOv3Config()
-        if isinstance(encoder, dict):
-            encoder = _encoder_from(encoder)
+        encoder = EoMTDINOv3Config() if self.encoder_config is None else _encoder_from(self.encoder_config)
         sizes = {name: getattr(self, name) for name in ("image_size", "patch_size")}
         self.encoder_config = encoder
         for name, size in sizes.items():
@@ -109,6 +105,12 @@ class PMTConfig(EoMTDINOv3Config):
         }
         return cls(encoder_config=encoder, **{**fields, **overrides})
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        if config_dict.get("encoder_config") is None:
+            raise wrong("encoder_config", None, "a dictionary of the encoder's fields")
+        return super().from_dict(config_dict, **kwargs)
+
     def check_fields(self) -> None:
         super().check_fields()
         depth, indices = self.encoder_config.num_hidden_layers, list(self.interaction_indices)
@@ -119,10 +121,20 @@ class PMTConfig(EoMTDINOv3Config):
             raise wrong("lateral_projection", self.lateral_projection, f"one of {', '.join(LATERAL_PROJECTIONS)}")
 
 
-def _encoder_from(fields: dict[str, Any]) -> EoMTConfig:
-    """`encoder_config` of a file → a configuration of its family."""
-    kinds = {kind.model_type: kind for kind in EoMTConfig.class_of_layout.values()}
-    kind = kinds.get(fields.get("model_type"))
-    if kind is None:
-        raise wrong("encoder_config.model_type", fields.get("model_type"), f"one of {', '.join(kinds)}")
-    return kind(**{name: value for name, value in fields.items() if name != "model_type"})
+def _encoder_from(given: EoMTConfig | dict[str, Any]) -> EoMTConfig:
+    """`encoder_config`, which is a dictionary in a file → a configuration of its family."""
+    kinds = list(EoMTConfig.class_of_layout.values())
+    if type(given) in kinds:
+        return given
+    if not isinstance(given, dict):
+        raise wrong("encoder_config", given, "an EoMTConfig, or a dictionary of its fields")
+    fields = dict(given)
+    name, names = fields.pop("model_type", None), [kind.model_type for kind in kinds]
+    if name not in names:
+        raise wrong("encoder_config.model_type", name, f"one of {', '.join(names)}")
+    kind = kinds[names.index(name)]
+    try:
+        check_types(kind, fields)
+        return kind(**fields)
+    except ValueError as error:
+        raise ValueError(f"encoder_config: {error}") from None

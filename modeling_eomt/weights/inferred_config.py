@@ -135,7 +135,7 @@ def _encoder(state: StateDict) -> tuple[str, int, bool]:
     depth = len({match[1] for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))})
     if not depth and f"{DECODER}q.weight" in state:
         raise ValueError(
-            "the checkpoint is PMT's decoder alone; give the name of its encoder to eomt convert, as backbone"
+            "the checkpoint is PMT's decoder alone; give eomt convert the name of its encoder, as backbone"
         )
     if not depth:
         raise ValueError(f"the checkpoint has no {ENCODER}blocks.*: it is none of the authors' EoMT code")

@@ -1,6 +1,7 @@
 """PMT: the frozen encoder, batch norm, checkpoints of the decoder alone, and decoders that share an encoder."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -285,6 +286,32 @@ def test_segment_runs_a_shared_encoder_once():
 def test_wrong_fields_are_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         tiny_pmt_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        (None, "encoder_config"),
+        ({"model_type": ["eomt"]}, "encoder_config.model_type"),
+        ({"model_type": "pmt"}, "encoder_config.model_type"),
+        ({"hidden_size": "48"}, "encoder_config.*hidden_size"),
+        ({"rope_parameters": "x"}, "encoder_config.*rope_parameters"),
+        ({"dtype": "float99"}, "encoder_config.*dtype"),
+        ({"task": "depth"}, "encoder_config.*task"),
+    ],
+)
+def test_wrong_fields_of_the_encoder_in_a_file_are_named(fields, name, tmp_path):
+    saved = tiny_pmt_config("dinov3").to_dict()
+    saved["encoder_config"] = None if fields is None else saved["encoder_config"] | fields
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=f"^{name} "):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("encoder", ["dinov3", PMTConfig()])
+def test_an_encoder_of_another_kind_is_refused(encoder):
+    with pytest.raises(ValueError, match="encoder_config"):
+        PMTConfig(encoder_config=encoder)
 
 
 def test_other_channels_than_the_encoders_are_refused(tmp_path):
