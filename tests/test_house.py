@@ -33,13 +33,13 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MOST_LINES = {
-    "configuration": 1680,
+    "configuration": 1690,
     "image_processing": 2420,
     "modeling_eomt": 3870,
     "training": 6480,
     "eomt": 5270,
     "benchmarks": 1990,
-    "tests": 14590,
+    "tests": 14620,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
