@@ -81,7 +81,7 @@ class FrozenEncoder(nn.Module):
             if index in indices:
                 levels.append(self.layernorm(hidden_states))
         if self._remembers:
-            self._remembered = (pixel_values, tuple(indices), levels)
+            self._remembered = (pixel_values.clone(), tuple(indices), levels)
         return levels
 
 
@@ -115,10 +115,20 @@ class TokenBatchNorm(nn.Module):
         count = totals[-1]
         mean = totals[:-1] / count
         variance = _sum_over_processes((tokens - mean).square().sum(0)) / count
+        mean, variance = mean.to(self.running_mean.dtype), variance.to(self.running_var.dtype)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         self.num_batches_tracked += 1
         return mean, variance
+
+
+class FoldingLinear(nn.Linear):
+    """A linear layer of gain · x + shift, with gain and shift (D,) in its weights: a pass over the tokens less."""
+
+    def forward(self, tokens: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        if gain is None:
+            return super().forward(tokens)
+        return F.linear(tokens, self.weight * gain, self.bias + self.weight @ shift)
 
 
 class Lateral(nn.Module):
@@ -130,9 +140,9 @@ class Lateral(nn.Module):
         self.norm = TokenBatchNorm(width) if config.lateral_batch_norm else None
         self.projection = None
         if config.lateral_projection == "linear":
-            self.projection = nn.Sequential(OrderedDict(fc1=nn.Linear(width, width)))
+            self.projection = nn.Sequential(OrderedDict(fc1=FoldingLinear(width, width)))
         elif config.lateral_projection == "mlp":
-            fc1, fc2 = nn.Linear(width, width // 2), nn.Linear(width // 2, width)
+            fc1, fc2 = FoldingLinear(width, width // 2), nn.Linear(width // 2, width)
             self.projection = nn.Sequential(OrderedDict(fc1=fc1, activation=ACT2FN[config.hidden_act], fc2=fc2))
         self.scale = nn.Parameter(torch.ones(width))
 
@@ -149,12 +159,11 @@ class Lateral(nn.Module):
         return level + (level if self.projection is None else self.projection(level))
 
     def _folded(self, level: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        """The same with the norm in the weights of the first layer: one pass over the tokens less."""
+        """The same with the norm in the first layer."""
         scale = self.scale
         if self.projection is None:
             return level * (2 * gain * scale) + 2 * shift * scale
-        first = self.projection.fc1
-        projected = F.linear(level, first.weight * gain, first.bias + first.weight @ shift)
+        projected = self.projection.fc1(level, gain, shift)
         for layer in self.projection[1:]:
             projected = layer(projected)
         return torch.addcmul(shift * scale, level, gain * scale) + projected * scale

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from huggingface_hub import constants
 from PIL import Image
 from transformers import (
@@ -71,6 +72,22 @@ def test_every_family_trains_the_decoder_and_never_the_encoder(kind):
     optimizer.step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.encoder.state_dict().items())
     assert model.laterals[0].norm.running_mean.any()
+
+
+def test_training_in_half_precision_is_near_that_in_full():
+    full, half = tiny_pmt().train(), tiny_pmt().to(torch.bfloat16).train()
+    masks, labels = targets(size=(64, 96))
+    losses = [model(pixels(), masks, labels).loss for model in (full, half)]
+    losses[1].backward()
+    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=0.02)
+    for ours, theirs in zip(half.laterals, full.laterals):
+        assert ours.projection.fc1.weight.grad.any()
+        torch.testing.assert_close(ours.norm.running_var.float(), theirs.norm.running_var, rtol=0.05, atol=0.01)
+
+
+def test_offloaded_weights():
+    expected = logits(tiny_pmt())
+    assert_same(logits(cpu_offload(tiny_pmt(), execution_device=torch.device("cpu"))), expected)
 
 
 @pytest.mark.parametrize("projection", ["mlp", "linear", "identity"])
@@ -233,8 +250,11 @@ def test_decoders_share_an_encoder():
         assert_same(logits(one), expected)
         logits(other)
         assert len(calls) == 1
-        logits(other, pixels(seed=6))
-    assert len(calls) == 2
+        images = pixels(seed=6)
+        before = logits(other, images)[0]
+        images.neg_()
+        assert not torch.equal(logits(other, images)[0], before)
+    assert len(calls) == 3
 
 
 def test_a_shared_encoder_keeps_its_size():
