@@ -35,11 +35,11 @@ LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in mod
 MOST_LINES = {
     "configuration": 1690,
     "image_processing": 2420,
-    "modeling_eomt": 3870,
+    "modeling_eomt": 3880,
     "training": 6480,
     "eomt": 5270,
     "benchmarks": 1990,
-    "tests": 14620,
+    "tests": 14640,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
