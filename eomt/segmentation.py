@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor
 
 from .configuration import TASK_ROWS
 from .drawing import draw_segments
+from .image_processing.bands import picture_of
 from .image_processing.images import scaled_to_255
 from .image_processing.inference import Inferred, confident_instances, infer, iter_segments, open_source
 from .loading import load_for_inference, usable_device, weight_files
@@ -34,7 +35,7 @@ class Segmentation:
     """The n segments of an image."""
 
     image: Image.Image
-    "RGB, upright, of the size of the masks."
+    "RGB, upright, of the size of the masks; of other channels the first three."
     masks: np.ndarray
     "(n, H, W) bool. Instances may overlap, best score first."
     labels: list[int]
@@ -80,7 +81,7 @@ def segment(
     """Segment an image, or a list of images, with one model or several.
 
     Args:
-        images: a path, URL, PIL image, or array or tensor of (3, H, W) or (H, W, 3); or a list of them.
+        images: a path, URL, PIL image, or array or tensor of (C, H, W) or (H, W, C); or a list of them.
         model: a folder, also of `eomt export`, or a hub name (the last two models stay loaded); or a model object. An
             object computes in evaluation mode; its mode is restored afterwards. Or a list of models: PMT models that
             share an encoder (`share_encoder`) run it once per image where their inputs are the same.
@@ -117,12 +118,13 @@ def segment(
         raise ValueError(f"threshold is {threshold}; give a probability from 0 to 1")
     threshold = TASK_ROWS[task].drawing_threshold if threshold is None else threshold
     rules = {"panoptic": {"threshold": threshold}, "semantic": {"confidence": True}}.get(task, {})
-    opened = [_open(image) for image in (images if several else [images])]
+    channels = getattr(processor, "num_channels", 3)
+    opened = [_open(image, channels) for image in (images if several else [images])]
     names = model.config.id2label
     with _inferring(model, masked):
         found = [
             _segmentation(result, names, task, threshold)
-            for result in infer(model, processor, opened, task=task, batch_size=batch_size, **rules)
+            for result in infer(model, processor, opened, task=task, batch_size=batch_size, read=_as_it_is, **rules)
         ]
     return found if several else found[0]
 
@@ -174,9 +176,13 @@ def _inferring(model, masked: bool | None) -> Iterator[None]:
             model.train()
 
 
-def _open(source) -> Image.Image:
-    image = open_source(source)
-    if isinstance(image, Image.Image):
+def _as_it_is(image):
+    return image
+
+
+def _open(source, channels: int) -> Image.Image | torch.Tensor:
+    image = open_source(source, channels)
+    if isinstance(image, Image.Image) or channels != 3:
         return image
     pixels = image if image.dtype == torch.uint8 else scaled_to_255(image).round().clamp(0, 255).byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
@@ -188,7 +194,7 @@ def _segmentation(result: Inferred, names: dict, task: str, threshold: float) ->
     masks = [mask for _, _, mask in segments]
     labels = [label for label, _, _ in segments]
     return Segmentation(
-        image=result.item,
+        image=result.item if isinstance(result.item, Image.Image) else picture_of(result.item.cpu()),
         masks=np.stack(masks) if masks else np.zeros((0, *result.size), bool),
         labels=labels,
         names=[names[label] for label in labels],

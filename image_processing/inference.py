@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from os import PathLike
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch.utils.data import DataLoader, Dataset
 
-from .images import open_image, to_rgb_tensor
+from .bands import open_any, read_bands, to_bands
+from .images import to_rgb_tensor
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
 """Errors of one image that do not stop the others: unreadable, too large for memory, file name too long, …"""
@@ -37,9 +39,12 @@ class Inferred:
     "Intermediate predictions of masked attention, earliest first, if requested."
 
 
-def open_source(source) -> Image.Image | torch.Tensor:
-    """Open a path, URL, base64 text or PIL image as RGB; convert an array or tensor to (3, H, W)."""
-    return to_rgb_tensor(source) if hasattr(source, "shape") else open_image(source)
+def open_source(source, channels: int = 3) -> Image.Image | torch.Tensor:
+    """Open a path, URL, base64 text or PIL image as RGB; convert an array or tensor to (3, H, W). For other channels:
+    a path, array, tensor or PIL image → (C, H, W)."""
+    if channels == 3:
+        return to_rgb_tensor(source) if hasattr(source, "shape") else open_any(source)
+    return read_bands(source, channels) if isinstance(source, str | PathLike) else to_bands(source, channels)
 
 
 def infer(

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import logging
 
 from ..image_processing import EoMTImageProcessor
-from ..image_processing.images import open_image
+from ..image_processing.bands import open_any
 from ..image_processing.inference import FAILS_ALONE, error_line
 from ..loading import usable_device
 from ..options import BenchmarkOptions
@@ -131,7 +131,7 @@ def image_inputs(candidate: Candidate, paths: Sequence[str], device, dtype: torc
         processor = AutoImageProcessor.from_pretrained(candidate.name, size=candidate.image_size)
     else:
         processor = EoMTImageProcessor(task=candidate.config.task, size=candidate.image_size)
-    images = [open_image(file) for file in find_images(paths).values()]
+    images = [open_any(file, candidate.config.num_channels) for file in find_images(paths).values()]
     return [processor(image, return_tensors="pt")["pixel_values"].to(device, dtype) for image in images]
 
 

@@ -130,8 +130,9 @@ class Candidate:
         return model.eval().to(device)
 
     def inputs(self, batch: int, device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Random images (batch, 3, H, W)."""
-        return {"pixel_values": torch.rand(batch, 3, *self.image_size, device=device, dtype=dtype)}
+        """Random images (batch, C, H, W)."""
+        channels = getattr(self.config, "num_channels", 3)
+        return {"pixel_values": torch.rand(batch, channels, *self.image_size, device=device, dtype=dtype)}
 
     def count(self, model: nn.Module | None = None) -> tuple[int, int]:
         """Number of parameters, and of multiply-adds for one input. EoMT is counted on the meta device; the code of

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import eomt
 from eomt.cli import main
 from eomt.engines import ENGINES, is_installed
 from tests.models import tiny_model
@@ -48,7 +50,7 @@ def test_the_result_has_four_channels(trained):
     assert processor["image_std"][3] > 5 * processor["image_std"][0]
 
 
-def test_predict_evaluate_and_export(data, trained, tmp_path, capsys):
+def test_predict_evaluate_time_and_export(data, trained, tmp_path, capsys):
     images = str(data / "images/val")
     assert main(["predict", images, "--model", str(trained), "--output", str(tmp_path / "out"), "--workers", "0"]) == 0
     assert Image.open(next((tmp_path / "out").rglob("*.jpg"))).mode == "RGB"
@@ -56,6 +58,8 @@ def test_predict_evaluate_and_export(data, trained, tmp_path, capsys):
     tiled = ["predict", images, "--model", str(trained), "--output", str(tmp_path / "tiled"), "--tile", "48"]
     assert main(tiled) == 0
     assert len([*(tmp_path / "tiled").rglob("*.jpg")]) == 2
+    timed = ["benchmark", str(trained), "--images", images, "--repeats", "1", "--warm-up", "0"]
+    assert main(timed) == 0
     formats = [name for name in ENGINES if is_installed(name)]
     assert main(["export", str(trained), str(tmp_path / "exported"), "--format", *formats]) == 0
     assert main(["predict", images, "--model", str(tmp_path / "exported"), "--output", str(tmp_path / "again")]) == 0
@@ -67,6 +71,18 @@ def test_predict_evaluate_and_export(data, trained, tmp_path, capsys):
     line = next(line for line in (said.out + said.err).splitlines() if "5 channels" in line)
     assert "five.npy" in line
     assert "4" in line
+
+
+def test_segments_in_python(data, trained):
+    """Of a file, an array and a tensor; the picture has the first three bands."""
+    file = data / "images/val/0.npy"
+    image = np.load(file)
+    found = [eomt.segment(source, str(trained)) for source in (file, image, torch.from_numpy(image).permute(2, 0, 1))]
+    assert found[0].image.mode == "RGB"
+    assert found[0].picture().width >= 64
+    for other in found[1:]:
+        assert (other.masks == found[0].masks).all()
+        assert other.scores == found[0].scores
 
 
 def test_training_names_the_image_with_other_channels(data, tmp_path, capsys):
