@@ -37,9 +37,9 @@ MOST_LINES = {
     "image_processing": 2420,
     "modeling_eomt": 3880,
     "training": 6480,
-    "eomt": 5270,
+    "eomt": 5280,
     "benchmarks": 1990,
-    "tests": 14640,
+    "tests": 14650,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
