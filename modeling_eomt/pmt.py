@@ -261,10 +261,8 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         wanted, self.config.encoder_digest = self.config.encoder_digest, None
         dtype = next(self.encoder.parameters()).dtype
         self.encoder.float()  # the fingerprint is that of the weights before their rounding to float16
-        if isinstance(source, str | Path) and Path(source).exists():
+        if not isinstance(source, str | Path) or Path(source).exists():
             source = read_state_dict(source)
-        if isinstance(source, PMTForUniversalSegmentation):
-            source = source.state_dict()
         if isinstance(source, Mapping) and "encoder.embeddings.cls_token" in source:
             table = {name: Place(name) for name in self.encoder.state_dict()}
             state, missing, unexpected = take(encoder_state(source), table)

@@ -112,7 +112,7 @@ def _require_index(folder: Path) -> None:
 
 def _base_model(path, hub: dict) -> str:
     """The folder or hub name of the model: `path`, or the base model of the PEFT adapter there."""
-    if not is_peft_available():
+    if not is_peft_available() or Path(path).is_file():
         return path
     adapter = find_adapter_config_file(path, **hub)
     if adapter is None:
@@ -218,7 +218,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
             _require_index(Path(path, hub.get("subfolder") or ""))
         of_class = isinstance(config, cls.config_class)
         if not of_class or config.blocks_are_the_encoders != cls.config_class.blocks_are_the_encoders:
-            raise ValueError(f"{path} holds a {config.model_type!r} model, which is no {cls.__name__}")
+            raise ValueError(f"{base} holds a {config.model_type!r} model, which is no {cls.__name__}")
         wanted, config = config, copy.deepcopy(config)
         if stored:
             config.image_size = stored.get("image_size", EoMTConfig.image_size)

@@ -353,7 +353,9 @@ def test_token_merging_is_refused():
 def test_an_eomt_is_no_pmt(tmp_path):
     tiny_pmt().save_pretrained(tmp_path / "pmt")
     tiny_model().save_pretrained(tmp_path / "eomt")
-    with pytest.raises(ValueError, match="pmt"):
-        EoMTForUniversalSegmentation.from_pretrained(tmp_path / "pmt")
+    torch.save(convert_to_authors(tiny_pmt(hidden_size=64)), tmp_path / "authors.bin")
+    for name in ("pmt", "authors.bin"):
+        with pytest.raises(ValueError, match=f"{name} holds"):
+            EoMTForUniversalSegmentation.from_pretrained(tmp_path / name)
     with pytest.raises(ValueError, match="PMT"):
         PMTForUniversalSegmentation.from_pretrained(tmp_path / "eomt")

@@ -104,7 +104,8 @@ def test_commands_take_the_name(hub, base, trained, tmp_path):
 
 
 def test_a_base_in_a_folder(hub, base, published, trained):
-    assert_weights(EoMTForUniversalSegmentation.from_pretrained(NAME, reference_backbone=base), trained)
+    for source in (NAME, published / "pytorch_model.bin"):
+        assert_weights(EoMTForUniversalSegmentation.from_pretrained(source, reference_backbone=base), trained)
     model, _ = EoMTForUniversalSegmentation.from_pretrained(
         published, reference_backbone=base, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
     )
