@@ -66,7 +66,12 @@ def convert_to_authors(model: EoMTForUniversalSegmentation, delta_from=None) -> 
     Args:
         delta_from: DINOv3 weights (state dict, model or path): the encoder is written relative to them, and buffers
             relative to a fresh model's, as the authors' loader sums them.
+
+    Raises:
+        ValueError: for a model of other channels than RGB, which the authors' code does not have.
     """
+    if model.config.num_channels != 3:
+        raise ValueError(f"the model takes {model.config.num_channels} channels; the authors' code takes RGB only")
     ours = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     if delta_from is not None:

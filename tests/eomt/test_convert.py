@@ -160,6 +160,11 @@ def test_own_labels(form, tmp_path):
     assert json.loads((tmp_path / "hub/preprocessor_config.json").read_text())["stuff_label_ids"] == [9, 10]
 
 
+def test_other_channels_are_none_of_the_authors():
+    with pytest.raises(ValueError, match="4"):
+        convert_to_authors(tiny_model(num_channels=4))
+
+
 def test_deltas_there_and_back(tmp_path, capsys, monkeypatch):
     """The file holds deltas: refused without the reference, and exact to rounding with it."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
