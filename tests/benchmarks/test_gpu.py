@@ -22,6 +22,7 @@ def table(page: Path, name: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_once(tmp_path, monkeypatch):
     page, file = tmp_path / "gpu.md", tmp_path / "out" / "rows.json"
     shutil.copy(PAGE, page)
