@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eomt.training.data import EvaluationTransform, TrainTransform, load_data
+from eomt.training.data import EvaluationTransform, load_data
 
 from .synthetic import SIZE, cityscapes, extracted, panoptic_ids, panoptic_png, picture, png, write, zipped
 from .test_ade20k import MAIN, THINGS, ade20k
@@ -148,17 +148,6 @@ def test_a_polygon_far_outside_of_an_image_whose_size_the_json_does_not_say(tmp_
     load_data(write(root, {INSTANCE: data}), task="instance", split="val")
     with pytest.raises(ValueError, match="90000"):
         read_all(root, "instance")
-
-
-def test_crowds_only_train_as_nothing_here(tmp_path):
-    root = extracted(tmp_path)
-    data = json.loads((root / PANOPTIC).read_text())
-    for info in data["annotations"][0]["segments_info"]:
-        info["iscrowd"] = 1
-    dataset, space = load_data(write(root, {PANOPTIC: data}), task="panoptic", split="val")
-    sample = dataset.with_transform(TrainTransform(space, task="panoptic", size=32))[1]
-    assert sample["mask_labels"].shape == (0, 32, 32)
-    assert sample["class_labels"].shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -145,23 +145,6 @@ def test_images_without_segments_can_be_left_out(tmp_path):
         assert load_data(root, task=task, split="val", keep_empty=False)[0]["image_id"][:] == [10]
 
 
-def test_roboflow_layout(tmp_path):
-    """Each split's json lies beside its images; category 0 names the data set itself."""
-    data = instance_json()
-    data["categories"] = [
-        {"id": 0, "name": "pets", "supercategory": "none"},
-        {"id": 1, "name": "person", "supercategory": "pets"},
-        {"id": 18, "name": "dog", "supercategory": "pets"},
-    ]
-    names = ("000000000009.jpg", "000000000010.jpg")
-    for folder in ("train", "valid"):
-        write(tmp_path / folder, {"_annotations.coco.json": data} | {name: picture() for name in names})
-    for split, folder in (("train", "train"), ("val", "valid")):
-        dataset, space = load_data(tmp_path, task="instance", split=split)
-        assert space.names == ("person", "dog")
-        assert dataset["image"][:] == [str(tmp_path / folder / name) for name in names]
-
-
 @pytest.mark.parametrize("name", ["labels.json", "photos.json"])
 def test_one_json_without_a_split_serves_both(tmp_path, name):
     write(tmp_path, {"photos/000000000010.jpg": picture(), "photos/000000000009.jpg": picture()})

@@ -2,10 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
-from pycocotools import mask as rle
 
-from eomt.results import Results
 from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
 
@@ -25,43 +22,6 @@ from .synthetic import (
 def opened(root, task):
     dataset, space = load_data(root, task=task, split="val")
     return dataset.with_transform(EvaluationTransform(space, task=task)), space
-
-
-def prediction(task: str, seed: int):
-    rng = np.random.default_rng(seed)
-    ids = torch.from_numpy(rng.integers(-1, 3, (3, 4)).repeat(4, 0).repeat(4, 1))
-    if task == "panoptic":
-        info = [{"id": int(i), "label_id": int(i), "score": 0.9} for i in ids.unique() if i >= 0]
-        return {"segmentation": ids.int(), "segments_info": info}
-    if task == "instance":
-        masks = [rle.encode(np.asfortranarray(ids.numpy() == i).astype(np.uint8)) for i in range(3)]
-        scores = torch.tensor([0.9, 0.5, 1 / 3])
-        return {"size": tuple(ids.shape), "masks": masks, "labels": torch.tensor([1, 0, 1]), "scores": scores}
-    return {"segmentation": (ids.int() + 1) % 19}
-
-
-@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_written_and_read_back(tmp_path, task):
-    root = cityscapes(tmp_path / "data") if task == "semantic" else extracted(tmp_path / "data")
-    dataset, space = opened(root, task)
-    results, given = Results(tmp_path / "files", task, space), {}
-    for i in range(len(dataset)):
-        image_id, name = dataset[i]["image_id"], dataset[i]["file_name"]
-        given[image_id] = prediction(task, i)
-        results.write(str(image_id), name, given[image_id], image_id)
-    results.finish(map(str, given))
-    found = {s["image_id"]: p for s, p in read_predictions(tmp_path / "files", task, space, dataset)}
-    assert set(found) == set(given)
-    for key, p in found.items():
-        if task == "semantic":
-            assert torch.equal(p, given[key]["segmentation"])
-        elif task == "panoptic":
-            labels = {s["id"]: s["label_id"] for s in p["segments_info"]} | {0: -1}
-            assert np.array_equal(np.vectorize(labels.get)(p["segmentation"]), given[key]["segmentation"])
-        else:
-            assert p["labels"].tolist() == given[key]["labels"].tolist()
-            torch.testing.assert_close(p["scores"], given[key]["scores"].double())
-            assert [rle["size"] for rle in p["masks"]] == [list(SIZE)] * 3
 
 
 def test_names_that_other_tools_give_label_pngs(tmp_path):
