@@ -12,21 +12,6 @@ from tests.training.tiny import Samples, tiny_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
-AUTHORS = [  # total steps, blocks, starts, ends: as printed in the authors' configs
-    (88_692, 4, [14782, 29564, 44346, 59128], [29564, 44346, 59128, 73910]),
-    (88_692, 3, [14782, 36955, 59128], [29564, 51737, 73910]),
-    (177_384, 3, [29564, 73910, 118256], [59128, 103474, 147820]),
-    (88_692, 5, [14782, 25869, 36955, 48042, 59128], [29564, 40651, 51737, 62824, 73910]),
-    (39_122, 4, [6520, 13040, 19560, 26080], [13040, 19560, 26080, 32600]),
-    (39_122, 5, [6520, 11410, 16300, 21190, 26080], [13040, 17930, 22820, 27710, 32600]),
-    (19_902, 4, [3317, 6634, 9951, 13268], [6634, 9951, 13268, 16585]),
-]
-
-
-@pytest.mark.parametrize(("total", "blocks", "starts", "ends"), AUTHORS)
-def test_steps_are_the_authors(total, blocks, starts, ends):
-    assert annealing_steps(total, blocks) == (starts, ends)
-
 
 def test_one_block_is_annealed_in_the_middle():
     assert annealing_steps(600, 1) == ([250], [350])

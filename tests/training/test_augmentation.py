@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as V2
 
 from eomt.configuration.labels import LabelSpace
 from eomt.training import augmentation
-from eomt.training.augmentation import Geometry, color_jitter, ids_to_positions, positions_to_masks
+from eomt.training.augmentation import Geometry, color_jitter
 from eomt.training.data import TrainTransform, load_data, make_shapes
 from eomt.training.data.samples import TRIES
 
@@ -110,21 +110,6 @@ def test_fit_pads_right_and_bottom_with_black():
     assert (g.target(torch.ones(30, 60), -1)[20:] == -1).all()
 
 
-def test_ids_become_positions_and_masks_of_those_that_are_there():
-    ids = np.array([[1, 1, -1], [5, 5, 7]], np.int32)
-    positions = ids_to_positions(ids, [5, 9, 1])
-    assert positions.dtype == torch.uint8
-    assert positions.tolist() == [[3, 3, 0], [1, 1, 0]]
-    masks, kept = positions_to_masks(positions, 3)
-    assert kept.tolist() == [0, 2]
-    assert masks.int().tolist() == [[[0, 0, 0], [1, 1, 0]], [[1, 1, 0], [0, 0, 0]]]
-    assert ids_to_positions(ids, []).tolist() == [[0] * 3] * 2
-    many = np.arange(1000).reshape(20, 50)
-    masks, kept = positions_to_masks(ids_to_positions(many, list(range(0, 1000, 2))), 500)  # more than a byte holds
-    assert kept.tolist() == list(range(500))
-    assert masks[400].nonzero().tolist() == [[16, 0]]
-
-
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = make_shapes(tmp_path_factory.mktemp("shapes"), train=4, val=1)
@@ -139,20 +124,6 @@ def test_samples_differ_from_draw_to_draw_and_repeat_with_the_seed(shapes):
     torch.manual_seed(0)
     again = train[0]
     assert all(torch.equal(first[k], again[k]) for k in ("pixel_values", "mask_labels", "class_labels"))
-
-
-def test_masks_are_disjoint_non_empty_and_in_the_picture(shapes):
-    dataset, space = shapes
-    for sample in (
-        dataset.with_transform(TrainTransform(space, task="panoptic", size=(32, 64)))[i % 4] for i in range(40)
-    ):
-        masks = sample["mask_labels"]
-        assert masks.dtype == torch.bool
-        assert sample["pixel_values"].shape == (3, 32, 64)
-        assert masks.shape[1:] == (32, 64)
-        assert len(masks) == len(sample["class_labels"]) > 0
-        assert masks.flatten(1).any(1).all()
-        assert masks.sum(0).max() == 1
 
 
 def test_an_empty_crop_is_drawn_again_but_not_for_ever(shapes, monkeypatch):

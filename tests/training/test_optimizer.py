@@ -64,30 +64,14 @@ def test_paper_scale_check_values():
         assert rates == pytest.approx([head, backbone], rel=3e-4)
 
 
-def test_resume_frozen_backbone_and_bad_values():
+def test_frozen_layers_and_bad_values():
     model = tiny_model()
-    optimizer = torch.optim.AdamW(layerwise_lr_groups(model))
-    schedule = two_stage_warmup_poly_schedule(optimizer, (2, 2), total_steps=10)
-    for _ in range(5):
-        optimizer.step()
-        schedule.step()
-    other = torch.optim.AdamW(layerwise_lr_groups(model))
-    resumed = two_stage_warmup_poly_schedule(other, (2, 2), total_steps=10)
-    other.load_state_dict(optimizer.state_dict())
-    resumed.load_state_dict(schedule.state_dict())
-    other.step()
-    resumed.step()
-    optimizer.step()
-    schedule.step()
-    assert resumed.get_last_lr() == schedule.get_last_lr()
-    assert [g["name"] for g in other.param_groups] == [g["name"] for g in optimizer.param_groups]
-
     model.layers.requires_grad_(False)
     assert not [group for group in layerwise_lr_groups(model) if group["name"].startswith("layers.")]
     with pytest.raises(ValueError, match=r"1\.5"):
         layerwise_lr_groups(model, llrd=1.5)
     with pytest.raises(ValueError, match="-1"):
-        two_stage_warmup_poly_schedule(optimizer, (5, -1), total_steps=10)
+        two_stage_warmup_poly_schedule(torch.optim.AdamW(model.parameters()), (5, -1), total_steps=10)
 
 
 def test_warmup_and_cosine_of_pmt():

@@ -12,7 +12,7 @@ def losses(trainer):
     return {row["step"]: (row["loss"], row["epoch"]) for row in trainer.state.log_history if "loss" in row}
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("workers", [0, 3])
 def test_every_image_is_seen_once_a_pass(tmp_path, workers):
     trainer = streaming(tmp_path, max_steps=18, dataloader_num_workers=workers)
     trainer.train()
@@ -21,9 +21,9 @@ def test_every_image_is_seen_once_a_pass(tmp_path, workers):
         assert sorted(part) == sorted(f"image{index}.png" for index in range(16))
 
 
-@pytest.mark.parametrize(("workers", "saved", "steps"), [(0, 2, 4), (2, 2, 4), (2, 3, 10), (3, 7, 12), (2, 9, 12)])
+@pytest.mark.parametrize(("workers", "saved", "steps"), [(0, 2, 4), (2, 3, 5), (2, 9, 11)])
 def test_a_resumed_stream_is_that_of_an_uninterrupted_run(tmp_path, workers, saved, steps):
-    """Bitwise, in the middle of the workers' turn (3, 7) and in the second pass (9), too."""
+    """Bitwise, in the middle of the workers' turn (3) and in the second pass (9), too."""
     options = {"max_steps": steps, "dataloader_num_workers": workers, "save_strategy": "steps", "save_steps": saved}
     whole = streaming(tmp_path, **options)
     whole.train()
