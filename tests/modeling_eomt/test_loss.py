@@ -10,8 +10,8 @@ from transformers.models.eomt.modeling_eomt import EomtLoss
 
 from eomt.configuration import EoMTConfig
 from eomt.modeling_eomt.heads import MaskPrediction
-from eomt.modeling_eomt.loss import Criterion, match, matching_cost, uncertain_points
-from eomt.modeling_eomt.resample import sample_logits, sample_masks
+from eomt.modeling_eomt.loss import Criterion, match
+from eomt.modeling_eomt.resample import sample_logits
 from tests.models import GOLDEN, targets, tiny_model
 
 
@@ -60,27 +60,6 @@ def test_the_built_ins_loss_with_the_same_random_points():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
 
 
-def brute_force_cost(config, logits, classes, masks, labels, points):
-    logits = F.grid_sample(logits[None], 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
-    truth = F.grid_sample(masks[None].float(), 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
-    cost = torch.zeros(len(logits), len(truth))
-    for i, x in enumerate(logits):
-        for j, t in enumerate(truth):
-            dice = 1 - (2 * (x.sigmoid() * t).sum() + 1) / (x.sigmoid().sum() + t.sum() + 1)
-            cost[i, j] = 5 * F.binary_cross_entropy_with_logits(x, t) + 5 * dice - 2 * classes[i].softmax(-1)[labels[j]]
-    return cost
-
-
-def test_matching_cost_by_brute_force():
-    config = EoMTConfig(num_labels=5)
-    masks, labels = targets((3,), (40, 56))
-    logits, classes, points = torch.randn(1, 6, 10, 14), torch.randn(1, 6, 6), torch.rand(1, 100, 2)
-    sampled = sample_masks(masks[0], points[0]).T[None]
-    cost = matching_cost(sample_logits(logits, points), classes, sampled, labels[0][None], config)
-    expected = brute_force_cost(config, logits[0], classes[0], masks[0], labels[0], points[0])
-    torch.testing.assert_close(cost[0], expected, rtol=1e-5, atol=1e-5)
-
-
 @torch.no_grad()
 def test_logits_from_sampled_features_are_the_sampled_logits():
     factors = torch.zeros(2, 7, 6), torch.rand(2, 7, 16), torch.randn(2, 24, 32, 16) / 4
@@ -94,27 +73,6 @@ def test_logits_from_sampled_features_are_the_sampled_logits():
     torch.testing.assert_close(prediction.matched_mask_logits(matches), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
-def test_mask_sampling_is_grid_sample(dtype):
-    masks = (torch.rand(3, 17, 23) > 0.5).to(dtype)
-    points = torch.rand(3, 500, 2)
-    points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
-    expected = F.grid_sample(masks[:, None].float(), 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
-    rows = torch.arange(3)
-    torch.testing.assert_close(sample_masks(masks, points, rows), expected, rtol=0, atol=1e-5)
-    shared = sample_masks(masks, points[0])
-    torch.testing.assert_close(shared[0], expected[0], rtol=0, atol=1e-5)
-
-
-def test_uncertain_points_sit_where_the_mask_changes():
-    logits = torch.linspace(-10, 10, 32).expand(1, 32, 32)
-    points = uncertain_points(logits, 400, 3.0, 0.75)
-    assert points.shape == (1, 400, 2)
-    near = (points[0, :, 0] - 0.5).abs() < 0.15
-    assert near[:300].float().mean() > 0.8  # the quarter of the candidates with the smallest |logit|
-    assert near[300:].float().mean() < 0.5  # the rest is uniform
-
-
 def test_more_targets_than_queries():
     config = EoMTConfig(num_labels=5, train_num_points=64)
     masks, labels = targets((9,))
@@ -123,17 +81,6 @@ def test_more_targets_than_queries():
     assert sorted(matches[0][0].tolist()) == [0, 1, 2, 3]
     losses = Criterion(config)(logits, classes, masks, labels)
     assert all(value.isfinite() for value in losses.values())
-
-
-def test_matching_follows_a_permutation_of_the_targets():
-    config = EoMTConfig(num_labels=5, train_num_points=2048)
-    masks, labels = targets((4,))
-    logits = torch.where(F.interpolate(masks[0][None].float(), (16, 16)) > 0.5, 5.0, -5.0)
-    classes = torch.zeros(1, 4, 6)
-    order = torch.tensor([2, 0, 3, 1])
-    (plain,) = match([MaskPrediction(classes, mask_logits=logits)], masks, labels, config)
-    (permuted,) = match([MaskPrediction(classes, mask_logits=logits)], [masks[0][order]], [labels[0][order]], config)
-    assert plain[0][1].tolist() == order[permuted[0][1]].tolist()
 
 
 @pytest.mark.parametrize("fill", [False, True])

@@ -2,17 +2,15 @@
 
 import copy
 import json
-import pickle
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 
-from eomt import EoMTConfig, EoMTForUniversalSegmentation
+from eomt import EoMTForUniversalSegmentation
 from eomt.modeling_eomt import heads, layers
 from eomt.speed.measure import extra_cpu_bytes
 from tests.models import BACKBONE_OF_KIND, targets, tiny_config, tiny_model
@@ -60,24 +58,6 @@ def test_batch_equals_single():
     torch.testing.assert_close(batch, single, rtol=0, atol=1e-5)
 
 
-def test_parts_of_the_large_model():
-    """Head 11,904,134 = queries 204,800 + classes 137,350 + mask MLP 3,148,800 + upscaling 8,413,184."""
-    with torch.device("meta"):
-        model = EoMTForUniversalSegmentation(EoMTConfig.for_backbone("vit_large_patch14_reg4_dinov2", num_labels=133))
-    parts = {
-        "query": 204_800,
-        "class_predictor": 137_350,
-        "mask_head": 3_148_800,
-        "upscale_block": 8_413_184,
-        "criterion": 0,
-    }
-    assert {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in parts} == parts
-    encoder = sum(
-        p.numel() for name in ("embeddings", "layers", "layernorm") for p in getattr(model, name).parameters()
-    )
-    assert encoder == 304_791_552
-
-
 # --- masking -----------------------------------------------------------------------------------------------------
 
 
@@ -98,21 +78,6 @@ def test_no_stale_mask():
     assert seen[0].dtype == torch.bool
     assert seen[1] is None
     assert len(out.auxiliary_logits) == 1
-
-
-@torch.no_grad()
-def test_mask_probability_is_the_share_of_masked_queries():
-    model = tiny_model(num_queries=200)
-    model.set_attn_mask_probs([0.3, 0])
-    shares = []
-    hook = model.layers[-2].register_forward_pre_hook(
-        lambda _, args: shares.append((~args[1][..., 205:]).any(-1).float().mean())
-    )
-    torch.manual_seed(0)
-    for _ in range(20):
-        model(torch.randn(2, 3, 64, 64))
-    hook.remove()
-    assert abs(torch.stack(shares).mean() - 0.3) < 0.03  # 8000 draws, σ 0.005; a mask of all True is rare
 
 
 def test_mirror_follows_the_buffer():
@@ -274,17 +239,6 @@ def test_kernels_get_one_type_under_autocast(kind):
     assert types == {torch.bfloat16}
 
 
-@torch.no_grad()
-def test_full_graph_compile():
-    model = tiny_model()
-    pixels = torch.randn(1, 3, 64, 64)
-    model.set_attn_mask_probs([1, 1])
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    expected = model(pixels).masks_queries_logits
-    torch.testing.assert_close(compiled(pixels).masks_queries_logits, expected, rtol=0, atol=1e-5)
-
-
 def count_graphs() -> tuple[list, Callable]:
     """A list, and a backend of torch.compile that adds each graph to it."""
     graphs = []
@@ -298,15 +252,17 @@ def count_graphs() -> tuple[list, Callable]:
 
 
 def test_annealing_compiles_once_for_each_block_that_ends():
-    model = tiny_model().train()
+    model = tiny_model(num_hidden_layers=2).train()
     graphs, count = count_graphs()
-    compiled = torch.compile(model, fullgraph=True, backend=count)
-    for step in range(24):
+    compiled, pixels = torch.compile(model, fullgraph=True, backend=count), torch.ones(1, 3, 64, 64)
+    for step in range(0, 24, 2):
         model.set_attn_mask_probs([max(0, 1 - step / 10), max(0, 1 - step / 20)])
-        compiled(torch.ones(1, 3, 64, 64))
+        logits = compiled(pixels).masks_queries_logits
     assert len(graphs) == 3
+    torch.testing.assert_close(logits, model(pixels).masks_queries_logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_training_has_one_graph_for_each_masking_state():
     """Steps of different contents: numbers of masks, none at all, changing probabilities."""
     model = tiny_model("dinov3").train()
@@ -319,33 +275,6 @@ def test_compiled_training_has_one_graph_for_each_masking_state():
         out.loss.backward()
     assert model.query.weight.grad.isfinite().all()
     assert len(graphs) == 2  # both blocks masked; only the second
-
-
-def test_pickling():
-    model = tiny_model()
-    again = pickle.loads(pickle.dumps(model))
-    pixels = torch.randn(1, 3, 64, 64)
-    assert torch.equal(again(pixels).masks_queries_logits, model(pixels).masks_queries_logits)
-
-
-class NoHostSync(TorchDispatchMode):
-    """Fails where a tensor's value would travel to the host."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), function
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("probabilities", [(1, 1), (0.5, 0), (0, 0)])
-@torch.no_grad()
-def test_forward_never_waits_for_the_device(training, probabilities):
-    model = tiny_model("dinov3").train(training)
-    model.set_attn_mask_probs(probabilities)
-    with NoHostSync():
-        model(torch.randn(1, 3, 64, 64))
-    with pytest.raises(AssertionError), NoHostSync():
-        torch.ones(()).item()
 
 
 def test_checkpoint_loads_at_another_size(tmp_path):
