@@ -86,11 +86,6 @@ def test_animated_files(tmp_path):
             assert is_animated(tmp_path / name) == (count > 1)
 
 
-def test_a_missing_file_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_image(tmp_path / "none.png")
-
-
 def test_a_url_that_gives_no_picture(monkeypatch):
     def hang(method, url, **options):
         raise httpx.ReadTimeout(f"no answer in {options['timeout']} s")

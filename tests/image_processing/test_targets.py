@@ -37,13 +37,6 @@ def test_ignore_index_does_not_shift_labels_and_reduction_does():
     assert targets(labels, ignore_index=255, segments_info=segments)["class_labels"][0].tolist() == [1, 2]
 
 
-def test_padding_belongs_to_no_mask():
-    result = targets(np.zeros((4, 8), np.uint8), size=8)
-    assert result["mask_labels"][0].shape == (1, 8, 8)
-    assert result["mask_labels"][0][0, :4].all()
-    assert not result["mask_labels"][0][0, 4:].any()
-
-
 def test_instance_ids_of_any_size():
     ids = np.array([[0, 70_000, 300, 300]] * 4)
     result = targets(ids, size=4, instance_id_to_semantic_id={70_000: 2, 300: 5})
