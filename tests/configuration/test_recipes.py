@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from eomt.configuration.recipes import RECIPES, REPORTED, get_recipe, reported_for, steps_per_epoch
+from eomt.configuration.recipes import RECIPES, REPORTED, reported_for, steps_per_epoch
 
 L, SB, G = (
     ([14782, 29564, 44346, 59128], [29564, 44346, 59128, 73910]),
@@ -119,8 +119,3 @@ def test_reported_rows_name_real_recipes_and_tables_agree():
     assert ladder == [row.value for row in REPORTED if row.table == "Table B" and row.metric == "PQ"]
     assert {row.table for row in REPORTED} == {*(f"Table {n}" for n in "123456789BCDE"), "model zoo"}
     assert reported_for("nothing") is None
-
-
-def test_unknown_recipe():
-    with pytest.raises(ValueError, match="'coco'"):
-        get_recipe("coco")

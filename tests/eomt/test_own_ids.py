@@ -123,14 +123,6 @@ def test_roboflow_predictions_score_as_the_model_does(runs, roboflow, tmp_path, 
     assert evaluator.stats[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_an_image_that_the_data_set_lacks_is_named(label_maps, tmp_path, capsys):
-    Image.new("RGB", SIZE[::-1]).save(tmp_path / "foreign.jpg")
-    save_confident(tmp_path / "model", task="semantic", num_labels=3)
-    assert predict(tmp_path / "foreign.jpg", tmp_path / "model", tmp_path / "out") == 0
-    assert evaluate("--predictions", tmp_path / "out", "--data", label_maps, "--task", "semantic") == 2
-    assert "the data set has no image 'foreign.jpg'" in capsys.readouterr().err
-
-
 def test_label_spaces_and_configurations(roboflow):
     _, space = load_data(roboflow, task="instance")
     config = EoMTConfig(**space.config_fields)

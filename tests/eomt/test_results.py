@@ -15,6 +15,9 @@ def test_names_of_found_images(tmp_path):
         (tmp_path / name).touch()
     assert list(find_images([tmp_path / "a"])) == ["1", "2"]
     assert list(find_images([tmp_path / "b"])) == ["1_jpg", "1_png", "c/3"]
+    (tmp_path / "b/1_jpg.png").touch()
+    assert len(find_images([tmp_path / "b"])) == 4  # also where a name is another one's with its suffix
+    (tmp_path / "b/1_jpg.png").unlink()
     assert list(find_images([tmp_path / "a/1.png", tmp_path / "b/1.png"])) == ["a/1", "b/1"]
     assert list(find_images([tmp_path / "a", tmp_path / "a/1.png"])) == ["1", "2"]  # once each
     assert list(find_images([f"{tmp_path}/**/*.png"])) == ["a/1", "b/1"]

@@ -15,7 +15,6 @@ from scipy import ndimage
 from eomt import EoMTImageProcessor
 from eomt.image_processing.inference import infer
 from eomt.image_processing.rasters import Raster, open_raster
-from eomt.image_processing.rle import encode_window
 from eomt.loading import load_for_inference
 from eomt.tiling import infer_tiles
 from eomt.tiling.instances import InstanceJoin
@@ -155,15 +154,6 @@ def test_instances_of_a_scene_come_back(whole):
     expected = {(int(c), m.tobytes()) for c, m in ((labels[i], ids == i) for i in labels if labels[i] < STUFF)}
     result = {(int(c), rle.decode(m).astype(bool).tobytes()) for c, m in zip(found["labels"], found["masks"])}
     assert result == expected
-
-
-def test_window_encoding_is_pycocotools():
-    rng = np.random.default_rng(0)
-    for height, width, top, left in ((5, 7, 3, 2), (12, 4, 0, 0), (1, 1, 11, 8), (12, 9, 0, 0)):
-        for pixels in (rng.integers(0, 2, (height, width)), np.ones((height, width)), np.zeros((height, width))):
-            whole = np.zeros((12, 9), np.uint8)
-            whole[top : top + height, left : left + width] = pixels
-            assert encode_window(pixels, top, left, (12, 9)) == rle.encode(np.asfortranarray(whole))
 
 
 def test_a_semantic_map_comes_back_by_the_nearest_tile():
