@@ -1,0 +1,66 @@
+"""transformers' own exporters take the model as it is."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models import tiny_model
+
+try:
+    from transformers.exporters.auto import AutoHfExporter
+    from transformers.exporters.configs import DynamoConfig, ExecutorchConfig, OnnxConfig, OpenVINOConfig
+except ImportError:  # older than their exporter for OpenVINO
+    pytest.skip("transformers has fewer exporters", allow_module_level=True)
+
+
+def run_dynamo(program, pixels) -> list:
+    return program.module()(pixel_values=pixels).to_tuple()
+
+
+def run_onnx(program, pixels) -> list:
+    import onnx_ir
+    import onnxruntime
+
+    model = onnx_ir.to_proto(getattr(program, "model", program)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+
+
+def run_openvino(program, pixels) -> list:
+    import openvino
+
+    return list(openvino.compile_model(program, "CPU")([pixels.numpy()]).values())
+
+
+def run_executorch(program, pixels) -> list:
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(program.buffer).load_method("forward")
+    return method.execute([pixels])
+
+
+EXPORTERS = {  # package → its configuration, and what runs the program
+    "torch": (DynamoConfig, run_dynamo),
+    "onnxscript": (OnnxConfig, run_onnx),
+    "openvino": (OpenVINOConfig, run_openvino),
+    "executorch": (ExecutorchConfig, run_executorch),
+}
+INSTALLED = [name for name in EXPORTERS if importlib.util.find_spec(name)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", INSTALLED)
+@torch.no_grad()
+def test_exported_by_transformers(package):
+    make_config, run = EXPORTERS[package]
+    model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
+    model.set_attn_mask_probs([0, 0])
+    expected = [value.numpy() for value in model(pixels).to_tuple()]
+    exported = AutoHfExporter.from_config(make_config()).export(model, {"pixel_values": pixels}, make_config())
+    program = getattr(exported, "program", exported)  # older versions return the program itself
+    found = [np.asarray(value) for value in run(program, pixels)]
+    assert [value.shape for value in found] == [value.shape for value in expected]
+    for ours, theirs in zip(found, expected):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
