@@ -1,17 +1,10 @@
-"""What several folders of tests share."""
+"""What several folders of tests share. Imported inside, as the process that deals out the tests needs none of it."""
 
 import gc
 
 import pytest
 
-from eomt import EoMTImageProcessor
-from eomt.cli import main
-from eomt.engines import ENGINES, OpenVINOEngine
-from eomt.training import callbacks
-from eomt.training.callbacks import plot_curves
-from tests.models import make_confident, save_confident, tiny_model
 from tests.once import once
-from tests.predicting import STUFF, write_photos
 
 
 def pytest_collection_finish():
@@ -21,15 +14,20 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def undrawn_curves():
-    """Drawing takes most of a tiny run; only that of `demo_folder` is drawn."""
+    """Drawing takes most of a tiny run; only that of `demo_folder` is drawn. Yields what draws."""
+    from eomt.training import callbacks
+
+    draw = callbacks.plot_curves
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "plot_curves", lambda log_history, path: None)
-        yield
+        yield draw
 
 
 @pytest.fixture(scope="session", autouse=True)
 def kept_engines():
     """OpenVINO's models keep each other's signal stack: dropped in the order of loading, the next signal kills."""
+    from eomt.engines import OpenVINOEngine
+
     kept, load = [], OpenVINOEngine.__init__
 
     def keep(engine, *args, **kwargs):
@@ -44,11 +42,13 @@ def kept_engines():
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory, undrawn_curves):
     """What `eomt demo` writes, with a handful of images and steps."""
+    from eomt.cli import main
+    from eomt.training import callbacks
 
     def make(folder):
-        options = ["--output", str(folder), "--steps", "4", "--train-images", "16", "--val-images", "4"]
+        options = ["--output", str(folder), "--steps", "2", "--train-images", "16", "--val-images", "4"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(callbacks, "plot_curves", plot_curves)
+            patch.setattr(callbacks, "plot_curves", undrawn_curves)
             assert main(["demo", *options]) == 0
 
     return once(tmp_path_factory, "demo", make)
@@ -57,6 +57,9 @@ def demo_folder(tmp_path_factory, undrawn_curves):
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """`model`, saved with its masks on, and `out`: exported for every engine."""
+    from eomt.cli import main
+    from eomt.engines import ENGINES
+    from tests.models import save_confident
 
     def make(folder):
         save_confident(folder / "model", num_labels=8, masking=1.0)  # as many labels as the synthetic shapes have
@@ -68,6 +71,10 @@ def exported(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Tiny models that are sure of their classes, by task: folders."""
+    from eomt import EoMTImageProcessor
+    from tests.models import make_confident, tiny_model
+    from tests.predicting import STUFF
+
     directories = {}
     for task in ("panoptic", "instance", "semantic"):
         queries = 3 if task == "panoptic" else 12  # few do not cover each other
@@ -81,4 +88,6 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
+    from tests.predicting import write_photos
+
     return write_photos(tmp_path / "photos")

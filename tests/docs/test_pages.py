@@ -37,7 +37,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-SLOW = {"fine-tuning.md", "evaluation.md", "ladder.md"}  # several trainings, many evaluations
+SLOW = {"fine-tuning.md", "evaluation.md", "ladder.md", "pmt.md"}  # several trainings, many evaluations, exports
 RUNNING = [
     pytest.param(page, id=str(page.relative_to(DOCS)), marks=[pytest.mark.slow] if page.name in SLOW else [])
     for page in PAGES

@@ -80,8 +80,7 @@ def test_rasters_on_the_disk_have_the_segments_of_images_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "side", "overlap"),
-    [(SIZE, 96, 0.25), ((640, 100), 640, 0.25), ((97, 96), 96, 0.5), ((50, 1000), 64, 0.0)],
+    ("size", "side", "overlap"), [(SIZE, 96, 0.25), ((640, 100), 640, 0.25), ((97, 96), 96, 0.5), ((50, 1000), 64, 0.0)]
 )
 def test_cores_cover_the_image_once(size, side, overlap):
     covered = np.zeros(size, int)

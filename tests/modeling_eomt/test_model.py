@@ -1,6 +1,5 @@
 """The model: sizes, masking, targets, errors, and what transformers offers around a model."""
 
-import copy
 import json
 from collections.abc import Callable
 from functools import partial
@@ -47,15 +46,6 @@ def test_position_matters_at_another_aspect_ratio():
 def test_wrong_images_are_clear_errors(shape, word):
     with pytest.raises(ValueError, match=word):
         tiny_model()(torch.zeros(shape))
-
-
-@torch.no_grad()
-def test_batch_equals_single():
-    model = tiny_model("dinov3")
-    pixels = torch.randn(3, 3, 64, 64)
-    batch = model(pixels).masks_queries_logits
-    single = torch.cat([model(image[None]).masks_queries_logits for image in pixels])
-    torch.testing.assert_close(batch, single, rtol=0, atol=1e-5)
 
 
 # --- masking -----------------------------------------------------------------------------------------------------
@@ -402,30 +392,13 @@ def test_function_transforms_and_tracing_with_gradients():
 
 
 @pytest.mark.slow
-def test_compiled_training_and_exported_programs_at_several_sizes():
+@torch.no_grad()
+def test_exported_programs_at_several_sizes():
     model = tiny_model(num_hidden_layers=2, num_blocks=1)
     dynamic = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     model.set_attn_mask_probs([0])
-    sizes = [(64, 64), (96, 80)]
-    with torch.no_grad():
-        program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes={"pixel_values": dynamic})
-        for size in sizes:
-            pixels = torch.randn(3, 3, *size)
-            found, expected = program.module()(pixels), model(pixels)
-            torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=1e-4)
-    torch._dynamo.reset()
-    plain = copy.deepcopy(model).train()
-    compiled = torch.compile(model.train(), backend="aot_eager")
-    for size in sizes:
-        pixels, (masks, labels) = torch.randn(2, 3, *size), targets((2, 1), size=size)
-        losses = []
-        for network in (plain, compiled):
-            torch.manual_seed(0)
-            network.zero_grad()
-            out = network(pixels, masks, labels)
-            out.loss.backward()
-            losses.append(out.loss)
-        torch.testing.assert_close(*losses)
-        torch.testing.assert_close(
-            model.embeddings.cls_token.grad, plain.embeddings.cls_token.grad, rtol=1e-3, atol=1e-5
-        )
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes={"pixel_values": dynamic})
+    for size in ((64, 64), (96, 80)):
+        pixels = torch.randn(3, 3, *size)
+        found, expected = program.module()(pixels), model(pixels)
+        torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=1e-4)

@@ -129,21 +129,17 @@ def test_what_we_save_loads_without_us(case, dtype, loaded_elsewhere):
     assert json.loads((folder / "config.json").read_text())["architectures"][0].startswith("Eomt")
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields", "loads"),
-    [
-        ("dinov2", {}, True),
-        ("dinov2", {"image_size": (64, 64), "patch_size": (16, 16), "mlp_ratio": 4.0}, True),
-        ("dinov3", {"image_size": [64, 64], "patch_size": [16, 16]}, True),
-        ("deit3", {}, True),
-        ("dinov2", {"image_size": (64, 128)}, False),
-        ("dinov3", {"image_size": (64, 128)}, False),
-        ("dinov2", {"patch_size": (16, 8)}, False),
-        ("dinov2", {"mlp_ratio": 2.5}, False),
-        ("eva02", {}, False),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("kind", "fields", "loads"), [
+    ("dinov2", {}, True),
+    ("dinov2", {"image_size": (64, 64), "patch_size": (16, 16), "mlp_ratio": 4.0}, True),
+    ("dinov3", {"image_size": [64, 64], "patch_size": [16, 16]}, True),
+    ("deit3", {}, True),
+    ("dinov2", {"image_size": (64, 128)}, False),
+    ("dinov3", {"image_size": (64, 128)}, False),
+    ("dinov2", {"patch_size": (16, 8)}, False),
+    ("dinov2", {"mlp_ratio": 2.5}, False),
+    ("eva02", {}, False),
+], ids=str)  # fmt: skip
 def test_saving_says_what_plain_transformers_cannot_load(kind, fields, loads, tmp_path, caplog):
     """What it loads gives the same logits; where a warning is due, the built-in does fail."""
     logger = logging.get_logger("eomt.modeling_eomt.pretrained")

@@ -32,20 +32,17 @@ def test_everything_can_be_overridden(tmp_path):
     assert args.warmup(1_500) == (0, 100)  # a tenth of 15,000 steps
 
 
-@pytest.mark.parametrize(
-    ("processes", "options", "expected"),  # expected: per device, accumulation, total
-    [
-        (1, {}, (4, 4, 16)),
-        (4, {}, (4, 1, 16)),
-        (8, {}, (2, 1, 16)),
-        (16, {}, (1, 1, 16)),
-        (1, {"per_device_train_batch_size": 2}, (2, 8, 16)),
-        (2, {"per_device_train_batch_size": 8}, (8, 1, 16)),
-        (2, {"total_batch_size": 48}, (4, 6, 48)),
-        (3, {"total_batch_size": 21}, (1, 7, 21)),
-        (2, {"gradient_accumulation_steps": 2}, (4, 2, 16)),
-    ],
-)
+@pytest.mark.parametrize(("processes", "options", "expected"), [  # expected: per device, accumulation, total
+    (1, {}, (4, 4, 16)),
+    (4, {}, (4, 1, 16)),
+    (8, {}, (2, 1, 16)),
+    (16, {}, (1, 1, 16)),
+    (1, {"per_device_train_batch_size": 2}, (2, 8, 16)),
+    (2, {"per_device_train_batch_size": 8}, (8, 1, 16)),
+    (2, {"total_batch_size": 48}, (4, 6, 48)),
+    (3, {"total_batch_size": 21}, (1, 7, 21)),
+    (2, {"gradient_accumulation_steps": 2}, (4, 2, 16)),
+])  # fmt: skip
 def test_total_batch_is_kept_on_any_number_of_processes(tmp_path, monkeypatch, processes, options, expected):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     args = object.__new__(EoMTTrainingArguments)  # without the process group a real WORLD_SIZE would wait for

@@ -72,23 +72,6 @@ def test_values_follow_the_data_and_the_start(facts, options, expected):
     assert all(choice.reason for choice in choices)
 
 
-@pytest.mark.parametrize(
-    ("images", "processes", "batch"), [(100, 1, 8), (100, 3, 9), (100, 16, 16), (3, 2, 4), (9999, 3, 18)]
-)
-def test_batch_is_shared_by_any_number_of_processes(monkeypatch, images, processes, batch):
-    choices = default_choices(DataFacts(images, 250, None), "instance", "backbone", multiple=processes)
-    chosen = next(choice.value for choice in choices if choice.name == "total_batch_size")
-    assert chosen == batch
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    args = object.__new__(EoMTTrainingArguments)  # without the process group a real WORLD_SIZE would wait for
-    given = ("recipe", "per_device_train_batch_size", "gradient_accumulation_steps")
-    for total in (None, chosen):  # before the data is read, and after
-        vars(args).update(dict.fromkeys(given), total_batch_size=total)
-        args._fit_batches()
-        assert args.total_batch_size % processes == 0
-    assert args.total_batch_size == batch
-
-
 def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
     args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none")
     monkeypatch.setattr(EoMTTrainingArguments, "world_size", 3)

@@ -150,15 +150,12 @@ def test_a_polygon_far_outside_of_an_image_whose_size_the_json_does_not_say(tmp_
         read_all(root, "instance")
 
 
-@pytest.mark.parametrize(
-    ("options", "value"),
-    [
-        ({"task": "semantic", "dataset": "lvis"}, "'lvis'"),
-        ({"task": "instance", "dataset": "folder"}, "'instance'"),
-        ({"task": "panoptic", "dataset": "coco"}, "panoptic"),
-        ({"task": "panoptic", "dataset": "cityscapes"}, "'panoptic'"),
-    ],
-)
+@pytest.mark.parametrize(("options", "value"), [
+    ({"task": "semantic", "dataset": "lvis"}, "'lvis'"),
+    ({"task": "instance", "dataset": "folder"}, "'instance'"),
+    ({"task": "panoptic", "dataset": "coco"}, "panoptic"),
+    ({"task": "panoptic", "dataset": "cityscapes"}, "'panoptic'"),
+])  # fmt: skip
 def test_wrong_arguments(tmp_path, options, value):
     with pytest.raises(ValueError, match=value):
         load_data(write(tmp_path, DATA["semantic"][0]), **options)

@@ -33,18 +33,15 @@ def stored(values: np.ndarray, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("zip_file", [False, True])
-@pytest.mark.parametrize(
-    ("image", "label"),
-    [
-        ("{}/images/a.jpg", "{}/labels/a.png"),
-        ("images/{}/a.jpg", "labels/{}/a.png"),
-        ("x/images/{}/city/a.jpg", "x/annotations/{}/city/a.png"),
-        ("{}/img/a.jpg", "{}/mask/a_mask.png"),
-        ("{}/img/b_mask.jpg", "{}/mask/b_mask_mask.png"),
-        ("{}/images/a.jpg", "{}/ground_truth/a.tif"),
-        ("{}/a_jpg.rf.1.jpg", "{}/a_jpg.rf.1_mask.png"),  # Roboflow's
-    ],
-)
+@pytest.mark.parametrize(("image", "label"), [
+    ("{}/images/a.jpg", "{}/labels/a.png"),
+    ("images/{}/a.jpg", "labels/{}/a.png"),
+    ("x/images/{}/city/a.jpg", "x/annotations/{}/city/a.png"),
+    ("{}/img/a.jpg", "{}/mask/a_mask.png"),
+    ("{}/img/b_mask.jpg", "{}/mask/b_mask_mask.png"),
+    ("{}/images/a.jpg", "{}/ground_truth/a.tif"),
+    ("{}/a_jpg.rf.1.jpg", "{}/a_jpg.rf.1_mask.png"),  # Roboflow's
+])  # fmt: skip
 def test_images_are_paired_with_their_labels(tmp_path, image, label, zip_file):
     files = {"_classes.csv": "Pixel Value, Class\n0, sky\n3, road\n"}
     for i, split in enumerate(("train", "valid", "test")):

@@ -6,17 +6,7 @@ import pytest
 from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.predictions import read_predictions
 
-from .synthetic import (
-    CATEGORIES,
-    SIZE,
-    annotation,
-    cityscapes,
-    extracted,
-    panoptic_ids,
-    panoptic_png,
-    png,
-    write,
-)
+from .synthetic import CATEGORIES, SIZE, annotation, cityscapes, extracted, panoptic_ids, panoptic_png, png, write
 
 
 def opened(root, task):

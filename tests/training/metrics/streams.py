@@ -32,10 +32,7 @@ def results(rank: int = 0, world: int = 1) -> dict:
             "pq": ({"segmentation": shifted, "segments_info": info}, {"segmentation": ids, "segments_info": info}),
             "miou": (shifted, ids),
             "ap": (shared | {"masks": np.roll(masks, 2, 2)}, shared),
-            "ood": (
-                {"segmentation": shifted, "confidence": confidence},
-                {"segmentation": ids, "invalid": invalid},
-            ),
+            "ood": ({"segmentation": shifted, "confidence": confidence}, {"segmentation": ids, "invalid": invalid}),
         }
         for name, (prediction, reference) in entries.items():
             metrics[name].add_batch(predictions=[prediction], references=[reference])

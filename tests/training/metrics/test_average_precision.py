@@ -135,19 +135,16 @@ def test_nothing_found_and_nothing_there():
     assert [result["per_class"][c]["ap"] for c in range(2)] == [-1, 0]
 
 
-@pytest.mark.parametrize(
-    ("change", "value"),
-    [
-        ({"labels": [2]}, "label 2"),
-        ({"labels": [0, 1]}, "2 labels"),
-        ({"scores": None}, "'scores'"),
-        ({"scores": [float("nan")]}, "score"),
-        ({"masks": np.ones((1, 5, 4), bool)}, r"\(5, 4\)"),
-        ({"masks": np.full((1, 4, 4), 0.5)}, "masks"),
-        ({"masks": np.ones((4, 4), bool)}, r"\(4, 4\)"),
-        ({"image_id": 3}, "twice"),
-    ],
-)
+@pytest.mark.parametrize(("change", "value"), [
+    ({"labels": [2]}, "label 2"),
+    ({"labels": [0, 1]}, "2 labels"),
+    ({"scores": None}, "'scores'"),
+    ({"scores": [float("nan")]}, "score"),
+    ({"masks": np.ones((1, 5, 4), bool)}, r"\(5, 4\)"),
+    ({"masks": np.full((1, 4, 4), 0.5)}, "masks"),
+    ({"masks": np.ones((4, 4), bool)}, r"\(4, 4\)"),
+    ({"image_id": 3}, "twice"),
+])  # fmt: skip
 def test_bad_input_names_the_image(change, value):
     good = {"masks": np.ones((1, 4, 4), bool), "labels": [1], "scores": [0.5], "iscrowd": [0]}
     references = [good | {"image_id": 3}] * 2

@@ -37,17 +37,14 @@ def test_nothing_added_is_nan_not_zero():
     assert np.isnan(MeanIoU(num_labels=2).compute()["mean_iou"])
 
 
-@pytest.mark.parametrize(
-    ("prediction", "reference", "value"),
-    [
-        ([[2]], [[0]], "label 2"),
-        ([[0]], [[7]], "label 7"),
-        ([[0]], [[-1]], "label -1"),
-        ([[0, 0]], [[0]], "1×2"),
-        ([[0.0]], [[0]], "float64"),
-        ([0], [[0]], r"\(1,\)"),
-    ],
-)
+@pytest.mark.parametrize(("prediction", "reference", "value"), [
+    ([[2]], [[0]], "label 2"),
+    ([[0]], [[7]], "label 7"),
+    ([[0]], [[-1]], "label -1"),
+    ([[0, 0]], [[0]], "1×2"),
+    ([[0.0]], [[0]], "float64"),
+    ([0], [[0]], r"\(1,\)"),
+])  # fmt: skip
 def test_bad_input(prediction, reference, value):
     with pytest.raises(ValueError, match=value):
         MeanIoU(num_labels=2).add(prediction=np.array(prediction), reference=np.array(reference))

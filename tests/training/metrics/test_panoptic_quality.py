@@ -160,18 +160,15 @@ def test_the_last_id_of_a_dtype_is_itself(dtype, last):
     assert metric.compute()["pq"] == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "value"),
-    [
-        ({"segmentation": np.full((4, 4), 9)}, "id 9"),
-        ({"segmentation": np.full((4, 4), -2)}, "id -2"),
-        ({"segmentation": np.zeros((4, 4))}, "float64"),
-        ({"segmentation": np.ones((4, 5), int)}, "4×5"),
-        ({"segments_info": [{"id": 1, "label_id": 7}]}, "label_id 7"),
-        ({"segments_info": [{"id": 1, "label_id": 0}] * 2}, "id 1"),
-        ({"segments_info": [{"id": 1, "label_id": 0}, {"id": 3, "label_id": 0}]}, "segment 3"),
-    ],
-)
+@pytest.mark.parametrize(("change", "value"), [
+    ({"segmentation": np.full((4, 4), 9)}, "id 9"),
+    ({"segmentation": np.full((4, 4), -2)}, "id -2"),
+    ({"segmentation": np.zeros((4, 4))}, "float64"),
+    ({"segmentation": np.ones((4, 5), int)}, "4×5"),
+    ({"segments_info": [{"id": 1, "label_id": 7}]}, "label_id 7"),
+    ({"segments_info": [{"id": 1, "label_id": 0}] * 2}, "id 1"),
+    ({"segments_info": [{"id": 1, "label_id": 0}, {"id": 3, "label_id": 0}]}, "segment 3"),
+])  # fmt: skip
 def test_bad_input_is_one_error_that_names_image_and_id(change, value):
     entry = {"segmentation": np.ones((4, 4), int), "segments_info": [{"id": 1, "label_id": 0}]}
     with pytest.raises(ValueError, match=f"image 42.*{value}"):
