@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import eomt
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configuration", "image_processing", "modeling_eomt", "training", "eomt")
 BELOW = {  # a room imports from itself and these only
@@ -121,6 +123,17 @@ def test_importing_eomt_leaves_training_and_generic_names_alone():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("program", "started", "command"), [
+    ("train.py", [], False), ("pytest", [], False), ("-m", ["-m", "pytest", "eomt"], False),
+    ("-m", ["-u", "-m", "eomt", "train"], True), ("/usr/bin/eomt", [], True), ("eomt.exe", [], True),
+])  # fmt: skip
+def test_importing_eomt_registers_whatever_runs_it(program, started, command, monkeypatch):
+    """All but the command itself, which registers when it has read its arguments."""
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", *started])
+    assert eomt._is_command() == command
 
 
 def test_wheel_holds_what_git_has(tmp_path):

@@ -73,12 +73,10 @@ def test_the_pipeline_gives_the_same_segments(exported, task, tmp_path):
                 assert (np.asarray(one["mask"]) != np.asarray(other["mask"])).mean() < 1e-3
 
 
-@pytest.mark.parametrize(("format", "precision"), [
-    ("openvino", "int8"),
-    pytest.param("openvino", "bf16", marks=pytest.mark.slow),
-    pytest.param("onnx", "fp16", marks=pytest.mark.slow),
-    pytest.param("onnx", "int8", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "precision"), [("openvino", "int8"), ("openvino", "bf16"), ("onnx", "fp16"), ("onnx", "int8")]
+)
 def test_smaller_number_types(exported, format, precision, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()

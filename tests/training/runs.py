@@ -39,6 +39,12 @@ def resumable(folder, images=7, **overrides) -> EoMTTrainer:
     return trainer
 
 
+def losses(trainer) -> dict[int, tuple]:
+    return {
+        row["step"]: (row["loss"], row["grad_norm"], row["epoch"]) for row in trainer.state.log_history if "loss" in row
+    }
+
+
 class Noting(EoMTTrainer):
     """Notes the file names of each step."""
 

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as V2
 
 from eomt.configuration.labels import LabelSpace
 from eomt.training import augmentation
-from eomt.training.augmentation import Geometry, color_jitter
+from eomt.training.augmentation import Geometry, color_jitter, ids_to_positions, positions_to_masks
 from eomt.training.data import TrainTransform, load_data, make_shapes
 from eomt.training.data.samples import TRIES
 
@@ -108,6 +108,13 @@ def test_fit_pads_right_and_bottom_with_black():
     assert (g.image(image)[:, :20] == 255).all()
     assert (g.image(image)[:, 20:] == 0).all()
     assert (g.target(torch.ones(30, 60), -1)[20:] == -1).all()
+
+
+def test_more_segments_than_a_byte_holds():
+    ids = np.arange(1000).reshape(20, 50)
+    masks, kept = positions_to_masks(ids_to_positions(ids, list(range(0, 1000, 2))), 500)
+    assert kept.tolist() == list(range(500))
+    assert masks[400].nonzero().tolist() == [[16, 0]]
 
 
 @pytest.fixture(scope="module")

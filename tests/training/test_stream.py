@@ -4,12 +4,8 @@ import datasets
 import pytest
 
 from eomt.training import EoMTTrainer
-from tests.training.runs import streaming
+from tests.training.runs import losses, streaming
 from tests.training.tiny import Samples, streamed, tiny_arguments, tiny_model
-
-
-def losses(trainer):
-    return {row["step"]: (row["loss"], row["epoch"]) for row in trainer.state.log_history if "loss" in row}
 
 
 @pytest.mark.parametrize("workers", [0, 3])

@@ -69,22 +69,6 @@ def test_uint16_tensors_and_the_sampled_pixels():
     assert metric.compute()["auprc"] == pytest.approx(brute_average_precision(positive, score), abs=1e-12)
 
 
-def test_perfect_and_reversed_confidence():
-    invalid = np.zeros((1, 10), int)
-    invalid[0, :2] = 1
-    zeros = np.zeros((1, 10), int)
-
-    def auprc(confidence, invalid):
-        metric = OutOfDistribution(num_labels=1)
-        shared = {"segmentation": zeros}
-        metric.add(prediction=shared | {"confidence": confidence}, reference=shared | {"invalid": invalid})
-        return metric.compute()["auprc"]
-
-    assert auprc(1.0 - invalid, invalid) == 1
-    assert auprc(1.0 * invalid, invalid) == pytest.approx(0.2)  # valid pixels come first: one step at precision 2/10
-    assert np.isnan(auprc(1.0 - invalid, zeros))  # nothing to find
-
-
 def test_maps_of_unlike_sizes_are_refused():
     with pytest.raises(ValueError, match=r"image a.*\(2, 3\)"):
         OutOfDistribution(num_labels=1).add(
