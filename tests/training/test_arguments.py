@@ -42,17 +42,14 @@ def test_everything_can_be_overridden(tmp_path):
     (2, {"total_batch_size": 48}, (4, 6, 48)),
     (3, {"total_batch_size": 21}, (1, 7, 21)),
     (2, {"gradient_accumulation_steps": 2}, (4, 2, 16)),
+    (3, {"recipe": None}, (3, 2, 18)),
+    (3, {"recipe": None, "total_batch_size": 9}, (3, 1, 9)),
 ])  # fmt: skip
 def test_total_batch_is_kept_on_any_number_of_processes(tmp_path, monkeypatch, processes, options, expected):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     args = object.__new__(EoMTTrainingArguments)  # without the process group a real WORLD_SIZE would wait for
-    values = {
-        "recipe": "coco_panoptic_eomt_large_640",
-        "total_batch_size": None,
-        "per_device_train_batch_size": None,
-        "gradient_accumulation_steps": None,
-    }
-    vars(args).update(values | options)
+    unset = ("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+    vars(args).update({"recipe": "coco_panoptic_eomt_large_640"} | dict.fromkeys(unset) | options)
     args._fit_batches()
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.total_batch_size) == expected
 
