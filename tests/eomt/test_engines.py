@@ -16,11 +16,8 @@ from eomt.engines import ENGINES, open_engine
 from eomt.export import synthetic_image
 from eomt.inference import ExportedEoMT
 from eomt.training.data import make_shapes
+from tests.eomt.test_export import export
 from tests.models import load_unmasked, save_confident
-
-
-def export(*arguments) -> int:
-    return main(["export", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("engine", ENGINES)

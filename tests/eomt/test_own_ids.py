@@ -22,14 +22,11 @@ from eomt.training.options import DataOptions
 from eomt.training.setup import load_split
 from tests.eomt.trained import SIZE, train
 from tests.models import save_confident, tiny_config
+from tests.predicting import predict
 
 
 def evaluate(*arguments) -> int:
     return main(["evaluate", *map(str, arguments), "--workers", "0", "--device", "cpu"])
-
-
-def predict(images, model, output) -> int:
-    return main(["predict", str(images), "--model", str(model), "--output", str(output), "--workers", "0"])
 
 
 @pytest.fixture(scope="module")

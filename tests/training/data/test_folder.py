@@ -1,6 +1,5 @@
 """Own data without a json: images beside label pngs or YOLO txt, in each layout; mistakes are reported."""
 
-import io
 import pickle
 
 import numpy as np
@@ -15,7 +14,7 @@ from eomt.training import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, folders, load_data
 from eomt.training.data.samples import decode
 
-from .synthetic import SIZE, picture, png, write, zipped
+from .synthetic import SIZE, encoded, picture, png, write, zipped
 
 
 def labels() -> np.ndarray:
@@ -27,9 +26,7 @@ def labels() -> np.ndarray:
 
 
 def stored(values: np.ndarray, name: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(values.astype(np.uint8)).save(buffer, "TIFF" if name.endswith("tif") else "PNG")
-    return buffer.getvalue()
+    return encoded(Image.fromarray(values.astype(np.uint8)), "TIFF" if name.endswith("tif") else "PNG")
 
 
 @pytest.mark.parametrize("zip_file", [False, True])
@@ -96,9 +93,7 @@ def test_unlabeled_pixels_of_sixteen_bits_and_of_colors(tmp_path):
         ("sixteen", (3, 300), {"classes.json": {"3": "sky", "300": "road"}}),
         ("colors", (255, 200 * 65536), {"class_dict.csv": "sky,255,0,0\nroad,0,0,200\nVoid,255,255,255\n"}),
     ):
-        buffer = io.BytesIO()
-        label_png(prediction, ids).save(buffer, "PNG")
-        files = {"images/a.jpg": picture(), "labels/a.png": buffer.getvalue()}
+        files = {"images/a.jpg": picture(), "labels/a.png": encoded(label_png(prediction, ids), "PNG")}
         dataset, space = load_data(write(tmp_path / name, files | classes), task="semantic")
         assert dict(zip(space.names, space.dataset_ids)) == dict(zip(("sky", "road"), ids))
         assert np.array_equal(decode(dataset[0], space).ids, prediction)

@@ -1,7 +1,5 @@
 """Pascal VOC: the official folders and CVAT's export, semantic and instance."""
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +8,7 @@ from pycocotools import mask as coco_mask
 from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.samples import decode
 
-from .synthetic import picture, png, write
+from .synthetic import encoded, picture, png, write
 from .test_folder import labels
 
 CLASSES = np.where(labels() == 9, 20, labels())
@@ -20,9 +18,7 @@ OBJECTS = np.select([labels() == 3, labels() == 255, labels() == 9], [2, 255, 1]
 def palette_png(values: np.ndarray) -> bytes:
     image = Image.fromarray(values.astype(np.uint8), "P")
     image.putpalette([i * 37 % 256 for i in range(768)])
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(image, "PNG")
 
 
 def red_png(values: np.ndarray) -> bytes:
