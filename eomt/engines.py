@@ -7,6 +7,7 @@ B images · Q queries · C labels · H, W pixels
 """
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -34,6 +35,15 @@ Logits = tuple[np.ndarray, np.ndarray]
 MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["ExportedEoMT"] = "ExportedEoMT"
 
 
+@cache
+def openvino_core():
+    """The only one of the process. Each sets the stack of signal handlers; two that are dropped in the order of making
+    leave it in freed memory, and the next signal would end the process."""
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVINOEngine:
     """`openvino_model.xml` and `.bin`, on the CPU."""
 
@@ -43,9 +53,7 @@ class OpenVINOEngine:
     DTYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
     def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(path)
         self.precision = str(model.get_rt_info([PRECISION_KEY]).value) if model.has_rt_info([PRECISION_KEY]) else "fp32"
         _, channels, *sides = model.input(0).get_partial_shape()

@@ -23,22 +23,6 @@ def undrawn_curves():
         yield draw
 
 
-@pytest.fixture(scope="session", autouse=True)
-def kept_engines():
-    """OpenVINO's models keep each other's signal stack: dropped in the order of loading, the next signal kills."""
-    from eomt.engines import OpenVINOEngine
-
-    kept, load = [], OpenVINOEngine.__init__
-
-    def keep(engine, *args, **kwargs):
-        kept.append(engine)
-        load(engine, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OpenVINOEngine, "__init__", keep)
-        yield
-
-
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory, undrawn_curves):
     """What `eomt demo` writes, with a handful of images and steps."""

@@ -1,7 +1,10 @@
 """Exported folders in the model's place: same outputs, same segments, every engine and precision; bad folders."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
@@ -18,6 +21,7 @@ from eomt.inference import ExportedEoMT
 from eomt.training.data import make_shapes
 from tests.eomt.test_export import export
 from tests.models import load_unmasked, save_confident
+from tests.pairs import ENVIRONMENT
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -150,6 +154,23 @@ def test_commands_take_an_exported_folder(exported, command, tmp_path):
         assert results[0]["metrics"]["pq"] == results[1]["metrics"]["pq"]
     else:
         assert results[0]["annotations"] == results[1]["annotations"]
+
+
+@pytest.mark.slow
+def test_signals_after_models_were_dropped(exported):
+    """In the order of loading. Each core of OpenVINO would leave the stack of handlers in memory of its own."""
+    script = """if True:
+        import os, signal, sys
+        from eomt.inference import ExportedEoMT
+        models = [ExportedEoMT.from_pretrained(sys.argv[1], engine="openvino") for _ in range(2)]
+        while models:
+            del models[0]
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        memory = [bytearray(1 << 20) for _ in range(200)]
+        os.kill(os.getpid(), signal.SIGUSR1)
+    """
+    done = subprocess.run([sys.executable, "-c", script, str(exported / "out")], env=os.environ | ENVIRONMENT)
+    assert done.returncode == 0
 
 
 def test_what_an_exported_model_cannot_do(exported):

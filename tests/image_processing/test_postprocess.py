@@ -313,6 +313,19 @@ def test_a_processor_offers_what_its_task_can():
         instance.post_process_panoptic_segmentation(made())
 
 
+def test_equal_to_transformers_where_its_rule_is_the_authors():
+    builtin = BuiltIn(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True)
+    processor = EoMTImageProcessor(size=64)
+    for seed in range(5):
+        out, sizes = made(seed=seed), [(128, 96)]
+        theirs = builtin.post_process_panoptic_segmentation(out, sizes, threshold=0.5, stuff_classes=[0])[0]
+        ours = processor.post_process_panoptic_segmentation(out, sizes, threshold=0.5, stuff_classes=[0])[0]
+        assert [s["label_id"] for s in ours["segments_info"]] == [s["label_id"] for s in theirs["segments_info"]]
+        assert (ours["segmentation"] != theirs["segmentation"]).float().mean() <= 1e-3
+        theirs = builtin.post_process_semantic_segmentation(out, [(64, 64)])[0]
+        assert (processor.post_process_semantic_segmentation(out, [(64, 64)])[0] != theirs).float().mean() <= 1e-3
+
+
 def test_memory_is_bounded_by_tiles():
     """200 confident queries at 600 × 600: a tensor per query would be 288 MB."""
     out = made(queries=200, classes=20, grid=160, seed=0, certain=12.0)

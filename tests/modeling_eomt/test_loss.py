@@ -1,4 +1,4 @@
-"""Matching and loss: the authors' numbers, brute force, and the properties they must have."""
+"""Matching and loss: the authors' numbers, the built-in's at the same points, and the properties they must have."""
 
 import json
 
