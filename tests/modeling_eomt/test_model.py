@@ -1,5 +1,6 @@
 """The model: sizes, masking, targets, errors, and what transformers offers around a model."""
 
+import copy
 import json
 from collections.abc import Callable
 from functools import partial
@@ -402,3 +403,22 @@ def test_exported_programs_at_several_sizes():
         pixels = torch.randn(3, 3, *size)
         found, expected = program.module()(pixels), model(pixels)
         torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_training_at_several_sizes():
+    model = tiny_model(num_hidden_layers=2, num_blocks=1)
+    plain = copy.deepcopy(model).train()
+    compiled = torch.compile(model.train(), backend="aot_eager")
+    for size in ((64, 64), (96, 80)):
+        pixels, (masks, labels) = torch.randn(2, 3, *size), targets((2, 1), size=size)
+        losses = []
+        for network in (plain, compiled):
+            torch.manual_seed(0)
+            network.zero_grad()
+            out = network(pixels, masks, labels)
+            out.loss.backward()
+            losses.append(out.loss)
+        torch.testing.assert_close(*losses)
+        found, expected = model.embeddings.cls_token.grad, plain.embeddings.cls_token.grad
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
