@@ -11,8 +11,9 @@ import torch
 from transformers import AutoImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .configuration import as_pair
+from .configuration import as_pair, find_backbone
 from .configuration.labels import PACKAGED, LabelSpace, label_space
+from .configuration.pmt import PMTConfig
 from .image_processing import EoMTImageProcessor
 from .loading import load_model, require_model
 from .modeling_eomt import EoMTForUniversalSegmentation, convert_to_authors, load_authors_checkpoint
@@ -120,8 +121,11 @@ def pixel_statistics(source: str, delta_from: str | None) -> dict[str, torch.Ten
 
 
 def image_processor(config, state) -> EoMTImageProcessor:
-    """The model's image processor, with the mean and deviation of the checkpoint unless it holds differences."""
+    """The model's image processor, with the mean and deviation of the checkpoint unless it holds differences; of its
+    backbone where it holds PMT's decoder alone."""
     statistics = {}
+    if isinstance(config, PMTConfig) and (row := find_backbone(config.encoder_name)).pixel_mean:
+        statistics = {"image_mean": row.pixel_mean, "image_std": row.pixel_std}
     for ours, theirs in (("image_mean", "pixel_mean"), ("image_std", "pixel_std")):
         values = state.get(f"network.encoder.{theirs}")
         if values is not None and values.any():

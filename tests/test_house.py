@@ -36,10 +36,10 @@ MOST_LINES = {
     "configuration": 1690,
     "image_processing": 2420,
     "modeling_eomt": 3880,
-    "training": 6480,
-    "eomt": 5280,
+    "training": 6500,
+    "eomt": 5290,
     "benchmarks": 1990,
-    "tests": 13950,
+    "tests": 13970,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

@@ -103,11 +103,15 @@ class PatienceCallback(TrainerCallback):
 
 
 class InterruptionCallback(TrainerCallback):
-    """After Ctrl-C or SIGTERM (a preempted job), saves a checkpoint and stops. A second signal stops at once."""
+    """After Ctrl-C or SIGTERM (a preempted job), saves a checkpoint and stops. A second signal stops at once, as does
+    one before the first step."""
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
-        self.signalled = False
+        self.started = self.signalled = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = True
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.accelerator.num_processes > 1:  # all processes stop at the same step
@@ -122,10 +126,10 @@ class InterruptionCallback(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread can install handlers
             return
-        self.signalled = False
+        self.started = self.signalled = False
 
         def note(number, frame):
-            if self.signalled:
+            if self.signalled or not self.started:
                 raise KeyboardInterrupt
             self.signalled = True
 

@@ -4,8 +4,8 @@ N images · C fixed crops per image · K levels of the encoder · T tokens · D 
 
 A folder holds `levels.npy`, fp16 (N, C, K, T, D), memory-mapped; `crops.npy`, a checksum of the pixels of each crop, to
 which every sample is compared; and `encoder.json`, the fingerprint of the encoder, its levels and its normalization.
-`encoder.json` is written last: without it the folder is incomplete, and the next run writes it anew. A run that finds
-another one writing waits for it.
+`encoder.json` is written last: without it the folder is incomplete, as a killed run leaves it, and the next run writes
+it anew. A run that finds another one writing waits for it.
 """
 
 import shutil
@@ -14,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..configuration import as_pair
 from ..modeling_eomt import PMTForUniversalSegmentation
 from .data.samples import RepeatableDataset
 from .files import read_json, write_json
+
+logger = logging.get_logger(__name__)
 
 BATCH = 4  # crops that the encoder sees at once
 NORMALIZATION = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")  # of the collator
@@ -72,7 +75,13 @@ def cached_features(
     complete = folder / "encoder.json"
     if not complete.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # the system frees it when the process is killed
+        lock = FileLock(folder / "lock")  # the system frees it when the process is killed
+        try:
+            held = lock.acquire(blocking=False)
+        except Timeout:
+            logger.warning(f"another run computes the features in {folder}; waiting for it")
+            held = lock.acquire()
+        with held:
             if not complete.exists():  # another run may have written it
                 _write(samples, model, collator, key)
     try:
@@ -105,7 +114,19 @@ def _write(samples: CachedFeatures, model: PMTForUniversalSegmentation, collator
             f"the features need {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB; lower cached_crops, or "
             "leave out cache_features"
         )
-    levels = np.lib.format.open_memmap(folder / "levels.npy", "w+", np.float16, shape)
+    try:
+        checksums = _write_levels(folder / "levels.npy", shape, plain, model, collator, indices, grid)
+    except BaseException:  # Ctrl-C, too
+        (folder / "levels.npy").unlink(missing_ok=True)
+        raise
+    np.save(folder / "crops.npy", checksums)
+    write_json(folder / "encoder.json", key)
+
+
+def _write_levels(path: Path, shape: tuple, plain: RepeatableDataset, model, collator, indices, grid) -> np.ndarray:
+    """Returns the checksums (N, C) of the crops."""
+    images, crops = shape[:2]
+    levels = np.lib.format.open_memmap(path, "w+", np.float16, shape)
     checksums = np.zeros((images, crops), np.uint32)
     with tqdm(total=images * crops, desc="features") as bar:
         for crop in range(crops):
@@ -118,5 +139,4 @@ def _write(samples: CachedFeatures, model: PMTForUniversalSegmentation, collator
                 checksums[first : first + len(batch), crop] = [checksum(sample) for sample in batch]
                 bar.update(len(batch))
     levels.flush()
-    np.save(folder / "crops.npy", checksums)
-    write_json(folder / "encoder.json", key)
+    return checksums

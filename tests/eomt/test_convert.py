@@ -14,6 +14,7 @@ from eomt import EoMTImageProcessor, PMTConfig
 from eomt.cli import main
 from eomt.configuration import families
 from eomt.configuration.families import find_backbone, nearest_backbone
+from eomt.convert import image_processor
 from eomt.modeling_eomt import convert_to_authors
 from eomt.modeling_eomt.weights.inferred_config import config_from_checkpoint
 from tests.modeling_eomt.test_pmt import tiny_pmt
@@ -96,6 +97,11 @@ def test_files_of_pmt(kind, holds, tmp_path, capsys, monkeypatch):
     back = torch.load(tmp_path / "back.bin", weights_only=True)
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[key], theirs[key]) for key in theirs)
+
+
+def test_a_decoder_alone_has_the_normalization_of_its_encoder():
+    config = PMTConfig.for_backbone("vit_large_patch16_dinov3.sat493m", image_size=64)
+    assert tuple(image_processor(config, {}).image_mean) == (0.430, 0.411, 0.296)
 
 
 @pytest.mark.parametrize(("projection", "batch_norm"), [("mlp", False), ("linear", True), ("identity", False)])

@@ -1,6 +1,7 @@
 """PMT in the trainer and in `eomt train`: only the decoder learns."""
 
 import json
+import signal
 import threading
 
 import numpy as np
@@ -125,6 +126,14 @@ def test_what_a_killed_run_left_is_written_anew(tmp_path):
     for file in ("levels.npy", "crops.npy", "encoder.json"):
         assert (tmp_path / "partial" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["partial", "run", "whole"]
+
+
+def test_ctrl_c_ends_the_writing_and_leaves_no_file(tmp_path):
+    trainer = cached_trainer(tmp_path / "run", tmp_path / "cache")
+    trainer.model.encoder.layers[0].register_forward_hook(lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not [path.name for path in (tmp_path / "cache").iterdir() if path.name != "lock"]
 
 
 def test_a_second_run_waits_for_the_first_to_write(tmp_path):
