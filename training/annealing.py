@@ -16,8 +16,10 @@ __all__ = ["MaskAnnealingCallback", "annealing_steps", "mask_annealing_probabili
 
 
 def mask_annealing_probability(step: int, start: int, end: int, power: float = 0.9) -> float:
-    """Probability after `step` optimizer steps that a query keeps its mask (§3.3): 1 before `start`, 0 from `end` on,
-    and (1 − (step − start)/(end − start))^power between them."""
+    """Probability that a query keeps its mask after `step` optimizer steps (paper §3.3).
+
+    It is 1 before `start`, (1 − (step − start)/(end − start))^power until `end`, and 0 from there on.
+    """
     if step >= end:
         return 0.0
     if step < start:
@@ -34,6 +36,9 @@ class MaskAnnealingCallback(TrainerCallback):
     Args:
         start_steps, end_steps: optimizer steps, one per masked block. None: `annealing_steps` for the run.
         power: exponent of the decay.
+
+    Raises:
+        ValueError: for steps that end before they start.
     """
 
     def __init__(

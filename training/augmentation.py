@@ -2,9 +2,9 @@
 
 H, W image · h, w after scale jitter · S_h, S_w crop · n segments
 
-Only the image is resized. A target is *gathered*: nearest resizing, flip and crop are one selection of rows and
-columns, so a target costs one (S_h, S_w) look-up at any scale, and masks are made from its result. Random numbers come
-from torch's generator. As in the authors' code, images are uint8. Padding is black in images and void in targets.
+Targets are not resized but *gathered*: nearest resizing, flip and crop are one selection of rows and columns, so a
+target costs one (S_h, S_w) look-up at any scale. Masks are made from the result. Random numbers come from torch's
+generator. Images are uint8, as in the authors' code. Padding is black in images and void in targets.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ def chance(p: float = 0.5) -> bool:
 
 
 def color_jitter(image: torch.Tensor) -> torch.Tensor:
-    """Jitter a uint8 (3, H, W) image: each of four changes with p = 0.5, contrast before or after the others."""
+    """Jitter a uint8 (3, H, W) image: four changes with p = 0.5 each, contrast before or after saturation and hue."""
     if chance():
         image = V2.adjust_brightness(image, uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
     contrast_first = chance()
@@ -59,7 +59,7 @@ class Geometry:
 
     @classmethod
     def draw(cls, source: tuple[int, int], size: tuple[int, int], scale_range: tuple[float, float]) -> "Geometry":
-        """Flip with p = 0.5; s ~ U(scale_range); r = min(S_h/H, S_w/W)·s; size (int(H r), int(W r)); a uniform crop."""
+        """Flip with p = 0.5, size (int(H r), int(W r)) with r = min(S_h/H, S_w/W) · U(scale_range), uniform crop."""
         flip = chance()
         ratio = min(size[0] / source[0], size[1] / source[1]) * uniform(*scale_range)
         resized = tuple(max(1, int(side * ratio)) for side in source)  # at least 1, for very narrow images
@@ -70,7 +70,7 @@ class Geometry:
 
     @classmethod
     def fit(cls, source: tuple[int, int], size: tuple[int, int]) -> "Geometry":
-        """No augmentation: the largest size that fits, padded right and bottom, as in the authors' evaluation."""
+        """No augmentation: resized to fit the crop, padded right and bottom, as in the authors' evaluation."""
         return cls(source, placement(*source, size).resized, (0, 0), size, False)
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
@@ -94,9 +94,9 @@ class Geometry:
         return F.pad(part, padding, value=void) if any(padding) else part
 
     def _index(self, axis: int) -> torch.Tensor:
-        """Source index of every kept row or column: 0, 1, … resized by torch, for its rounding."""
-        count = torch.arange(self.source[axis], dtype=torch.float32)[None, None]
-        index = F.interpolate(count, size=self.resized[axis], mode="nearest")[0, 0].long()  # [h or w]
+        """Source index of every row or column in the crop. The indices are resized by torch, for the same rounding."""
+        indices = torch.arange(self.source[axis], dtype=torch.float32)[None, None]
+        index = F.interpolate(indices, size=self.resized[axis], mode="nearest")[0, 0].long()  # [h or w]
         return index[self.offset[axis] : self.offset[axis] + self.size[axis]]
 
 

@@ -103,8 +103,10 @@ class PatienceCallback(TrainerCallback):
 
 
 class InterruptionCallback(TrainerCallback):
-    """After Ctrl-C or SIGTERM (a preempted job), saves a checkpoint and stops. A second signal stops at once, as does
-    one before the first step."""
+    """Saves a checkpoint and stops after Ctrl-C or SIGTERM (a preempted job).
+
+    A second signal, or a signal before the first step, stops at once.
+    """
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
@@ -128,13 +130,13 @@ class InterruptionCallback(TrainerCallback):
             return
         self.started = self.signalled = False
 
-        def note(number, frame):
+        def handle(number, frame):
             if self.signalled or not self.started:
                 raise KeyboardInterrupt
             self.signalled = True
 
-        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # ignored under nohup
-        previous = {number: signal.signal(number, note) for number in heeded}
+        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # ignored under nohup
+        previous = {number: signal.signal(number, handle) for number in handled}
         try:
             yield
         finally:

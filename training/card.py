@@ -12,7 +12,7 @@ LIMITS = """- The model knows only the classes of its training data. Other objec
 
 
 def front_matter(task: str, dataset: str | None, license_name: str | None = "apache-2.0") -> str:
-    """The YAML header for the hub."""
+    """The YAML header for the Hub."""
     lines = ["library_name: eomt", *([f"license: {license_name}"] if license_name else [])]
     lines.append("pipeline_tag: image-segmentation")
     tags = ["eomt", "image-segmentation", f"{task}-segmentation", *([dataset] if dataset else [])]
@@ -20,7 +20,7 @@ def front_matter(task: str, dataset: str | None, license_name: str | None = "apa
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
-    """Markdown table, with – for None."""
+    """A Markdown table, with – for None."""
 
     def text(cell) -> str:
         if cell is None:
@@ -43,7 +43,7 @@ segment("photo.jpg")  # [{{"label": …, "mask": …, "score": …}}, …]
 
 
 def readable(name: str, value: float) -> str:
-    """Format a figure as in papers: metrics in percent, losses and counts unchanged."""
+    """A number as in papers: metrics in percent, losses and counts unchanged."""
     if "loss" in name or isinstance(value, int):
         return f"{value:.4g}"
     return f"{100 * value:.1f}" if value >= 0 else "–"  # −1: AP of a size without objects

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: completeness, atomic placement, and the options that a resumed run must share.
+"""Checkpoints of a run: complete ones, atomic writing, and the options that must not change in a resumed run.
 
 A checkpoint is written to a staging folder and renamed when it is complete.
 """
@@ -36,7 +36,7 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
 
 
 def checkpoint_to_resume(folder: str | os.PathLike) -> str | None:
-    """Latest complete checkpoint of an output folder; None without any checkpoint.
+    """Latest complete checkpoint of an output folder, or None without checkpoints.
 
     Raises:
         ValueError: when all checkpoints are incomplete; a new run would delete them.
@@ -52,7 +52,8 @@ def checkpoint_to_resume(folder: str | os.PathLike) -> str | None:
 
 def _latest_first(folder: str | os.PathLike) -> list[Path]:
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := pattern.fullmatch(path.name))]
+    matches = [(pattern.fullmatch(path.name), path) for path in Path(folder).glob("*")]
+    found = [(int(match[1]), path) for match, path in matches if match]
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -87,7 +88,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def put_in_place(folder: str | os.PathLike, name: str, state, limit: int | None) -> None:
-    """Write the state into a staged checkpoint, rename it to its place, delete the oldest above the limit."""
+    """Write the state into a staged checkpoint, rename it to its place, and delete the oldest beyond the limit."""
     staged, final = Path(folder, STAGING, name), Path(folder, name)
     state.save_to_json(str(staged / "trainer_state.json"))
     shutil.rmtree(final, ignore_errors=True)
@@ -106,12 +107,12 @@ def run_options(args: EoMTTrainingArguments, config) -> dict:
 
 
 def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = None) -> None:
-    """Write the options of a new run to its output folder. given: further options, such as data and checkpoint."""
+    """Write the options of a new run, and further ones such as data and checkpoint (`given`), to its output folder."""
     write_json(Path(args.output_dir, OPTIONS_FILE), {**(given or {}), **run_options(args, config)}, indent=2)
 
 
 def check_length(checkpoint: str | Path, max_steps: int) -> None:
-    """`ValueError` for another length: rates and mask probabilities depend on it and would jump."""
+    """Raises `ValueError` for another length of the run: learning rates and mask probabilities depend on it."""
     planned = read_json(Path(checkpoint, "trainer_state.json"))["max_steps"]
     if planned != max_steps:
         raise ValueError(
@@ -121,7 +122,7 @@ def check_length(checkpoint: str | Path, max_steps: int) -> None:
 
 
 def check_options(args: EoMTTrainingArguments, config) -> None:
-    """`ValueError` with every option that differs from the run in the output folder, if its options are known."""
+    """Raises `ValueError` for options that differ from those of the run in the output folder, if they are known."""
     file = Path(args.output_dir, OPTIONS_FILE)
     if not file.exists():
         return

@@ -1,4 +1,4 @@
-"""The collator: stacks and normalizes pixels, and lists masks and classes.
+"""The data collator: stacks and normalizes pixels, and lists masks and classes.
 
 B images · n_i segments of image i · H, W input size
 """
@@ -12,14 +12,22 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 @dataclass
 class EoMTDataCollator:
-    """Makes a batch {"pixel_values" float32 (B, 3, H, W), "mask_labels": list of (n_i, H, W), "class_labels": list of
-    (n_i,), "file_name"?} from a list of samples.
+    """Collates samples of `TrainTransform` or `EoMTImageProcessor` into a batch.
 
-    Samples come from `TrainTransform` or `EoMTImageProcessor`: single images, with or without a batch dimension, all
-    windows of an image, or batches. uint8 pixels are multiplied by `rescale_factor` and normalized with `image_mean`
-    and `image_std` (one number, or one for each channel), unless `do_rescale` or `do_normalize` is off. Float pixels
-    are not changed. Works in the stock Trainer with `remove_unused_columns=False`. `keep_file_names=True` keeps the
-    names, which `EoMTTrainer` reports.
+    A sample is one image with or without a batch dimension, all windows of an image, or a batch. Float pixels are not
+    changed. Works in the stock Trainer with `remove_unused_columns=False`.
+
+    Args:
+        image_mean, image_std: normalization of uint8 pixels, one number or one for each channel.
+        do_rescale: multiply uint8 pixels by `rescale_factor`.
+        do_normalize: normalize uint8 pixels.
+        keep_file_names: keep "file_name", which `EoMTTrainer` reports in errors.
+
+    Returns:
+        {"pixel_values": float32 (B, 3, H, W), "mask_labels": list of (n_i, H, W), "class_labels": list of (n_i,)}
+
+    Raises:
+        ValueError: for different numbers of images, mask labels and class labels.
     """
 
     image_mean: Sequence[float] | float = tuple(IMAGENET_DEFAULT_MEAN)
@@ -33,7 +41,8 @@ class EoMTDataCollator:
     def from_processor(cls, processor, **options) -> "EoMTDataCollator":
         """A collator with the normalization of an image processor."""
         fields = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
-        settings = {name: value for name in fields if (value := getattr(processor, name, None)) is not None}
+        values = {name: getattr(processor, name, None) for name in fields}
+        settings = {name: value for name, value in values.items() if value is not None}
         return cls(**settings, **options)
 
     def __call__(self, samples: list[dict]) -> dict:
@@ -47,7 +56,7 @@ class EoMTDataCollator:
         if "encoder_levels" in samples[0]:  # training/features.py
             batch["encoder_levels"] = torch.stack([sample["encoder_levels"] for sample in samples])
         if masks or labels:
-            if not len(masks) == len(labels) == len(pixels):
+            if len(masks) != len(pixels) or len(labels) != len(pixels):
                 raise ValueError(f"{len(pixels)} images with {len(masks)} mask_labels and {len(labels)} class_labels")
             batch |= {"mask_labels": masks, "class_labels": [label.long() for label in labels]}
         if self.keep_file_names and any(names):
@@ -66,12 +75,12 @@ class EoMTDataCollator:
 
 
 def _per_channel(value: Sequence[float] | float) -> torch.Tensor:
-    """One number, or one for each channel, as a tensor (1, 1 or 3, 1, 1)."""
+    """One number, or one for each channel, as a tensor (1, 1 or channels, 1, 1)."""
     return torch.as_tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
 def _entries(value, ndim: int) -> list[torch.Tensor]:
-    """A list with one tensor of `ndim` dimensions per image, from a tensor, a list or a batch."""
+    """One tensor of `ndim` dimensions per image, from a tensor, a list or a batch."""
     if value is None:
         return []
     if isinstance(value, (list, tuple)) and value and torch.as_tensor(value[0]).ndim == ndim:

@@ -45,12 +45,14 @@ def evaluate_model(
     """Evaluate a model on a data set with `EvaluationTransform`.
 
     Args:
-        model: on its device, in its dtype and in evaluation mode.
+        model: in evaluation mode, on its device.
+        dataset: rows of `load_data` with `EvaluationTransform`, which have labels of `label_space`.
         intermediate: also evaluate the intermediate predictions of masked attention, as "pq_block_0", …, earliest
             first. There are none if masked attention is off.
         on_image: called with (sample, prediction) for every image of this process.
 
-    Returns the results of the metric; see its class.
+    Returns:
+        The results of the metric (`metric_for`).
     """
     masked = []  # blocks with an intermediate prediction before them
     if intermediate:
@@ -83,8 +85,10 @@ def score(
 ) -> dict:
     """Results of all metrics in one dictionary, each key with the suffix of its metric.
 
-    pairs: (sample, predictions) for the images of this process, one prediction per metric, the final one first.
-    metrics: {suffix: metric}. on_image: as for `evaluate_model`.
+    Args:
+        pairs: (sample, predictions) of the images of this process, with one prediction per metric, the final one first.
+        metrics: {suffix: metric}
+        on_image: called with (sample, final prediction) for every image.
     """
     for sample, predictions in pairs:
         reference = as_reference(sample)
@@ -104,7 +108,7 @@ def as_reference(sample: dict):
 
 
 class Share(Dataset):
-    """The images of one process: every `world`-th. Where others have one more, the first ones repeat."""
+    """(sample, whether it counts) of every `world`-th image. Processes with one image less repeat one of the first."""
 
     def __init__(self, dataset, rank: int, world: int):
         self.dataset, self.rank, self.world = dataset, rank, world

@@ -1,11 +1,13 @@
-"""Features of a frozen encoder, computed once and read in training (`cache_features`): the encoder is not run then.
+"""Cached features of a frozen encoder (`cache_features`). They are computed once; training does not run the encoder.
 
 N images · C fixed crops per image · K levels of the encoder · T tokens · D width
 
-A folder holds `levels.npy`, fp16 (N, C, K, T, D), memory-mapped; `crops.npy`, a checksum of the pixels of each crop, to
-which every sample is compared; and `encoder.json`, the fingerprint of the encoder, its levels and its normalization.
-`encoder.json` is written last: without it the folder is incomplete, as a killed run leaves it, and the next run writes
-it anew. A run that finds another one writing waits for it.
+Files of the folder:
+    levels.npy     features, fp16 (N, C, K, T, D), memory-mapped
+    crops.npy      checksums of the pixels of each crop, which are compared with every sample
+    encoder.json   fingerprint of the encoder, its levels and its normalization; written last
+
+A folder without `encoder.json` is incomplete and computed again. A run waits for another one that computes the folder.
 """
 
 import shutil
@@ -26,7 +28,7 @@ from .files import read_json, write_json
 
 logger = logging.get_logger(__name__)
 
-BATCH = 4  # crops that the encoder sees at once
+BATCH = 4  # crops per forward pass of the encoder
 NORMALIZATION = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")  # of the collator
 
 
@@ -45,7 +47,8 @@ class CachedFeatures(RepeatableDataset):
         super().set_epoch(epoch % self.crops)
 
     def __getitem__(self, index: int) -> dict:
-        sample, crop = super().__getitem__(index), int(self._epoch)
+        sample = super().__getitem__(index)
+        crop = int(self._epoch)
         checksums = np.load(self.folder / "crops.npy", mmap_mode="r")
         if checksums[index, crop] != checksum(sample):
             raise ValueError(f"{self.folder} holds features of other images or crops; give another cache_features")
@@ -54,18 +57,18 @@ class CachedFeatures(RepeatableDataset):
 
 
 def checksum(sample: dict) -> int:
-    """Of the pixels of a sample."""
+    """CRC-32 of the pixels of a sample."""
     return zlib.crc32(sample["pixel_values"].contiguous().numpy())
 
 
 def cached_features(
     dataset, model: PMTForUniversalSegmentation, collator, folder: Path, seed: int, crops: int
 ) -> CachedFeatures:
-    """The samples of a data set with the features of their crops, which are computed where `folder` lacks them.
+    """The samples of a data set with the features of their crops. Missing features are computed.
 
     Raises:
-        ValueError: when the folder is damaged or holds features of another encoder, input, data set or number of
-            crops, or the disk is too small.
+        ValueError: for a damaged folder, a folder with features of another encoder, input, data set or number of crops,
+            or a full disk.
     """
     config = model.config
     key = {"encoder": model.encoder.digest(), "levels": list(config.interaction_indices)}
@@ -82,12 +85,12 @@ def cached_features(
             logger.warning(f"another run computes the features in {folder}; waiting for it")
             held = lock.acquire()
         with held:
-            if not complete.exists():  # another run may have written it
+            if not complete.exists():  # else written by the other run
                 _write(samples, model, collator, key)
     try:
         found, shape = read_json(complete), np.load(folder / "crops.npy", mmap_mode="r").shape
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{folder} is no complete cache ({error}); give another cache_features") from None
+        raise ValueError(f"{folder} is not a complete cache ({error}); give another cache_features") from None
     if found != key:
         raise ValueError(f"{folder} holds features of another encoder or input; give another cache_features")
     if shape != (len(dataset), crops):
@@ -107,7 +110,7 @@ def _write(samples: CachedFeatures, model: PMTForUniversalSegmentation, collator
     tokens = grid[0] * grid[1] + model.config.num_prefix_tokens
     shape = (images, crops, len(indices), tokens, model.config.hidden_size)
     folder = samples.folder
-    (folder / "levels.npy").unlink(missing_ok=True)  # of a run that was killed
+    (folder / "levels.npy").unlink(missing_ok=True)  # left by a killed run
     needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
@@ -116,7 +119,7 @@ def _write(samples: CachedFeatures, model: PMTForUniversalSegmentation, collator
         )
     try:
         checksums = _write_levels(folder / "levels.npy", shape, plain, model, collator, indices, grid)
-    except BaseException:  # Ctrl-C, too
+    except BaseException:  # also for Ctrl-C
         (folder / "levels.npy").unlink(missing_ok=True)
         raise
     np.save(folder / "crops.npy", checksums)
@@ -124,14 +127,15 @@ def _write(samples: CachedFeatures, model: PMTForUniversalSegmentation, collator
 
 
 def _write_levels(path: Path, shape: tuple, plain: RepeatableDataset, model, collator, indices, grid) -> np.ndarray:
-    """Returns the checksums (N, C) of the crops."""
+    """Compute and write the features. Returns the checksums (N, C) of the crops."""
     images, crops = shape[:2]
     levels = np.lib.format.open_memmap(path, "w+", np.float16, shape)
     checksums = np.zeros((images, crops), np.uint32)
     with tqdm(total=images * crops, desc="features") as bar:
         for crop in range(crops):
             plain.set_epoch(crop)
-            loader = DataLoader(plain, BATCH, collate_fn=list, generator=torch.Generator())  # not the run's
+            # a generator of its own leaves that of the run unchanged
+            loader = DataLoader(plain, BATCH, collate_fn=list, generator=torch.Generator())
             for first, batch in zip(range(0, images, BATCH), loader):
                 pixels = collator(batch)["pixel_values"].to(model.device, model.dtype)
                 found = torch.stack(model.encoder(pixels, indices, grid), dim=1)  # [B, K, T, D]

@@ -14,7 +14,7 @@ RUN_FILE = "trainer_state.json"
 
 
 def require_free(target: Path, force: bool, source: str | os.PathLike | None = None) -> None:
-    """Raise `ValueError` if `target` exists and must not be replaced.
+    """Raises `ValueError` if `target` exists and must not be replaced.
 
     With `force`, files, empty folders and folders of a model can be replaced. Folders with other files, a training run
     or the `source` of the new content cannot.
@@ -26,13 +26,13 @@ def require_free(target: Path, force: bool, source: str | os.PathLike | None = N
     if not force:
         raise ValueError(f"{target} exists; choose another name, or give force")
     if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in MODEL_FILES):
-        raise ValueError(f"{target} is a folder with other files than a model, which force does not replace")
+        raise ValueError(f"{target} is a folder with files other than a model, which force does not replace")
     if target.is_dir() and any(path.is_dir() or path.name == RUN_FILE for path in target.iterdir()):
         raise ValueError(f"{target} holds a training run or other folders, which force does not replace")
 
 
 def require_writable(folder: Path) -> None:
-    """Create a folder; `OSError` unless files can be written to it. Called before long work."""
+    """Create a folder. Raises `OSError` if it is not writable. Called before long work."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass

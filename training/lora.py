@@ -1,4 +1,4 @@
-"""LoRA on the backbone through peft: matrices are frozen and get trainable differences of low rank.
+"""LoRA on the backbone, by peft: the matrices are frozen and have trainable differences of low rank.
 
 Queries and heads are trained as usual. The saved model has the differences merged, so it loads without peft.
 """
@@ -14,7 +14,7 @@ def add_lora(model: nn.Module, rank: int) -> None:
     """Add trainable differences of this rank to the matrices in the blocks, and freeze the backbone.
 
     Raises:
-        ValueError: when peft is not installed.
+        ValueError: if peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model

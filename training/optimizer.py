@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 BACKBONE = ("embeddings.", "layers.", "layernorm.")  # pre-trained; all other parameters start at random
 _BLOCK = re.compile(r"layers\.(\d+)\.")
-_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.")  # the last is peft's
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.")  # DDP, FSDP, peft, …
 
 
 def is_lora(name: str) -> bool:
@@ -29,7 +29,7 @@ def is_pretrained(name: str) -> bool:
 
 
 def lr_multiplier(name: str, depth: int, num_blocks: int, llrd: float, llrd_l2_enabled: bool) -> float:
-    """Factor on the learning rate of a parameter, by its name in the hub's format.
+    """Factor on the learning rate of a parameter, by its name in the Hub format.
 
     Heads and the final norm: 1. Block i: llrd^(depth−1−i). Patch, class, register and position embeddings: as block 0.
     Without `llrd_l2_enabled`, the last `num_blocks` blocks: 1 (DINOv3 recipes).
@@ -57,8 +57,16 @@ def layerwise_lr_groups(
     (authors' code). The authors' `lr_mult` is omitted: their code never multiplies by it, and a value other than 1 has
     only the effect of `llrd_l2_enabled=False`.
 
-    backbone_lr: rate of the last block of the backbone, where the decay starts; `lr` by default, as in the paper. In
-    short runs, random heads need a higher rate than a pre-trained backbone.
+    Args:
+        model: EoMT or PMT, also wrapped.
+        lr: rate of the heads.
+        llrd: factor of the rate from each block to the one before it, in (0, 1].
+        llrd_l2_enabled: whether the last `num_blocks` blocks decay, too.
+        backbone_lr: rate of the last block of the backbone; `lr` by default, as in the paper. In short runs, random
+            heads need a higher rate than a pre-trained backbone.
+
+    Raises:
+        ValueError: for `llrd` outside (0, 1].
     """
     if not 0 < llrd <= 1:
         raise ValueError(f"llrd is {llrd}; the layer-wise decay is a factor in (0, 1], 1 turns it off")

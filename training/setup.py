@@ -8,7 +8,7 @@ from transformers import set_seed
 from ..configuration import TASK_ROWS, as_pair
 from ..configuration.labels import LabelSpace
 from .arguments import EoMTTrainingArguments
-from .data.load import FEWEST, load_data
+from .data.load import MIN_IMAGES_TO_SPLIT, load_data
 from .data.rows import UnknownClass
 from .data.samples import EvaluationTransform, TrainTransform
 from .defaults import Choice, choose_defaults, crop_size, data_facts
@@ -142,7 +142,7 @@ def _with_values(labels: LabelSpace, more: LabelSpace, source: str) -> LabelSpac
 def _require_apart(train: Dataset, validation: Dataset, source: str) -> None:
     """`ValueError` for images in both splits, unless they are fewer than five: too few for held-out ones."""
     both = {*train.with_format(None)["image"][:]} & {*validation.with_format(None)["image"][:]}
-    if both and len(train) >= FEWEST:
+    if both and len(train) >= MIN_IMAGES_TO_SPLIT:
         raise ValueError(
             f"{source}: {len(both)} images are in train and in val, for example {min(both)}; name the folders of the "
             "splits train and val, or give eval_strategy no"

@@ -1,12 +1,12 @@
-"""COCO: panoptic (json + png) and instance (json with polygons or RLE), official archives, folders and own exports.
+"""COCO panoptic (JSON and PNGs) and instance (JSON with polygons or RLE): official archives, folders, custom exports.
 
-Official: `{train,val}2017.zip`, `annotations_trainval2017.zip`, `panoptic_annotations_trainval2017.zip` unpacked (its
-pngs are a zip inside it), or all of them extracted. Own: json anywhere below the folder, its images anywhere below it
-too; Roboflow's `{train,valid,test}/_annotations.coco.json`. Labels are the json's categories in ascending id order,
-which for COCO are the authors' 0-79 things, 80-132 stuff.
+Official: `{train,val}2017.zip`, `annotations_trainval2017.zip`, and `panoptic_annotations_trainval2017.zip` unpacked
+(its PNGs are a zip inside it), or all of them extracted. Custom: JSON files and images anywhere below a folder, such as
+Roboflow's `{train,valid,test}/_annotations.coco.json`. Labels are the categories of the JSON file in ascending id
+order: the authors' 0-79 things and 80-132 stuff for COCO.
 
-The user gives the folder only: the annotation file is recognized by its name or its contents, an image is looked for
-beside the json, in a folder of the split, then anywhere, and panoptic pngs by COCO's convention.
+Users give the folder only. Annotation files are recognized by name or contents. Images are searched beside the JSON
+file, in folders of the split, then anywhere. Panoptic PNGs follow COCO's convention.
 """
 
 from pathlib import Path, PurePosixPath
@@ -25,14 +25,14 @@ KINDS = {
     "instance": ("instance", "panoptic"),
     "semantic": ("panoptic", "instance"),
 }
-"""Task → the kinds of annotations that serve it, the best first."""
+"""{task: usable kinds of annotations, in order of preference}"""
 OFFICIAL_NAMES = ("instances_", "panoptic_train", "panoptic_val", "captions_", "person_keypoints_", "image_info_")
 
 logger = logging.get_logger(__name__)
 
 
 def is_coco(tree: Tree, task: str) -> bool:
-    """For semantic data a json decides, unless there are label images; another task's is COCO's if it is no other's."""
+    """For semantic segmentation: COCO JSON files without label images. For other tasks: the last format to match."""
     if task != "semantic":
         return True
     names = [name for name in tree.names if name.endswith(".json") and PurePosixPath(name).name != "classes.json"]
@@ -43,16 +43,16 @@ def is_coco(tree: Tree, task: str) -> bool:
 
 
 def coco_splits(path: Path, task: str) -> list[str]:
-    """The splits that the names of the task's annotation files mention."""
-    names = [(tree, name) for tree in _search_trees(path, "val") for name in tree.names if name.endswith(".json")]
-    named = [(tree, name) for tree, name in names if mentioned_splits([name])]
+    """The splits in the names of the task's annotation files."""
+    named = [(tree, name) for tree, name in _json_files(_search_trees(path, "val")) if mentioned_splits([name])]
     return mentioned_splits([name for tree, name in named if any(is_kind(tree, name, kind) for kind in KINDS[task])])
 
 
 def has_annotations(path: Path, task: str) -> bool:
-    """Whether there is a json of panoptic annotations, or of instances, for the task of that name."""
-    names = ((tree, name) for tree in _search_trees(path, "val") for name in tree.names if name.endswith(".json"))
-    return task in ("panoptic", "instance") and any(is_kind(tree, name, task) for tree, name in names)
+    """Whether there are annotations made for this task: panoptic or instance."""
+    if task == "semantic":
+        return False
+    return any(is_kind(tree, name, task) for tree, name in _json_files(_search_trees(path, "val")))
 
 
 def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
@@ -86,9 +86,10 @@ def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
 def panoptic_segments(
     annotations: list[dict], images: dict, space: LabelSpace, left_out: tuple[int, ...], pngs: Tree, rows: Rows
 ) -> tuple[dict, dict]:
-    """Image id → segments, by id, and image id → location of the png.
+    """{image id: segments} of all images, and {image id: location of the PNG} of annotated ones.
 
-    images: image id → entry of the json. left_out: categories whose segments are none.
+    `images` is {image id: entry of the JSON file}. Segments of the categories `left_out` are ignored. Malformed
+    annotations are added to `rows.problems`.
     """
     segments: dict = {key: [] for key in images}
     locations: dict = {}
@@ -108,14 +109,14 @@ def panoptic_segments(
 def _segments(
     infos: list[dict], space: LabelSpace, left_out: tuple[int, ...], where: str, problems: Problems
 ) -> list[dict]:
-    """`segments_info` → a row's segments, by id."""
+    """The row's segments of `segments_info`, sorted by id."""
     segments: list[dict] = []
     seen: set[int] = set()
     for info in infos:
         with problems.at(f"{where}: segment {info.get('id')!r}"):
             number = _new_id(info, seen)
             if not 0 < number < 2**24:
-                raise ValueError("its id is not in 1 … 16777215, the colors of a png")
+                raise ValueError("its id is not in 1 … 16777215, the colors of a PNG")
             if info.get("category_id") not in left_out:
                 segments.append(_segment(info, number, label_of(info, space)))
     return sorted(segments, key=lambda entry: entry["id"])
@@ -124,35 +125,39 @@ def _segments(
 def instance_segments(
     annotations: list[dict], images: dict, space: LabelSpace, rows: Rows, crowds_as_instances: bool = False
 ) -> dict:
-    """Image id → segments. images: image id → entry of the json."""
+    """{image id: segments} of instance annotations. The arguments are those of `panoptic_segments`."""
     segments: dict = {key: [] for key in images}
     seen: set[int] = set()
     skipped = 0
     for entry in annotations:
         with rows.problems.at(f"{rows.source}: annotation {entry.get('id')!r}"):
-            key, number, label = _image_id(entry, images), _new_id(entry, seen), label_of(entry, space)
+            key = _image_id(entry, images)
+            number = _new_id(entry, seen)
+            label = label_of(entry, space)
             shape = _without_lines(entry.get("segmentation"))
             if not shape:
                 skipped += 1
                 continue
             check_shape(shape, _size(images[key]))
             segment = _segment(entry, number, label, shape)
-            segments[key].append(segment | {"iscrowd": 0} if crowds_as_instances else segment)
+            if crowds_as_instances:
+                segment["iscrowd"] = 0
+            segments[key].append(segment)
     if skipped:
-        left = f"{skipped} of {len(annotations)} annotations have no mask (boxes only, or two points)"
+        without_mask = f"{skipped} of {len(annotations)} annotations have no mask (boxes only, or two points)"
         if skipped == len(annotations):
-            raise ValueError(f"{rows.source}: {left}; instance segmentation needs polygons or RLE")
-        logger.warning(f"{rows.source}: {left} and are left out")
+            raise ValueError(f"{rows.source}: {without_mask}; instance segmentation needs polygons or RLE")
+        logger.warning(f"{rows.source}: {without_mask} and are left out")
     return segments
 
 
 def _own_classes(
     categories: list[dict], annotations: list[dict], kind: str, task: str, source: str
 ) -> tuple[LabelSpace, tuple[int, ...]]:
-    """The label space of the json's categories, ascending by id; the packaged one where it is the same. And the
-    categories that the task leaves out: stuff, for instances.
+    """The label space of the categories, ascending by id, and the ids that the task leaves out (stuff for instances).
 
-    A semantic model from instance annotations learns one class more, the background, where no object is.
+    Returns the packaged COCO label space if the categories are the same. Semantic segmentation from instance
+    annotations has one more class: the background.
     """
     by_id: dict[int, dict] = {}
     seen: set[int] = set()
@@ -165,9 +170,10 @@ def _own_classes(
     supers = [category.get("supercategory") for category in categories]
     used = {entry["category_id"] for entry in annotations if is_id(entry.get("category_id"))}
     if kind == "instance" and 0 in by_id and 0 not in used and by_id[0]["name"] in supers:
-        del by_id[0]  # Roboflow's export lists the data set itself as category 0
+        del by_id[0]  # Roboflow exports the data set itself as category 0
     if kind == "instance" and task == "semantic" and BACKGROUND not in {c["name"] for c in by_id.values()}:
-        by_id[max(by_id, default=0) + 1 if 0 in by_id else 0] = {"name": BACKGROUND}
+        unused_id = max(by_id) + 1 if 0 in by_id else 0
+        by_id[unused_id] = {"name": BACKGROUND}
     left_out = ()
     if kind == "panoptic" and task == "instance":
         left_out = tuple(i for i, category in by_id.items() if not category["isthing"])
@@ -180,8 +186,10 @@ def _own_classes(
     official = label_space(f"coco_{task}")
     if (ids, names) == (official.dataset_ids, official.names):
         return official, left_out
-    stuff = [label for label, i in enumerate(ids) if task == "panoptic" and not by_id[i]["isthing"]]
-    return LabelSpace(source, names, tuple(stuff), ids), left_out
+    if task == "instance":
+        return LabelSpace(source, names, (), ids), left_out
+    stuff = tuple(label for label, i in enumerate(ids) if not by_id[i]["isthing"])
+    return LabelSpace(source, names, stuff, ids), left_out
 
 
 def _images(entries: list[dict], rows: Rows) -> dict[int, dict]:
@@ -199,7 +207,7 @@ def _images(entries: list[dict], rows: Rows) -> dict[int, dict]:
 def _png(entry: dict, pngs: Tree, known: set[str]) -> str:
     name = safe_name(entry.get("file_name") or "")
     if name not in known:
-        raise ValueError(f"its png {name!r} is not below {pngs}")
+        raise ValueError(f"its PNG {name!r} is not below {pngs}")
     return pngs.locate(name)
 
 
@@ -213,35 +221,35 @@ def _image_id(entry: dict, images: dict) -> int | str:
 def _new_id(entry: dict, seen: set[int]) -> int:
     number = entry.get("id")
     if not is_id(number) or number in seen:
-        raise ValueError(f"id {number!r} is not an integer of its own")
+        raise ValueError(f"id {number!r} is repeated or not an integer")
     seen.add(number)
     return number
 
 
 def _segment(entry: dict, number: int, label: int, shape="") -> dict:
-    """An annotation's entry of a row's `segments`; pixels are counted where its area is not a number."""
+    """The row's segment of an annotation. Its area is that of the annotation, or −1 if that is not a number."""
     area = entry.get("area")
     iscrowd = entry.get("iscrowd", 0)
-    if iscrowd not in (0, 1):  # "0" would be a crowd
+    if iscrowd not in (0, 1):  # the string "0" would count as a crowd
         raise ValueError(f"its iscrowd is {iscrowd!r}, not 0 or 1")
     return segment_entry(number, label, iscrowd, area if is_number(area) else -1.0, shape)
 
 
 def _without_lines(shape):
-    """A COCO `segmentation` without polygons of fewer than three points; anything false where nothing is left."""
+    """A COCO `segmentation` without polygons of fewer than three points. The result is falsy if nothing is left."""
     if isinstance(shape, list):
         return [polygon for polygon in shape if not (isinstance(polygon, list) and len(polygon) < 6)]
     return shape
 
 
 def _size(image: dict) -> tuple[int, ...]:
-    """(H, W) as the json says, or () where it does not."""
+    """(H, W) in the JSON file, or ()."""
     size = (image.get("height"), image.get("width"))
     return size if all(is_id(side) and 0 < side < 2**31 for side in size) else ()
 
 
 def _order(images: dict[int, dict]) -> list[int]:
-    """Image ids in the authors' order: by the first integer in the file name, then the name."""
+    """Image ids in the authors' order: by the first integer in the file name, then by file name."""
 
     def key(i: int) -> tuple[int, str]:
         name = PurePosixPath(images[i]["file_name"]).name
@@ -255,7 +263,7 @@ def _order(images: dict[int, dict]) -> list[int]:
 
 
 def _search_trees(path: Path, split: str) -> list[Tree]:
-    """Everything to look in: the folder, then the official archives beside each other in it."""
+    """The folder and the official archives in it."""
     trees = [Tree(path)]
     if path.is_dir():
         names = ["panoptic_annotations_trainval", "annotations_trainval", *SPLIT_NAMES[split]]
@@ -264,9 +272,13 @@ def _search_trees(path: Path, split: str) -> list[Tree]:
     return trees
 
 
+def _json_files(trees: list[Tree]) -> list[tuple[Tree, str]]:
+    return [(tree, name) for tree in trees for name in tree.names if name.endswith(".json")]
+
+
 def _annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tuple[str, Tree, str]:
-    """The kind and the json of this task and split. A json that names no split serves both."""
-    files = [(tree, name) for tree in trees for name in tree.names if name.endswith(".json")]
+    """Kind and JSON file of the annotations of a task and split. A file without a split in its name serves all."""
+    files = _json_files(trees)
     for kind in KINDS[task]:
         found = [(tree, name) for tree, name in files if is_kind(tree, name, kind)]
         if found:
@@ -283,22 +295,22 @@ def _annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tu
     if len(neutral) == 1:
         return kind, *neutral[0]
     for tree, name in files:
-        tree.json(name)  # one that is no JSON is the likelier reason
+        tree.json(name)  # report a malformed file first
     have = ", ".join(name for _, name in found) or "none"
-    hint = "; for data of another kind, the task is instance or semantic" if task == "panoptic" else ""
+    hint = "; other kinds of data need task instance or semantic" if task == "panoptic" else ""
     raise ValueError(
         f"{path}: no COCO {task} annotation file for split {split!r} (annotation files of that kind: {have}){hint}"
     )
 
 
 def is_kind(tree: Tree, name: str, kind: str) -> bool:
-    """Whether a json is COCO's of this kind, by name where it is official, else by a look at its bytes.
+    """Whether a JSON file holds COCO annotations of this kind, by its official name or its contents.
 
-    Panoptic annotations hold `segments_info`; instance ones `segmentation`. Captions and key points are neither.
+    Panoptic annotations have `segments_info`, instance annotations do not. Official captions and keypoints are neither.
     """
-    stem = PurePosixPath(name).name
-    if stem.startswith(OFFICIAL_NAMES):
-        return stem.startswith("panoptic_" if kind == "panoptic" else "instances_")
+    file = PurePosixPath(name).name
+    if file.startswith(OFFICIAL_NAMES):
+        return file.startswith("panoptic_" if kind == "panoptic" else "instances_")
     text = tree.read(name)
     if b'"images"' not in text or b'"annotations"' not in text:
         return False
@@ -306,11 +318,11 @@ def is_kind(tree: Tree, name: str, kind: str) -> bool:
 
 
 class _Finder:
-    """Finds an image by the json's `file_name`: beside the json, in a folder of the split, or the only one so named."""
+    """Finds an image by `file_name`: beside the JSON file, in a folder of the split, or the only one of that name."""
 
     def __init__(self, trees: list[Tree], split: str, json_name: str, kind: str):
         self.trees, self.split, self.folder = trees, split, PurePosixPath(json_name).parent
-        pngs = PurePosixPath(json_name).stem if kind == "panoptic" else None  # their folder; they are no images
+        pngs = PurePosixPath(json_name).stem if kind == "panoptic" else None  # folder of the label PNGs
         self.by_name: dict[str, list[tuple[Tree, str]]] = {}
         for tree in trees:
             for name in tree.names:
@@ -320,7 +332,7 @@ class _Finder:
 
     def __call__(self, file_name: str) -> str:
         path = PurePosixPath(file_name.replace("\\", "/"))
-        # of a server's path, as Label Studio writes it, the last part is looked for
+        # Label Studio writes absolute paths of its server: their last part is the name
         name = path.name if path.is_absolute() else safe_name(file_name)
         found = [(t, n) for t, n in self.by_name.get(PurePosixPath(name).name, ()) if f"/{n}".endswith(f"/{name}")]
         if len(found) > 1:
@@ -337,7 +349,7 @@ class _Finder:
 
 
 def _png_tree(tree: Tree, name: str) -> Tree:
-    """Where a panoptic json's pngs are: the folder or zip of the json's own name beside it (COCO's convention)."""
+    """The PNGs of a panoptic JSON file: the folder or zip of the same name beside it (COCO's convention)."""
     stem, parent = PurePosixPath(name).stem, PurePosixPath(name).parent
     folder, zipped = str(parent / stem), str(parent / f"{stem}.zip")
     if zipped in tree.names and not any(n.startswith(f"{folder}/") for n in tree.names):

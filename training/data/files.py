@@ -1,8 +1,11 @@
-"""Where bytes come from: a folder or a zip, and one way to name a file in either.
+"""Locations: one string for a file in a folder, a zip or a data set of the `datasets` library.
 
-A *location* is a plain string, so that rows pickle and spawn: "/data/a.png" or "zip://train/a.png::/data/train.zip",
-or "row://3::image::train::/data/saved" for a row of a data set of the `datasets` library.
-Archives are opened on first use, once a process. Names out of an annotation file or an archive never leave their root.
+    /data/a.png                              a file
+    zip://train/a.png::/data/train.zip       a member of a zip
+    row://3::image::train::/data/saved       row, column and split of a data set of the `datasets` library
+
+Plain strings keep rows picklable. Each process opens an archive on first use. File names in annotations and archives
+must stay below their root.
 """
 
 import json
@@ -21,54 +24,54 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif",
     ".npy",
 )  # fmt: skip
-"""What is taken from a folder; a file named outright may be called anything."""
+"""Images that are found by listing a folder. A file named directly may have any suffix."""
 HEIC_SUFFIXES = (".heic", ".heif")
-SPLIT_NAMES = {  # best first; where there is no other, "test" is what is held out
+SPLIT_NAMES = {  # in order of preference; "test" serves as validation only if nothing else does
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "test"),
     "test": ("test",),
 }
-MOST_BYTES = 1 << 31  # of a json or an image: COCO's largest json has half a gigabyte, LVIS' one
-MOST_TEXT = 1 << 24  # of a yaml, a list of classes or an image's polygons
+MAX_BYTES = 1 << 31  # of a JSON file or an image; the largest JSON file of COCO has 0.5 GB, that of LVIS 1 GB
+MAX_TEXT_BYTES = 1 << 24  # of a YAML file, a list of classes or the polygons of an image
 _tables: dict[tuple[int, str], datasets.Dataset | datasets.DatasetDict] = {}
-_archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): a handle must not cross a fork
+_archives: dict[tuple[int, str], zipfile.ZipFile] = {}  # (process, path): forked processes must not share a handle
 
 
 def files_below(base: str) -> list[str]:
-    """Every regular file's name relative to a folder; links are followed, except back to a folder that they lie in.
+    """Names of all regular files below a folder, relative to it. Links are followed, except to a parent folder.
 
-    Pipes and devices are left out: reading one may wait for ever.
+    Pipes and devices are left out: reading one may block forever.
     """
     found = []
-    waiting = [("", frozenset({os.path.realpath(base)}))]  # folder, where it and those it lies in really are
+    waiting = [("", frozenset({os.path.realpath(base)}))]  # (folder, real paths of the folder and its parents)
     while waiting:
-        below, inside = waiting.pop()
-        with os.scandir(os.path.join(base, below)) as entries:
+        folder, parents = waiting.pop()
+        with os.scandir(os.path.join(base, folder)) as entries:
             for entry in entries:
-                name = below + entry.name
+                name = folder + entry.name
                 if entry.is_dir():
-                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                    if real not in inside:
-                        waiting.append((f"{name}/", inside | {os.path.realpath(entry.path)}))
+                    real = os.path.realpath(entry.path)
+                    if real not in parents:
+                        waiting.append((f"{name}/", parents | {real}))
                 elif entry.is_file():
                     found.append(name)
     return found
 
 
 def mentions(name: str, word: str) -> bool:
-    """Whether a path has the split's name as a word: "train/_annotations.coco.json", "panoptic_train2017.json"."""
+    """Whether a path contains a word: "train" in "train/_annotations.coco.json" or "panoptic_train2017.json"."""
     words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
     return word in words
 
 
 def mentioned_splits(names: Collection[str]) -> list[str]:
-    """The splits that paths mention."""
+    """Splits with a name in one of the paths."""
     return [split for split, words in SPLIT_NAMES.items() if any(mentions(n, w) for n in names for w in words)]
 
 
 @contextmanager
 def naming(where: str | Path) -> Iterator[None]:
-    """Put the file, or the place in it, before the message of a `ValueError`."""
+    """Prefix the message of a `ValueError` with a file, or a place in it."""
     try:
         yield
     except ValueError as error:
@@ -76,7 +79,7 @@ def naming(where: str | Path) -> Iterator[None]:
 
 
 def safe_name(name: str) -> str:
-    """A relative path with forward slashes; `ValueError` where it would leave its folder."""
+    """A relative path with forward slashes. Raises `ValueError` for a path that leaves its folder."""
     path = PurePosixPath(str(name).replace("\\", "/"))
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise ValueError(f"the file name {name!r} is empty or leaves the data set's folder; use a relative path")
@@ -84,7 +87,7 @@ def safe_name(name: str) -> str:
 
 
 def open_archive(path: str | Path) -> zipfile.ZipFile:
-    """The process's handle of a zip file."""
+    """This process's handle of a zip file."""
     key = (os.getpid(), str(path))
     if key not in _archives:
         try:
@@ -94,48 +97,49 @@ def open_archive(path: str | Path) -> zipfile.ZipFile:
     return _archives[key]
 
 
-def read_bytes(location: str, limit: int = MOST_BYTES) -> bytes:
-    """The file at a location, of at most `limit` bytes: `ValueError` for a larger one, before it fills the memory."""
+def read_bytes(location: str, limit: int = MAX_BYTES) -> bytes:
+    """The bytes at a location. Raises `ValueError` for more than `limit` bytes, before they are read."""
     if location.startswith("row://"):
         return _row_bytes(location, limit)
     if location.startswith("zip://"):
         return _member_bytes(*location.removeprefix("zip://").split("::", 1), limit)
     with open(location, "rb") as file:
-        _require_size(location, os.fstat(file.fileno()).st_size, limit)
+        _check_limit(location, os.fstat(file.fileno()).st_size, limit)
         return file.read()
 
 
 def _member_bytes(member: str, archive: str, limit: int) -> bytes:
-    """A file in a zip; `ValueError` where it cannot be unpacked, or would unpack to more than it may."""
+    """Raises `ValueError` for a missing, damaged, encrypted or oversized member."""
     opened = open_archive(archive)
     try:
         info = opened.getinfo(member)
-        _require_size(f"{archive}: {member!r}", info.file_size, limit)
+        _check_limit(f"{archive}: {member!r}", info.file_size, limit)
         with opened.open(info) as file:
             return file.read(limit)
     except KeyError:
         raise ValueError(f"{archive}: there is no file {member!r} in it") from None
-    except RuntimeError as error:  # encrypted, or a compression that is not read here, as deflate64 of Windows
+    except RuntimeError as error:  # encrypted, or an unsupported compression, such as Deflate64 of Windows
         raise ValueError(f"{archive}: {member!r}: {error}; unpack the archive and give the folder") from None
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise ValueError(f"{archive}: {member!r} is damaged ({error}); download it again") from None
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of the `datasets` library wrote a folder."""
+    """Whether a folder was written by `save_to_disk` of the `datasets` library."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def open_table(source: str) -> datasets.Dataset | datasets.DatasetDict:
-    """The process's handle of a data set of the `datasets` library: a folder, or a name on the hub."""
+    """This process's handle of a data set of the `datasets` library: a folder, or a name on the Hub."""
     key = (os.getpid(), source)
     if key not in _tables:
-        _tables[key] = (datasets.load_from_disk if is_saved(Path(source)) else datasets.load_dataset)(source)
+        load = datasets.load_from_disk if is_saved(Path(source)) else datasets.load_dataset
+        _tables[key] = load(source)
     return _tables[key]
 
 
 def _row_bytes(location: str, limit: int) -> bytes:
-    """The encoded image in a row's column: "row://number::column::split::source"."""
+    """The encoded image at "row://number::column::split::source"."""
     number, column, split, source = location.removeprefix("row://").split("::", 3)
     table = open_table(source)
     table = table[split] if split else table
@@ -144,20 +148,21 @@ def _row_bytes(location: str, limit: int) -> bytes:
         raise ValueError(f"{source}: row {number} has no {column!r}")
     if cell["bytes"] is None:
         return read_bytes(cell["path"], limit)
-    _require_size(f"{source}: {column!r} of row {number}", len(cell["bytes"]), limit)
+    _check_limit(f"{source}: {column!r} of row {number}", len(cell["bytes"]), limit)
     return cell["bytes"]
 
 
-def _require_size(what: str, size: int, limit: int) -> None:
+def _check_limit(what: str, size: int, limit: int) -> None:
     if size > limit:
-        raise ValueError(f"{what} has {size} bytes; more than {limit} are not read here")
+        raise ValueError(f"{what} has {size} bytes; the limit is {limit}")
 
 
 class Tree:
-    """The files below a folder, or below `prefix` in a zip, under their relative names."""
+    """The files below a folder, or below `prefix` in a zip. File names are relative to it."""
 
     def __init__(self, root: str | Path, prefix: str = ""):
-        self.root, self.prefix = Path(root), prefix.strip("/") + "/" if prefix else ""
+        self.root = Path(root)
+        self.prefix = prefix.strip("/") + "/" if prefix else ""
         self.is_archive = self.root.is_file()
         if not self.root.exists():
             raise ValueError(f"{self.root}: there is no such file or folder")
@@ -165,7 +170,7 @@ class Tree:
 
     @property
     def names(self) -> list[str]:
-        """Every file's relative name, sorted; hidden files and macOS' `__MACOSX` left out."""
+        """All file names, sorted, without hidden files and the `__MACOSX` folder of macOS."""
         if self._names is None:
             if self.is_archive:
                 found = [n for n in open_archive(self.root).namelist() if n.startswith(self.prefix) and n[-1] != "/"]
@@ -177,20 +182,19 @@ class Tree:
         return self._names
 
     def below(self, folder: str) -> "Tree":
-        """The part of this tree below a folder."""
         return Tree(self.root, f"{self.prefix}{folder}".strip("/"))
 
     def locate(self, name: str) -> str:
-        """The location of a file of this tree; its existence is the caller's to check (`names`)."""
+        """The location of a file. Callers check its existence (`names`)."""
         if self.is_archive:
             return f"zip://{self.prefix}{name}::{self.root}"
         return str(self.root / self.prefix / name)
 
-    def read(self, name: str, limit: int = MOST_BYTES) -> bytes:
+    def read(self, name: str, limit: int = MAX_BYTES) -> bytes:
         return read_bytes(self.locate(name), limit)
 
     def stems(self, folder: str, suffixes: str | tuple[str, ...] = "") -> dict[str, str]:
-        """Stem → name of the files in a folder, at any depth; `ValueError` for two files of one stem."""
+        """{stem: name} of the files in folders of this name, at any depth. Raises `ValueError` for a repeated stem."""
         stems: dict[str, str] = {}
         for name in self.names:
             path = PurePosixPath(name)
@@ -200,24 +204,24 @@ class Tree:
                 stems[path.stem] = name
         return stems
 
-    def text(self, name: str, limit: int = MOST_TEXT) -> str:
+    def text(self, name: str, limit: int = MAX_TEXT_BYTES) -> str:
         try:
             return self.read(name, limit).decode("utf-8-sig")  # Windows writes a byte order mark
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self}/{name}: not a text file in UTF-8 ({error})") from None
+            raise ValueError(f"{self}/{name}: not a UTF-8 text file ({error})") from None
 
     def json(self, name: str):
         try:
-            return json.loads(self.text(name, MOST_BYTES))
-        except (ValueError, RecursionError) as error:  # also an integer of too many digits
-            raise ValueError(f"{self}/{name}: not a readable json file ({error})") from None
+            return json.loads(self.text(name, MAX_BYTES))
+        except (ValueError, RecursionError) as error:  # also for an integer of too many digits
+            raise ValueError(f"{self}/{name}: not a readable JSON file ({error})") from None
 
     def __str__(self) -> str:
         return f"{self.root}{'!' if self.is_archive else '/'}{self.prefix}".rstrip("/!")
 
 
 def first_tree(*choices: tuple[Path, str]) -> Tree | None:
-    """The first (folder or zip, prefix) that exists: an official layout is tried extracted, then zipped."""
+    """The first existing (folder or zip, prefix): callers list the extracted layout before the zip."""
     for root, prefix in choices:
         if (root.is_file() and root.suffix == ".zip") or (root / prefix).is_dir():
             return Tree(root, prefix)

@@ -1,17 +1,15 @@
-"""Semantic own data: a folder of images beside a folder of label pngs; their pairing, which YOLO's txt share.
+"""Semantic segmentation from a folder of images and a folder of label PNGs. YOLO's text files are paired the same way.
 
     {train,val}/images/a.jpg   {train,val}/labels/a.png            or   images/{train,val}/…   labels/{train,val}/…
-    images/a.jpg               labels/a.png                        no split: each is all of it (load.py holds out)
+    images/a.jpg               labels/a.png                        no splits: each is all images (`load.hold_out`)
 
-Image folders may also be called `image`, `imgs` or `img`, label folders `label`, `annotations`, `masks`, `gt`,
-`ground_truth` or `targets`. Roboflow's label images lie beside their images: `train/a_mask.png`, `train/a.jpg`.
-A label's name may end in `_mask` (or `_masks`, `_label`, `_labels`, `_gt`) where its image's does not:
-`masks/a_mask.png`.
+Other names: `image`, `imgs` or `img` for image folders; `label`, `annotations`, `masks`, `gt`, `ground_truth` or
+`targets` for label folders. Roboflow's label PNGs are beside the images: `train/a_mask.png`, `train/a.jpg`. The name of
+a label PNG may have the ending `_mask` (or `_masks`, `_label`, `_labels`, `_gt`): `masks/a_mask.png`.
 
-Classes: `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}), `class_dict.csv` (name,r,g,b)
-where the pngs show classes as colors, else every value found in the pngs. Masks of 0 and 255 only are binary: 255 is
-the foreground, of two named classes the second. Else the values 255 and 65535, and a color that is called void, are
-unlabeled.
+Classes come from `classes.txt` (line i names pixel value i), `classes.json` ({"0": "sky", …}), `class_dict.csv`
+(name,r,g,b; classes are colors), or the values in the label PNGs. Masks of 0 and 255 only are binary: 255 is the
+foreground, the second of two named classes. Otherwise 255, 65535 and the color named void are unlabeled.
 """
 
 import csv
@@ -36,7 +34,7 @@ LABEL_FOLDERS = (
     "labels", "label", "annotations", "annotation", "masks", "mask", "gt", "ground_truth", "groundtruth", "targets",
     "target", "segmentationclass",
 )  # fmt: skip
-LABEL_SUFFIXES = (".png", ".tif", ".tiff")  # of label images: formats that keep values exactly
+LABEL_SUFFIXES = (".png", ".tif", ".tiff")  # lossless formats
 LABEL_ENDING = re.compile(r"[_-](masks?|labels?|gt)$", re.IGNORECASE)
 
 
@@ -45,13 +43,13 @@ def is_folder(tree: Tree, task: str) -> bool:
 
 
 def folder_splits(path: Path, task: str) -> list[str]:
-    """The splits that the folders of images mention."""
+    """The splits in the names of image folders."""
     images = (PurePosixPath(name) for name in Tree(path).names if name.lower().endswith(IMAGE_SUFFIXES))
     return mentioned_splits({str(image.parent) for image in images})
 
 
 def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
-    """Rows and label space of a folder of images and label pngs; a model names the classes of data that does not."""
+    """Rows and label space of one split. Classes without names take those of the model (`options.known_names`)."""
     tree = Tree(path)
     colors = _class_dict(tree)
     rows = Rows(str(path), "semantic_colors" if colors else "semantic")
@@ -59,14 +57,14 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
     annotations = [name for name in tree.names if name.endswith(".json") and name != "classes.json"]
     if annotations and not found:
         raise ValueError(
-            f"{path}: no images with label pngs were found for semantic segmentation; if {annotations[0]} holds COCO "
-            "annotations, the task is panoptic or instance"
+            f"{path}: no images with label PNGs for semantic segmentation; if {annotations[0]} has COCO annotations, "
+            "the task is panoptic or instance"
         )
     image_id = image_ids([image for image, _ in found])
     for image, label in found:
         with rows.problems.at(image):
             if label is None:
-                raise ValueError("there is no label png of the same name")
+                raise ValueError("there is no label PNG of the same name")
             rows.add(image_id[image], image, tree.locate(image), tree.locate(label))
     if colors:
         void = [color for color, name in colors.items() if name.lower() == "void"]
@@ -75,10 +73,10 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
         space = LabelSpace(str(path), tuple(colors[color] for color in ids), (), tuple(ids), ignored)
         return rows, options.match(space, path)
     names = options.class_names or _classes_file(tree) or options.known_names
-    source = pairs(tree, "train", LABEL_SUFFIXES) or found  # its values name the classes, for validation too
-    labels = [(tree.locate(label), label) for _, label in source if label]
-    if not labels and rows.problems:
-        rows.check(split)  # raises what is wrong with the labels
+    train = pairs(tree, "train", LABEL_SUFFIXES) or found  # every split has the classes of the training split
+    labels = [(tree.locate(label), label) for _, label in train if label]
+    if not labels:
+        rows.require_sound()  # the reason for missing labels
     return rows, options.match(numbered_space(path, names, labels, options), path)
 
 
@@ -88,9 +86,9 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
 def pairs(
     tree: Tree, split: str, suffixes: tuple[str, ...], problems: Problems | None = None
 ) -> list[tuple[str, str | None]]:
-    """(image, label or None) of a split, paired by path and stem. Without any split folder: everything.
+    """(image, label or None) of a split, paired by path and stem; all images if no folder names a split.
 
-    problems: a list for the faults that are found.
+    Conflicting names are added to `problems`.
     """
     images, labels = _by_key(tree, suffixes)
     chosen = _of_split(images, split)
@@ -109,34 +107,33 @@ def _of_split(images: dict[tuple, list[str]], split: str) -> dict[tuple, list[st
     for word in SPLIT_NAMES[split]:  # "val" before "valid" before "test"
         chosen = {key: names for key, names in images.items() if mentions(folders[key], word)}
         if chosen:
-            break
-    return chosen
+            return chosen
+    return {}
 
 
 def _report_doubles(images: dict, labels: dict, problems: Problems) -> None:
-    """List images that differ in their suffix only and would share a label, and second labels of an image."""
+    """Images that differ only in their suffix and would share a label, and second labels of an image."""
     for key, (image, *others) in images.items():
         for other in others:
-            problems.append(f"{other}: {image} has the same name but for the suffix; rename or remove one of the two")
+            problems.append(f"{other} and {image} differ only in their suffix; rename or remove one of the two")
         for other in labels.get(key, ())[1:]:
-            problems.append(f"{other}: {labels[key][0]} is a label of the same image; remove one of the two")
+            problems.append(f"{other} and {labels[key][0]} are labels of the same image; remove one of the two")
 
 
 def _report_unpaired(tree: Tree, found: list, unused: list[str], suffixes: tuple[str, ...], problems: Problems) -> None:
-    """Label files without an image are listed if no image has a label, else skipped with a warning; so is HEIC."""
+    """Label files without an image: a problem if no image has a label, else a warning. JPEG labels, HEIC images."""
     paired = any(label for _, label in found)
     if unused and found and not paired:
-        problems.append(f"{min(unused)}: no image has the name of a label file; name image and label alike")
+        problems.append(f"{min(unused)}: no image has the name of a label file; give both the same name")
     elif unused:
-        skipped = f"{len(unused)} label files have no image of their name and are skipped"
-        logger.warning_once(f"{tree}: {skipped}, such as {min(unused)}")
+        logger.warning_once(f"{tree}: {len(unused)} label files without an image are skipped, such as {min(unused)}")
     roles = {name: _role(name)[0] for name in tree.names}
-    inexact = [name for name in tree.names if roles[name] == "label" and name.lower().endswith((".jpg", ".jpeg"))]
-    if inexact and not paired and ".png" in suffixes:
-        problems.append(f"{inexact[0]}: a JPEG changes the values of labels; save label images as png")
-    unread = [name for name in tree.names if roles[name] == "image" and name.lower().endswith(HEIC_SUFFIXES)]
-    if unread:
-        logger.warning_once(f"{tree}: {len(unread)} HEIC images are skipped, such as {unread[0]}; convert them to JPEG")
+    lossy = [name for name in tree.names if roles[name] == "label" and name.lower().endswith((".jpg", ".jpeg"))]
+    if lossy and not paired and ".png" in suffixes:
+        problems.append(f"{lossy[0]}: JPEG compression changes the values of labels; save label images as PNG")
+    heic = [name for name in tree.names if roles[name] == "image" and name.lower().endswith(HEIC_SUFFIXES)]
+    if heic:
+        logger.warning_once(f"{tree}: {len(heic)} HEIC images are skipped, such as {heic[0]}; convert them to JPEG")
 
 
 def has_label_images(tree: Tree) -> bool:
@@ -144,18 +141,19 @@ def has_label_images(tree: Tree) -> bool:
 
 
 def image_ids(images: list[str]) -> dict[str, str]:
-    """What an image is called: its stem, or its whole path where two folders have the same stem."""
+    """Ids of images: their stems, or paths without suffix if stems repeat."""
     stems = {image: PurePosixPath(image).stem for image in images}
     unique = len(set(stems.values())) == len(stems)
     return stems if unique else {image: str(PurePosixPath(image).with_suffix("")) for image in images}
 
 
 def _by_key(tree: Tree, suffixes: tuple[str, ...]) -> tuple[dict[tuple, list[str]], dict[tuple, list[str]]]:
-    """Images and label files, each by what pairs them: the path without the folder of images or labels, and suffix."""
+    """Images and label files by a common key: the parts of the path, without image or label folder and suffix."""
     images, labels = defaultdict(list), defaultdict(list)
     beside = _masks_beside(tree)
     for name in tree.names:
-        path, suffix = PurePosixPath(name), PurePosixPath(name).suffix.lower()
+        path = PurePosixPath(name)
+        suffix = path.suffix.lower()
         role, place = _role(name)
         if name in beside:
             labels[*path.parts[:-1], LABEL_ENDING.sub("", path.stem)].append(name)
@@ -175,7 +173,7 @@ def _by_key(tree: Tree, suffixes: tuple[str, ...]) -> tuple[dict[tuple, list[str
 
 
 def _role(name: str) -> tuple[str | None, int]:
-    """ "image" or "label", by the first folder that says so, and that folder's place in the path."""
+    """ "image" or "label" by the first folder with such a name, and the position of the folder in the path."""
     for place, part in enumerate(PurePosixPath(name.lower()).parts[:-1]):
         if part in IMAGE_FOLDERS:
             return "image", place
@@ -185,7 +183,7 @@ def _role(name: str) -> tuple[str | None, int]:
 
 
 def _masks_beside(tree: Tree) -> set[str]:
-    """Label images `a_mask.png` in the folder of their image `a.jpg`, where no folder says which are which."""
+    """Label images `a_mask.png` beside their image `a.jpg`, if there are no image and label folders."""
     if any(_role(name)[0] for name in tree.names):
         return set()
     stems = {str(PurePosixPath(name).with_suffix("")) for name in tree.names}
@@ -199,30 +197,30 @@ def _masks_beside(tree: Tree) -> set[str]:
 def numbered_space(
     path: Path, names: dict[int, str] | None, labels: list[tuple[str, str]], options: ReadOptions
 ) -> LabelSpace:
-    """The label space of label images whose values are classes.
+    """The label space of label images with class numbers as values.
 
     Args:
-        names: value → class; None: every value found is a class.
-        labels: (location, what errors call it) of the label images to look into then, and where 0 and 1 have names.
+        names: {value: class name}. None: every value in the label images is a class.
+        labels: (location, name in error messages) of label images, read if `names` is None or names just 0 and 1.
     """
-    has_two = names is not None and set(names) == {0, 1}  # the label images may have 255 for 1
+    has_two = names is not None and set(names) == {0, 1}  # the label images may have 255 instead of 1
     values = set(names or ())
     if names is None or has_two:
         values = _values_of(labels, until=1 if has_two else None)
     ignored = (*options.ignore_ids, VOID_VALUES[2])
-    binary = values - {*ignored} == {0, IGNORE_INDEX}  # 255 is the foreground then
+    binary = values - {*ignored} == {0, IGNORE_INDEX}  # 255 is the foreground
     if names is None:
         names = {value: f"class_{value}" for value in values}
     elif has_two and binary:
         names = {0: names[0], IGNORE_INDEX: names[1]}
     ids = sorted(i for i in names if i not in ignored and (binary or i != IGNORE_INDEX))
     if not ids:
-        raise ValueError(f"{path}: the data set is empty; no class was found in its label images")
+        raise ValueError(f"{path}: the label images have no class")
     return LabelSpace(str(path), tuple(names[i] for i in ids), (), tuple(ids), ignored)
 
 
 def _values_of(labels: list[tuple[str, str]], until: int | None) -> set[int]:
-    """The values in label images, up to the first one that has the value `until`."""
+    """The values of label images, which are read up to the first one with the value `until`."""
     values: set[int] = set()
     for location, name in tqdm(labels, desc="classes in the label images", leave=False, disable=len(labels) < 200):
         with naming(name):
@@ -246,33 +244,33 @@ def _classes_file(tree: Tree) -> dict[int, str] | None:
 
 
 def numbered_classes(names, source: str) -> dict[int, str]:
-    """A list of names, or {number: name} → {number: name}."""
+    """{number: name} of a list of names or a JSON object {number: name}."""
     if not isinstance(names, (list, dict)):
-        raise ValueError(f"{source}: class names must be a list or numbered, not {names!r:.60}")
+        raise ValueError(f"{source}: class names must be a list or {{number: name}}, not {names!r:.60}")
     numbered = {}
     for number, name in names.items() if isinstance(names, dict) else enumerate(names):
         if isinstance(number, str) and re.fullmatch(r"\s*\d{1,18}\s*", number):
             number = int(number)
         if not is_id(number) or number < 0 or number in numbered:
-            raise ValueError(f"{source}: classes are numbered by integers, each by its own, not as in {number!r:.60}")
-        if not isinstance(name, str | int | float):  # a yaml's may be nested without end
+            raise ValueError(f"{source}: class number {number!r:.60} is repeated or not an integer from 0")
+        if not isinstance(name, str | int | float):  # YAML can nest without end
             raise ValueError(f"{source}: the name of class {number} is not text, but a {type(name).__name__}")
         numbered[number] = str(name)
     return numbered
 
 
 def _class_dict(tree: Tree) -> dict[int, str] | None:
-    """The colors of `class_dict.csv`, None where there is none."""
+    """The colors of `class_dict.csv`, None without the file."""
     if "class_dict.csv" not in tree.names:
         return None
     lines = [[cell.strip() for cell in row] for row in csv.reader(tree.text("class_dict.csv").splitlines())]
     if lines and [cell.lower() for cell in lines[0][1:]] == ["r", "g", "b"]:
-        lines[0] = []
-    return class_colors(((row[0], row[1:]) if any(row) else None for row in lines), f"{tree}/class_dict.csv")
+        lines[0] = []  # the header
+    return class_colors([(row[0], row[1:]) if any(row) else None for row in lines], f"{tree}/class_dict.csv")
 
 
 def class_colors(lines: Iterable[tuple[str, list[str]] | None], source: str) -> dict[int, str]:
-    """(name, [r, g, b] in digits) of each line, None for an empty one → {R + 256 G + 65536 B: name}."""
+    """{R + 256 G + 65536 B: name} of lines (name, [r, g, b] as text). Empty lines are None."""
     names: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         if line is None:

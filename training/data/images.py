@@ -1,4 +1,4 @@
-"""Images and label pngs at a location (files.py), or as PIL has them in a column of the `datasets` library."""
+"""Images and label PNGs, read from a location (files.py) or from a PIL image of the `datasets` library."""
 
 import numpy as np
 import torch
@@ -10,11 +10,13 @@ from .files import read_bytes
 
 
 def read_image(location: str | Image.Image, size: tuple[int, int] | None = None, channels: int = 3) -> torch.Tensor:
-    """An image: (channels, H, W), uint8, or float32 where it has other channels than RGB and more than 8 bits.
+    """An image as uint8 (channels, H, W), or float32 for more than 8 bits in channels other than RGB.
 
-    An RGB image is turned as its EXIF orientation says.
-
-    size: (H, W) of its annotation. Where the stored image has it, the annotation is for that: no rotation.
+    Args:
+        location: location or PIL image.
+        size: (H, W) of the annotation. An RGB image of this size keeps its stored orientation; others are rotated by
+            their EXIF orientation.
+        channels: number of channels to read; 3 is RGB.
     """
     if not isinstance(location, Image.Image) and (channels != 3 or location.endswith(".npy")):
         bands = read_bands(read_bytes(location), channels, location)
@@ -23,32 +25,32 @@ def read_image(location: str | Image.Image, size: tuple[int, int] | None = None,
 
 
 def read_map(location: str) -> np.ndarray:
-    """A png of ids: int32 (H, W). Palette images give their indices; RGB ones are read as COCO panoptic ids."""
+    """The ids of a PNG, int32 (H, W): palette indices, or COCO panoptic ids of an RGB image."""
     return picture_ids(_stored_image(location))
 
 
 def read_colors(location: str) -> np.ndarray:
-    """A png of colors: int32 (H, W), R + 256 G + 65536 B."""
+    """The colors of a PNG, int32 (H, W): R + 256 G + 65536 B."""
     image = _stored_image(location)
     return picture_ids(image.convert("RGB") if image.mode in ("P", "L", "1", "LA", "PA") else image)
 
 
 def read_classes(location: str) -> np.ndarray:
-    """A png of classes: int32 (H, W). Palette images give their indices, RGB ones their gray value."""
+    """The classes of a PNG, int32 (H, W): palette indices, or gray values of an RGB image."""
     image = _stored_image(location)
     if image.mode in ("RGB", "RGBA"):
         red, green, blue, *_ = image.split()
         if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
             raise ValueError(
-                "its label image is in color; write class_dict.csv into the data's folder, a line name,r,g,b for each "
-                "class, or save the classes' numbers in one channel"
+                "its label image is in color; add class_dict.csv with a line name,r,g,b per class to the data folder, "
+                "or save class numbers in one channel"
             )
         image = red
     return picture_ids(image)
 
 
 def size_of(location: str) -> tuple[int, int]:
-    """(H, W) of the upright image out of its header, without decoding it; `ValueError` with the location."""
+    """(H, W) of the upright image, from its header. Raises `ValueError` with the location for unreadable images."""
     try:
         if location.endswith(".npy"):
             return tuple(read_bands(read_bytes(location), None, location).shape[1:])
@@ -58,7 +60,7 @@ def size_of(location: str) -> tuple[int, int]:
 
 
 def _stored_image(location: str | Image.Image) -> Image.Image:
-    """A decoded PIL image; `ValueError` where it is missing, unreadable, truncated or too large."""
+    """The decoded image. Raises `ValueError` for a missing, unreadable, truncated or oversized image."""
     if isinstance(location, Image.Image):
         return location
     try:

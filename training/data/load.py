@@ -1,4 +1,4 @@
-"""`load_data`: one split of a data set as a `datasets.Dataset`: format → reader → rows → held out → not empty."""
+"""`load_data`: detect the format of a data set, read one split, hold out images for validation, drop empty images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -25,19 +25,19 @@ from .yolo import is_yolo, read_yolo
 
 
 class Format(NamedTuple):
-    """How a format is recognized and read."""
+    """Detection and reader of one format."""
 
     matches: Callable[[Tree, str], bool]
-    "(files, task) → whether the data has this format."
+    "(files, task) → whether the data has this format"
     read: Callable[[Path, str, str, ReadOptions], tuple[Rows, LabelSpace]]
-    "(path, task, split, options) → rows and classes."
+    "(path, task, split, options) → rows and label space"
     tasks: tuple[str, ...]
-    "Those that the format has ground truth for."
+    "tasks with ground truth in this format"
     splits: Callable[[Path, str], list[str]] = lambda path, task: ["train", "val"]
-    "(path, task) → the splits that the data names."
+    "(path, task) → splits named by the data"
 
 
-FORMATS = {  # in the order of recognition
+FORMATS = {  # in the order of detection
     "hub": Format(is_hub, read_hub, ("semantic",), hub_splits),
     "cityscapes": Format(is_cityscapes, read_cityscapes, ("semantic",)),
     "ade20k": Format(is_ade20k, read_ade20k, ("panoptic", "semantic")),
@@ -48,10 +48,11 @@ FORMATS = {  # in the order of recognition
     "folder": Format(is_folder, read_folder, ("semantic",), folder_splits),
 }
 PNG_LAYOUTS = ("semantic", "semantic_colors", "ade20k_panoptic", "voc_instance", "voc_instance_colors")
-"""Their segments are known when the pngs are read."""
+"""Layouts with segments that are known only after reading the PNG."""
 UNSPLIT = ([], ["train"])
-"""Splits named by data that has none for validation."""
-SHARE, FEWEST = 0.1, 5  # of the images are held out; of fewer than five none are
+"""Values of `splits_of` for data without a validation split."""
+HELD_OUT_SHARE = 0.1
+MIN_IMAGES_TO_SPLIT = 5
 
 
 def load_data(
@@ -68,25 +69,29 @@ def load_data(
     crowds_as_instances: bool = False,
     score_floor: float = 0.0,
 ) -> tuple[Dataset, LabelSpace]:
-    """One split of a data set and its classes; see this package's docstring for the columns.
+    """One split of a data set, with the columns of the package docstring, and its label space.
 
-    label_space: the classes wanted (a model's); the data's are matched to them by name. Default: the data's own.
-    class_names, ignore_ids: for a folder of label pngs, what the values are called and which mean "unlabeled" (255
-        always); an error for other data, which says so itself.
-    keep_empty: keep images without any segment. False: the authors' selection, and their steps an epoch.
-    crowds_as_instances: ignore `iscrowd` of COCO instances; CVAT sets it on every mask that it exports.
-    score_floor: of what `eomt predict` wrote, segments that score less are not learned.
-    automatic_split: where the data names no split, or only train, hold a tenth of it out as "val" (`hold_out`).
+    Args:
+        path: folder or zip of the data; with `dataset="hub"` also a name on the Hub.
+        dataset: format, a key of `FORMATS`; "auto" detects it.
+        task: "panoptic", "instance" or "semantic".
+        split: "train", "val" or "test".
+        label_space: label space of a model, matched to the data by class name. None: the label space of the data.
+        class_names: names of the pixel values of label images. An error for data with names of its own.
+        ignore_ids: pixel values of unlabeled pixels in label images, in addition to 255.
+        keep_empty: keep images without segments. False: the authors' selection, and their number of steps per epoch.
+        automatic_split: hold out a tenth of the images as "val" if the data has no validation split (`hold_out`).
+        crowds_as_instances: ignore `iscrowd` of COCO instances. CVAT sets it on every mask.
+        score_floor: minimum score of the segments to learn in predictions of `eomt predict`.
 
     Raises:
-        ValueError: with file and id, for malformed annotations; for an empty data set, or a task that the data has no
-            ground truth for.
+        ValueError: for malformed annotations, with file and id; for an empty data set; for a task without ground truth.
     """
     if not str(path):
         raise ValueError("the path of the data is empty; the current folder is '.'")
     path = Path(path)
     if path.is_file() and path.suffix.lower() != ".zip":
-        raise ValueError(f"{path} is one file of a data set; give the folder that holds the images and their labels")
+        raise ValueError(f"{path} is a single file; give the folder of the images and their annotations")
     dataset = detect_format(path, task) if dataset == "auto" else dataset
     if dataset not in FORMATS:
         raise ValueError(f"there is no data set format {dataset!r}; choose from auto, {', '.join(FORMATS)}")
@@ -95,8 +100,8 @@ def load_data(
         raise ValueError(f"{path}: {dataset} data has ground truth for {' and '.join(format.tasks)}, not for {task!r}")
     if dataset not in ("folder", "hub") and (class_names or len(ignore_ids)):
         raise ValueError(
-            f"{path}: {dataset} data names its classes itself; class names and ignored ids are for label images "
-            "whose values have no names"
+            f"{path}: {dataset} data has class names of its own; remove class_names and ignore_ids, which are for "
+            "folders of label images"
         )
     if split == "test" and dataset in ("ade20k", "cityscapes"):
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
@@ -118,56 +123,58 @@ def load_data(
 
 
 def detect_format(path: Path, task: str) -> str:
-    """The format of the data at a path, by the names of its files."""
+    """The format of a data set: the first match in `FORMATS`."""
     tree = Tree(path)
     return next(name for name, format in FORMATS.items() if format.matches(tree, task))
 
 
 def tasks_of(path: str | Path, dataset: str = "auto") -> list[str]:
-    """The tasks that the data has ground truth of its own for, by the names of its files."""
-    path, found = Path(path), []
+    """The tasks with ground truth in a data set, detected by file names and annotation files."""
+    path = Path(path)
+    found = []
     for task in TASKS:
         name = detect_format(path, task) if dataset == "auto" else dataset
         if name == "coco":
-            there = has_annotations(path, task)
+            has_ground_truth = has_annotations(path, task)
         elif name == "folder":
-            there = has_label_images(Tree(path))
+            has_ground_truth = has_label_images(Tree(path))
         else:
-            there = task in FORMATS[name].tasks
-        if there:
+            has_ground_truth = task in FORMATS[name].tasks
+        if has_ground_truth:
             found.append(task)
     return found
 
 
 def splits_of(path: str | Path, dataset: str, task: str) -> list[str]:
-    """The splits that the data's paths name; those in `UNSPLIT` are what `automatic_split` is for."""
+    """The splits named by the data, or by the folder itself. `automatic_split` applies to those in `UNSPLIT`."""
     path = Path(path)
     dataset = detect_format(path, task) if dataset == "auto" else dataset
-    own_name = path.stem.rstrip("0123456789").lower()  # the folder itself may be called "val", but not "my-test"
     named = FORMATS[dataset].splits(path, task)
+    own_name = path.stem.rstrip("0123456789").lower()  # "val" and "val2017" name a split, "my-test" does not
     return named or [split for split, words in SPLIT_NAMES.items() if own_name in words]
 
 
 def hold_out(table: Dataset, split: str) -> Dataset:
-    """A split's rows of data that has no split for validation: "val" is whose name has a low hash, about a tenth.
+    """The rows of "train" or "val" for data without a validation split.
 
-    At least one image, at most a fifth; fewer than five images are not split: both are all of them. The choice needs no
-    file: every command makes the same one, and images that are added later do not change it.
+    "val" are the images with a low hash of their file name: about a tenth, at least one and at most a fifth. Fewer than
+    five images are not split: both splits are all of them. The split needs no file: it is the same in every command,
+    and images that are added later do not change it.
     """
-    if len(table) < FEWEST:
+    if len(table) < MIN_IMAGES_TO_SPLIT:
         return table
     hashes = [sha256(f"0:{name}".encode()).digest() for name in table["file_name"][:]]
     lowest = sorted(hashes)[: len(hashes) // 5]  # of few images, many hashes may be low by chance
-    limit = max(lowest[0], min(lowest[-1], round(SHARE * 256).to_bytes()))
+    limit = max(lowest[0], min(lowest[-1], round(HELD_OUT_SHARE * 256).to_bytes()))
     return table.select([i for i, value in enumerate(hashes) if (value <= limit) == (split == "val")])
 
 
 def _labeled(table: Dataset) -> list[int]:
-    """The rows whose label png is not of one value only (the authors' check_empty_targets)."""
+    """Indices of the rows with more than one value in the label PNG (`check_empty_targets` in the authors' code)."""
     kept = []
     for index, row in enumerate(tqdm(table, desc="images without labels", leave=False)):
         with naming(row["file_name"]):
-            values = read_map(row["annotation"])  # of colors, too, only whether they differ
+            values = read_map(row["annotation"])  # also for colors: only their difference matters
         if values.min() != values.max():
             kept.append(index)
     return kept

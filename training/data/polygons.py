@@ -1,15 +1,23 @@
-"""Instance shapes: polygons and RLE as annotation files write them → one compressed RLE each, by pycocotools."""
+"""Instance shapes: COCO polygons and run-length encodings (RLE) as compressed RLE, by pycocotools."""
 
 import math
 
 from pycocotools import mask as coco_mask
 
-FAR = 10  # × the image's longer side: a coordinate beyond it is a mistake, and pycocotools would run out of memory
-FAR_ANYWHERE = 1e5  # pixels, where the image's size is not known
+MAX_SIDES = 10  # longer sides of the image: pycocotools runs out of memory for a coordinate far beyond them
+MAX_COORDINATE = 1e5  # pixels, for an image of unknown size
 
 
 def check_shape(shape, size: tuple[int, ...] = ()) -> None:
-    """`ValueError` for a COCO `segmentation` that is malformed; size: (H, W) of its image, or ()."""
+    """Check a COCO `segmentation`.
+
+    Args:
+        shape: polygons [[x1, y1, x2, y2, …], …] in pixels, or RLE {"size": [H, W], "counts": str or list}.
+        size: (H, W) of the image, () if unknown.
+
+    Raises:
+        ValueError: for a malformed shape, an RLE of another size, or coordinates far outside of the image.
+    """
     if isinstance(shape, dict):
         return _check_rle(shape, size)
     if not isinstance(shape, list) or not shape:
@@ -20,18 +28,18 @@ def check_shape(shape, size: tuple[int, ...] = ()) -> None:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"a polygon needs an even number of at least 6 coordinates, not {len(polygon)}")
         try:
-            finite = math.isfinite(sum(polygon))  # of all at once: COCO has tens of millions
-        except (TypeError, OverflowError):  # the latter: an integer beyond any float
+            finite = math.isfinite(sum(polygon))  # one check per polygon: COCO has tens of millions of coordinates
+        except (TypeError, OverflowError):  # OverflowError: an integer beyond the range of a float
             finite = False
         if not finite:
             raise ValueError("a polygon has a coordinate that is not a number")
         farthest = max(polygon, key=abs)
-        if abs(farthest) > (FAR * max(size) if size else FAR_ANYWHERE):
+        if abs(farthest) > (MAX_SIDES * max(size) if size else MAX_COORDINATE):
             raise ValueError(f"a polygon has the coordinate {farthest:g}, far outside of its image")
 
 
 def _check_rle(shape: dict, size: tuple[int, ...]) -> None:
-    """pycocotools trusts an RLE and would write past its mask, so its runs must add up."""
+    """pycocotools does not check the sum of the runs and would write past the mask."""
     counts, own = shape.get("counts"), shape.get("size")
     if not isinstance(counts, (list, str)) or not isinstance(own, list):
         raise ValueError("its RLE needs 'counts' (a list or a string) and 'size'")
@@ -47,10 +55,11 @@ def _check_rle(shape: dict, size: tuple[int, ...]) -> None:
 
 
 def _runs(text: str) -> list[int]:
-    """COCO's compressed counts → run lengths; `ValueError` where the text is cut or has foreign characters.
+    """The run lengths in COCO's compressed counts. Raises `ValueError` for truncated text or invalid characters.
 
-    Six bits a character from "0" on: five of the number, lowest first, and one that says the number continues; the
-    last's highest is the sign. From the fourth on, a number is the difference to the run before the last.
+    A character holds six bits, counted from "0": five bits of a number, lowest first, and a continuation bit. The
+    highest bit of the last character is the sign. From the fourth number on, a number is the difference to the run
+    two places earlier.
     """
     runs: list[int] = []
     value = shift = 0
@@ -67,14 +76,14 @@ def _runs(text: str) -> list[int]:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("its RLE counts are cut")
+        raise ValueError("its RLE counts are truncated")
     return runs
 
 
 def to_rle(shape, height: int, width: int) -> dict:
-    """COCO `segmentation` → compressed RLE {"size", "counts": bytes} of the whole object.
+    """One compressed RLE {"size", "counts": bytes} of a COCO `segmentation`.
 
-    Polygons are checked again, now that the image's size is known: `ValueError` with what is wrong with them.
+    Polygons are checked again, because the size of the image is known only here. Raises `ValueError` if malformed.
     """
     if isinstance(shape, list):
         check_shape(shape, (height, width))

@@ -1,4 +1,4 @@
-"""Predictions of `eomt predict`, read as data: pseudo-labels for training on images without annotations.
+"""Pseudo-labels: predictions of `eomt predict` as annotations for training.
 
 images.json       {"images": [{"id", "file_name", "path", …}], "categories": [{"id", "name", "isthing"}]}
 panoptic.json     and panoptic/*.png          instances.json           labels/*.png and confidence/*.png
@@ -20,10 +20,10 @@ def is_predicted(tree: Tree, task: str) -> bool:
 
 
 def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
-    """Rows and label space of a folder of predictions; there is one split, all of it.
+    """Rows and label space of a folder of predictions, which is a single split.
 
-    Segments that score less than `options.score_floor` are crowds, which training leaves out; pixels of label images
-    are unlabeled where their confidence is less.
+    Segments with a score below `options.score_floor` become crowds, which training leaves out. Pixels of label images
+    with a confidence below it are unlabeled.
     """
     tree = Tree(path)
     index = PredictionIndex(tree)
@@ -48,7 +48,9 @@ def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> t
     as_text = any(isinstance(key, str) for key in images)
     for key, image in images.items():
         with rows.problems.at(f"{index.source}: image {key!r}"):
-            location, png, confidence = _image_file(tree, image), pngs.get(key, ""), ""
+            location = _image_file(tree, image)
+            png = pngs.get(key, "")
+            confidence = ""
             if task == "semantic":
                 png = safe_name(image.get("sem_seg_file_name") or "")
                 if options.score_floor:
@@ -60,12 +62,12 @@ def read_predicted(path: Path, task: str, split: str, options: ReadOptions) -> t
 
 
 def _image_file(tree: Tree, image: dict) -> str:
-    """Where `eomt predict` found the image: anywhere, but an image's file, no device and no pipe."""
+    """The path of the image, which may be outside of the folder. Only regular image files are accepted."""
     if not isinstance(image.get("path"), str):
-        raise ValueError("its file is not named as 'path'; predict again")
+        raise ValueError("it has no 'path'; predict again")
     file = Path(tree.root, image["path"])
     if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-        raise ValueError(f"{image['path']!r} is no image file; predict again")
+        raise ValueError(f"{image['path']!r} is not an image file; predict again")
     return str(file)
 
 
@@ -73,7 +75,7 @@ def _confidence(tree: Tree, png: str) -> str:
     """The location of the confidence map beside a label image."""
     name = "confidence/" + png.removeprefix("labels/")
     if name not in tree.names:
-        raise ValueError(f"score_floor needs {name}; predict with confidence")
+        raise ValueError(f"score_floor needs {name}; predict again with confidence")
     return tree.locate(name)
 
 
@@ -87,5 +89,5 @@ def _mark_uncertain(entries: Iterable[dict], score_floor: float) -> None:
 
 def _json(tree: Tree, name: str):
     if name not in tree.names:
-        raise ValueError(f"{tree}: it has no {name}; these are predictions of another task")
+        raise ValueError(f"{tree}: there is no {name}; these are predictions of another task")
     return tree.json(name)

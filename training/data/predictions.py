@@ -1,13 +1,12 @@
-"""Predictions of any tool, read from files in the formats of the official servers.
+"""Predictions of any tool, in the file formats of the official evaluation servers.
 
     panoptic   `panoptic.json` {"annotations": [{"image_id", "file_name", "segments_info": [{"id", "category_id"}]}]}
                and `panoptic/*.png`, id = R + 256 G + 65536 B, 0 void; COCO, ADE20K panoptic
     instance   `instances.json` [{"image_id", "category_id", "segmentation": RLE, "score"}]; COCO
     semantic   `*.png`, one channel; Cityscapes label ids, ADE20K 1 … 150
 
-Ids are the data set's own everywhere (`LabelSpace.dataset_ids`), as any tool writes them for these servers. Where
-`images.json` lies beside them, eomt wrote them: images are matched by file name, since photos alone have no ids, and
-categories by name.
+All ids are those of the data set (`LabelSpace.dataset_ids`). Predictions of `eomt predict` come with `images.json`:
+their images are matched by file name, because plain images have no ids, and their categories by name.
 """
 
 import json
@@ -28,21 +27,35 @@ from .polygons import to_rle
 from .rows import Rows, is_id, is_number, match_labels, member, objects
 from .samples import to_labels
 
-_UNNAMED = re.compile(r"(class|LABEL)_\d+")  # classes that nobody has named
+_UNNAMED = re.compile(r"(class|LABEL)_\d+")  # placeholder names
 
 
 def read_predictions(path: str | Path, task: str, label_space: LabelSpace, dataset) -> Iterator[tuple[dict, object]]:
-    """(sample, prediction) of every image of a data set with `EvaluationTransform`.
+    """Read the prediction of each image of a data set, for any task.
 
-    path: a folder with files as above, or the json. `ValueError` naming file and id: an image without a prediction (but
-    for instances, where nothing may be found), a prediction without its image, a category that is none, a repeated id.
+    Args:
+        path: folder of the prediction files, or a JSON file in it.
+        task: "panoptic", "instance" or "semantic".
+        label_space: label space of the data set.
+        dataset: data set with `EvaluationTransform`.
+
+    Yields:
+        (sample, prediction), in the order of the data set.
+
+    Raises:
+        ValueError: with file and id, for an image without a prediction (except instances), a prediction without an
+            image, an unknown category, or a repeated id.
     """
     tree = predictions_folder(path)
     plain = dataset.with_format(None)
     images = plain["image_id"][:]
     index = PredictionIndex.find(tree)
-    ids = index.image_ids(plain) if index else dict(zip(images, images))  # the predictions' → the data set's
-    space = index.space(label_space) if index else label_space
+    if index:
+        ids = index.image_ids(plain)  # {image id of the predictions: image id of the data set}
+        space = index.space(label_space)
+    else:
+        ids = dict(zip(images, images))
+        space = label_space
     if task == "semantic":
         read = read_colors if plain[0]["layout"] == "semantic_colors" else read_classes
         prediction_of = _semantic(tree, index, ids, space, images, read)
@@ -55,7 +68,7 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
 
 
 def predictions_folder(path: str | Path) -> Tree:
-    """The folder of predictions, or that of a json."""
+    """The folder of the predictions, given the folder or a JSON file in it."""
     return Tree(path if Path(path).is_dir() else Path(path).parent)
 
 
@@ -75,8 +88,8 @@ def _panoptic(tree: Tree, name: str | None, ids: dict, space: LabelSpace, images
 
     def prediction_of(image_id, size):
         png = pngs[image_id]  # "" without segments
-        ids = read_map(png) if png else np.zeros(size, np.int32)
-        return {"segmentation": ids, "segments_info": segments[image_id], "file_name": png}
+        segmentation = read_map(png) if png else np.zeros(size, np.int32)
+        return {"segmentation": segmentation, "segments_info": segments[image_id], "file_name": png}
 
     return prediction_of
 
@@ -117,7 +130,8 @@ def _semantic(tree: Tree, index: "PredictionIndex | None", ids: dict, space: Lab
     else:
         pngs = _pngs_by_name(tree, images)
     _require_all(pngs, images, str(tree))
-    absent = [png for png in pngs.values() if png not in tree.names]
+    known = set(tree.names)
+    absent = [png for png in pngs.values() if png not in known]
     if absent:
         raise ValueError(f"{tree}: there is no label image {absent[0]!r}")
 
@@ -130,29 +144,33 @@ def _semantic(tree: Tree, index: "PredictionIndex | None", ids: dict, space: Lab
 
 
 def _pngs_by_name(tree: Tree, images: list) -> dict:
-    """The data set's image id → the label png of that name; tools add endings such as "_leftImg8bit"."""
-    known, pngs = set(images), {}
+    """{image id: label PNG of this name}. Tools append endings such as "_leftImg8bit" to the names."""
+    known = set(images)
+    pngs: dict = {}
     for png in (name for name in tree.names if name.lower().endswith(".png")):
         path = PurePosixPath(png).with_suffix("")
         parts = path.name.split("_")
         names = ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]
-        full_name = str(path).removeprefix("labels/")  # images of one name in several folders
+        full_name = str(path).removeprefix("labels/")  # an id with folders, if file names repeat
         key = next((name for name in (full_name, *names) if name in known), None)
         if key is None:
             raise ValueError(f"{tree}/{png}: the data set has no image {path.name!r}")
         if key in pngs:
-            raise ValueError(f"{tree}: two label images for image {key!r}: {pngs[key]} and {png}")
+            raise ValueError(f"{tree}: {pngs[key]} and {png} are label images of the same image {key!r}; remove one")
         pngs[key] = png
     return pngs
 
 
 def _json(tree: Tree, name: str | None, what: str, fits) -> tuple[str, object]:
-    """The one json of this kind in a folder, or the one named."""
+    """Name and contents of the JSON file `name`, or of the only one that fits."""
     candidates = [name] if name else [n for n in tree.names if n.endswith(".json") and not n.startswith("records/")]
-    read = ((candidate, tree.json(candidate)) for candidate in candidates)
-    found = [(candidate, data) for candidate, data in read if fits(data)]
+    found = []
+    for candidate in candidates:
+        data = tree.json(candidate)
+        if fits(data):
+            found.append((candidate, data))
     if len(found) != 1:
-        raise ValueError(f"{tree}: {len(found)} json files with {what}; one is needed")
+        raise ValueError(f"{tree}: {len(found)} JSON files have {what}; exactly one is needed")
     return found[0]
 
 
@@ -189,16 +207,16 @@ class PredictionIndex:
         return cls(tree) if "images.json" in tree.names else None
 
     def image_ids(self, dataset) -> dict:
-        """Image id of the predictions → the data set's."""
-        ours = defaultdict(list)  # file name → (path, image id)
+        """{image id of the predictions: image id of the data set}, matched by the ends of their paths."""
+        by_name = defaultdict(list)  # {file name: [(path, image id)]} of the data set
         for image_id, file in zip(dataset["image_id"][:], dataset["file_name"][:]):
-            ours[PurePosixPath(file).name].append((PurePosixPath(file).parts, image_id))
+            by_name[PurePosixPath(file).name].append((PurePosixPath(file).parts, image_id))
         ids: dict = {}
         for image in self.images:
-            parts = PurePosixPath(image["file_name"].replace("\\", "/")).parts
-            shared = [(_shared_end(path, parts), image_id) for path, image_id in ours[parts[-1] if parts else ""]]
-            most = max((count for count, _ in shared), default=0)
-            best = [image_id for count, image_id in shared if count == most > 0]
+            path = PurePosixPath(image["file_name"].replace("\\", "/"))
+            shared = [(_shared_end(parts, path.parts), image_id) for parts, image_id in by_name[path.name]]
+            longest = max((length for length, _ in shared), default=0)
+            best = [image_id for length, image_id in shared if length == longest and length > 0]
             if len(best) != 1:
                 count = "several images" if best else "no image"
                 raise ValueError(f"{self.source}: the data set has {count} {image['file_name']!r}")
@@ -208,17 +226,17 @@ class PredictionIndex:
         return ids
 
     def space(self, space: LabelSpace) -> LabelSpace:
-        """The data set's label space with the ids that these predictions have for its classes.
+        """The label space of the data set with the category ids of these predictions.
 
-        Classes are matched by name; where one of the two has never named its classes, by their ids, if those are the
-        same. `ValueError` where neither fits.
+        Classes are matched by name, or by equal ids if the classes of one side have placeholder names. Raises
+        `ValueError` for classes that do not match.
         """
         if self._has_ids_of(space) and (is_unnamed(space.names) or is_unnamed(self.labels.names)):
             return replace(space, ignored_ids=self.labels.ignored_ids)
         return match_labels(self.labels, space, self.source)
 
     def named(self, space: LabelSpace) -> LabelSpace:
-        """The data set's label space, with these predictions' class names where it has none of its own."""
+        """The label space of the data set, with the class names of these predictions in place of placeholder names."""
         if is_unnamed(space.names) and self._has_ids_of(space):
             name_of = dict(zip(self.labels.dataset_ids, self.labels.names))
             return replace(space, names=tuple(name_of[i] for i in space.dataset_ids))
@@ -232,7 +250,7 @@ def is_unnamed(names) -> bool:
     return all(_UNNAMED.fullmatch(name) for name in names)
 
 
-def _shared_end(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
-    """How many last parts two paths share, 0 unless the shorter one is the longer one's end."""
-    shorter = min(len(ours), len(theirs))
-    return shorter if ours[-shorter:] == theirs[-shorter:] else 0
+def _shared_end(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    """Number of parts of the shorter path if the longer path ends with it, else 0."""
+    shorter = min(len(a), len(b))
+    return shorter if a[-shorter:] == b[-shorter:] else 0

@@ -1,7 +1,7 @@
-"""Rows of a large COCO data set, cached as an Arrow file that every process and worker maps into memory.
+"""Cached rows of a large COCO data set: an Arrow file that all processes and workers map into memory.
 
-Reading half a gigabyte of json takes a minute and gigabytes. `Dataset.from_generator` does it once, in one process,
-and keeps the rows in the cache folder of `datasets` (`HF_DATASETS_CACHE`). Its key are the arguments of the generator.
+Reading 0.5 GB of JSON takes a minute and several GB of memory. `Dataset.from_generator` does it once, in one process,
+and caches the rows in `HF_DATASETS_CACHE`. The arguments of the generator are the key of the cache.
 """
 
 import json
@@ -18,7 +18,7 @@ from .files import files_below
 from .rows import ReadOptions, features
 
 MIN_BYTES = 1 << 25  # of annotation files: smaller ones are read in a second or two
-VERSION = 3  # of the rows; rows of another version are read anew
+VERSION = 3  # of the rows; increase it when they change
 ANNOTATIONS = (".json", ".zip")
 SPACE_FIELDS = ("name", "names", "stuff_label_ids", "dataset_ids", "ignored_ids", "ignore_index")
 
@@ -28,14 +28,14 @@ def is_large(path: Path) -> bool:
 
 
 def cached_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Dataset, LabelSpace]:
-    """The rows and the label space of `read_coco`, checked for problems, out of the cache where they are there."""
-    path = path.absolute()  # rows hold locations, which are used from other working directories
+    """Checked rows and label space of `read_coco`, read or taken from the cache."""
+    path = path.absolute()  # cached locations are used in other working directories
     arguments = {"path": str(path), "task": task, "split": split, "version": VERSION}
     arguments |= {"keep_empty": options.keep_empty, "crowds_as_instances": options.crowds_as_instances}
     arguments |= {"wanted": _to_json(options.label_space) if options.label_space else None}
     arguments |= {"names": _names(path), "annotations": _annotation_files(path)}
     columns = features("int64")
-    columns["label_space"] = Value("large_string")  # of the first row
+    columns["label_space"] = Value("large_string")  # only in the first row
     try:
         table = Dataset.from_generator(
             _generate, columns, cache_dir=str(datasets.config.HF_DATASETS_CACHE), gen_kwargs=arguments
@@ -61,7 +61,7 @@ def _names(path: Path) -> tuple[str, ...]:
 
 
 def _annotation_files(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of the annotation files below a folder, or of an archive."""
+    """(name, size, modification time) of the annotation files in a folder, or of a zip."""
     stats = [(name, (path / name).stat()) for name in _names(path) if (name or path.name).endswith(ANNOTATIONS)]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 

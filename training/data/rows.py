@@ -1,7 +1,7 @@
-"""Rows: the images of a data set as a format reader returns them, and the caller's wishes that every reader gets.
+"""Rows, one per image, and the options that all format readers share.
 
-Malformed annotations are collected with file and id, and reported together before training starts. The Arrow table
-holds paths and small annotations only.
+A row holds locations and small annotations only. Readers collect malformed annotations with file and id, so that all
+of them are reported before training starts.
 """
 
 import json
@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
@@ -23,29 +24,29 @@ SEGMENT = {
     "area": Value("float64"),
     "shape": Value("large_string"),
 }
-LISTED = ("panoptic", "instance", "panoptic_as_instance")  # layouts of rows that list their segments
+LISTED = ("panoptic", "instance", "panoptic_as_instance")  # layouts with segments in the rows
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def features(id_type: str) -> Features:
-    """The columns of a data set; see the package's docstring. id_type: of image ids, "int64" or "string"."""
+    """The columns of a data set (package docstring). `id_type` is the type of image ids: "int64" or "string"."""
     texts = dict.fromkeys(("file_name", "image", "annotation", "second_png", "layout"), Value("string"))
     numbers = {"size": List(Value("int32")), "score_floor": Value("float64")}
     return Features({"image_id": Value(id_type), **texts, "segments": List(SEGMENT), **numbers})
 
 
 def evenly_sampled(table: Dataset, most: int = 200) -> Dataset:
-    """At most this number of rows, evenly over the data set, without its transform."""
+    """At most `most` rows, evenly spaced over the data set, without its transform."""
     places = np.linspace(0, len(table) - 1, min(most, len(table))).astype(int)
     return table.with_format(None).select(places.tolist())
 
 
 class UnknownClass(ValueError):
-    """The data has a class that is not in the wanted label space; the message names it."""
+    """The data has a class that the wanted label space lacks."""
 
 
 class DataProblems(ValueError):
-    """Malformed annotations: `args` has one message each, the error's text the first three."""
+    """Malformed annotations. `args` holds all messages; the text of the error shows the first three."""
 
     def __str__(self) -> str:
         more = f" (and {len(self.args) - 3} more problems)" if len(self.args) > 3 else ""
@@ -57,7 +58,7 @@ class Problems(list):
 
     @contextmanager
     def at(self, where: str) -> Iterator[None]:
-        """List a `ValueError` as a problem of `where`, and continue after the block."""
+        """Record a `ValueError` as a problem at `where` and continue after the block."""
         try:
             yield
         except ValueError as error:
@@ -80,17 +81,15 @@ class Rows:
         self.rows.append(row | {"score_floor": self.score_floor})
 
     def check(self, split: str) -> None:
-        """Whether the rows can be used for this split.
+        """Check that the rows can be used for a split.
 
         Raises:
-            DataProblems: if there are problems.
-            ValueError: if there is no image, or nothing to learn from in a training split.
+            DataProblems: for malformed annotations.
+            ValueError: for a data set without images, or a training split without segments to learn.
         """
         self.require_sound()
         if not self.rows:
-            raise ValueError(
-                f"{self.source}: the data set is empty; no image was found; docs/data-formats.md has the layouts"
-            )
+            raise ValueError(f"{self.source}: the data set has no images; docs/data-formats.md describes the layouts")
         if split != "train" or self.layout not in LISTED:
             return
         crowds = [segment["iscrowd"] for row in self.rows for segment in row["segments"]]
@@ -101,11 +100,11 @@ class Rows:
         if all(crowds):
             raise ValueError(
                 f"{self.source}: all of its {len(crowds)} segments are crowds (iscrowd 1), which are not learned; "
-                "crowds_as_instances takes them as instances (CVAT marks every mask so)"
+                "set crowds_as_instances to learn them (CVAT exports every mask as a crowd)"
             )
 
     def require_sound(self) -> None:
-        """Raise `DataProblems` if there are problems."""
+        """Raises `DataProblems` for malformed annotations."""
         if self.problems:
             raise DataProblems(*self.problems)
 
@@ -115,17 +114,21 @@ class Rows:
 
 
 def segment_entry(id: int, label_id: int, iscrowd: int = 0, area: float = -1.0, shape="") -> dict:
-    """One entry of a row's `segments`; `area` −1: count the pixels."""
+    """One entry of a row's `segments`. An area of −1 means that evaluation counts the pixels."""
     text = shape if isinstance(shape, str) else _encode(shape)
     return {"id": id, "label_id": label_id, "iscrowd": int(iscrowd), "area": float(area), "shape": text}
 
 
 def make_row(image, annotation="", *, layout: str, segments: Iterable[dict] = (), file_name: str = "image") -> dict:
-    """A row of one's own data, of `datasets` or not, as `TrainTransform.row` and `EvaluationTransform.row` take it.
+    """The row of one image of any source, for `TrainTransform.row` and `EvaluationTransform.row`.
 
-    image, annotation: PIL images, or paths; annotation: the png of layout "semantic" or "panoptic".
-    segments: {"label_id", "id"?, "iscrowd"?, "shape"?}; ids of a panoptic png; shape: of layout "instance", COCO's
-        polygons, or run lengths {"size": [H, W], "counts": str or list}.
+    Args:
+        image: PIL image or path.
+        annotation: PIL image or path of the label PNG (layouts "semantic" and "panoptic").
+        layout: A key of `LAYOUTS` in samples.py.
+        segments: dicts with "label_id" and optionally "id" (in a panoptic PNG), "iscrowd" and "shape" (layout
+            "instance": COCO polygons, or RLE {"size": [H, W], "counts": str or list}).
+        file_name: name of the image in error messages.
 
     Raises:
         ValueError: for a malformed shape.
@@ -142,76 +145,77 @@ def make_row(image, annotation="", *, layout: str, segments: Iterable[dict] = ()
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Wishes of the caller of `load_data`; a reader takes those that concern its format."""
+    """Options of `load_data`. Each format reader uses those that apply to its format."""
 
     label_space: LabelSpace | None = None
-    "Classes to match the data's to, by name (a model's). None: the data's own."
+    "Label space of a model, matched to the data by class name. None: the label space of the data."
     class_names: dict[int, str] | None = None
-    "Names of pixel values, instead of any classes file (label images)."
+    "Label images: names of pixel values, instead of a classes file."
     ignore_ids: tuple[int, ...] = ()
-    "Pixel values that mean unlabeled (label images)."
+    "Label images: pixel values of unlabeled pixels."
     keep_empty: bool = True
-    "Whether images without any segment are rows."
+    "Whether to keep images without segments."
     crowds_as_instances: bool = False
-    "Whether `iscrowd` is ignored (COCO instances): CVAT sets it on every mask that it exports."
+    "COCO instances: whether to ignore `iscrowd`. CVAT sets it on every mask."
     score_floor: float = 0.0
-    "Predictions read as data: segments that score less are not learned."
+    "Pseudo-labels: minimum score of a segment to be learned."
 
     @property
     def known_names(self) -> dict[int, str] | None:
-        """The wanted label space's pixel value → class, where it knows its data set's values."""
+        """{pixel value: class name} of the wanted label space, or None if its pixel values are unknown."""
         space = self.label_space
         if space is None or not space.knows_dataset_ids:
             return None
-        return {i: space.names[label] for i, label in space.dataset_id_to_label.items() if i >= 0} or None
+        names = {i: space.names[label] for i, label in space.dataset_id_to_label.items() if i >= 0}
+        return names or None
 
     def match(self, own: LabelSpace, source) -> LabelSpace:
-        """The data's own label space, or the wanted one with the data's ids (`match_labels`)."""
-        twice = [name for name in own.names if own.names.count(name) > 1]
-        if twice:
-            raise ValueError(f"{source}: two classes are called {twice[0]!r}; give each a name of its own")
+        """The label space of the data, or the wanted one with the ids of the data (`match_labels`)."""
+        repeated = [name for name in own.names if own.names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"{source}: two classes have the name {repeated[0]!r}; rename one of them")
         return own if self.label_space is None else match_labels(own, self.label_space, source)
 
 
 def match_labels(own: LabelSpace, wanted: LabelSpace, source) -> LabelSpace:
-    """The wanted label space with the ids that data, or predictions, have for its classes, matched by name.
+    """The wanted label space with the ids of data or predictions (`own`), matched by class name.
 
-    The data decides which classes are stuff where the wanted space does not (models of plain transformers).
+    Stuff classes are those of the wanted label space, or of the data if it has none (plain Transformers models).
 
     Raises:
-        UnknownClass: for a class that the wanted space does not have.
+        UnknownClass: for a class that the wanted label space lacks.
     """
-    label_of, id_of = wanted.label2id, dict(zip(own.names, own.dataset_ids))
-    unknown = [name for name in own.names if name not in label_of]
+    label2id, dataset_id = wanted.label2id, dict(zip(own.names, own.dataset_ids))
+    unknown = [name for name in own.names if name not in label2id]
     if unknown:
         raise UnknownClass(
-            f"{source}: its class {unknown[0]!r} is not among the {wanted.num_labels} of {wanted.name!r}"
+            f"{source}: its class {unknown[0]!r} is not among the {wanted.num_labels} classes of {wanted.name!r}"
         )
-    stuff = wanted.stuff_label_ids or tuple(sorted(label_of[own.names[label]] for label in own.stuff_label_ids))
-    absent = iter(range(-1, -1 - wanted.num_labels, -1))  # ids that the data cannot contain
-    ids = tuple(id_of[name] if name in id_of else next(absent) for name in wanted.names)
+    stuff = wanted.stuff_label_ids or tuple(sorted(label2id[own.names[label]] for label in own.stuff_label_ids))
+    absent = count(-1, -1)  # ids that the data cannot contain
+    ids = tuple(dataset_id[name] if name in dataset_id else next(absent) for name in wanted.names)
     return LabelSpace(wanted.name, wanted.names, stuff, ids, own.ignored_ids, wanted.ignore_index)
 
 
 def objects(entries, what: str = "it") -> list[dict]:
-    """A list of objects, as a json has it."""
+    """A JSON list of objects. Raises `ValueError` for anything else."""
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{what} is not a list of objects")
     return entries
 
 
 def member(data, key: str) -> list[dict]:
-    """A list of objects in an object of a json."""
+    """The list of objects at a key of a JSON object. Raises `ValueError` for anything else."""
     return objects(data.get(key) if isinstance(data, dict) else None, repr(key))
 
 
 def is_id(value) -> bool:
-    """Whether a value of a json is an integer that 64 bits hold; true and false are not."""
+    """Whether a JSON value is a 64-bit integer, not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def is_number(value) -> bool:
-    """Whether a value of a json is a finite number that a float can hold."""
+    """Whether a JSON value is a number in the range of a float, not a boolean."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
@@ -222,5 +226,5 @@ def label_of(entry: dict, space: LabelSpace) -> int:
     """The label of an annotation's `category_id`."""
     category = entry.get("category_id")
     if not is_id(category) or category not in space.dataset_id_to_label:
-        raise ValueError(f"category {category!r} is not among the data set's")
+        raise ValueError(f"category {category!r} is not a category of the data set")
     return space.dataset_id_to_label[category]

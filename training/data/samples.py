@@ -1,4 +1,4 @@
-"""Rows → samples, on the fly: `dataset.with_transform(TrainTransform(…))` and `EvaluationTransform`.
+"""Transforms of rows into samples: `dataset.with_transform(TrainTransform(…))` and `EvaluationTransform`.
 
 H, W image · S_h, S_w crop · n segments
 """
@@ -27,37 +27,43 @@ from .images import read_classes, read_colors, read_image, read_map
 from .polygons import to_rle
 from .voc import object_map
 
-TRIES = 10  # crops drawn before an image with segments is taken without any; the authors draw without end
-MAX_MASK_BYTES = 1 << 31  # of one crop's masks
+TRIES = 10  # crops drawn for an image until one has a segment; the authors draw without limit
+MAX_MASK_BYTES = 1 << 31  # of the masks of one crop
 
 
-# --- a row's files → a decoded sample ---------------------------------------------------------------------------------
+# --- decoding a row ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Sample:
-    """One decoded row. `segments`: {"id", "label_id", "iscrowd", …}; `ids`: int32 (H, W), the pixels' ids among them
-    (semantic: their labels), VOID where unlabeled; `rles` instead, one a segment, for instances, which may overlap."""
+    """One decoded row, with its segments as a map of ids, or as RLEs of instances, which may overlap."""
 
     image: torch.Tensor  # uint8 (3, H, W)
-    segments: list[dict] = field(default_factory=list)
-    ids: np.ndarray | None = None
-    rles: list[dict] | None = None
+    segments: list[dict] = field(default_factory=list)  # {"id", "label_id", "iscrowd", …}
+    ids: np.ndarray | None = None  # int32 (H, W): segment id (semantic: label) of each pixel, VOID if unlabeled
+    rles: list[dict] | None = None  # one per segment
 
 
 def decode(row: dict, space: LabelSpace, num_channels: int = 3) -> Sample:
-    """Read a row's files. `ValueError` naming the image: unreadable, of another size, or with ids it must not hold."""
+    """Read the files of a row.
+
+    Raises:
+        ValueError: with the file name, for unreadable files, sizes that disagree, or unknown ids.
+    """
     with naming(row["file_name"]):
-        read, decode_pixels = LAYOUTS[row["layout"]]
-        pixels = read(row["annotation"]) if row["annotation"] else None  # first: the image is turned as it is
-        annotated = [tuple(row["size"])] if row["size"] else []
-        annotated += [pixels.shape] if pixels is not None else []
-        image = read_image(row["image"], annotated[0] if annotated else None, num_channels)
-        for size in annotated:
+        read, to_sample = LAYOUTS[row["layout"]]
+        pixels = read(row["annotation"]) if row["annotation"] else None
+        sizes = []  # of the annotation; they decide the orientation of the image
+        if row["size"]:
+            sizes.append(tuple(row["size"]))
+        if pixels is not None:
+            sizes.append(pixels.shape)
+        image = read_image(row["image"], sizes[0] if sizes else None, num_channels)
+        for size in sizes:
             require_size(size, image, "its annotation")
         if pixels is None:
             pixels = np.zeros(image.shape[1:], np.int32)  # an image without annotation
-        return decode_pixels(row, image, pixels, space)
+        return to_sample(row, image, pixels, space)
 
 
 def require_size(size, image: torch.Tensor, what: str) -> None:
@@ -69,7 +75,7 @@ def require_size(size, image: torch.Tensor, what: str) -> None:
 def _semantic(row: dict, image: torch.Tensor, values: np.ndarray, space: LabelSpace) -> Sample:
     labels = to_labels(values, space)
     if row["score_floor"]:
-        confidence = read_map(row["second_png"])  # [H, W] of 0 … 65535
+        confidence = read_map(row["second_png"])  # [H, W], 0 … 65535
         require_size(confidence.shape, image, "its confidence")
         labels[confidence < row["score_floor"] * 65535] = VOID
     return _classes(image, labels)
@@ -79,25 +85,26 @@ def _panoptic(row: dict, image: torch.Tensor, ids: np.ndarray, space: LabelSpace
     listed = {s["id"] for s in row["segments"]} | {0}
     unlisted = [i for i in distinct_values(ids) if i not in listed]
     if unlisted:
-        raise ValueError(f"its panoptic png has id {unlisted[0]}, which is not in segments_info")
+        raise ValueError(f"its panoptic PNG has id {unlisted[0]}, which is not in segments_info")
     ids[ids == 0] = VOID
     return Sample(image, _segments(row), ids=ids)
 
 
 def _panoptic_as_semantic(row: dict, image: torch.Tensor, ids: np.ndarray, space: LabelSpace) -> Sample:
     sample = _panoptic(row, image, ids, space)
-    labels = np.array([*(s["label_id"] for s in sample.segments), VOID], np.int32)  # the last: not listed, so void
-    return _classes(image, labels[look_up(sample.ids, [s["id"] for s in sample.segments])])
+    labels = np.array([*(s["label_id"] for s in sample.segments), VOID], np.int32)
+    positions = look_up(sample.ids, [s["id"] for s in sample.segments])  # −1, the last label, if void
+    return _classes(image, labels[positions])
 
 
 def _panoptic_as_instance(row: dict, image: torch.Tensor, ids: np.ndarray, space: LabelSpace) -> Sample:
-    segments = _segments(row)  # the png has stuff, too, which is not listed
+    segments = _segments(row)  # things only; the PNG also has stuff
     return Sample(image, segments, rles=encode_masks(ids == s["id"] for s in segments))
 
 
 def _ade20k_panoptic(row: dict, image: torch.Tensor, classes: np.ndarray, space: LabelSpace) -> Sample:
     instances = read_map(row["second_png"])
-    require_size(instances.shape, image, "its instance png")
+    require_size(instances.shape, image, "its instance PNG")
     ids, segments = panoptic_map(classes, instances, space)
     return Sample(image, segments, ids=ids)
 
@@ -105,13 +112,14 @@ def _ade20k_panoptic(row: dict, image: torch.Tensor, classes: np.ndarray, space:
 def _voc_instance(row: dict, image: torch.Tensor, classes: np.ndarray, space: LabelSpace) -> Sample:
     read, _ = LAYOUTS[row["layout"]]
     objects = read(row["second_png"])
-    require_size(objects.shape, image, "its object png")
+    require_size(objects.shape, image, "its object PNG")
     ids, segments = object_map(objects, to_labels(classes, space), read is read_colors)
     return Sample(image, segments, rles=encode_masks(ids == s["id"] for s in segments))
 
 
 def _instance(row: dict, image: torch.Tensor, nothing: np.ndarray, space: LabelSpace) -> Sample:
-    segments, rles = _segments(row), []
+    segments = _segments(row)
+    rles = []
     for segment in segments:
         with naming(f"annotation {segment['id']}"):
             rle = to_rle(json.loads(segment.pop("shape")), *image.shape[1:])
@@ -121,7 +129,7 @@ def _instance(row: dict, image: torch.Tensor, nothing: np.ndarray, space: LabelS
 
 
 def _instance_as_semantic(row: dict, image: torch.Tensor, nothing: np.ndarray, space: LabelSpace) -> Sample:
-    """The smaller object lies above the larger one, the background below all."""
+    """Smaller objects cover larger ones, over the background."""
     sample = _instance(row, image, nothing, space)
     labels = np.full(image.shape[1:], space.label2id[BACKGROUND], np.int32)
     for i in np.argsort(-rle_areas(sample.rles), kind="stable"):
@@ -141,7 +149,7 @@ LAYOUTS: dict[str, tuple[Callable, Callable]] = {
     "instance": (read_map, _instance),
     "instance_as_semantic": (read_map, _instance_as_semantic),
 }
-"""Layout of a row → how its annotation's png is read, and what makes a sample of it."""
+"""{layout of a row: (reader of its label PNG, function that makes a sample)}"""
 
 
 def _segments(row: dict) -> list[dict]:
@@ -149,16 +157,17 @@ def _segments(row: dict) -> list[dict]:
 
 
 def _classes(image: torch.Tensor, labels: np.ndarray) -> Sample:
-    """A map of labels (H, W), VOID where unlabeled → one segment a class."""
+    """A sample with one segment per class of a label map (H, W), VOID if unlabeled."""
     segments = [{"id": i, "label_id": i, "iscrowd": 0} for i in distinct_values(labels) if i != VOID]
     return Sample(image, segments, ids=labels)
 
 
 def to_labels(values: np.ndarray, space: LabelSpace) -> np.ndarray:
-    """Dataset ids (H, W) → labels int32 (H, W), VOID where unlabeled; an id that is neither is an error."""
+    """Labels of dataset ids, int32 (H, W), VOID if unlabeled. Raises `ValueError` for an id that is no class."""
     label_of = dict.fromkeys((*space.ignored_ids, space.ignore_index), VOID) | dict(space.dataset_id_to_label)
     positions = look_up(values, list(label_of))
-    if (unknown := positions < 0).any():
+    unknown = positions < 0
+    if unknown.any():
         raise ValueError(
             f"its label image has the value {values[unknown].min()}, which is neither a class nor ignored; correct it, "
             "add it to the class names or the ignored ids, or train these classes with class_head new"
@@ -166,11 +175,11 @@ def to_labels(values: np.ndarray, space: LabelSpace) -> np.ndarray:
     return np.array(list(label_of.values()), np.int32)[positions]
 
 
-# --- a decoded sample → what training and evaluation take -------------------------------------------------------------
+# --- samples for training and evaluation ------------------------------------------------------------------------------
 
 
 class _Transform:
-    """Rows as `datasets` hands them over (a dict of lists) → a dict of lists, row by row."""
+    """A transform of rows, called with a dict of lists by `datasets`. Subclasses define `row`."""
 
     def __init__(self, label_space: LabelSpace, *, task: str, num_channels: int = 3):
         self.label_space, self.task, self.num_channels = label_space, task, num_channels
@@ -181,16 +190,26 @@ class _Transform:
 
 
 class TrainTransform(_Transform):
-    """Rows → {"pixel_values" uint8 (3, S_h, S_w), "mask_labels" bool (n, S_h, S_w), "class_labels" (n,), "file_name"}.
+    """Augmented crops: "pixel_values" uint8 (3, S_h, S_w), "mask_labels" bool (n, S_h, S_w), "class_labels" (n,).
 
-    size: S or (S_h, S_w). scale_range: (0.1, 2.0) COCO and ADE20K panoptic, (0.5, 2.0) semantic.
-    color_jitter: ADE20K and Cityscapes only; never of other channels than RGB. augment=False: resize to fit and pad.
-    after: further augmentation of the crop, called as albumentations are, with image=uint8 (S_h, S_w, 3) and masks=list
-        of n uint8 (S_h, S_w); returns a dict of both. Segments without pixels are then dropped. Draw random numbers
-        from torch, or have `set_random_seed`, which is called for each crop, to make runs repeatable. Example:
-        after=albumentations.Compose([albumentations.RandomRotate90(), albumentations.GaussNoise()]).
-    A crop without any segment is drawn again, at most 10 times; then, and where there is nothing, n = 0.
-    A crop with so many segments that their masks exceed 2 GiB is a `ValueError`.
+    A crop without segments is drawn again, at most 10 times. n is 0 after that, and for images without segments.
+
+    Args:
+        label_space: label space of the rows, from `load_data`.
+        task: "panoptic", "instance" or "semantic".
+        size: side S of the crop, or (S_h, S_w), in pixels.
+        scale_range: range of the random scale: (0.1, 2.0) for COCO and ADE20K panoptic, (0.5, 2.0) for semantic.
+        color_jitter: jitter colors (the authors' ADE20K and Cityscapes recipes). Applies to RGB only.
+        augment: whether to augment. Otherwise the image is resized to fit the crop and padded.
+        num_channels: channels of the images.
+        after: further augmentation of the crop with the interface of albumentations: called with an image, uint8
+            (S_h, S_w, 3), and masks, a list of n uint8 (S_h, S_w); returns a dict of both. Segments without pixels are
+            dropped afterwards. For repeatable runs, it draws random numbers from torch or has `set_random_seed`, which
+            is called before each crop. Example:
+            albumentations.Compose([albumentations.RandomRotate90(), albumentations.GaussNoise()])
+
+    Raises:
+        ValueError: for unreadable data, with the file name, or a crop with more than 2 GiB of masks.
     """
 
     def __init__(
@@ -206,17 +225,19 @@ class TrainTransform(_Transform):
         after: Callable[..., dict] | None = None,
     ):
         super().__init__(label_space, task=task, num_channels=num_channels)
-        self.after = after
         self.size = as_pair(size)
         low, high = scale_range
         if not 0 < low <= high:
             raise ValueError(f"scale_range is {low},{high}; give LOW,HIGH, two positive numbers")
-        self.scale_range, self.color_jitter, self.augment = (low, high), color_jitter and num_channels == 3, augment
+        self.scale_range = (low, high)
+        self.color_jitter = color_jitter and num_channels == 3
+        self.augment = augment
+        self.after = after
 
     def row(self, row: dict) -> dict:
         sample = drop_crowds(decode(row, self.label_space, self.num_channels))
-        positions = None  # (H, W): which segment each pixel belongs to
-        if sample.rles is None:
+        positions = None
+        if sample.rles is None:  # [H, W] index of each pixel's segment
             positions = ids_to_positions(sample.ids, [s["id"] for s in sample.segments])
         with naming(row["file_name"]):
             for _ in range(TRIES if self.augment and sample.segments else 1):
@@ -255,11 +276,12 @@ class TrainTransform(_Transform):
         return jittered, Geometry.draw(size, self.size, self.scale_range)
 
     def _masks_of_rles(self, rles: list[dict], geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
-        """RLEs → bool masks (m, S_h, S_w) of those with pixels in the crop, and which of the n they are (m,).
+        """Masks bool (m, S_h, S_w) of the m RLEs with pixels in the crop, and their indices (m,).
 
-        Decoded one at a time: 60 full-size masks of a 12-megapixel photo take 0.7 GB.
+        RLEs are decoded one at a time: 60 full-size masks of a 12-megapixel photo take 0.7 GB.
         """
-        masks, kept = [torch.zeros(0, *self.size, dtype=torch.bool)], []
+        masks = [torch.zeros(0, *self.size, dtype=torch.bool)]
+        kept = []
         for i, rle in enumerate(rles):
             pixels = torch.from_numpy(coco_mask.decode(rle))  # uint8 (H, W), in Fortran order
             mask = geometry.target(pixels, 0).bool()
@@ -273,13 +295,16 @@ class TrainTransform(_Transform):
         most = MAX_MASK_BYTES // (self.size[0] * self.size[1])
         if count > most:
             raise ValueError(
-                f"a crop of {self.size[0]} × {self.size[1]} holds more than {most} segments, and their masks exceed "
-                "2 GiB; cut the image into smaller ones"
+                f"the masks of a crop of {self.size[0]} × {self.size[1]} with more than {most} segments exceed 2 GiB; "
+                "split the image into smaller ones"
             )
 
 
 class EvaluationTransform(_Transform):
-    """Rows → {"image" uint8 (3, H, W), "reference", "image_id", "file_name"}; crowds stay, nothing is resized."""
+    """Images of their own size, uint8 (3, H, W), with the ground truth of the task's metric as "reference".
+
+    The package docstring describes the reference. Crowds are kept. Arguments are those of `TrainTransform`.
+    """
 
     def row(self, row: dict) -> dict:
         sample = decode(row, self.label_space, self.num_channels)
@@ -306,7 +331,7 @@ class EvaluationTransform(_Transform):
 
 
 def drop_crowds(sample: Sample) -> Sample:
-    """Training's sample: crowd regions are no segments. Their pixels stay background, as the authors have it."""
+    """The sample without its crowd segments. Their pixels are background, as in the authors' code."""
     keep = [i for i, s in enumerate(sample.segments) if not s["iscrowd"]]
     sample.segments = [sample.segments[i] for i in keep]
     if sample.rles is not None:
@@ -314,12 +339,15 @@ def drop_crowds(sample: Sample) -> Sample:
     return sample
 
 
-# --- data sets around a data set --------------------------------------------------------------------------------------
+# --- wrappers for data loaders ----------------------------------------------------------------------------------------
 
 
 def leave_group() -> None:
-    """In a data loader's worker: leave the run's process group, which a terminal's Ctrl-C and `timeout` signal as a
-    whole. A worker that dies of it would take the main process with it in the middle of a step."""
+    """Leave the process group of the run, in the worker of a data loader.
+
+    Ctrl-C and `timeout` signal all processes of the group. A worker that dies of the signal would end the main process
+    in the middle of a step.
+    """
     if get_worker_info() is not None and hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -327,7 +355,7 @@ def leave_group() -> None:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Draw torch's random numbers inside from a generator seeded by these numbers."""
+    """Seed torch's random numbers inside the block by these numbers."""
     words = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(words[0]))
@@ -335,7 +363,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 class SignalSafeDataset(Dataset):
-    """A data set whose workers ignore interruptions; the main process handles them."""
+    """A data set that is read by workers which ignore interruptions. The main process handles them."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -349,16 +377,15 @@ class SignalSafeDataset(Dataset):
 
 
 class RepeatableDataset(SignalSafeDataset):
-    """A map-style data set; each sample's torch random numbers are seeded by (seed, epoch, index).
+    """A map-style data set that seeds torch's random numbers of each sample by (seed, epoch, index).
 
-    How many were drawn before does not matter, so neither the number of workers or processes nor an interruption
-    changes a sample.
+    A sample is the same for any number of workers and processes, and after an interruption.
     """
 
     def __init__(self, dataset, seed: int):
         super().__init__(dataset)
         self.seed = seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see the next
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see the next epoch
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)

@@ -1,8 +1,8 @@
-"""A synthetic data set in COCO panoptic format: things (four shapes) over stuff (four textures), with pngs and json.
+"""A synthetic data set in COCO panoptic format: things (four shapes) over stuff (four textures).
 
-A fair miniature: objects overlap and are cut by the border, a class has a usual hue but hues overlap, so
-that shape or texture decides, sizes and aspect ratios vary, every pixel has noise. Image i of a seed is always the
-same, whatever the number of images.
+It has the difficulties of real data: objects overlap and are cut off by the border; each class has a usual hue, but
+hues overlap, so that shape or texture decides; sizes and aspect ratios vary; every pixel has noise. Image i of a seed
+is the same for any number of images.
 """
 
 import colorsys
@@ -17,7 +17,7 @@ from ...image_processing.images import id_to_rgb
 
 THINGS = ("circle", "square", "triangle", "star")
 STUFF = ("stripes", "checks", "speckle", "gradient")
-USUAL_HUE = {  # in parts of the color circle: a few percent of the things look more like another class by it
+USUAL_HUE = {  # fraction of the color circle; a few percent of the things have a hue closer to another class
     **{"circle": 0.0, "square": 0.25, "triangle": 0.5, "star": 0.75},
     **{"stripes": 0.11, "checks": 0.0, "speckle": 0.33, "gradient": 0.58},  # sand, brick, grass, sky; paler
 }
@@ -25,21 +25,22 @@ CATEGORIES = [
     {"id": i, "name": name, "supercategory": "thing" if name in THINGS else "stuff", "isthing": int(name in THINGS)}
     for i, name in enumerate((*THINGS, *STUFF), 1)
 ]
-OUTLINES = {  # how far the corners lie from the center, at equal angles, in parts of the radius
+OUTLINES = {  # distance of the corners from the center, at equal angles, as a fraction of the radius
     "circle": np.ones(40),
     "square": np.full(4, 1.1),
     "triangle": np.full(3, 1.25),
     "star": np.tile([1.3, 0.5], 5),
 }
-MIN_PIXELS = 24  # a segment with fewer visible pixels is not a segment: nobody could recognize it
+MIN_PIXELS = 24  # visible pixels of a segment; a smaller one is unrecognizable and becomes void
 
 
 def make_shapes(
     folder: str | Path, *, train: int = 1000, val: int = 100, size: tuple[int, int] = (72, 112), seed: int = 0
 ) -> Path:
-    """Write `{train,val}/*.png`, `annotations/panoptic_{train,val}.json` and its pngs below a folder; returns it.
+    """Write `train` and `val` images with their annotations into a folder, and return the folder.
 
-    size: the range both sides of an image are drawn from, in pixels.
+    Files are `{train,val}/*.png`, `annotations/panoptic_{train,val}.json` and the PNGs of the latter in the folder of
+    the same name. `size` is the range of the sides of an image, in pixels.
     """
     folder = Path(folder)
     for split, count, first in (("train", train, 0), ("val", val, 1_000_000)):
@@ -62,16 +63,17 @@ def make_shapes(
 def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """One image of 1 to 4 things: uint8 (H, W, 3), ids int32 (H, W) with 0 for void, and COCO `segments_info`.
 
-    size: the range both sides are drawn from, in pixels.
+    `size` is the range of the sides, in pixels.
     """
     height, width = rng.integers(size[0], size[1] + 1, 2)
-    classes = rng.permutation(len(STUFF))[: rng.integers(1, 4)]  # stuff classes of this image, each one segment
+    classes = rng.permutation(len(STUFF))[: rng.integers(1, 4)]  # stuff classes of this image, one segment each
     regions = _regions(rng, height, width, len(classes))  # [H, W] index into classes
     image = np.zeros((height, width, 3), np.float32)
     ids = np.zeros((height, width), np.int32)
-    category = {}  # of the segments' ids
+    category = {}  # {segment id: category id}
     for i, stuff in enumerate(classes):
-        inside, number = regions == i, len(THINGS) + int(stuff) + 1
+        inside = regions == i
+        number = len(THINGS) + int(stuff) + 1
         image[inside] = _texture(rng, STUFF[stuff], height, width)[inside]
         ids[inside] = number
         category[number] = number
@@ -97,7 +99,7 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
 
 
 def _regions(rng, height: int, width: int, count: int) -> np.ndarray:
-    """(H, W) → 0 … count−1: bands of unlike width across a random direction, with a wavy border."""
+    """Regions 0 … count−1, (H, W): bands of different widths across a random direction, with a wavy border."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     along = (x / width - 0.5) * np.cos(angle) + (y / height - 0.5) * np.sin(angle)
@@ -108,7 +110,7 @@ def _regions(rng, height: int, width: int, count: int) -> np.ndarray:
 
 
 def _texture(rng, name: str, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) in 0 … 1: two muted colors mixed by the texture's pattern."""
+    """A texture (H, W, 3) in 0 … 1: two muted colors mixed by the pattern."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(6, 12)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -127,7 +129,7 @@ def _texture(rng, name: str, height: int, width: int) -> np.ndarray:
 
 
 def _mask(name: str, center, radius: float, angle: float, squeeze: float, height: int, width: int) -> np.ndarray:
-    """bool (H, W): the shape, turned and squeezed along one axis."""
+    """The mask of a shape, bool (H, W), rotated and squeezed along one axis."""
     reach = OUTLINES[name]
     turn = np.arange(len(reach)) * 2 * np.pi / len(reach)
     points = np.stack([np.cos(turn) * reach, np.sin(turn) * reach * squeeze], -1)  # [points, (x, y)]

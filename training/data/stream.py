@@ -1,7 +1,7 @@
-"""Training on a stream: an `IterableDataset` of `datasets`, split over processes and workers, resumed at its place.
+"""Training on a stream: an `IterableDataset` of `datasets`, split over processes and workers, resumed where it stopped.
 
-Each worker of each process has an equal number of shards, or reads all of the stream and keeps its part of the images
-where the shards cannot be divided. It passes over its part again and again, so none waits for another at the end.
+Each worker of each process reads an equal number of shards. If the shards cannot be divided equally, each worker reads
+the complete stream and keeps its part of the images. Workers repeat their part, so none waits for another at the end.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ logger = logging.get_logger(__name__)
 
 
 class StreamedBatches(data.IterableDataset):
-    """One pass over a worker's part: (worker, its place after the batch, batch).
+    """One pass over a worker's part of the stream. Yields (worker, place after the batch, batch).
 
-    A place is {"state": the data set's `state_dict`, "count": of the pass's batches}. Torch's random numbers are seeded
-    for each batch by (seed, process and worker, pass, count), so a resumed run has the samples of an uninterrupted one.
+    A place is {"state": `state_dict` of the data set, "count": batches of this pass}. Torch's random numbers are seeded
+    for each batch by (seed, process and worker, pass, count): a resumed run has the samples of an uninterrupted one.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class StreamedBatches(data.IterableDataset):
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.process, self.processes = process, processes
         self.epoch = 0
-        self.places: dict[int, dict] = {}  # of the workers, to start at
+        self.places: dict[int, dict] = {}  # {worker: place to start at}
 
     def __iter__(self) -> Iterator[tuple[int, dict, dict]]:
         leave_group()
@@ -52,7 +52,8 @@ class StreamedBatches(data.IterableDataset):
         if worker in self.places:
             part.load_state_dict(self.places[worker]["state"])
             count = self.places[worker]["count"]
-        batches = part.iter(self.batch_size, drop_last_batch=self.drop_last)  # iter(part) would split again by worker
+        # iter(part) would split the part by workers again
+        batches = part.iter(self.batch_size, drop_last_batch=self.drop_last)
         while True:
             with seeded(self.seed, rank, self.epoch, count):
                 columns = next(batches, None)
@@ -64,49 +65,57 @@ class StreamedBatches(data.IterableDataset):
 
 
 class StreamLoader:
-    """The batches of one process without end.
+    """The batches of one process, without end.
 
-    Workers take turns. `state_dict` has their places before the current turn and the number of batches handed out
-    since. A resumed run reads these again, at most one a worker, and no earlier ones.
+    Workers take turns. `state_dict` has their places before the current turn, and the number of batches in this turn. A
+    resumed run reads the batches of this turn again, at most one per worker, and skips them.
+
+    Args:
+        batches: one pass over the stream.
+        options: options of `torch.utils.data.DataLoader`, such as num_workers and pin_memory.
 
     Raises:
-        ValueError: where a pass has no batch.
+        ValueError: when a pass has no batch.
     """
 
     def __init__(self, batches: StreamedBatches, **options):
-        """options: of torch's `DataLoader`: num_workers, pin_memory, prefetch_factor, multiprocessing_context."""
         self.batches = batches
-        generator = torch.Generator()  # a new pass takes no random number from the model's
+        generator = torch.Generator()  # a new pass draws no number from the generator of the model
         self.loader = data.DataLoader(batches, batch_size=None, collate_fn=_unchanged, generator=generator, **options)
         self.split = [batches.processes, self.loader.num_workers]
-        self.turn = 0  # batches handed out since the places
+        self.turn = 0  # batches since `batches.places`
         shards, parts = batches.dataset.num_shards, batches.processes * max(1, self.loader.num_workers)
         if shards % parts:
             logger.warning(f"{shards} shards cannot be divided among {parts} workers: each reads the complete stream")
 
     def __iter__(self) -> Iterator[dict]:
-        start = self.batches
         while True:
-            latest, last = dict(start.places), -1
-            again, self.turn = self.turn, 0
+            latest = dict(self.batches.places)  # {worker: place after its last batch}
+            last_worker = -1
+            to_skip = self.turn  # the batches of the turn in which the resumed run stopped
+            self.turn = 0
             for worker, place, batch in self.loader:
-                if worker <= last:
-                    start.places, self.turn = dict(latest), 0
-                latest[worker], last = place, worker
+                if worker <= last_worker:  # a new turn
+                    self.batches.places = dict(latest)
+                    self.turn = 0
+                latest[worker] = place
+                last_worker = worker
                 self.turn += 1
-                if again:
-                    again -= 1
+                if to_skip:
+                    to_skip -= 1
                 else:
                     yield batch
             if not latest:
                 raise ValueError("the training stream has no batch; it needs at least one image, or one full batch")
-            start.epoch, start.places, self.turn = start.epoch + 1, {}, 0
+            self.batches.epoch += 1
+            self.batches.places = {}
+            self.turn = 0
 
     def state_dict(self) -> dict:
         return {"split": self.split, "epoch": self.batches.epoch, "places": self.batches.places, "turn": self.turn}
 
     def load_state_dict(self, state: dict) -> None:
-        """Start at the place of a `state_dict`; `ValueError` for one of other numbers of processes or workers."""
+        """Start at a saved place. Raises `ValueError` for another number of processes or workers."""
         if state["split"] != self.split:
             raise ValueError(
                 f"the stream of the checkpoint was split over {state['split'][0]} processes of {state['split'][1]} "

@@ -1,11 +1,10 @@
-"""Pascal VOC, semantic and instance: the official folders, and "Segmentation mask" as CVAT exports it.
+"""Pascal VOC, semantic and instance: the official folders and CVAT's export "Segmentation mask".
 
     JPEGImages/a.jpg   SegmentationClass/a.png   ImageSets/Segmentation/{train,val,test}.txt   labelmap.txt
                        SegmentationObject/a.png
 
-Official pngs have a palette: 0 is the background, 1 … 20 the classes or objects, 255 unlabeled. With a `labelmap.txt`
-(name:r,g,b:parts:actions a line) classes are its colors, and each object has a color of its own. A set that lists no
-split is all of it.
+Official PNGs have a palette: 0 is the background, 1 … 20 are classes or objects, 255 is unlabeled. With `labelmap.txt`
+(lines name:r,g,b:parts:actions) classes and objects are colors. Without lists of splits, a split is all images.
 """
 
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,7 @@ NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-UNLABELED = 224 + 256 * 224 + 65536 * 192  # the color of 255 in the palette: borders of objects
+UNLABELED = 224 + 256 * 224 + 65536 * 192  # color of 255 in the palette: borders of objects
 CLASSES, OBJECTS = "SegmentationClass", "SegmentationObject"
 
 
@@ -33,33 +32,40 @@ def is_voc(tree: Tree, task: str) -> bool:
 
 
 def voc_splits(path: Path, task: str) -> list[str]:
-    """The splits that the data lists."""
+    """The splits with a list of images."""
     listed = {PurePosixPath(name).stem for name in Tree(path).names if _is_list(name)}
     return [split for split, words in SPLIT_NAMES.items() if listed & set(words)]
 
 
 def read_voc(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
-    """Rows of one split and the label space; what an instance is, its png says when it is read."""
+    """Rows and label space of one split. Segments are known only after reading the PNGs (`object_map`)."""
     tree = Tree(path)
     space, is_colored = _own_classes(tree, task)
     layout = "voc_instance" if task == "instance" else "semantic"
     rows = Rows(str(path), f"{layout}_colors" if is_colored else layout)
-    images, labels = tree.stems("JPEGImages", IMAGE_SUFFIXES), tree.stems(CLASSES, ".png")
-    objects = tree.stems(OBJECTS, ".png")
-    for stem in _listed(tree, split) or ([] if voc_splits(path, task) else sorted(labels)):
+    folders = {"JPEGImages": tree.stems("JPEGImages", IMAGE_SUFFIXES), CLASSES: tree.stems(CLASSES, ".png")}
+    if task == "instance":
+        folders[OBJECTS] = tree.stems(OBJECTS, ".png")
+    for stem in _listed(tree, split) if voc_splits(path, task) else sorted(folders[CLASSES]):
         with rows.problems.at(f"{path}: {stem}"):
-            for folder, stems in (("JPEGImages", images), (CLASSES, labels), (OBJECTS, objects)):
-                if stem not in stems and not (folder == OBJECTS and task == "semantic"):
+            for folder, files in folders.items():
+                if stem not in files:
                     raise ValueError(f"there is no file of this name in {folder}")
-            things = tree.locate(objects[stem]) if task == "instance" else ""
-            rows.add(stem, images[stem], tree.locate(images[stem]), tree.locate(labels[stem]), things)
+            locations = [tree.locate(files[stem]) for files in folders.values()]  # image, classes, objects
+            rows.add(stem, folders["JPEGImages"][stem], *locations)
     return rows, options.match(space, path)
 
 
 def object_map(objects: np.ndarray, labels: np.ndarray, is_colored: bool) -> tuple[np.ndarray, list[dict]]:
-    """Objects' png (H, W) and the pixels' labels (H, W), VOID for none → ids int32 (H, W), 0 for none, and segments.
+    """The ids of objects and their segments. An object has the most frequent label of its pixels.
 
-    An object's label is that of most of its pixels.
+    Args:
+        objects: object PNG (H, W).
+        labels: label of each pixel (H, W), VOID if unlabeled.
+        is_colored: whether objects are colors.
+
+    Returns:
+        ids int32 (H, W), 0 for no object, and segments.
     """
     ids = np.where(objects == (UNLABELED if is_colored else 255), 0, objects)
     segments = []
@@ -72,7 +78,7 @@ def object_map(objects: np.ndarray, labels: np.ndarray, is_colored: bool) -> tup
 
 
 def _listed(tree: Tree, split: str) -> list[str]:
-    """Names of a split's images, as its list has them."""
+    """Names in the list of a split."""
     lists = {PurePosixPath(name).stem: name for name in tree.names if _is_list(name)}
     file = next((lists[word] for word in SPLIT_NAMES[split] if word in lists), None)
     lines = tree.text(file).splitlines() if file else []
@@ -82,10 +88,12 @@ def _listed(tree: Tree, split: str) -> list[str]:
 def _own_classes(tree: Tree, task: str) -> tuple[LabelSpace, bool]:
     """The label space, without the background for instances, and whether classes are colors."""
     file = next((name for name in tree.names if _is_labelmap(name)), None)
-    names = dict(enumerate(NAMES))
-    if file is not None:
+    if file is None:
+        names = dict(enumerate(NAMES))
+        ignored = ()
+    else:
         names = class_colors(map(_name_and_color, tree.text(file).splitlines()), f"{tree}/{file}")
-    ignored = () if file is None or UNLABELED in names else (UNLABELED,)
+        ignored = () if UNLABELED in names else (UNLABELED,)
     if task == "instance":
         ignored = (*ignored, *(i for i, name in names.items() if name == "background"))
     ids = tuple(sorted(i for i in names if i not in ignored))
@@ -93,7 +101,7 @@ def _own_classes(tree: Tree, task: str) -> tuple[LabelSpace, bool]:
 
 
 def _name_and_color(line: str) -> tuple[str, list[str]] | None:
-    """A line of labelmap.txt, None for a comment."""
+    """Name and color in a line of labelmap.txt, None for a comment."""
     if not line.strip() or line.startswith("#"):
         return None
     name, color, *_ = (*line.split(":"), "")

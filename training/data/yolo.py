@@ -1,6 +1,6 @@
-"""YOLO segmentation: `data.yaml` with `names` (ultralytics' and Roboflow's), one txt an image (pairs in folders.py).
+"""YOLO segmentation (Ultralytics, Roboflow): `data.yaml` with `names`, and one text file per image (`folders.pairs`).
 
-A line is "class x1 y1 x2 y2 …" in fractions of width and height.
+Each line is a segment: "class x1 y1 x2 y2 …", coordinates in fractions of the image's width and height.
 """
 
 from pathlib import Path, PurePosixPath
@@ -13,8 +13,9 @@ from .folders import image_ids, numbered_classes, pairs
 from .images import size_of
 from .rows import ReadOptions, Rows, segment_entry
 
-MOST_YAML = 1 << 19  # bytes; PyYAML reads a few hundred thousand a second
-YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError)  # PyYAML's own
+MAX_YAML_BYTES = 1 << 19  # PyYAML reads a few hundred thousand bytes per second
+YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError)
+"""Errors of PyYAML for malformed files."""
 
 
 def is_yolo(tree: Tree, task: str) -> bool:
@@ -23,7 +24,7 @@ def is_yolo(tree: Tree, task: str) -> bool:
 
 
 def read_yolo(path: Path, task: str, split: str, options: ReadOptions) -> tuple[Rows, LabelSpace]:
-    """Rows and label space of YOLO segmentation txt. An image without a txt, or with an empty one, has no objects."""
+    """Rows and label space of one split. An image has no segments if its text file is missing or empty."""
     tree = Tree(path)
     rows = Rows(str(path), "instance")
     space = options.match(_own_classes(tree), path)
@@ -44,17 +45,18 @@ def read_yolo(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
 
 
 def _polygon(line: str, number: int, height: int, width: int, space: LabelSpace) -> dict:
-    """A line → a segment."""
+    """The segment of one line."""
     category, *values = line.split()
     category, values = int(category), [float(value) for value in values]
     if category not in space.dataset_id_to_label:
-        raise ValueError(f"class {category} is not in data.yaml, which names {space.num_labels} classes")
+        raise ValueError(f"class {category} is not among the {space.num_labels} classes of data.yaml")
     if len(values) < 6 or len(values) % 2:
-        hint = " (a box of YOLO detection; segmentation is needed)" if len(values) == 4 else ""
+        hint = " (a box of YOLO detection; segmentation needs polygons)" if len(values) == 4 else ""
         raise ValueError(f"a polygon needs an even number of at least 6 coordinates, not {len(values)}{hint}")
     if not all(-1e-3 <= value <= 1 + 1e-3 for value in values):
         raise ValueError("coordinates must be fractions of the image's width and height, 0 … 1")
-    polygon = [min(max(value, 0.0), 1.0) * (width, height)[i % 2] for i, value in enumerate(values)]
+    fractions = [min(max(value, 0.0), 1.0) for value in values]
+    polygon = [fraction * (width, height)[i % 2] for i, fraction in enumerate(fractions)]  # x and y alternate
     return segment_entry(number, space.dataset_id_to_label[category], shape=[polygon])
 
 
@@ -64,9 +66,10 @@ def _own_classes(tree: Tree) -> LabelSpace:
         raise ValueError(f"{tree}: YOLO labels need a data.yaml with 'names'")
     source = f"{tree}/{file}"
     try:
-        data = yaml.safe_load(tree.text(file, MOST_YAML))
+        data = yaml.safe_load(tree.text(file, MAX_YAML_BYTES))
     except YAML_ERRORS as error:
-        raise ValueError(f"{source}: not a readable yaml file ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())  # one line
+        raise ValueError(f"{source}: not a readable YAML file ({reason})") from None
     if not isinstance(data, dict) or not data.get("names"):
         raise ValueError(f"{source}: it has no 'names'")
     classes = numbered_classes(data["names"], source)

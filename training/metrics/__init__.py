@@ -1,4 +1,4 @@
-"""The reference tools' numbers, batch by batch: panoptic quality, mean IoU, mask AP, out-of-distribution detection."""
+"""Streaming metrics with the results of the reference tools: panoptic quality, mean IoU, mask AP, OOD detection."""
 
 from .average_precision import MaskAveragePrecision
 from .mean_iou import MeanIoU

@@ -1,9 +1,9 @@
-"""Mask average precision: pycocotools' COCOeval, run image by image, so that no mask outlives its batch.
+"""Mask average precision: COCOeval of pycocotools, run image by image, so that no mask is kept.
 
 n masks · T = 10 IoU thresholds · R = 101 recalls · K classes · A = 4 area ranges · M = 3 detection limits
 
-COCOeval first matches each (image, class, area range) alone, then pools scores and matches. The first half runs in
-`add_batch` and leaves T bits a detection; the second in `compute`, one class at a time. Both are COCOeval's own code.
+COCOeval matches each (image, class, area range) independently, then pools scores and matches. `add_batch` runs its
+matching and keeps T bits per detection. `compute` runs its pooling, one class at a time.
 """
 
 import contextlib
@@ -18,24 +18,25 @@ from pycocotools.cocoeval import COCOeval
 from ...image_processing.rle import encode_masks, rle_areas
 from .streaming import StreamingMetric, as_array, image_name
 
-AREAS = ("", "small", "medium", "large")  # COCOeval's order: all, < 32², 32² … 96², > 96² pixels
-LIMITS = (1, 10, 100)  # detections an image and class
+AREAS = ("", "small", "medium", "large")  # in the order of COCOeval: all, < 32², 32² … 96², > 96² pixels
+LIMITS = (1, 10, 100)  # detections per image and class
 THRESHOLDS = 10  # of IoU: 0.5, 0.55, …
 
 
 class MaskAveragePrecision(StreamingMetric):
-    """AP and AR of masks as COCO defines them; fractions 0 … 1, −1 without ground truth, as in pycocotools.
+    """COCO AP and AR of masks: fractions 0 … 1, −1 without ground truth, as in pycocotools.
 
     >>> metric = MaskAveragePrecision(num_labels=80)
     >>> metric.add_batch(predictions=[{"masks": masks, "labels": labels, "scores": scores}],
     ...                  references=[{"masks": masks, "labels": labels, "iscrowd": [0, 0]}])
     >>> metric.compute()["ap"]
 
-    `masks`: bool (n, H, W), torch or numpy, or a list of n compressed RLEs. References may give `area` (the
-    annotation's; default: the mask's pixels) and `image_id`, by which images are ordered and repeated ones refused.
+    `masks`: bool (n, H, W), torch or numpy, or a list of n compressed RLEs. References can have `area` in pixels (of
+    the annotation; default: pixels of the mask) and `image_id`, by which images are sorted. A repeated `image_id`,
+    masks of different sizes and labels outside 0 … K−1 raise `ValueError`.
     """
 
-    description = "COCO mask average precision, equal to pycocotools'."
+    description = "COCO mask average precision, equal to pycocotools."
 
     def _empty(self) -> dict:
         return {"seen": set(), "images": []}
@@ -57,7 +58,8 @@ class MaskAveragePrecision(StreamingMetric):
         images = [(key, number, rank, m) for rank, state in enumerate(states) for key, number, m in state["images"]]
         images.sort(key=_order)
         labels = sorted({label for *_, matches in images for label in matches})
-        curves = [_accumulate([matches[k] for *_, matches in images if k in matches]) for k in labels or [-1]]
+        pooled = [[matches[label] for *_, matches in images if label in matches] for label in labels]
+        curves = [_accumulate(matches) for matches in pooled or [[]]]  # [[]]: without labels, all values are −1
         precision, recall = (np.concatenate(parts, axis=-3) for parts in zip(*curves))  # [T, R, K, A, M], [T, K, A, M]
         result = {"ap": _mean(precision[..., 0, 2]), "ap_50": _mean(precision[0, ..., 0, 2])}
         result["ap_75"] = _mean(precision[5, ..., 0, 2])  # thresholds 0.5, 0.55, …
@@ -73,16 +75,16 @@ class MaskAveragePrecision(StreamingMetric):
 
 @dataclass(frozen=True, slots=True)
 class _Matches:
-    """A label's matches in an image, in a few hundred bytes: n, its best 100 detections, bits over the thresholds."""
+    """Matches of one label in one image: the best n ≤ 100 detections, with one bit per IoU threshold."""
 
-    scores: np.ndarray  # (n,) float64, falling
+    scores: np.ndarray  # (n,) float64, descending
     matched: np.ndarray  # (A, 2, n) uint8: T bits
-    ignored: np.ndarray  # (A, 2, n) uint8
-    references: np.ndarray  # (A,) ground truths that count in each area range
+    ignored: np.ndarray  # (A, 2, n) uint8: T bits
+    references: np.ndarray  # (A,) number of ground truth masks in each area range
 
 
 def _order(image: tuple) -> tuple:
-    """Images by their numbers, as COCOeval has them; then those with names, by when they were added."""
+    """Sort key: images with integer ids by id, as in COCOeval; then others, by name and order of addition."""
     key, number, rank, _ = image
     if isinstance(key, (int, np.integer)):
         return 0, key, 0
@@ -90,13 +92,14 @@ def _order(image: tuple) -> tuple:
 
 
 def _accumulate(matches: list[_Matches]) -> tuple[np.ndarray, np.ndarray]:
-    """A label's precision (T, R, 1, A, M) and recall (T, 1, A, M) from its matches in all images.
+    """Precision (T, R, 1, A, M) and recall (T, 1, A, M) of one label from its matches in all images.
 
-    COCOeval pools the images of an area range itself; here they are one image already, which is the same sums in far
-    fewer calls. It also cuts every image's detections at a limit: that is done first, in a run a limit.
+    All images are passed to COCOeval as one, which has the same sums with far fewer calls. COCOeval limits the
+    detections of each image, so that is done before, with one run of COCOeval per limit.
     """
     bits = np.zeros((len(AREAS), 2, 0), np.uint8)
-    matches = [_Matches(np.zeros(0), bits, bits, np.zeros(len(AREAS), int)), *matches]  # of no image, too
+    empty = _Matches(np.zeros(0), bits, bits, np.zeros(len(AREAS), int))
+    matches = [empty, *matches]  # so that there is at least one array to concatenate
     references = sum(m.references for m in matches)
     limited = []
     for limit in LIMITS:
@@ -111,18 +114,18 @@ def _accumulate(matches: list[_Matches]) -> tuple[np.ndarray, np.ndarray]:
                 "dtScores": scores,
                 "dtMatches": np.unpackbits(matched[a], axis=0, count=THRESHOLDS),
                 "dtIgnore": np.unpackbits(ignored[a], axis=0, count=THRESHOLDS).astype(bool),
-                "gtIgnore": np.zeros(references[a], int),  # those that are ignored are not counted
+                "gtIgnore": np.zeros(references[a], int),  # without ignored ground truth, which does not count
             }
             for a in range(len(AREAS))
         ]
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        with contextlib.redirect_stdout(io.StringIO()):  # hide its progress messages
             evaluator.accumulate()
         limited.append((evaluator.eval["precision"], evaluator.eval["recall"]))
     return tuple(np.concatenate(parts, axis=-1) for parts in zip(*limited))
 
 
 def _masks(entry: dict, what: str, num_labels: int, extras: tuple[str, ...]) -> dict:
-    """Checked arrays of one image: masks as RLE, labels and the extras with one value each."""
+    """Checked entries of one image: masks as RLE, labels and the extras."""
     masks = entry["masks"]
     if not (isinstance(masks, (list, tuple)) and all(isinstance(m, dict) for m in masks)):
         masks = as_array(masks)
@@ -155,7 +158,7 @@ def _numbers(value) -> np.ndarray:
 
 
 def _match(found: dict, reference: dict) -> dict[int, _Matches]:
-    """One image by COCOeval: its labels' matches."""
+    """{label: matches} of one image, by COCOeval."""
     evaluator = COCOeval(iouType="segm")
     for i, (mask, label, score) in enumerate(zip(found["masks"], found["labels"].tolist(), found["scores"].tolist())):
         area = float(coco_mask.area(mask))
@@ -179,6 +182,6 @@ def _match(found: dict, reference: dict) -> dict[int, _Matches]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """COCOeval's summary: the mean of what is defined, −1 where nothing is."""
+    """The mean of defined values, −1 if there are none, as in COCOeval."""
     values = values[values > -1]
     return float(values.mean()) if values.size else -1.0

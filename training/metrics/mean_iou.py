@@ -10,15 +10,15 @@ from .streaming import StreamingMetric, image_name, integer_map, same_size
 
 
 class MeanIoU(StreamingMetric):
-    """Mean IoU, accuracies and per-category IoU; fractions 0 … 1.
+    """Mean IoU, accuracies and IoU per category: fractions 0 … 1.
 
     >>> metric = MeanIoU(num_labels=19, ignore_index=255)
     >>> metric.add_batch(predictions=[labels], references=[labels])  # integer maps (H, W), torch or numpy
     >>> metric.compute()["mean_iou"]
 
-    Pixels whose reference is `ignore_index` do not count. Predicting it elsewhere is a miss; any other value outside
-    0 … C−1 is a `ValueError`. A category neither predicted nor true has IoU nan and is left out of the mean.
-    `compute` also leaves the summed matrix in `confusion`: int64 (C, C + 1), true × predicted, last column "none".
+    Pixels with ground truth `ignore_index` do not count. Elsewhere, `ignore_index` as a prediction is a miss. Other
+    values outside 0 … C−1 raise `ValueError`. A category without predicted and true pixels has IoU nan and is left out
+    of the mean. `compute` stores the matrix in `confusion`: int64 (C, C + 1), true × predicted, last column "none".
     """
 
     description = "Mean intersection over union from one confusion matrix."
@@ -40,7 +40,10 @@ class MeanIoU(StreamingMetric):
 
 
 def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: np.ndarray | None = None) -> np.ndarray:
-    """Two label maps (H, W) → int64 (C, C + 1), true × predicted. `skip`: bool (H, W), pixels that do not count."""
+    """Confusion matrix int64 (C, C + 1), true × predicted, of two label maps (H, W).
+
+    Pixels in `skip`, bool (H, W), do not count. Raises `ValueError` for labels outside 0 … C−1.
+    """
     name = image_name(reference, prediction)
     maps = [entry["segmentation"] if isinstance(entry, dict) else entry for entry in (prediction, reference)]
     predicted, true = integer_map(maps[0], f"{name}prediction"), integer_map(maps[1], f"{name}ground truth")
@@ -58,13 +61,13 @@ def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: n
             raise ValueError(
                 f"{name}{what}: label {value} is not in 0 … {num_labels - 1}, nor ignore_index {ignore_index}"
             )
-    predicted[(predicted < 0) | (predicted >= num_labels)] = num_labels  # only ignore_index is left outside
+    predicted[(predicted < 0) | (predicted >= num_labels)] = num_labels  # ignore_index
     count = np.bincount(true * (num_labels + 1) + predicted, minlength=num_labels * (num_labels + 1))
     return count.reshape(num_labels, num_labels + 1)
 
 
 def iou_from_confusion(matrix: np.ndarray) -> dict:
-    """Confusion int64 (C, C + 1) → mean IoU, mean and overall accuracy, IoU and accuracy of each category."""
+    """Mean IoU, mean and overall accuracy, IoU and accuracy per category, of a confusion matrix int64 (C, C + 1)."""
     hits = np.diagonal(matrix).astype(np.float64)  # [C]
     true, predicted = matrix.sum(1), matrix.sum(0)[:-1]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,9 +1,9 @@
-"""Out-of-distribution segmentation in the manner of BRAVO (the paper's Tab. 8 and E).
+"""Out-of-distribution segmentation as in BRAVO (paper Tab. 8, App. E).
 
 H, W image · L = 65536 confidence levels
 
-Two questions: is what the model knows still right (mean IoU over in-distribution pixels), and is its confidence low on
-what it cannot know (average precision of finding invalid pixels by 1 − confidence)?
+It measures segmentation by the mean IoU over in-distribution pixels, and confidence by the average precision of
+detecting invalid pixels with the score 1 − confidence.
 """
 
 import numpy as np
@@ -16,16 +16,16 @@ LEVELS = 1 << 16  # BRAVO stores confidence as uint16: floor(confidence · 65535
 
 
 class OutOfDistribution(StreamingMetric):
-    """{"mean_iou", "auprc", "per_category_iou", …}; fractions 0 … 1.
+    """Results {"mean_iou", "auprc", "per_category_iou", …}: fractions 0 … 1.
 
     >>> metric = OutOfDistribution(num_labels=19)
     >>> metric.add_batch(predictions=[{"segmentation": labels, "confidence": confidence}],
     ...                  references=[{"segmentation": labels, "invalid": invalid}])
 
-    `confidence`: float (H, W), clipped to 0 … 1, or BRAVO's uint16. `invalid`: (H, W), non-zero where an object of no
-    known class lies. Pixels whose ground truth is `ignore_index` do not count. `pixels` in a reference: flat
-    indices, the sample that AUPRC is taken over (BRAVO's ≤ 100,000 an image; default: every pixel).
-    AUPRC is Σ Δrecall · precision over falling scores, ties as one step; nan where no image has an invalid pixel.
+    `confidence`: float (H, W), clipped to 0 … 1, or BRAVO's uint16. `invalid`: (H, W), nonzero for objects of unknown
+    classes. Pixels with ground truth `ignore_index` do not count. `pixels` in a reference: flat indices of a sample of
+    pixels for AUPRC (BRAVO: ≤ 100,000 per image; default: all). AUPRC is Σ Δrecall · precision over descending scores,
+    with equal scores as one step; nan without invalid pixels.
     """
 
     description = "Mean IoU over in-distribution pixels and AUPRC of out-of-distribution ones."
@@ -36,7 +36,7 @@ class OutOfDistribution(StreamingMetric):
 
     def _empty(self) -> dict[str, np.ndarray]:
         matrix = np.zeros((self.num_labels, self.num_labels + 1), np.int64)
-        return {"confusion": matrix, "levels": np.zeros((2, LEVELS), np.int64)}  # valid, invalid pixels a level
+        return {"confusion": matrix, "levels": np.zeros((2, LEVELS), np.int64)}  # valid, invalid pixels per level
 
     def _add(self, prediction: dict, reference: dict) -> None:
         name = image_name(reference, prediction)
@@ -63,7 +63,7 @@ class OutOfDistribution(StreamingMetric):
 
 
 def confidence_levels(confidence) -> np.ndarray:
-    """float (H, W), or uint16 as it is → int64 (H, W) of 0 … 65535. Scores above 1 are clipped."""
+    """Levels 0 … 65535, int64 (H, W), of float confidences, clipped to 0 … 1, or of integers, which are levels."""
     confidence = as_array(confidence)
     if confidence.dtype.kind in "iu":
         return confidence.astype(np.int64)
@@ -71,7 +71,7 @@ def confidence_levels(confidence) -> np.ndarray:
 
 
 def average_precision(levels: np.ndarray) -> float:
-    """Valid and invalid pixels at each confidence level, (2, L) → AP of "invalid" by falling 1 − confidence."""
+    """AP of detecting invalid pixels by 1 − confidence, from the valid and invalid pixels per level (2, L)."""
     negatives, positives = np.cumsum(levels, 1)  # the lowest confidence comes first
     if not positives[-1]:
         return float("nan")

@@ -1,10 +1,10 @@
-"""Panoptic quality, equal to panopticapi's (Kirillov et al., CVPR 2019).
+"""Panoptic quality (Kirillov et al., CVPR 2019), equal to panopticapi.
 
 H, W image · P predicted segments · T true segments · index 0 of a count table is void
 
-PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match: same class, IoU > 0.5, ground truth that is not a crowd;
-void is taken out of the union. An unmatched crowd is no FN; an unmatched prediction with more than half its area on
-void and its class's crowd is no FP. Means are over the classes with TP + FP + FN > 0.
+PQ = Σ IoU of matches / (TP + FP/2 + FN/2) = SQ · RQ. A match has the same class, IoU > 0.5 with void removed from the
+union, and ground truth that is not a crowd. An unmatched crowd is not an FN. An unmatched prediction with more than
+half of its area on void and crowd of its class is not an FP. Means are over classes with TP + FP + FN > 0.
 """
 
 from collections.abc import Iterable
@@ -15,23 +15,23 @@ from ...configuration.labels import VOID
 from ...image_processing.images import look_up
 from .streaming import StreamingMetric, image_name, integer_map, same_size
 
-IOU_UNIT = 2.0**42  # IoUs are summed as integers of this many parts: 1e-13 each, and the same sum in any order
+IOU_UNIT = 2.0**42  # IoUs are summed as integer multiples of 1 / IOU_UNIT: the order of summation does not matter
 
 
 class PanopticQuality(StreamingMetric):
-    """PQ, SQ and RQ: all, things, stuff, per class; fractions 0 … 1.
+    """PQ, SQ and RQ of all classes, things, stuff and each class: fractions 0 … 1.
 
     >>> metric = PanopticQuality(num_labels=133, stuff_label_ids=range(80, 133))
     >>> metric.add_batch(predictions=[{"segmentation": ids, "segments_info": [{"id": 0, "label_id": 17}]}],
     ...                  references=[{"segmentation": ids, "segments_info": [{"id": 7, "label_id": 17, "iscrowd": 0}]}])
     >>> metric.compute()["pq"]
 
-    `segmentation`: integer (H, W), torch or numpy; −1 is void, and so is 0 where no segment has that id; any other id
-    must be listed, else `ValueError`. With no segment at all the means are nan. `per_class`: label → {"pq", "sq", "rq",
-    "tp", "fp", "fn"}, zeros for a class without any segment, which no mean counts.
+    `segmentation`: integer (H, W), torch or numpy. −1 is void, and 0 is void if no segment has this id. Other ids that
+    are not listed raise `ValueError`. Means are nan without any segment. `per_class`: {label: {"pq", "sq", "rq", "tp",
+    "fp", "fn"}}, zeros for a class without segments, which does not count in the means.
     """
 
-    description = "Panoptic quality, equal to panopticapi's."
+    description = "Panoptic quality, equal to panopticapi."
 
     def __init__(self, *, num_labels: int, stuff_label_ids: Iterable[int] = (), **kwargs):
         self.stuff_label_ids = frozenset(int(i) for i in stuff_label_ids)
@@ -68,8 +68,8 @@ class PanopticQuality(StreamingMetric):
         missed[rows] = False
         np.add.at(fn, true.labels[missed], 1)
 
-        excused = counts[0, 1:].copy()  # [P] pixels on void and on the class's crowd
-        crowd_of = {int(true.labels[i]): i for i in np.flatnonzero(true.crowd)}  # as panopticapi: the last one listed
+        excused = counts[0, 1:].copy()  # [P] pixels on void and on crowd of the class
+        crowd_of = {int(true.labels[i]): i for i in np.flatnonzero(true.crowd)}  # the last one, as in panopticapi
         for i, label in enumerate(predicted.labels.tolist()):
             if label in crowd_of:
                 excused[i] += counts[1 + crowd_of[label], 1 + i]
@@ -99,7 +99,7 @@ class PanopticQuality(StreamingMetric):
 
 
 class _Segments:
-    """One image's segments: the map and, in the listed order, their ids, labels and crowd flags."""
+    """The segments of one image: the map, and ids, labels and crowd flags in the listed order."""
 
     def __init__(self, entry: dict, what: str, metric: PanopticQuality):
         self.what = what
@@ -109,8 +109,8 @@ class _Segments:
         self.labels = np.array([int(s["label_id"]) for s in info], np.int64)
         self.crowd = np.array([bool(s.get("iscrowd", 0)) for s in info], bool)
         if len(set(self.ids.tolist())) < len(self.ids):
-            twice = next(i for i in self.ids.tolist() if (self.ids == i).sum() > 1)
-            raise ValueError(f"{what}: segment id {twice} is listed twice")
+            repeated = next(i for i in self.ids.tolist() if (self.ids == i).sum() > 1)
+            raise ValueError(f"{what}: segment id {repeated} is repeated")
         if (self.ids < 0).any():
             raise ValueError(f"{what}: segment id {self.ids.min()} is negative; −1 means void")
         outside = (self.labels < 0) | (self.labels >= metric.num_labels)
@@ -120,7 +120,7 @@ class _Segments:
             raise ValueError(f"{what}: segment {self.ids[i]} has label_id {self.labels[i]}, which is not in {labels}")
 
     def index(self, values: np.ndarray) -> np.ndarray:
-        """Ids of pixels → 1 + position in the list, 0 for void; `ValueError` for an id that is not listed."""
+        """1 + position in the list of each id, 0 for void. Raises `ValueError` for an id that is not listed."""
         positions = look_up(values, self.ids)
         unlisted = (positions < 0) & (values != VOID) & (values != 0)
         if unlisted.any():
@@ -129,9 +129,9 @@ class _Segments:
 
 
 def _overlaps(true: _Segments, predicted: _Segments) -> np.ndarray:
-    """Pixels of every pair: int64 [1 + T, 1 + P], by one bincount over runs of equal pixels.
+    """Number of common pixels of every pair, int64 [1 + T, 1 + P].
 
-    Maps are piecewise constant: only where a run starts need ids be looked up, and a run counts as its length.
+    Maps are piecewise constant: ids are looked up once per run of equal pixels, and the run counts with its length.
     """
     t, p = true.map.ravel(), predicted.map.ravel()  # [H · W]
     change = np.empty(t.shape, bool)

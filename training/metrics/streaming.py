@@ -1,8 +1,8 @@
-"""The base of the metrics: an `evaluate.Metric` that keeps statistics, never predictions, and sums over processes.
+"""Base of the metrics: an `evaluate.Metric` that keeps statistics instead of predictions, and sums over processes.
 
-`add_batch` reduces to statistics at once; `compute` sums them over the processes of torch.distributed where a group is
-initialized (torchrun, accelerate, the Trainer) and returns the same result in every process, that of one process:
-counts are integers, so no order of summation shows. Nothing is downloaded and nothing written.
+`add_batch` reduces a batch to statistics. `compute` sums them over the processes of an initialized torch.distributed
+group (torchrun, accelerate, the Trainer) and returns the same result in every process. Counts are integers, so the
+result is that of a single process. Nothing is downloaded or written.
 """
 
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ from ..processes import from_main, gather_on_main, in_group
 
 
 class StreamingMetric(evaluate.Metric):
-    """Sub-classes give `description`, `_empty()`, `_add(prediction, reference)` and `_result(states) -> dict`.
+    """Subclasses define `description`, `_empty()`, `_add(prediction, reference)` and `_result(states) -> dict`.
 
-    `self.state` comes from `_empty` and is updated by `_add`; `_result` takes the states of all processes, by rank.
+    `self.state` is created by `_empty` and updated by `_add`. `_result` receives the states of all processes, by rank.
     """
 
     description = ""
@@ -33,24 +33,24 @@ class StreamingMetric(evaluate.Metric):
         self.state = self._empty()
 
     def _build_data_dir(self) -> str:
-        return self._data_dir_root  # `evaluate` would make a folder here; nothing is ever put in one
+        return self._data_dir_root  # `evaluate` would create a folder that is never used
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
         return evaluate.MetricInfo(description=self.description, citation="", features=features, inputs_description="")
 
-    # `evaluate` copies the three public methods without their closures: no zero-argument super() in them.
+    # `evaluate` copies the next three methods without their closures, so they cannot call super().
     def add_batch(self, *, predictions: Iterable, references: Iterable) -> None:
-        """Reduce a batch, one prediction and one reference an image, to statistics."""
+        """Add a batch, with one prediction and one reference per image."""
         for prediction, reference in zip(predictions, references, strict=True):
             self._add(prediction, reference)
 
     def add(self, *, prediction, reference) -> None:
-        """Reduce one image."""
+        """Add one image."""
         self._add(prediction, reference)
 
     def compute(self, *, predictions: Iterable | None = None, references: Iterable | None = None) -> dict:
-        """The result over everything added in all processes, and a fresh start."""
+        """The result over all images added in all processes. Resets the metric."""
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions or [], references=references or [])
         states = gather_on_main(self.state)
@@ -58,8 +58,9 @@ class StreamingMetric(evaluate.Metric):
         return from_main(lambda: self._result(states))
 
     def compute_image(self, prediction, reference) -> dict:
-        """The result of one image alone; what was added before and other processes stay out of it."""
-        kept, self.state = self.state, self._empty()
+        """The result of one image, without the images added before and without other processes."""
+        kept = self.state
+        self.state = self._empty()
         try:
             self._add(prediction, reference)
             return self._result([self.state])
@@ -77,12 +78,12 @@ class StreamingMetric(evaluate.Metric):
 
 
 def as_array(value) -> np.ndarray:
-    """A torch or numpy array, or a list → numpy, without a copy where it can be."""
+    """A numpy array of a tensor, array or list, without a copy if possible."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
 def integer_map(value, what: str) -> np.ndarray:
-    """A torch or numpy map of integers → numpy (H, W)."""
+    """A numpy array (H, W) of a map of integers. Raises `ValueError` for other shapes and dtypes."""
     array = as_array(value)
     if array.ndim != 2:
         raise ValueError(f"{what} must be a map (H, W), not of shape {array.shape}")
@@ -99,7 +100,7 @@ def same_size(prediction: tuple, reference: tuple, what: str) -> None:
 
 
 def image_name(*entries) -> str:
-    """The image's name in errors: the first `file_name` or `image_id` of the entries."""
+    """Prefix of error messages: the first `file_name` or `image_id` of the entries."""
     for entry in entries:
         for key in ("file_name", "image_id"):
             if isinstance(entry, dict) and entry.get(key) is not None:
