@@ -61,7 +61,8 @@ def read_predictions(path: str | Path, task: str, label_space: LabelSpace, datas
         prediction_of = _semantic(tree, index, ids, space, images, read)
     else:
         name = None if Path(path).is_dir() else Path(path).name
-        prediction_of = {"panoptic": _panoptic, "instance": _instance}[task](tree, name, ids, space, images)
+        read_all = _panoptic if task == "panoptic" else _instance
+        prediction_of = read_all(tree, name, ids, space, images)
     for position, image_id in enumerate(images):
         sample = dataset[position]
         yield sample, prediction_of(image_id, tuple(sample["image"].shape[1:]))
