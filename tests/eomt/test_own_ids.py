@@ -197,7 +197,7 @@ def test_no_image_is_in_both_splits(folders, label_maps, tmp_path):
 
 def test_the_library_splits_nothing_that_it_was_not_asked_to(label_maps, tmp_path):
     copies(label_maps, 4, f"{tmp_path}/train/{{}}")
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="'val'"):
         load_data(tmp_path, task="semantic", split="val")
 
 

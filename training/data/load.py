@@ -100,8 +100,8 @@ def load_data(
         raise ValueError(f"{path}: {dataset} data has ground truth for {' and '.join(format.tasks)}, not for {task!r}")
     if dataset not in ("folder", "hub") and (class_names or len(ignore_ids)):
         raise ValueError(
-            f"{path}: {dataset} data has class names of its own; remove class_names and ignore_ids, which are for "
-            "folders of label images"
+            f"{path}: {dataset} data has class names of its own; class names and ignored ids are options for folders "
+            "of label images only"
         )
     if split == "test" and dataset in ("ade20k", "cityscapes"):
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")

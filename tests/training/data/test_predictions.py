@@ -74,7 +74,7 @@ def test_an_image_without_instances_is_no_fault(tmp_path):
 
 def test_of_two_files_one_has_to_be_named(tmp_path):
     dataset, space = opened(extracted(tmp_path / "data"), "panoptic")
-    with pytest.raises(ValueError, match="2 json"):
+    with pytest.raises(ValueError, match=": 2 "):
         list(
             read_predictions(
                 write(panoptic_files(tmp_path), {"q.json": {"annotations": []}}), "panoptic", space, dataset
