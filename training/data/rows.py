@@ -89,7 +89,7 @@ class Rows:
         """
         self.require_sound()
         if not self.rows:
-            raise ValueError(f"{self.source}: no images for split {split!r}; docs/data-formats.md describes the layouts")
+            raise ValueError(f"{self.source}: no images for split {split!r}; see docs/data-formats.md for the layouts")
         if split != "train" or self.layout not in LISTED:
             return
         crowds = [segment["iscrowd"] for row in self.rows for segment in row["segments"]]
