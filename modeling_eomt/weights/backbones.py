@@ -20,16 +20,16 @@ from .state_dicts import StateDict, read_state_dict, require_fit, take
 
 logger = logging.get_logger(__name__)
 
-WHERE = ("cache_dir", "local_files_only", "token")
-"""Arguments of `from_pretrained` that hold for any repository."""
+ANY_REPOSITORY = ("cache_dir", "local_files_only", "token")
+"""Arguments of `from_pretrained` that are not about one repository."""
 
 # Tensors that segmentation does not use.
 IGNORED = re.compile(
     r"^(head|head_dist|lm_head|classifier|pooler|local_cls_norm)\.|(^|\.)mask_token$|rope|(^|\.)inv_freq$|^dist_token$|"
     r"\.bias_mask$"  # zero for the bias of the keys, which is never read
 )
-# Keys as files have them → as the tables have them: transformers' file names, the releases of DINOv2, DINOv3 and
-# DeiT-III.
+# Key patterns and their replacements: from the names in transformers' files and in the releases of DINOv2, DINOv3 and
+# DeiT-III to the names in the tables of key_maps.py.
 RENAMED = [
     (r"^(backbone|module|model|dinov2_with_registers|dinov3_vit)\.", ""),
     (r"^(layer|encoder\.layer)\.(\d+)\.attention\.attention\.(query|key|value)\.", r"\1.\2.attention.\3."),
@@ -55,20 +55,20 @@ def load_backbone(model: nn.Module, source, **hub) -> None:
         hub: arguments of `from_pretrained` that locate a repository.
 
     Raises:
-        ValueError: when the backbone is of another family, width or depth than the configuration, or keys do not fit.
+        ValueError: for a backbone of another family, width or depth than the configuration, or keys that do not fit.
     """
     model.load_state_dict(_read(source, model.config, model.state_dict(), **hub), strict=False)
 
 
 def cached_revision(source) -> str | None:
-    """Commit of a backbone of the hub in the cache; None for any other source."""
+    """Commit of a hub backbone in the cache; None for any other source."""
     if source not in {row.hub_name for row in BACKBONES}:
         return None
     return extract_commit_hash(cached_file(source, "config.json", local_files_only=True), None)
 
 
 def delta_reference(source, config: EoMTConfig, expected: StateDict, **hub) -> StateDict:
-    """The backbone that DINOv3 differences refer to, as tensors of our encoder.
+    """Tensors of the DINOv3 backbone that an authors' checkpoint of differences refers to, under our names.
 
     Args:
         source: as for `load_backbone`; None for the hub's backbone of the configuration's size.
@@ -76,13 +76,13 @@ def delta_reference(source, config: EoMTConfig, expected: StateDict, **hub) -> S
         hub: arguments of `from_pretrained` that locate a repository.
 
     Raises:
-        ValueError: for a backbone of another size, and where the hub's is gated or absent.
+        ValueError: for a backbone of another size, or a backbone of the hub that is gated or absent.
     """
     if source is not None:
         return _read(source, config, expected)
     name = backbone_row("dinov3", config.hidden_size, config.num_hidden_layers, config.gated_mlp).hub_name
     try:
-        return _read(name, config, expected, **{key: hub[key] for key in WHERE if key in hub})
+        return _read(name, config, expected, **{key: hub[key] for key in ANY_REPOSITORY if key in hub})
     except OSError as error:
         reason = "is gated" if isinstance(error.__cause__, GatedRepoError) else "cannot be downloaded or read"
         raise ValueError(
@@ -93,7 +93,7 @@ def delta_reference(source, config: EoMTConfig, expected: StateDict, **hub) -> S
 
 
 def _read(source, config: EoMTConfig, expected: StateDict, **hub) -> StateDict:
-    """A backbone as tensors of our encoder. `ValueError` unless keys and shapes fit."""
+    """Tensors of a backbone under our names. Raises `ValueError` unless keys and shapes fit."""
     state = normalize(_open(source, **hub))
     found = backbone_shape(state)
     wanted = BackboneShape(config.layout.name, config.num_register_tokens, config.hidden_size, config.num_hidden_layers)
@@ -117,43 +117,44 @@ def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
         ours[kernel] = spread_channels(ours[kernel], config.num_channels)
         ours[kernel] = resample_patch_kernel(ours[kernel], as_pair(config.patch_size))
     name = "embeddings.position_embeddings.weight"
-    if name in ours:
-        positions = ours[name].reshape(-1, ours[name].shape[-1])  # [(1 +) N, D]
-        prefix, new = int(config.layout.class_token_has_position), config.grid_size
-        count = len(positions) - prefix
-        if not prefix and count != new[0] * new[1] and math.isqrt(count - 1) ** 2 == count - 1:
-            ours["embeddings.cls_token"] = ours["embeddings.cls_token"] + positions[0]  # released with its position
-            positions, count = positions[1:], count - 1
-        side = math.isqrt(count)
-        if count != new[0] * new[1] and side**2 == count:
-            logger.info(f"position embeddings resampled from {side} × {side} to {new[0]} × {new[1]} patches")
-            positions = resample_positions(positions, (side, side), new, prefix)
-        ours[name] = positions
+    if name not in ours:
+        return ours
+    positions = ours[name].reshape(-1, ours[name].shape[-1])  # [(1 +) N, D]
+    prefix, new = int(config.layout.class_token_has_position), config.grid_size
+    count = len(positions) - prefix
+    if not prefix and count != new[0] * new[1] and math.isqrt(count - 1) ** 2 == count - 1:
+        ours["embeddings.cls_token"] = ours["embeddings.cls_token"] + positions[0]  # some files have one for the token
+        positions, count = positions[1:], count - 1
+    side = math.isqrt(count)
+    if count != new[0] * new[1] and side**2 == count:
+        logger.info(f"position embeddings resampled from {side} × {side} to {new[0]} × {new[1]} patches")
+        positions = resample_positions(positions, (side, side), new, prefix)
+    ours[name] = positions
     return ours
 
 
 def normalize(state: StateDict) -> StateDict:
-    """Normalize key names and drop unused tensors."""
+    """Give keys the names of the tables of key_maps.py, and drop tensors that segmentation does not use."""
     renamed = {}
     for key, tensor in state.items():
         for pattern, replacement in RENAMED:
             key = re.sub(pattern, replacement, key)
         if IGNORED.search(key):
             continue
-        if match := re.fullmatch(r"(.*\.mlp)\.weights_(in|out)\.(weight|bias)", key):
-            mlp, end, kind = match.groups()
-            if end == "out":
-                renamed[f"{mlp}.down_proj.{kind}"] = tensor
-            else:
-                renamed[f"{mlp}.gate_proj.{kind}"], renamed[f"{mlp}.up_proj.{kind}"] = tensor.chunk(2)
+        swiglu = re.fullmatch(r"(.*\.mlp)\.weights_(in|out)\.(weight|bias)", key)
+        if swiglu is None:
+            renamed[key] = tensor
             continue
-        renamed[key] = tensor
-    is_eva02 = _is_eva02(renamed)
-    if "fc_norm.weight" in renamed or is_eva02:  # either name is the norm
-        names = ("norm", "fc_norm") if is_eva02 else ("fc_norm", "norm")
-        for kind in ("weight", "bias"):
-            if f"{names[1]}.{kind}" not in renamed and f"{names[0]}.{kind}" in renamed:
-                renamed[f"{names[1]}.{kind}"] = renamed.pop(f"{names[0]}.{kind}")
+        mlp, end, kind = swiglu.groups()
+        if end == "out":
+            renamed[f"{mlp}.down_proj.{kind}"] = tensor
+        else:
+            renamed[f"{mlp}.gate_proj.{kind}"], renamed[f"{mlp}.up_proj.{kind}"] = tensor.chunk(2)
+    # The last norm is "norm" or "fc_norm", by its place in the classifier; EVA-02's table has "fc_norm".
+    theirs, ours = ("norm", "fc_norm") if _is_eva02(renamed) else ("fc_norm", "norm")
+    for kind in ("weight", "bias"):
+        if f"{theirs}.{kind}" in renamed and f"{ours}.{kind}" not in renamed:
+            renamed[f"{ours}.{kind}"] = renamed.pop(f"{theirs}.{kind}")
     return renamed
 
 
@@ -162,12 +163,14 @@ def _is_eva02(state: StateDict) -> bool:
 
 
 def _restore_biases(state: StateDict) -> None:
-    """timm's DINOv3 has separate query and value biases, or leaves them out where they are zero; never a key bias."""
-    for key in [key for key in state if key.endswith("attn.qkv.weight")]:
-        block = key.removesuffix("qkv.weight")
+    """Add the joint bias of timm's DINOv3 attention, which has query and value biases, or none if zero; no key bias."""
+    weights = [key for key in state if key.endswith("attn.qkv.weight")]
+    for key in weights:
+        attention = key.removesuffix("qkv.weight")
         zeros = state[key].new_zeros(len(state[key]) // 3)
-        query, value = (state.pop(f"{block}{name}_bias", zeros) for name in ("q", "v"))
-        state.setdefault(f"{block}qkv.bias", torch.cat([query, zeros, value]))
+        query = state.pop(f"{attention}q_bias", zeros)
+        value = state.pop(f"{attention}v_bias", zeros)
+        state.setdefault(f"{attention}qkv.bias", torch.cat([query, zeros, value]))
 
 
 def is_hf(state: StateDict) -> bool:
@@ -190,9 +193,10 @@ class BackboneShape(NamedTuple):
 
 
 def backbone_shape(state: StateDict) -> BackboneShape:
-    """Layout and size of a normalized state dict."""
+    """Layout and size of a normalized state dict. Raises `ValueError` if it is not a ViT's."""
     token = state.get("embeddings.cls_token" if is_hf(state) else "cls_token")
-    blocks = {match[1] for key in state if (match := re.match(r"(?:encoder\.)?(?:blocks|layer|layers)\.(\d+)\.", key))}
+    matches = [re.match(r"(?:encoder\.)?(?:blocks|layer|layers)\.(\d+)\.", key) for key in state]
+    blocks = {match[1] for match in matches if match is not None}
     if token is None or not blocks:
         raise ValueError(f"the state dict is not a ViT known here; its keys begin with {', '.join(sorted(state)[:3])}")
     if is_hf(state):
@@ -206,6 +210,7 @@ def backbone_shape(state: StateDict) -> BackboneShape:
 
 
 def _open(source, **hub) -> StateDict:
+    """State dict of a `source` of `load_backbone`, under its own names."""
     try:
         backbone = find_backbone(source) if isinstance(source, str) else None
     except ValueError:

@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from ...configuration import TASK_ROWS, EoMTConfig, as_pair
 from ...configuration.checkpoint import infer_task
 from ...configuration.families import backbone_row, find_backbone, nearest_backbone
@@ -31,31 +33,30 @@ def config_from_checkpoint(
     backbone: str | None = None,
     saved: Mapping | None = None,
 ) -> EoMTConfig:
-    """Authors' state dict (keys `network.*`) → the configuration that fits it.
+    """The configuration that fits an authors' state dict (keys `network.*`).
 
     Args:
         heads: attention heads; by default those of the backbone of this size, else D / 64.
-        image_size: side or (height, width) in pixels. By default that of the square grid of learned positions, and
+        image_size: side or (height, width) in pixels. By default the size of the square grid of learned positions, and
             640 for DINOv3, which has none.
-        task: "panoptic", "instance" or "semantic"; by default guessed from the numbers of labels and queries.
-        stuff_label_ids: by default the data set's where the task is panoptic.
-        labels: by default the data set's that has C classes (COCO, ADE20K, Cityscapes), else LABEL_0, LABEL_1, …
-        backbone: a name in `BACKBONES`: the encoder of PMT's decoder alone, which the checkpoint does not name.
-        saved: configuration that `eomt convert` left in the file (`read_config`): the defaults, where there is one.
+        task: "panoptic", "instance" or "semantic"; by default inferred from the numbers of labels and queries.
+        labels: by default those of the paper's data set with C classes (COCO, ADE20K, Cityscapes), else LABEL_0, …
+        stuff_label_ids: by default those of the data set for a panoptic model, else none.
+        backbone: a name in `BACKBONES`, for a checkpoint of PMT's decoder alone, which does not name its encoder.
+        saved: the configuration that `eomt convert` wrote into the file (`read_config`); it replaces all defaults.
 
     Raises:
-        ValueError: when a key that a shape is read from is missing, or shape and argument contradict each other.
+        ValueError: for a missing key, or an argument that contradicts a shape.
     """
     if backbone is not None and any(key.startswith(ENCODER) for key in state):
         raise ValueError(f"the checkpoint holds its encoder; leave out backbone {backbone}")
     if saved:
         return _saved_config(saved, heads, image_size, task, labels, stuff_label_ids)
     is_pmt = f"{DECODER}q.weight" in state
-    heads_are = DECODER if is_pmt else "network."
-    queries, width = _shape(state, f"{heads_are}q.weight")
-    num_labels = _shape(state, f"{heads_are}class_head.weight")[0] - 1
-    num_blocks = _shape(state, f"{heads_are}attn_mask_probs")[0]
-    upscale = {match[1] for key in state if (match := re.match(rf"{re.escape(heads_are)}upscale\.(\d+)\.", key))}
+    prefix = DECODER if is_pmt else "network."
+    queries, width = _shape(state, f"{prefix}q.weight")
+    num_labels = _shape(state, f"{prefix}class_head.weight")[0] - 1
+    num_blocks = _shape(state, f"{prefix}attn_mask_probs")[0]
     if backbone is None:
         family, depth, swiglu = _encoder(state)
         row = backbone_row(family, width, depth, swiglu)
@@ -86,7 +87,7 @@ def config_from_checkpoint(
         "num_attention_heads": heads,
         "num_blocks": num_blocks,
         "num_queries": queries,
-        "num_upscale_blocks": len(upscale),
+        "num_upscale_blocks": _length(state, f"{prefix}upscale."),
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
         "stuff_label_ids": list(stuff_label_ids),
     }
@@ -96,7 +97,7 @@ def config_from_checkpoint(
 
 
 def _lateral_fields(state: StateDict) -> dict[str, str | bool]:
-    """Kind of PMT's modules for the encoder's levels."""
+    """Fields of a `PMTConfig` about the modules for the encoder's levels."""
     projection, kind = f"{DECODER}lateral_projections.0", "identity"
     if f"{projection}.weight" in state:
         kind = "linear"
@@ -105,10 +106,11 @@ def _lateral_fields(state: StateDict) -> dict[str, str | bool]:
     return {"lateral_projection": kind, "lateral_batch_norm": "network.bn.0.weight" in state}
 
 
-def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | None, stuff) -> EoMTConfig:
+def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | None, stuff_label_ids) -> EoMTConfig:
     """The configuration in the file; arguments override its fields."""
     given = {"num_attention_heads": heads, "image_size": image_size, "task": task}
-    given["stuff_label_ids"] = None if stuff is None else list(stuff)
+    if stuff_label_ids is not None:
+        given["stuff_label_ids"] = list(stuff_label_ids)
     if labels is not None:
         given |= {"id2label": labels.id2label, "label2id": labels.label2id}
     kinds = (*EoMTConfig.class_of_layout.values(), PMTConfig)
@@ -119,7 +121,7 @@ def _saved_config(saved: Mapping, heads, image_size, task, labels: LabelSpace | 
 
 
 def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpace | None:
-    """The paper's data set with that many classes, or None. ADE20K has as many for both tasks: the queries decide."""
+    """Labels of the paper's data set of this size, or None. ADE20K has 150 for two tasks: the queries decide."""
     if num_labels not in BY_SIZE:
         return None
     name, _ = BY_SIZE[num_labels]
@@ -130,15 +132,15 @@ def default_labels(num_labels: int, queries: int, task: str | None) -> LabelSpac
 
 
 def _encoder(state: StateDict) -> tuple[str, int, bool]:
-    """Encoder's keys → (family, depth, whether its MLP is a SwiGLU)."""
+    """Family, depth, and whether the MLP is a SwiGLU, from the encoder's keys."""
     keys = {key.removeprefix(ENCODER) for key in state if key.startswith(ENCODER)}
-    depth = len({match[1] for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))})
+    depth = _length(state, f"{ENCODER}blocks.")
     if not depth and f"{DECODER}q.weight" in state:
         raise ValueError(
             "the checkpoint is PMT's decoder alone; give eomt convert the name of its encoder, as backbone"
         )
     if not depth:
-        raise ValueError(f"the checkpoint has no {ENCODER}blocks.*: it is none of the authors' EoMT code")
+        raise ValueError(f"the checkpoint has no {ENCODER}blocks.*: it is not from the authors' EoMT code")
     if "patch_embed.cls_token" in keys:
         return "dinov3", depth, "blocks.0.mlp.gate_proj.weight" in keys
     if "blocks.0.mlp.fc1_g.weight" in keys:
@@ -147,7 +149,13 @@ def _encoder(state: StateDict) -> tuple[str, int, bool]:
     return "dinov2" if "reg_token" in keys else "deit3", depth, first[0] == 2 * second[1]
 
 
-def _kernel(state: StateDict):
+def _length(state: StateDict, prefix: str) -> int:
+    """Number of modules in the list of this name."""
+    indices = [re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in state]
+    return len({match[1] for match in indices if match is not None})
+
+
+def _kernel(state: StateDict) -> Tensor:
     for name in ("patch_embed.proj.weight", "patch_embed.patch_embeddings.weight"):
         if ENCODER + name in state:
             return state[ENCODER + name]
@@ -158,8 +166,10 @@ def _image_size(state: StateDict, family: str, patch: tuple[int, int]) -> int | 
     if family == "dinov3":
         return DINOV3_IMAGE_SIZE
     if f"{ENCODER}pos_embed" not in state:
-        raise ValueError("the checkpoint has no positions, which tell its image size; give image_size")
-    count = _shape(state, f"{ENCODER}pos_embed")[-2] - (family == "eva02")  # N; EVA-02's class token has one too
+        raise ValueError("the checkpoint has no positions to infer its image size from; give image_size")
+    count = _shape(state, f"{ENCODER}pos_embed")[-2]
+    if family == "eva02":  # its class token has a position, too
+        count -= 1
     side = math.isqrt(count)
     if side**2 != count:
         raise ValueError(f"the checkpoint's {count} positions are not a square grid; give image_size")

@@ -1,7 +1,7 @@
 """Key names of third-party state dicts: one table per layout, used in both directions.
 
-A table maps each of our parameters to `Place(key, part, parts)`: the third-party key and, if that tensor concatenates
-several of our parameters along the first dimension, the part.
+A table maps the name of each of our parameters to its place: a third-party key and, if that tensor concatenates several
+of our parameters along the first dimension, the part.
 """
 
 from typing import NamedTuple
@@ -20,14 +20,14 @@ Table = dict[str, Place]
 
 
 class Names(NamedTuple):
-    """Key names of one layout: our name → third-party name."""
+    """Third-party names of one layout, by our names."""
 
     outside: dict[str, str]
-    "Outside of the blocks."
+    "Parameters and modules outside the blocks."
     blocks: str
-    "Name of the list of blocks."
-    block: dict
-    "Inside one block; a triple names the part of a concatenation."
+    "The list of blocks."
+    block: dict[str, str | tuple[str, int, int]]
+    "Modules of a block; (name, part, parts) for a part of a concatenation."
 
 
 HEADS = {
@@ -62,7 +62,7 @@ TIMM_EVA_BLOCK = TIMM_BLOCK | {
     "mlp.norm": "mlp.norm",
 }
 TIMM_DINOV3_BLOCK = TIMM_BLOCK | {"mlp.gate_proj": "mlp.fc1_g", "mlp.up_proj": "mlp.fc1_x"}
-HF_BLOCK = {name: name for name in TIMM_BLOCK} | {  # our names are transformers', but for these
+HF_BLOCK = {name: name for name in TIMM_BLOCK} | {  # our names are transformers', except for these
     "attention.output": "attention.o_proj",
     "mlp.first": "mlp.fc1",
     "mlp.second": "mlp.fc2",
@@ -89,7 +89,7 @@ AUTHORS_DINOV3_OUTSIDE = {
 }
 
 
-# For each layout of `configuration/families.py`, by name.
+# By name of the layout (configuration/families.py).
 TIMM = {
     "vit": Names(TIMM_OUTSIDE, "blocks", TIMM_BLOCK),
     "dinov3": Names(TIMM_OUTSIDE, "blocks", TIMM_DINOV3_BLOCK),
@@ -100,17 +100,17 @@ AUTHORS = TIMM | {"dinov3": Names(AUTHORS_DINOV3_OUTSIDE, "blocks", HF_DINOV3_BL
 
 
 def timm_table(config: EoMTConfig) -> Table:
-    """timm's backbones, and the normalized releases of DINOv2, DINOv3 and DeiT-III."""
+    """Table of timm's backbones, and of the releases of DINOv2, DINOv3 and DeiT-III after `normalize`."""
     return _table(config, TIMM[config.layout.name])
 
 
 def hf_table(config: EoMTConfig) -> Table:
-    """transformers' Dinov2Model, …WithRegistersModel and DINOv3ViTModel (as in memory; files are normalized first)."""
+    """Table of transformers' Dinov2Model, Dinov2WithRegistersModel and DINOv3ViTModel after `normalize`."""
     return _table(config, HF[config.layout.name])
 
 
 def authors_table(config: EoMTConfig) -> Table:
-    """The authors' checkpoints: heads and encoder under `network.`; PMT's heads under `network.decoder.`."""
+    """Table of the authors' checkpoints: encoder and heads under `network.`, PMT's heads under `network.decoder.`."""
     if isinstance(config, PMTConfig):
         encoder = {f"encoder.{ours}": place for ours, place in _authors_encoder(config.encoder_config).items()}
         return encoder | _laterals(config) | _decoder(config) | _heads(config, "network.decoder")
@@ -125,33 +125,35 @@ def _authors_encoder(config: EoMTConfig) -> Table:
 def _heads(config: EoMTConfig, prefix: str) -> Table:
     table: Table = {}
     for ours, theirs in HEADS.items():
-        for kind in ("weight", "bias") if ours != "query" else ("weight",):
+        kinds = ("weight",) if ours == "query" else ("weight", "bias")
+        for kind in kinds:
             table[f"{ours}.{kind}"] = Place(f"{prefix}.{theirs}.{kind}")
     for index in range(config.num_upscale_blocks):
         ours, theirs = f"upscale_block.block.{index}", f"{prefix}.upscale.{index}"
-        for name, their_name in (("conv1", "conv1"), ("conv2", "conv2"), ("layernorm2d", "norm")):
-            for kind in ("weight", "bias") if name != "conv2" else ("weight",):
-                table[f"{ours}.{name}.{kind}"] = Place(f"{theirs}.{their_name}.{kind}")
+        for kind in ("weight", "bias"):
+            table[f"{ours}.conv1.{kind}"] = Place(f"{theirs}.conv1.{kind}")
+            table[f"{ours}.layernorm2d.{kind}"] = Place(f"{theirs}.norm.{kind}")
+        table[f"{ours}.conv2.weight"] = Place(f"{theirs}.conv2.weight")
     table["attn_mask_probs"] = Place(f"{prefix}.attn_mask_probs")
     return table
 
 
 def _decoder(config: PMTConfig) -> Table:
-    """PMT's decoder blocks, which have transformers' names of DINOv3."""
+    """PMT's decoder, with the names of transformers' DINOv3 in its blocks."""
     norms = {f"decoder.layernorm.{kind}": Place(f"network.decoder.decoder_norm.{kind}") for kind in ("weight", "bias")}
     return norms | _blocks(config, config.num_blocks, HF_DINOV3_BLOCK, "decoder.layers", "network.decoder.blocks")
 
 
 def _laterals(config: PMTConfig) -> Table:
-    """PMT's batch norms and projections of the encoder's levels."""
-    theirs = {"mlp": {"fc1": ".0", "fc2": ".2"}, "linear": {"fc1": ""}, "identity": {}}[config.lateral_projection]
-    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    """PMT's scales, batch norms and projections of the encoder's levels."""
+    layers = {"mlp": {"fc1": ".0", "fc2": ".2"}, "linear": {"fc1": ""}, "identity": {}}[config.lateral_projection]
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked") if config.lateral_batch_norm else ()
     table: Table = {}
     for level in range(len(config.interaction_indices)):
         table[f"laterals.{level}.scale"] = Place(f"network.decoder.scalers.{level}")
-        for name in norm if config.lateral_batch_norm else ():
+        for name in norm:
             table[f"laterals.{level}.norm.{name}"] = Place(f"network.bn.{level}.{name}")
-        for layer, their_layer in theirs.items():
+        for layer, their_layer in layers.items():
             for kind in ("weight", "bias"):
                 place = Place(f"network.decoder.lateral_projections.{level}{their_layer}.{kind}")
                 table[f"laterals.{level}.projection.{layer}.{kind}"] = place
@@ -176,18 +178,19 @@ def _table(config: EoMTConfig, names: Names) -> Table:
 
 
 def _blocks(config: EoMTConfig, count: int, block: dict, ours_are: str, theirs_are: str) -> Table:
-    """Places of the parameters of `count` blocks, in lists of these names."""
+    """Places of the parameters of `count` blocks, in a list that we name `ours_are` and they name `theirs_are`."""
     table: Table = {}
     for index in range(count):
-        for ours, theirs in _block_parameters(config).items():
-            name, *part = block[theirs] if isinstance(block[theirs], tuple) else (block[theirs],)
-            for suffix in _suffixes(config, theirs):
+        for ours, neutral in _block_modules(config).items():
+            theirs = block[neutral]
+            name, *part = theirs if isinstance(theirs, tuple) else (theirs,)
+            for suffix in _suffixes(config, neutral):
                 table[f"{ours_are}.{index}.{ours}{suffix}"] = Place(f"{theirs_are}.{index}.{name}{suffix}", *part)
     return table
 
 
-def _block_parameters(config: EoMTConfig) -> dict[str, str]:
-    """Modules of one block: our names → the neutral names the tables use."""
+def _block_modules(config: EoMTConfig) -> dict[str, str]:
+    """Names of a block's modules: ours, which depend on the layout, → those in the tables above."""
     names = {name: name for name in ("norm1", "norm2", "attention.q_proj", "attention.k_proj", "attention.v_proj")}
     names[f"attention.{config.layout.attention_output_name}"] = "attention.output"
     if config.layout.has_layer_scale:
@@ -203,13 +206,16 @@ def _block_parameters(config: EoMTConfig) -> dict[str, str]:
 
 
 def _suffixes(config: EoMTConfig, name: str) -> tuple[str, ...]:
+    """Endings of the parameters of a module of a block, by its name in the tables above."""
     if name.startswith("layer_scale"):
         return ("",)
-    biases = config.attention_biases
-    biased = {
-        "attention.q_proj": biases["query"],
-        "attention.k_proj": biases["key"],
-        "attention.v_proj": biases["value"],
-        "attention.output": biases["output"],
-    }.get(name, config.mlp_biased or name.startswith(("norm", "mlp.norm")))
-    return (".weight", ".bias") if biased else (".weight",)
+    biases = {
+        "attention.q_proj": config.attention_biases["query"],
+        "attention.k_proj": config.attention_biases["key"],
+        "attention.v_proj": config.attention_biases["value"],
+        "attention.output": config.attention_biases["output"],
+        "mlp.norm": True,
+        "norm1": True,
+        "norm2": True,
+    }
+    return (".weight", ".bias") if biases.get(name, config.mlp_biased) else (".weight",)

@@ -1,7 +1,7 @@
-"""The authors' checkpoints (`tue-mps/eomt`; keys `network.*`): from a file, a folder or the hub to our tensors.
+"""Read the authors' checkpoints (`tue-mps/eomt`; keys `network.*`) from a file, a folder or the hub.
 
-Those on DINOv3 hold the encoder as differences from the pre-trained backbone, whose license does not let them publish
-it. The backbone is looked up by its size.
+Checkpoints on DINOv3 hold the encoder as differences from the pre-trained backbone, because its license forbids
+publishing it. The backbone is looked up by its size.
 """
 
 from pathlib import Path
@@ -33,11 +33,11 @@ class Published(NamedTuple):
 
     file: Path
     name: str
-    "Of the repository or folder."
+    "The repository's, folder's or file's, without the owner."
     state: StateDict
 
     def config(self, **given) -> EoMTConfig:
-        """The configuration that `eomt convert` left in the file, else that of the shapes and the recipe of this name.
+        """Its configuration: the one in the file, if `eomt convert` wrote it, else from the shapes and its recipe.
 
         Args:
             given: arguments of `config_from_checkpoint`, None for the default.
@@ -51,7 +51,7 @@ class Published(NamedTuple):
 
 
 def read_published(path: str | Path, **hub) -> Published | None:
-    """The authors' checkpoint in a file, a folder or a repository of the hub; None where there are other weights.
+    """The authors' checkpoint in a file, a folder or a repository of the hub; None if the weights are others.
 
     Args:
         hub: arguments of `from_pretrained` that locate a repository.
@@ -67,15 +67,16 @@ def open_published(file: str | Path, path: str | Path | None = None) -> Publishe
     """An authors' checkpoint from a file, or a folder that holds one.
 
     Args:
-        path: folder or repository with the name; by default the file's.
+        path: folder or repository that the checkpoint is named after; by default `file`.
     """
-    return Published(Path(file), checkpoint_name(str(path or file)).rpartition("--")[2], read_state_dict(file))
+    name = checkpoint_name(str(path or file)).rpartition("--")[2]  # in the hub's cache: models--OWNER--NAME
+    return Published(Path(file), name, read_state_dict(file))
 
 
 def _weights_file(path: str | Path, hub: dict) -> Path | None:
-    missing_is_fine = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    may_be_missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
-        file = cached_file(path, name, **missing_is_fine, **hub)
+        file = cached_file(path, name, **may_be_missing, **hub)
         if file is not None:
             return Path(file)
     return None
@@ -84,13 +85,14 @@ def _weights_file(path: str | Path, hub: dict) -> Path | None:
 def _has_authors_keys(file: Path) -> bool:
     try:
         with safe_open(file, "pt") as opened:
-            return any(key.startswith(PREFIX) for key in list(opened.keys()))
-    except SafetensorError:  # transformers says what is wrong with it
+            keys = opened.keys()
+    except SafetensorError:  # transformers reports what is wrong with it
         return False
+    return any(key.startswith(PREFIX) for key in keys)
 
 
 def holds_differences(state: StateDict) -> bool:
-    """Whether the encoder is written as differences: its buffers are too, and those of a fresh model are ImageNet's."""
+    """Whether the encoder is written as differences. Its buffers are differences, too: the pixel means are zero."""
     return not _pixel_mean(state).any()
 
 
@@ -104,11 +106,12 @@ def our_tensors(
     load_encoder: bool = True,
     **hub,
 ) -> StateDict:
-    """The tensors of an authors' state dict under our names, differences added to their backbone.
+    """The tensors of an authors' state dict under our names; differences are added to their backbone.
 
     Args:
-        reference_backbone: as for `load_authors_checkpoint`; by default the hub's of this size for differences.
-        expected: tensors of the required shapes; those of the state dict by default.
+        reference_backbone: as for `load_authors_checkpoint`; by default, for differences, the hub's of this size.
+        expected: tensors of the required shapes; by default those of the state dict.
+        load_class_head: False leaves the class head out.
         load_encoder: False for a state dict of PMT's decoder alone.
         hub: arguments of `from_pretrained` that locate a repository.
 
@@ -119,14 +122,14 @@ def our_tensors(
     table = authors_table(config)
     if not load_class_head:
         state = {key: t for key, t in state.items() if "class_head" not in key and "class_predictor" not in key}
-        table = {ours: place for ours, place in table.items() if not ours.startswith("class_predictor")}
+        table = {name: place for name, place in table.items() if not name.startswith("class_predictor")}
     if not load_encoder:
-        table = {ours: place for ours, place in table.items() if not ours.startswith("encoder.")}
+        table = {name: place for name, place in table.items() if not name.startswith("encoder.")}
     ours, missing, unexpected = take(state, table)
     unexpected = [key for key in unexpected if key not in NOT_OURS]
-    prefix, of_encoder = ("encoder.", config.encoder_config) if isinstance(config, PMTConfig) else ("", config)
+    prefix, encoder_config = ("encoder.", config.encoder_config) if isinstance(config, PMTConfig) else ("", config)
     encoder = {name.removeprefix(prefix): tensor for name, tensor in ours.items() if name.startswith(prefix)}
-    ours |= {f"{prefix}{name}": tensor for name, tensor in fit_sizes(encoder, of_encoder).items()}
+    ours |= {f"{prefix}{name}": tensor for name, tensor in fit_sizes(encoder, encoder_config).items()}
     require_fit("the checkpoint", ours if expected is None else expected, ours, missing, unexpected, table)
     if reference_backbone is not None or holds_differences(state):
         return _add_reference(ours, state, config, reference_backbone, hub)
@@ -141,11 +144,11 @@ def _add_reference(ours: StateDict, state: StateDict, config: EoMTConfig, source
     reference = delta_reference(source, config, ours, **hub)
     encoder = {name: ours[name].float() for name in reference}
     to_reference = sum((encoder[name] - tensor.float()).square().sum() for name, tensor in reference.items())
-    if to_reference < sum(tensor.square().sum() for tensor in encoder.values()):  # deltas are closer to zero
-        raise ValueError("the checkpoint holds whole weights, not deltas to a reference backbone; leave that out")
+    if to_reference < sum(tensor.square().sum() for tensor in encoder.values()):  # differences are closer to zero
+        raise ValueError("the checkpoint holds weights, not differences; leave reference_backbone out")
     for name, tensor in reference.items():
         ours[name] = encoder[name] + tensor.float()
-    if holds_differences(state):  # relative to a fresh model's probabilities, which are one
+    if holds_differences(state):  # of the probabilities to those of a fresh model, which are one
         ours["attn_mask_probs"] = ours["attn_mask_probs"] + 1
     ours["attn_mask_probs"] = ours["attn_mask_probs"].clamp(0, 1)
     return ours

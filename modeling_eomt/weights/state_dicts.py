@@ -23,13 +23,14 @@ WRAPPERS = re.compile(r"(^|\.)_orig_mod(?=\.)")
 
 
 def read_state_dict(source: str | Path | Mapping | nn.Module) -> StateDict:
-    """A state dict, a model, a weights file or a directory that holds one → tensors by name.
+    """Tensors by name, from a state dict, a model, a weights file or a directory of weights files.
 
-    Files: safetensors, or what `torch.load(weights_only=True)` reads; a Lightning or DeiT dict is opened at
-    "state_dict" or "model". `_orig_mod` of compiled models is stripped.
+    Files are safetensors or whatever `torch.load(weights_only=True)` reads. The tensors of a training checkpoint are
+    those under "state_dict" (Lightning), "model" (DeiT) or "teacher" (DINO). `_orig_mod` of compiled models is stripped
+    from names.
 
     Raises:
-        ValueError: when the file holds no state dict, or more than tensors.
+        ValueError: for a damaged file, more than tensors, quantized weights, NaN or infinity.
         FileNotFoundError: when there is no such file.
     """
     if isinstance(source, nn.Module):
@@ -84,26 +85,28 @@ def _read_files(path: Path) -> Mapping:
 
 
 def _refuse_quantized(config: Path) -> None:
-    """`ValueError` for a folder of quantized weights: without their scales the codes are meaningless."""
+    """Raise `ValueError` for a folder of quantized weights: without their scales the codes are meaningless."""
     if config.is_file() and "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
         raise ValueError(f"{config.parent} holds quantized weights; give the checkpoint that they were made from")
 
 
-# The configuration travels in a weights file where other loaders do not look: in the header of a safetensors file, as
-# one more record of a `torch.save` archive.
+# A weights file holds the configuration where other loaders ignore it: in the header of a safetensors file, or as one
+# more record of a `torch.save` archive.
 CONFIG_KEY, CONFIG_RECORD = "eomt_config", "eomt_config.json"
 
 
 def write_state_dict(path: Path, state: StateDict, config: str, wrap: bool = False) -> None:
-    """Weights and a configuration as JSON text → `path`: safetensors by its name, else an archive of `torch.save`.
+    """Write weights and a configuration to one file.
 
     Args:
-        wrap: put the weights under "state_dict", as Lightning has them.
+        path: safetensors if named so, else an archive of `torch.save`.
+        config: JSON.
+        wrap: put the weights under "state_dict", as Lightning does.
     """
     if path.suffix == ".safetensors":
         save_file(state, path, {"format": "pt", CONFIG_KEY: config})
         return
-    with open(path, "wb") as file:  # torch's own writer ends the process where the disk is full
+    with open(path, "wb") as file:  # torch's own writer ends the process if the disk is full
         torch.save({"state_dict": state} if wrap else state, file)
     with zipfile.ZipFile(path, "a") as archive:
         folder = archive.namelist()[0].partition("/")[0]
@@ -111,7 +114,7 @@ def write_state_dict(path: Path, state: StateDict, config: str, wrap: bool = Fal
 
 
 def read_config(path: str | Path) -> dict:
-    """The configuration that `write_state_dict` left in a file; {} where there is none."""
+    """The configuration that `write_state_dict` put into a file; {} if there is none."""
     path = Path(path)
     text = None
     if path.suffix == ".safetensors" and path.is_file():
@@ -130,7 +133,7 @@ def read_config(path: str | Path) -> dict:
 
 
 def _check_archive(path: Path) -> None:
-    """`ValueError` if a record of a `torch.save` archive does not match its checksum, which torch does not verify."""
+    """Verify the checksums of a `torch.save` archive, which torch does not. Raises `ValueError` for damage."""
     if not zipfile.is_zipfile(path):  # torch's format before 1.6 has no checksums
         return
     try:
@@ -143,7 +146,7 @@ def _check_archive(path: Path) -> None:
 
 
 def take(state: StateDict, table: Table) -> tuple[StateDict, list[str], list[str]]:
-    """Third-party state dict → (our state dict, missing third-party keys, unexpected third-party keys)."""
+    """Third-party state dict → ours, and the missing and the unexpected third-party keys."""
     ours, missing = {}, []
     for name, place in table.items():
         tensor = state.get(place.key)
@@ -156,23 +159,23 @@ def take(state: StateDict, table: Table) -> tuple[StateDict, list[str], list[str
 
 
 def give(ours: StateDict, table: Table) -> StateDict:
-    """Our state dict → third-party state dict; parts are concatenated."""
-    pieces: dict[str, list[Tensor]] = {}
+    """Our state dict → a third-party one; parts are concatenated."""
+    parts: dict[str, list[Tensor]] = {}
     for name, place in sorted(table.items(), key=lambda item: item[1].part):
-        pieces.setdefault(place.key, []).append(ours[name])
-    return {key: torch.cat(parts) if len(parts) > 1 else parts[0].clone() for key, parts in pieces.items()}
+        parts.setdefault(place.key, []).append(ours[name])
+    return {key: torch.cat(tensors) if len(tensors) > 1 else tensors[0].clone() for key, tensors in parts.items()}
 
 
 def require_fit(
     what: str, expected: StateDict, ours: StateDict, missing: list[str], unexpected: list[str], keys: Table
 ) -> None:
-    """Raise one `ValueError` with the missing, unexpected and mis-shaped keys in groups, unless all fits.
+    """Raise one `ValueError` that lists missing, unexpected and mis-shaped keys, if there are any.
 
     Args:
         expected: tensors of the required shapes, by our names.
     """
     shapes = [
-        f"{keys[name].key} {tuple(tensor.shape)}, the configuration gives {tuple(expected[name].shape)}"
+        f"{keys[name].key} {tuple(tensor.shape)}, the configuration has {tuple(expected[name].shape)}"
         for name, tensor in ours.items()
         if tensor.shape != expected[name].shape
     ]
@@ -184,7 +187,7 @@ def require_fit(
 
 
 def require_all_weights(what: str, model: nn.Module, found: Mapping) -> None:
-    """`ValueError` unless a checkpoint's weights were the model's, all of them and finite.
+    """Raise `ValueError` unless a checkpoint had all of the model's weights, no others, and all finite.
 
     Args:
         found: loading info of `from_pretrained(…, output_loading_info=True)`.
@@ -201,7 +204,7 @@ def require_all_weights(what: str, model: nn.Module, found: Mapping) -> None:
 
 
 def require_finite(what: str, state: Mapping[str, Tensor]) -> None:
-    """`ValueError` naming the first tensors that hold NaN or infinity."""
+    """Raise `ValueError` with the names of the first tensors that hold NaN or infinity, if there are any."""
     wrong = [name for name, tensor in state.items() if not tensor.is_meta and not tensor.isfinite().all()]
     if wrong:
         raise ValueError(f"{what} holds NaN or infinite weights ({len(wrong)}): {_abridged(wrong, 3)}")
