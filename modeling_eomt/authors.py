@@ -19,28 +19,28 @@ logger = logging.get_logger(__name__)
 def load_authors_checkpoint(
     path_or_state_dict, config: EoMTConfig, reference_backbone=None, load_class_head: bool = True
 ) -> EoMTForUniversalSegmentation:
-    """An authors' checkpoint → a model with the same logits, in evaluation mode.
+    """An authors' checkpoint as a model with the same logits, in evaluation mode.
 
     Args:
         path_or_state_dict: `.bin`, `.ckpt`, `.safetensors`, a directory that holds one, or the state dict.
-        config: of the same shapes; learned positions are resampled where only the image size differs. With a
-            `PMTConfig`, the file may hold the decoder alone; `reference_backbone`, or else `config.encoder_name`, is
-            the encoder then, as in `PMTForUniversalSegmentation.load_encoder`.
-        reference_backbone: DINOv3 weights (state dict, model or path) when the file holds deltas to them: encoder
-            parameters are added to the reference, heads are absolute, buffers are overwritten. By default the hub's
-            weights of the same size.
+        config: configuration of the same shapes. Learned positions and patch kernels of other sizes are resampled.
+        reference_backbone: DINOv3 weights (state dict, model or path) for a checkpoint that holds the encoder as
+            differences from them; by default the hub's of the same size. For a checkpoint of PMT's decoder alone, the
+            encoder, as in `PMTForUniversalSegmentation.load_encoder`; by default `config.encoder_name`.
         load_class_head: False leaves the class head at its fresh initialization, for other classes.
 
     Raises:
-        ValueError: when keys are missing, unexpected or mis-shaped, listed in groups, when there is a reference for
-            weights that are no deltas, and when the hub's reference is gated or absent; nothing is loaded then.
+        ValueError: for missing, unexpected or mis-shaped keys, all listed; for a reference if the checkpoint holds no
+            differences; for a reference of the hub that is gated or absent.
     """
-    state, encoder = read_state_dict(path_or_state_dict), None
+    state = read_state_dict(path_or_state_dict)
+    encoder = None
     model_class = EoMTForUniversalSegmentation
     if isinstance(config, PMTConfig):
         model_class = PMTForUniversalSegmentation
         if not any(key.startswith("network.encoder.backbone.") for key in state):
-            encoder, reference_backbone = reference_backbone or config.encoder_name, None
+            encoder = config.encoder_name if reference_backbone is None else reference_backbone
+            reference_backbone = None
         elif reference_backbone is not None:
             raise ValueError("the checkpoint holds PMT's encoder, too; leave reference_backbone out")
     model = model_class(config).eval()
@@ -61,14 +61,14 @@ def load_authors_checkpoint(
 
 
 def convert_to_authors(model: EoMTForUniversalSegmentation, delta_from=None) -> StateDict:
-    """A model → the authors' state dict, keys `network.*`.
+    """A model as the authors' state dict, keys `network.*`.
 
     Args:
-        delta_from: DINOv3 weights (state dict, model or path): the encoder is written relative to them, and buffers
-            relative to a fresh model's, as the authors' loader sums them.
+        delta_from: DINOv3 weights (state dict, model or path). The encoder is written as differences from them, and
+            buffers as differences from those of a fresh model: the authors' loader adds both.
 
     Raises:
-        ValueError: for a model of other channels than RGB, which the authors' code does not have.
+        ValueError: for a model of other channels than RGB, which the authors' code does not support.
     """
     if model.config.num_channels != 3:
         raise ValueError(f"the model takes {model.config.num_channels} channels; the authors' code takes RGB only")

@@ -1,4 +1,4 @@
-"""`PMTForUniversalSegmentation`: EoMT's queries in a plain decoder on a frozen ViT (PMT, arXiv 2603.25398).
+"""`PMTForUniversalSegmentation`: EoMT's queries in a Transformer decoder on a frozen ViT (PMT, arXiv 2603.25398).
 
 B images · P prefix tokens · N patches · T = P + N tokens · D width · K levels of the encoder
 """
@@ -28,7 +28,7 @@ from .weights.state_dicts import read_state_dict, require_fit, take
 
 
 class FrozenEncoder(nn.Module):
-    """A pre-trained ViT that is never trained: no gradients, and always in evaluation mode."""
+    """A pre-trained ViT without gradients, always in evaluation mode."""
 
     def __init__(self, config: EoMTConfig):
         super().__init__()
@@ -49,7 +49,7 @@ class FrozenEncoder(nn.Module):
         return super().train(False)
 
     def digest(self) -> str:
-        """Fingerprint of the weights, but for what depends on image and patch size, rounded to bfloat16."""
+        """Fingerprint of the weights in bfloat16, without those that depend on the image and the patch size."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             if not name.startswith(("embeddings.patch", "embeddings.position")):
@@ -59,7 +59,7 @@ class FrozenEncoder(nn.Module):
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context manager: images that come again, for another decoder, are not encoded again."""
+        """Context manager: the levels of the last images are kept for the next decoder on the same images."""
         self._remembers = True
         try:
             yield
@@ -86,7 +86,7 @@ class FrozenEncoder(nn.Module):
 
 
 class TokenBatchNorm(nn.Module):
-    """Batch norm of tokens (B, T, D), synchronized over processes, as a gain and a shift per channel.
+    """Batch norm over tokens, synchronized over processes, as a gain and a shift per channel.
 
     Its input comes from a frozen encoder, so no gradient flows through the statistics.
     """
@@ -102,8 +102,11 @@ class TokenBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T, D) → gain and shift (D,) each: of the batch in training, else of the running statistics."""
-        mean, variance = self._batch_statistics(tokens) if self.training else (self.running_mean, self.running_var)
+        """Tokens (B, T, D) → gain and shift, (D,) each, from the batch in training, else from running statistics."""
+        if self.training:
+            mean, variance = self._batch_statistics(tokens)
+        else:
+            mean, variance = self.running_mean, self.running_var
         gain = self.weight * (variance + self.eps).rsqrt()
         return gain, self.bias - mean * gain
 
@@ -111,7 +114,7 @@ class TokenBatchNorm(nn.Module):
     def _batch_statistics(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (D,) over the tokens of all processes; updates the running statistics."""
         tokens = tokens.flatten(0, 1).float()
-        totals = _sum_over_processes(F.pad(tokens.sum(0), (0, 1), value=len(tokens)))
+        totals = _sum_over_processes(F.pad(tokens.sum(0), (0, 1), value=len(tokens)))  # sums, then the count
         count = totals[-1]
         mean = totals[:-1] / count
         variance = _sum_over_processes((tokens - mean).square().sum(0)) / count
@@ -123,7 +126,7 @@ class TokenBatchNorm(nn.Module):
 
 
 class FoldingLinear(nn.Linear):
-    """A linear layer of gain · x + shift, with gain and shift (D,) in its weights: a pass over the tokens less."""
+    """A linear layer of gain · x + shift. Gain and shift (D,) are folded into its weights, which saves a pass."""
 
     def forward(self, tokens: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         if gain is None:
@@ -132,7 +135,7 @@ class FoldingLinear(nn.Linear):
 
 
 class Lateral(nn.Module):
-    """A level of the encoder → its part of the decoder's input: scale · (x + projection(x)), x = batch norm of it."""
+    """A level of the encoder → its term of the decoder's input: scale · (x + projection(x)), x its batch norm."""
 
     def __init__(self, config: PMTConfig):
         super().__init__()
@@ -149,17 +152,19 @@ class Lateral(nn.Module):
     def forward(self, level: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D)."""
         if self.norm is None:
-            return self._project(level) * self.scale
+            return self._with_projection(level) * self.scale
         gain, shift = self.norm(level)
         if self.training:
-            return self._project(level * gain + shift) * self.scale
+            return self._with_projection(level * gain + shift) * self.scale
         return self._folded(level, gain, shift)
 
-    def _project(self, level: Tensor) -> Tensor:
-        return level + (level if self.projection is None else self.projection(level))
+    def _with_projection(self, level: Tensor) -> Tensor:
+        if self.projection is None:
+            return level + level
+        return level + self.projection(level)
 
     def _folded(self, level: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        """The same with the norm in the first layer."""
+        """The training-time result, with the norm folded into the first layer."""
         scale = self.scale
         if self.projection is None:
             return level * (2 * gain * scale) + 2 * shift * scale
@@ -172,8 +177,8 @@ class Lateral(nn.Module):
 class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
     """PMT for panoptic, instance and semantic segmentation.
 
-    The encoder stays as it was pre-trained. The decoder reads the sum of some of its levels; its blocks process queries
-    and tokens jointly, with EoMT's mask module, masked attention and annealing.
+    The pre-trained encoder is frozen. The decoder reads the sum of some of its levels. The decoder's blocks process
+    queries and tokens jointly, with EoMT's mask module, masked attention and annealing.
     """
 
     config: PMTConfig
@@ -182,7 +187,7 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
 
     def build_vit(self) -> None:
         config = self.config
-        if config.encoder_digest is not None:  # `from_pretrained` reads the encoder from elsewhere
+        if config.encoder_digest is not None:  # the checkpoint has no encoder
             self._keys_to_ignore_on_load_missing = [r"^encoder\."]
         config.encoder_config._attn_implementation = config._attn_implementation
         self.encoder = FrozenEncoder(config.encoder_config)
@@ -205,9 +210,10 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
     def encode(
         self, pixel_values: Tensor, grid: tuple[int, int], encoder_levels: Tensor | None = None, **kwargs
     ) -> tuple[Tensor, RotaryTable, None]:
-        """Images → tokens (B, T, D) of the decoder and the rotary table of their positions; tokens never merge.
+        """Images → the decoder's tokens (B, T, D), the rotary table of their positions, and None: tokens never merge.
 
-        encoder_levels: (B, K, T, D), what the encoder has computed before (training/features.py).
+        Args:
+            encoder_levels: saved levels of the encoder (B, K, T, D), from training/features.py.
         """
         if encoder_levels is None:
             levels = self.encoder(pixel_values, self.config.interaction_indices, grid, **kwargs)
@@ -217,24 +223,24 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         return hidden_states, rotary_table(self.config, grid, hidden_states.device, hidden_states.dtype, False), None
 
     def set_token_merging(self, *args, **kwargs) -> None:
-        raise ValueError("token merging is for EoMT; PMT's decoder reads levels that would have different tokens")
+        raise ValueError("token merging is for EoMT; the levels of PMT's encoder would have different tokens")
 
     # --- the encoder's weights --------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, encoder=None, **kwargs):
-        """`EoMTPreTrainedModel.from_pretrained`, also of checkpoints of the decoder alone.
+        """`EoMTPreTrainedModel.from_pretrained`, also for checkpoints of the decoder alone.
 
         Args:
-            encoder: what `load_encoder` takes, where the checkpoint has no encoder; by default the backbone that
-                `config.encoder_name` names.
+            encoder: source of the encoder for a checkpoint without one, as in `load_encoder`; by default the backbone
+                `config.encoder_name`.
 
         Raises:
             ValueError: when the encoder is not the one that the decoder was trained on.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.encoder.freeze()  # transformers makes every parameter that it loads trainable
+        model.encoder.freeze()  # transformers makes every loaded parameter trainable
         if model.config.encoder_digest is not None:
             model.load_encoder(known_backbone(model.config.encoder_name) if encoder is None else encoder)
         elif encoder is not None:
@@ -243,7 +249,11 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
 
     @classmethod
     def from_pretrained_backbone(cls, source, config: PMTConfig):
-        """A pre-trained ViT and a configuration → a model with a new decoder; see `load_encoder` for `source`."""
+        """A model to train: the encoder is a pre-trained ViT, the decoder is initialized.
+
+        Args:
+            source: as in `load_encoder`.
+        """
         model = cls(config).eval()
         model.load_encoder(source)
         return model
@@ -252,15 +262,15 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         """Load the weights of the encoder.
 
         Args:
-            source: a PMT model or its folder; or a backbone's state dict, model, file, folder or name, as in
-                `EoMTForUniversalSegmentation.from_pretrained_backbone`.
+            source: a PMT model or its folder, or a source of `EoMTForUniversalSegmentation.from_pretrained_backbone`:
+                a backbone's state dict, model, file, folder or name.
 
         Raises:
-            ValueError: when the weights do not fit, or are not those that the decoder was trained on.
+            ValueError: for weights that do not fit, or differ from those that the decoder was trained on.
         """
         wanted, self.config.encoder_digest = self.config.encoder_digest, None
         dtype = next(self.encoder.parameters()).dtype
-        self.encoder.float()  # the fingerprint is that of the weights before their rounding to float16
+        self.encoder.float()  # the fingerprint is taken before a rounding to float16
         if not isinstance(source, str | Path) or Path(source).exists():
             source = read_state_dict(source)
         if isinstance(source, Mapping) and "encoder.embeddings.cls_token" in source:
@@ -270,8 +280,10 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             require_fit("the encoder", self.encoder.state_dict(), state, missing, unexpected, table)
             self.encoder.load_state_dict(state)
         else:
-            revision = self.config.encoder_revision if source == self.config.encoder_name else None
-            load_backbone(self.encoder, source, **({"revision": revision} if revision else {}))
+            hub = {}
+            if source == self.config.encoder_name and self.config.encoder_revision:
+                hub["revision"] = self.config.encoder_revision
+            load_backbone(self.encoder, source, **hub)
             if isinstance(source, str):
                 self.config.encoder_name, self.config.encoder_revision = source, cached_revision(source)
         if wanted is not None and wanted != self.encoder.digest():
@@ -281,13 +293,13 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         self.encoder.to(dtype)
 
     def share_encoder(self, other: "PMTForUniversalSegmentation") -> None:
-        """Use the encoder of `other` from now on, so that both keep one in memory and `eomt.segment` runs it once.
+        """Use the encoder of `other` from now on: there is one in memory, and `eomt.segment` runs it once for both.
 
         Raises:
             ValueError: when the two encoders differ.
         """
         ours, theirs = self.encoder.state_dict(), other.encoder.state_dict()
-        different = next((name for name in ours if not _same(ours[name], theirs.get(name))), None)
+        different = next((name for name in ours if not _are_equal(ours[name], theirs.get(name))), None)
         if different or len(ours) != len(theirs):
             raise ValueError(f"the encoders differ ({different or 'in depth'}); only equal ones can be shared")
         self.encoder = other.encoder
@@ -295,10 +307,10 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         self.config.encoder_config = other.config.encoder_config
 
     def save_pretrained(self, save_directory, *args, decoder_only: bool = False, **kwargs):
-        """Like `EoMTPreTrainedModel.save_pretrained`.
+        """`EoMTPreTrainedModel.save_pretrained`, optionally of the decoder alone.
 
         Args:
-            decoder_only: leave out the encoder's weights and save their name and fingerprint instead.
+            decoder_only: save the encoder's name and fingerprint instead of its weights.
         """
         if decoder_only:
             self.config.encoder_digest = self.encoder.digest()
@@ -331,7 +343,7 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
 
 
 def known_backbone(name: str | None) -> str:
-    """The name; `ValueError` unless it is a row's of `BACKBONES`: a file must not choose what is read."""
+    """Return the name if it is in `BACKBONES`, else raise `ValueError`: a checkpoint must not choose what is read."""
     try:
         find_backbone(name or "")
     except ValueError:
@@ -344,9 +356,10 @@ def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("encoder."): tensor for name, tensor in state.items() if name.startswith("encoder.")}
 
 
-def _same(ours: Tensor, theirs: Tensor | None) -> bool:
-    alike = theirs is not None and (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-    return alike and torch.equal(ours, theirs.to(ours.device))
+def _are_equal(ours: Tensor, theirs: Tensor | None) -> bool:
+    if theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    return torch.equal(ours, theirs.to(ours.device))
 
 
 def _sum_over_processes(tensor: Tensor) -> Tensor:

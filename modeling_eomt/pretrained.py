@@ -26,14 +26,14 @@ from .embeddings import Embeddings
 from .layers import EoMTLayer, LayerScale
 from .loss import Criterion
 from .weights.backbones import load_backbone
-from .weights.published import our_tensors, read_published
+from .weights.published import Published, our_tensors, read_published
 
 logger = logging.get_logger(__name__)
 
 
 def _register_older_layout() -> None:
-    """Convert older checkpoints on loading: transformers 4.56 to 5.17 wrote EoMT's SwiGLU as `weights_in`, gate and up
-    concatenated, and `weights_out`."""
+    """Convert older checkpoints on loading. transformers 4.56 to 5.17 wrote EoMT's SwiGLU as `weights_in` (gate and up
+    concatenated) and `weights_out`."""
     halves = [
         WeightConverter(
             source_patterns=f"mlp.weights_in.{kind}",
@@ -59,9 +59,10 @@ def own_config(config: PreTrainedConfig) -> EoMTConfig:
 
 
 def load_config(name: str) -> EoMTConfig:
-    """Folder or hub name → its configuration; `ValueError` unless it is an EoMT's or a ladder model's.
+    """Configuration of a folder or a repository of the hub; without a config.json, inferred from the authors' weights.
 
-    Without a config.json it is inferred from the weights, if they are the authors'.
+    Raises:
+        ValueError: for a model of another package.
     """
     published = None if _read_config(name, {}) else read_published(name)
     if published is not None:
@@ -73,7 +74,7 @@ def load_config(name: str) -> EoMTConfig:
 
 
 def config_class_of(fields: dict, where: str) -> type[PreTrainedConfig]:
-    """Content of config.json → the configuration class registered for its `model_type`."""
+    """Class of the configuration in a config.json. Raises `ValueError` for a `model_type` of another package."""
     kind = fields.get("model_type")
     if kind not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[kind], EoMTConfig):
         raise ValueError(f"{where}: config.json is of model_type {kind!r}, not of an EoMT")
@@ -81,11 +82,33 @@ def config_class_of(fields: dict, where: str) -> type[PreTrainedConfig]:
 
 
 def _read_config(path, hub: dict) -> dict:
-    """Content of config.json; {} where weights lie without one."""
+    """Content of config.json; {} if there is none."""
     try:
         return EoMTConfig.get_config_dict(path, **hub)[0]
     except OSError:
         return {}
+
+
+def _resolve_config(
+    base, config, published: Published | None, hub: dict, kwargs: dict
+) -> tuple[EoMTConfig, dict, dict]:
+    """Arguments of `from_pretrained` → wanted configuration, content of config.json, other arguments."""
+    if isinstance(config, PreTrainedConfig):
+        config = own_config(config)
+        stored = {} if base is None else _read_config(base, hub)
+        if getattr(config, INFERRED, False) and hub.get("subfolder"):  # the Auto classes do not pass the subfolder
+            config.task = type(config).from_dict(stored, checkpoint=(str(base), hub)).task
+        return config, stored, kwargs
+    # `dtype` is an argument of the model, not of the configuration.
+    dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
+    if published is not None and config is None and not _read_config(base, hub):
+        fields = published.config().to_dict()
+        kwargs = {name: value for name, value in kwargs.items() if name not in hub}
+    else:
+        fields, kwargs = EoMTConfig.get_config_dict(config or base, **kwargs)
+    stored = fields if config is None else _read_config(base, hub)
+    config, kwargs = config_class_of(fields, base).from_dict(fields, return_unused_kwargs=True, **kwargs)
+    return config, stored, kwargs | hub | dtypes
 
 
 def _refuse_tensor_parallelism(kwargs: dict) -> None:
@@ -97,7 +120,7 @@ def _refuse_tensor_parallelism(kwargs: dict) -> None:
 
 
 def _require_index(folder: Path) -> None:
-    """`ValueError` unless the index of a sharded checkpoint maps names of tensors to files of the folder."""
+    """Raise `ValueError` unless the index of a sharded checkpoint maps names of tensors to files of the folder."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return
@@ -111,7 +134,7 @@ def _require_index(folder: Path) -> None:
 
 
 def _base_model(path, hub: dict) -> str:
-    """The folder or hub name of the model: `path`, or the base model of the PEFT adapter there."""
+    """`path`, or the base model of the PEFT adapter at `path`."""
     if not is_peft_available() or Path(path).is_file():
         return path
     adapter = find_adapter_config_file(path, **hub)
@@ -141,9 +164,9 @@ class EoMTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's defaults for linear and convolution layers, N(0, 1) for the queries, as the authors have it.
+        """PyTorch's defaults for linear and convolution layers, and N(0, 1) for the queries, as in the authors' code.
 
-        Each parameter is initialized by the module that holds it: transformers leaves out a module whose own
+        Each parameter is initialized by the module that holds it. transformers leaves out a module if its own
         parameters and buffers were all in the checkpoint.
         """
         if module is getattr(self, "query", None):
@@ -172,21 +195,21 @@ class EoMTPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *model_args, config=None, reference_backbone=None, **kwargs
     ):
-        """Like transformers'; a checkpoint of another image or patch size is resampled to the one asked for.
+        """`PreTrainedModel.from_pretrained`, also for other image and patch sizes and for the authors' checkpoints.
 
-        `from_pretrained(path, image_size=1280)` resizes learned positions (bicubic) and patch kernels (PI-resize)
-        once, at load; the saved configuration has the sizes the weights have. Class weights of the loss are those of
-        the configuration (`no_object_weight`), whatever the file holds.
+        `from_pretrained(path, image_size=1280)` resamples learned positions (bicubic) and patch kernels (PI-resize)
+        once. `config.image_size` and `config.patch_size` are then the new ones. Class weights of the loss follow the
+        configuration (`no_object_weight`), not the checkpoint.
 
-        An authors' checkpoint loads too, by the name of its file, folder or repository. Those on DINOv3 hold
-        differences to the pre-trained backbone, which is looked up on the hub and in its cache.
+        An authors' checkpoint is a file, a folder or a repository. Those on DINOv3 hold the encoder as differences
+        from the pre-trained backbone, which is read from the hub or its cache.
 
         Args:
-            reference_backbone: for differences: DINOv3 weights (state dict, model, file or folder) instead.
+            reference_backbone: DINOv3 weights (state dict, model, file or folder) to use instead of the hub's.
 
         Raises:
             ValueError: for a tensor-parallel plan, a damaged index of shards, another size with offloaded weights, or
-                differences to a backbone that is gated, absent or of another size.
+                differences from a backbone that is gated, absent or of another size.
         """
         path = pretrained_model_name_or_path
         _refuse_tensor_parallelism(kwargs)
@@ -194,33 +217,19 @@ class EoMTPreTrainedModel(PreTrainedModel):
         base = path if path is None else _base_model(path, hub)
         published = None if path is None else read_published(base, **hub)
         if reference_backbone is not None and published is None:
-            raise ValueError(f"reference_backbone is for authors' checkpoints; {path} is none, leave it out")
-        if isinstance(config, PreTrainedConfig):
-            config = own_config(config)
-            stored = {} if path is None else _read_config(base, hub)
-            if getattr(config, INFERRED, False) and hub.get("subfolder"):  # the Auto classes infer without the folder
-                config.task = type(config).from_dict(stored, checkpoint=(str(base), hub)).task
-        elif path is not None:  # the type may be any of ours; "dtype" is the model's argument, not the configuration's
-            dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
-            if published is not None and config is None and not _read_config(base, hub):
-                fields = published.config().to_dict()
-                kwargs = {name: value for name, value in kwargs.items() if name not in hub}
-            else:
-                fields, kwargs = EoMTConfig.get_config_dict(config or base, **kwargs)
-            stored = fields if config is None else _read_config(base, hub)
-            config, kwargs = config_class_of(fields, base).from_dict(fields, return_unused_kwargs=True, **kwargs)
-            kwargs |= hub | dtypes
+            raise ValueError(f"reference_backbone is for authors' checkpoints, which {path} is not; leave it out")
+        wanted, stored, kwargs = _resolve_config(base, config, published, hub, kwargs)
         if published is not None:
-            tensors = our_tensors(published.state, config, reference_backbone, **hub)
+            tensors = our_tensors(published.state, wanted, reference_backbone, **hub)
             kwargs = {name: value for name, value in kwargs.items() if name not in hub} | {"state_dict": tensors}
-            path, stored = None, {}  # nothing else is read from there, and the tensors have the wanted sizes
+            path, stored = None, {}  # no other file is read, and the tensors have the wanted sizes
         elif path is not None:
             _require_index(Path(path, hub.get("subfolder") or ""))
-        of_class = isinstance(config, cls.config_class)
-        if not of_class or config.blocks_are_the_encoders != cls.config_class.blocks_are_the_encoders:
-            raise ValueError(f"{base} holds a {config.model_type!r} model, which is no {cls.__name__}")
-        wanted, config = config, copy.deepcopy(config)
-        if stored:
+        is_ours = isinstance(wanted, cls.config_class)
+        if not is_ours or wanted.blocks_are_the_encoders != cls.config_class.blocks_are_the_encoders:
+            raise ValueError(f"{base} holds a {wanted.model_type!r} model, not a {cls.__name__}")
+        config = copy.deepcopy(wanted)
+        if stored:  # the weights have the sizes of config.json; they are resampled after loading
             config.image_size = stored.get("image_size", EoMTConfig.image_size)
             config.patch_size = stored.get("patch_size", EoMTConfig.patch_size)
             config.num_channels = stored.get("num_channels", EoMTConfig.num_channels)
@@ -238,20 +247,21 @@ class EoMTPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Like transformers', always under the names of the current layout; files of weights get the permissions of
-        config.json (safetensors gives them to their owner only). Warns where plain transformers, without this package,
-        cannot load what is saved.
+        """`PreTrainedModel.save_pretrained`, always in the current layout and with the permissions of config.json.
+
+        safetensors would make weights readable for their owner only. A warning says if plain transformers, without this
+        package, cannot load the checkpoint.
 
         Raises:
-            ValueError: for weights quantized by torchao, whose files do not load.
+            ValueError: for weights quantized by torchao, which safetensors cannot hold.
         """
         for name, parameter in self.named_parameters():
             if is_traceable_wrapper_subclass(parameter) and not isinstance(parameter, DTensor):
                 raise ValueError(
-                    f"{name} is a {type(parameter).__name__}, quantized by torchao, which no file of this format can "
+                    f"{name} is a {type(parameter).__name__}, quantized by torchao, which no safetensors file can "
                     "hold; save the model before quantizing it"
                 )
-        self._weight_conversions = []  # else transformers would restore the older names that were loaded
+        self._weight_conversions = []  # else transformers writes the older names of the checkpoint that was loaded
         lacking = self.config.plain_transformers_lacks
         if lacking:
             logger.warning_once(f"this model loads with this package only, not in plain transformers: {lacking}")
@@ -267,13 +277,13 @@ class EoMTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained_backbone(cls, source, config: EoMTConfig):
-        """A pre-trained ViT and a configuration → a model to fine-tune: encoder loaded, queries and heads fresh.
+        """A model to fine-tune: the encoder is a pre-trained ViT, queries and heads are initialized.
 
         Args:
             source: timm's or transformers' state dict or model of DINOv2 (with registers), DINOv3, EVA-02 or DeiT-III,
                 a file or directory that holds one, or a name in `BACKBONES`, which is downloaded.
-            config: of the same family, width and depth; see `EoMTConfig.for_backbone`. Patch kernels and learned
-                positions are resampled to its sizes (paper, Section 3.1).
+            config: configuration of the same family, width and depth; see `EoMTConfig.for_backbone`. Patch kernels and
+                learned positions are resampled to its sizes (paper, Section 3.1).
 
         Raises:
             ValueError: when the backbone does not fit the configuration.
@@ -284,7 +294,7 @@ class EoMTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def resize(self, image_size, patch_size=None) -> None:
-        """Resample learned positions, and patch kernels, to another image and patch size, in place.
+        """Resample learned positions and patch kernels to another image and patch size, in place.
 
         Raises:
             ValueError: when the patch size does not divide the image size.

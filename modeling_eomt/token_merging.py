@@ -4,11 +4,11 @@ B images · P prefix tokens · N patches · M tokens after the prefix, at most N
 W windows of 2 × 2 patches
 
     layer 1   local: windows of four similar tokens become one token each
-    layer 7   global: tokens at even positions join the most similar one at an odd position, if similar enough
+    layer 7   global: a token at an even position joins the most similar one at an odd position, if similar enough
 
-Both happen inside the block, after attention and before the MLP. Every image of a batch loses equally many tokens, as
-many as the image that can spare the fewest. Prefix tokens never merge. The patch grid is restored before the mask
-module.
+Both happen inside the block, after attention and before the MLP. Every image of a batch loses the same number of
+tokens: the smallest number that one of its images would lose alone. Prefix tokens never merge. The patch grid is
+restored before the mask module.
 """
 
 import math
@@ -24,32 +24,32 @@ WINDOW = 2
 
 
 class TokenMerging:
-    """Mixin of a model: the settings of token merging. They are not saved."""
+    """Part of a model: the settings of token merging. They are not saved."""
 
     token_merging: tuple[tuple[int, int], float] | None = None
 
     def set_token_merging(self, layers: Sequence[int] = (1, 7), threshold: float | None = None) -> None:
-        """Merge tokens at inference; training never does.
+        """Merge tokens at inference, never in training.
 
         Args:
-            layers: blocks, counted from 1, in which the local and the global stage merge. Both must be among those
-                before the queries join. (1, 7) are those of ALGM's models of 24 blocks, (1, 5) of 12.
-            threshold: mean cosine similarity from which a window becomes one token; the global stage finds its own.
-                ALGM uses 0.88 to 0.955. Above 1, or None: no merging at all.
+            layers: blocks, counted from 1, of the local and the global stage. Both come before the blocks with queries.
+                ALGM has (1, 7) for models of 24 blocks, (1, 5) for 12.
+            threshold: least mean cosine similarity of a window that becomes one token; ALGM has 0.88 to 0.955. The
+                global stage computes its own. None, or a number above 1: no merging.
 
         Raises:
-            ValueError: when the model has no such layers, or the threshold is not a number.
+            ValueError: for layers that the model does not have before its queries, or a threshold that is not a number.
         """
         if threshold is None:
             self.token_merging = None
             return
-        free = self.config.num_hidden_layers - self.config.num_blocks
+        last = self.config.num_hidden_layers - self.config.num_blocks  # before the queries join
         layers = tuple(layers)
         two_numbers = len(layers) == 2 and all(isinstance(layer, int) for layer in layers)
-        if not two_numbers or not 1 <= layers[0] < layers[1] <= free:
+        if not two_numbers or not 1 <= layers[0] < layers[1] <= last:
             raise ValueError(
-                f"token merging in layers {list(layers)}: give two of 1 … {free}, ascending; the queries join after "
-                f"layer {free}"
+                f"token merging in layers {list(layers)}: give two of 1 … {last}, ascending; the queries join after "
+                f"layer {last}"
             )
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
             raise ValueError(f"the threshold of token merging is {threshold!r}; give a cosine similarity, such as 0.9")
@@ -59,7 +59,7 @@ class TokenMerging:
 class MergedTokens:
     """State of one batch in the blocks: which token holds which patch.
 
-    `place` (B, N): for each patch its token, counted from the first one after the prefix.
+    `place` (B, N): index of each patch's token after the prefix; None before the first merge.
     """
 
     def __init__(self, settings: tuple[tuple[int, int], float], grid: tuple[int, int], num_prefix: int, batch: int):
@@ -70,7 +70,7 @@ class MergedTokens:
         self.place: Tensor | None = None
 
     def merging_at(self, layer: int) -> Callable[[Tensor], Tensor] | None:
-        """What a block, counted from 1, does between its attention and its MLP: (B, P + M, D) → fewer tokens."""
+        """The merge of a block, counted from 1, between attention and MLP: (B, P + M, D) → fewer tokens; else None."""
         return {self.local_layer: self._merge_windows, self.global_layer: self._merge_pairs}.get(layer)
 
     def _merge_windows(self, hidden_states: Tensor) -> Tensor:
@@ -83,33 +83,33 @@ class MergedTokens:
         return self._merge(hidden_states, *global_targets(patches, first_is_even, self.global_layer))
 
     def _merge(self, hidden_states: Tensor, targets: Tensor, count: int) -> Tensor:
-        """Tokens with the same target become their mean, weighted by the patches that each stands for."""
+        """Average the tokens with the same target, weighted by their numbers of patches."""
         prefix, tokens = hidden_states[:, : self.num_prefix], hidden_states[:, self.num_prefix :]
         if self.place is None:
             self.place = torch.arange(self.count, device=tokens.device).expand(self.batch, -1)
-        self.place = self.place.to(tokens.device)  # layers may lie on several devices
-        sums = _sums(tokens.float() * self._sizes()[..., None], targets, count)
+        self.place = self.place.to(tokens.device)  # layers may be on several devices
+        sums = _sums(tokens.float() * self._sizes(), targets, count)
         self.place, self.count = targets.gather(1, self.place), count
-        return torch.cat([prefix, (sums / self._sizes()[..., None]).to(tokens.dtype)], dim=1)
+        return torch.cat([prefix, (sums / self._sizes()).to(tokens.dtype)], dim=1)
 
     def _sizes(self) -> Tensor:
-        """Patches that each token stands for: (B, M) fp32."""
-        ones = torch.ones(self.place.shape, device=self.place.device)
-        return _sums(ones[..., None], self.place, self.count)[..., 0]
+        """Number of patches of each token: (B, M, 1) fp32."""
+        ones = torch.ones(*self.place.shape, 1, device=self.place.device)
+        return _sums(ones, self.place, self.count)
 
     def rotary(self, table: RotaryTable | None) -> RotaryTable | None:
-        """Rotary table of the whole grid → of the merged tokens: a token stands at the mean of its patches' positions.
+        """Rotary table of the patch grid → of the merged tokens. The position of a token is the mean of its patches'.
 
-        (ALGM has no rotary positions. Angles are linear in the position, so this is the mean of the angles.)
+        ALGM has no rotary positions. Angles are linear in the position, so the mean of the angles is exact.
         """
         if table is None or self.place is None:
             return table
         angles = table.angles.to(self.place.device).expand(self.batch, -1, -1)  # [B, N, E]
-        angles = _sums(angles, self.place, self.count) / self._sizes()[..., None]
+        angles = _sums(angles, self.place, self.count) / self._sizes()
         return RotaryTable.from_angles(angles, table.cos.dtype, table.interleaved).with_prefix(self.num_prefix)
 
     def visible(self, cells: Tensor | None) -> Tensor | None:
-        """Patches that each query sees, (B, Q, N) bool → tokens (B, Q, M): those with a patch that it sees."""
+        """Visible patches (B, Q, N) bool → visible tokens (B, Q, M): those with at least one visible patch."""
         if cells is None or self.place is None:
             return cells
         tokens = torch.zeros(*cells.shape[:2], self.count, dtype=torch.uint8, device=cells.device)
@@ -117,7 +117,7 @@ class MergedTokens:
         return tokens.scatter_reduce_(2, place, cells.to(torch.uint8), "amax").bool()
 
     def restore(self, tokens: Tensor) -> Tensor:
-        """Merged tokens (B, M, D) → (B, N, D): every patch gets the token that holds it."""
+        """Merged tokens (B, M, D) → the token of every patch (B, N, D)."""
         if self.place is None:
             return tokens
         place = self.place.to(tokens.device)
@@ -125,11 +125,11 @@ class MergedTokens:
 
 
 def local_targets(tokens: Tensor, grid: tuple[int, int], threshold: float) -> tuple[Tensor, int]:
-    """Patches (B, N, D) → the index of the remaining token that holds each, (B, N), and the number of these tokens.
+    """Patches (B, N, D) → index of each one's token after the local merge (B, N), and the number of tokens.
 
-    Of each 2 × 2 window the score is the mean cosine similarity of its 12 ordered pairs. The best r windows, by falling
-    score, come first; then the other patches in their order. r: windows at or above the threshold, of the image with
-    the fewest. A last odd row or column is in no window and stays.
+    The score of a 2 × 2 window is the mean cosine similarity of its 12 ordered pairs. The r best windows come first, by
+    falling score, then the other patches in their order. r is the number of windows at or above the threshold, in the
+    image with the fewest. An odd last row or column is in no window.
     """
     height, width = (side - side % WINDOW for side in grid)
     device, batch = tokens.device, tokens.shape[0]
@@ -148,11 +148,11 @@ def local_targets(tokens: Tensor, grid: tuple[int, int], threshold: float) -> tu
 
 
 def global_targets(tokens: Tensor, first_is_even: bool, layer: int) -> tuple[Tensor, int]:
-    """Tokens (B, M, D) → the index of the remaining token that holds each, (B, M), and the number of these tokens.
+    """Tokens (B, M, D) → index of each one's token after the global merge (B, M), and the number of tokens.
 
-    Tokens at even positions have their most similar one at an odd position. Those of the r best pairs merge into it.
-    Then come the remaining even tokens and the odd ones, both in their order. r: pairs at or above mean + standard
-    deviation / layer of these best similarities, of the image with the fewest.
+    Each token at an even position is paired with the most similar one at an odd position. The r best pairs merge. The
+    result is the remaining even tokens, then the odd ones, both in their order. r is the number of pairs at or above
+    mean + standard deviation / layer of the similarities, in the image with the fewest.
     """
     device, batch = tokens.device, tokens.shape[0]
     positions = torch.arange(tokens.shape[1], device=device)
@@ -175,6 +175,6 @@ def global_targets(tokens: Tensor, first_is_even: bool, layer: int) -> tuple[Ten
 
 
 def _sums(values: Tensor, targets: Tensor, count: int) -> Tensor:
-    """(B, M, D) → (B, count, D): the sums of the values with the same target."""
+    """Sums of the values (B, M, D) with the same target: (B, count, D)."""
     sums = values.new_zeros(values.shape[0], count, values.shape[2])
     return sums.scatter_add_(1, targets[..., None].expand_as(values), values)

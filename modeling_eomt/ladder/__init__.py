@@ -1,4 +1,4 @@
-"""The paper's steps from ViT-Adapter + Mask2Former towards EoMT (Section 3.2)."""
+"""The paper's steps from ViT-Adapter + Mask2Former to EoMT (Section 3.2)."""
 
 from ...configuration.ladder import LadderConfig, LadderDINOv3Config, LadderEVA02Config
 from .model import LadderForUniversalSegmentation

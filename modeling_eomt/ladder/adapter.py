@@ -3,7 +3,7 @@
     SpatialPrior   image → pyramid: features of strides 4, 8, 16 and 32
     Interaction    pyramid → patch tokens (Injector), a quarter of the ViT's blocks, patch tokens → pyramid (Extractor);
                    both by deformable attention
-    ViTAdapter     all of it
+    ViTAdapter     the prior and four interactions
 
 B images · P prefix tokens · N patches · M pyramid tokens (strides 8, 16, 32; 21/4 · N) · D width · H, W pixels
 A heads · L levels · K points
@@ -23,8 +23,7 @@ NORM_EPS = 1e-6
 
 
 class ViTAdapter(nn.Module):
-    """Image, tokens and the ViT's blocks in four parts → maps (B, D, H/4, W/4), …, (B, D, H/32, W/32), finest first,
-    and the tokens (B, P + N, D) after the last block."""
+    """Image, tokens and the ViT's blocks → feature maps of strides 4, 8, 16 and 32, and the tokens after the blocks."""
 
     def __init__(self, config: LadderConfig):
         super().__init__()
@@ -41,15 +40,20 @@ class ViTAdapter(nn.Module):
     def forward(
         self, pixel_values: Tensor, hidden_states: Tensor, parts: Sequence[Callable[[Tensor], Tensor]]
     ) -> tuple[list[Tensor], Tensor]:
-        """`hidden_states` (B, P + N, D) as embedded; `parts`, one an interaction, are the ViT's blocks on tokens.
+        """A feature map is the pyramid's map plus the patch tokens after one part of the blocks, resized.
 
-        The feature map of a scale is the pyramid's plus the patch tokens after that scale's part, resized.
+        Args:
+            pixel_values: (B, 3, H, W).
+            hidden_states: embedded tokens (B, P + N, D).
+            parts: the ViT's blocks in as many parts as there are interactions, each a function of the tokens.
+
+        Returns:
+            Maps (B, D, H/4, W/4), …, (B, D, H/32, W/32), and tokens (B, P + N, D).
         """
         shapes = PyramidShapes((pixel_values.shape[-2] // 16, pixel_values.shape[-1] // 16))
-        finest, *maps = self.spm(pixel_values)
-        pyramid = torch.cat(
-            [level.flatten(2).transpose(1, 2) + embed for level, embed in zip(maps, self.level_embed)], dim=1
-        )
+        finest, *coarser = self.spm(pixel_values)
+        levels = [level.flatten(2).transpose(1, 2) + embed for level, embed in zip(coarser, self.level_embed)]
+        pyramid = torch.cat(levels, dim=1)  # [B, M, D]
         stages = []
         for interaction, blocks in zip(self.interactions, parts, strict=True):
             hidden_states, pyramid = interaction(hidden_states, pyramid, blocks, shapes)
@@ -59,8 +63,9 @@ class ViTAdapter(nn.Module):
         levels = pyramid.split(shapes.lengths, dim=1)
         c2, c3, c4 = (level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(levels, shapes.pyramid))
         c1 = self.up(c2) + finest
-        scales = [(c1, 4), (c2, 2), (c3, 1), (c4, 0.5)]
-        maps = [norm(level + _resize(stage, scale)) for norm, (level, scale), stage in zip(self.norms, scales, stages)]
+        maps = []
+        for level, scale, stage, norm in zip((c1, c2, c3, c4), (4, 2, 1, 0.5), stages, self.norms):
+            maps.append(norm(level + _resize(stage, scale)))
         return maps, hidden_states
 
 
@@ -104,7 +109,7 @@ def _convolution(width_in: int, width_out: int, stride: int) -> tuple[nn.Module,
 
 @dataclass(frozen=True)
 class PyramidShapes:
-    """Sizes (down, across) of the patch grid and of the pyramid's maps, finest first."""
+    """Sizes (down, across) of the patch grid and of the pyramid's maps of strides 8, 16 and 32."""
 
     patches: tuple[int, int]
 
@@ -125,7 +130,7 @@ class PyramidShapes:
 
 
 def centers(shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
-    """Sizes of maps → (x, y) centers of their cells in [0, 1], (1, cells, 1, 2): reference points of the attention."""
+    """Centers (x, y) in [0, 1] of the cells of maps of these sizes: reference points (1, cells, 1, 2)."""
     points = []
     for height, width in shapes:
         y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
@@ -138,7 +143,7 @@ def centers(shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
 class DeformableAttention(nn.Module):
     """Each query reads a few learned points of each level: (B, queries, D), features (B, cells, D) → (B, queries, D).
 
-    transformers' module has no narrower values, which ViT-Adapter uses (`deform_ratio`); its kernel is used here.
+    transformers' module lacks the narrower values of ViT-Adapter (`deform_ratio`), so only its kernel is used.
     """
 
     def __init__(self, config: LadderConfig, num_levels: int):
@@ -146,14 +151,14 @@ class DeformableAttention(nn.Module):
         self.num_heads, self.num_levels = config.num_attention_heads, num_levels
         self.num_points = config.deform_num_points
         width, value_width = config.hidden_size, int(config.hidden_size * config.deform_ratio)
-        count = self.num_heads * num_levels * self.num_points  # of points that a query reads
+        count = self.num_heads * num_levels * self.num_points  # points that a query reads
         self.sampling_offsets = nn.Linear(width, 2 * count)
         self.attention_weights = nn.Linear(width, count)
         self.value_proj = nn.Linear(width, value_width)
         self.output_proj = nn.Linear(value_width, width)
 
     def forward(self, queries: Tensor, features: Tensor, shapes: list[tuple[int, int]], reference: Tensor) -> Tensor:
-        """`shapes` of the features' levels; `reference` (1, queries, 1, 2), the queries' own places."""
+        """`shapes`: sizes of the features' levels. `reference`: positions of the queries, (1, queries, 1, 2)."""
         values = self.value_proj(features).unflatten(-1, (self.num_heads, -1))  # [B, cells, A, E]
         points = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(queries).unflatten(-1, (*points, 2))  # [B, queries, A, L, K, 2]
@@ -166,7 +171,7 @@ class DeformableAttention(nn.Module):
 
 
 class Injector(nn.Module):
-    """Pyramid → patch tokens: (B, N, D), (B, M, D) → (B, N, D). The gain starts at 0: the ViT is unchanged at first."""
+    """Pyramid to patch tokens: (B, N, D), (B, M, D) → (B, N, D). The gain starts at 0 and the ViT unchanged."""
 
     def __init__(self, config: LadderConfig):
         super().__init__()
@@ -183,7 +188,7 @@ class Injector(nn.Module):
 
 
 class Extractor(nn.Module):
-    """Patch tokens → pyramid: (B, M, D), (B, N, D) → (B, M, D)."""
+    """Patch tokens to pyramid: (B, M, D), (B, N, D) → (B, M, D)."""
 
     def __init__(self, config: LadderConfig):
         super().__init__()
@@ -216,13 +221,13 @@ class ConvolutionalFeedForward(nn.Module):
         for level, shape in zip(levels, shapes.pyramid):
             feature_map = level.transpose(1, 2).unflatten(2, shape)
             convolved.append(self.dwconv(feature_map).flatten(2).transpose(1, 2))
-        return self.fc2(nn.functional.gelu(torch.cat(convolved, dim=1)))
+        return self.fc2(F.gelu(torch.cat(convolved, dim=1)))
 
 
 class Interaction(nn.Module):
-    """Injector, the ViT's own blocks, extractors: tokens (B, P + N, D) and pyramid (B, M, D), both returned.
+    """Injector, a part of the ViT's blocks, extractors: tokens (B, P + N, D) and pyramid (B, M, D) → the same two.
 
-    The prefix tokens take part in the blocks only.
+    The prefix tokens pass through the blocks only.
     """
 
     def __init__(self, config: LadderConfig, num_extra_extractors: int = 0):
@@ -234,7 +239,6 @@ class Interaction(nn.Module):
     def forward(
         self, hidden_states: Tensor, pyramid: Tensor, blocks: Callable[[Tensor], Tensor], shapes: PyramidShapes
     ) -> tuple[Tensor, Tensor]:
-        """`blocks` takes all tokens through this interaction's part of the ViT."""
         prefix, patches = shapes.split_prefix(hidden_states)
         patches = self.injector(patches, pyramid, shapes)
         hidden_states = blocks(torch.cat([prefix, patches], dim=1))

@@ -1,4 +1,4 @@
-"""Mask2Former's decoders on a ViT's feature maps, made of transformers' own modules, with annealed masked attention.
+"""Mask2Former's two decoders on a ViT's feature maps: transformers' modules, with annealed masked attention.
 
 B images · Q queries · C labels · D width of the ViT · E width of the decoders (256) · A heads of the decoders
 H, W cells of the finest map (stride 4)
@@ -19,12 +19,12 @@ from transformers.models.mask2former.modeling_mask2former import (
 from ..heads import MaskPrediction
 
 VisibleCells = Callable[[int, MaskPrediction, tuple[int, int]], Tensor | None]
-"""Layer, the prediction before it, the size of its feature map → what each query sees, (B, Q, cells) bool, or None."""
+"""Layer, prediction before it, size of its feature map → the cells that each query sees (B, Q, cells), or None: all."""
 
 
 class SharedPositions(Mask2FormerSinePositionEmbedding):
-    """The positions of one image, (1, E, h, w), for all of a batch: transformers caches them by shape, which would fix
-    the batch of an exported program."""
+    """Positions (1, E, h, w) for any batch. transformers caches them by shape, which would fix the batch size of an
+    exported program."""
 
     def forward(self, shape: torch.Size, *args, **kwargs) -> Tensor:
         return super().forward((1, *shape[1:]), *args, **kwargs)
@@ -33,20 +33,20 @@ class SharedPositions(Mask2FormerSinePositionEmbedding):
 class Mask2FormerHeads(Mask2FormerPreTrainedModel):
     """Feature maps, finest first → a prediction before each decoder layer and one after the last.
 
-    A separate model, so that transformers initializes Mask2Former's parts as it does in Mask2Former.
+    A model of its own, so that transformers initializes its modules as in Mask2Former.
 
     Args:
         config: widths, layers, queries and labels of the two decoders.
-        width: D, of the feature maps.
-        use_pixel_decoder: steps 0 and 1; from step 2 on each map has its own 1×1 projection instead.
-        num_levels: maps that the decoder's layers take in turn, coarsest first: 3, in step 3 one.
+        width: D, the width of the feature maps.
+        use_pixel_decoder: True in steps 0 and 1; from step 2 on, each map has a 1×1 projection instead.
+        num_levels: number of maps that the decoder's layers read in turn, coarsest first: 3, or 1 in step 3.
     """
 
     def __init__(self, config: Mask2FormerConfig, width: int, use_pixel_decoder: bool, num_levels: int):
         super().__init__(config)
         if use_pixel_decoder:
             self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=[width] * 4)
-            # made by a constructor that ignores torch.device("meta")
+            # transformers' constructor ignores torch.device("meta")
             self.pixel_decoder.level_embed = nn.Parameter(torch.zeros(3, config.feature_size))
             self.pixel_decoder.position_embedding = SharedPositions(config.feature_size // 2, normalize=True)
         else:
@@ -64,7 +64,7 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
     def forward(
         self, maps: list[Tensor], predicts_before: Callable[[int], bool], visible_cells: VisibleCells
     ) -> list[MaskPrediction]:
-        """The last prediction, and before it those of the layers that `predicts_before` names."""
+        """Maps (B, D, h, w), finest first → the predictions before the layers of `predicts_before`, then the last."""
         levels, mask_features = self._pixels(maps)
         module, decoder = self.transformer_module, self.transformer_module.decoder
         features, positions = [], []
@@ -98,7 +98,7 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
         return [*predictions, self._predict(hidden_states, mask_features)]
 
     def _pixels(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Maps → (the decoder's levels, coarsest first; mask features (B, H, W, E))."""
+        """Maps → the decoder's levels, coarsest first, and mask features (B, H, W, E)."""
         if self.pixel_decoder is None:
             finest, *others = maps
             return others[::-1], self.mask_projection(finest).permute(0, 2, 3, 1)
@@ -112,6 +112,6 @@ class Mask2FormerHeads(Mask2FormerPreTrainedModel):
         return MaskPrediction(self.class_predictor(queries), embeddings, mask_features)
 
     def _attention_mask(self, visible: Tensor) -> Tensor:
-        """(B, Q, cells) → (B · A, Q, cells), True where a query must not look. One that sees nothing sees all."""
+        """Visible cells (B, Q, cells) → hidden cells (B · A, Q, cells). A query that would see nothing sees all."""
         hidden = ~(visible | ~visible.any(-1, keepdim=True))
         return hidden.repeat_interleave(self.config.num_attention_heads, dim=0)

@@ -1,4 +1,4 @@
-"""`LadderForUniversalSegmentation`: steps 0 to 3 of the paper's way from ViT-Adapter + Mask2Former to EoMT.
+"""`LadderForUniversalSegmentation`: steps 0 to 3 from ViT-Adapter + Mask2Former to EoMT (paper, Section 3.2).
 
 B images · P prefix tokens · N patches · D width · H, W pixels
 """
@@ -21,7 +21,7 @@ from .pyramid import Pyramid
 
 
 class LadderForUniversalSegmentation(UniversalSegmentationModel):
-    """A ViT, feature maps (an adapter's or a pyramid's), and Mask2Former's decoders (paper, Section 3.2).
+    """A ViT, an adapter or a pyramid for its feature maps, and Mask2Former's decoders (paper, Section 3.2).
 
     Losses, matching, masked attention and its annealing are EoMT's; `config.num_blocks` counts decoder layers.
     """
@@ -34,7 +34,7 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
         super().__init__(config)
         if config.step == 0:
             self.adapter = ViTAdapter(config)
-            self.layernorm.requires_grad_(False)  # counted with the ViT, but the adapter reads the blocks themselves
+            self.layernorm.requires_grad_(False)  # a part of the ViT that is not used: the adapter reads the blocks
         else:
             self.pyramid = Pyramid(config, config.strides)
         self.heads = Mask2FormerHeads(
@@ -50,7 +50,7 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
         return self.heads.class_predictor
 
     def set_token_merging(self, *args, **kwargs) -> None:
-        raise ValueError(f"token merging is for EoMT; step {self.config.step} of the ladder reads every patch's token")
+        raise ValueError(f"token merging is for EoMT; step {self.config.step} of the ladder needs a token per patch")
 
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
         maps, hidden_states = self._feature_maps(pixel_values, **kwargs)
@@ -92,7 +92,7 @@ class LadderForUniversalSegmentation(UniversalSegmentationModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The adapter as its authors have it; Mask2Former's parts initialize themselves; the rest as in EoMT."""
+        """The adapter's modules as in ViT-Adapter, the rest as in EoMT. Mask2Former's modules initialize themselves."""
         if isinstance(module, DeformableAttention):
             _init_deformable_attention(module)
         elif isinstance(module, Injector):
@@ -129,7 +129,7 @@ def _init_convolution(module: nn.Conv2d | nn.ConvTranspose2d) -> None:
 
 
 def _init_deformable_attention(module: DeformableAttention) -> None:
-    """One direction per head, points at growing distances, equal weights."""
+    """One direction per head, points at distances 1, 2, …, equal weights."""
     angles = torch.arange(module.num_heads, dtype=torch.float32) * (2 * math.pi / module.num_heads)
     directions = torch.stack([angles.cos(), angles.sin()], dim=-1)  # [A, 2]
     directions = directions / directions.abs().amax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A feature pyramid from the ViT's last patch features alone (steps 1 to 3): ViTDet's idea with EoMT's scale blocks.
+"""A feature pyramid from the ViT's last patch features (steps 1 to 3): ViTDet's idea with EoMT's scale blocks.
 
 B images · D width · h, w patches down, across
 """
@@ -20,7 +20,7 @@ class DownConvolution(nn.Conv2d):
 
 
 class DownscaleLayer(ScaleLayer):
-    """`ScaleLayer` that halves: a plain 2×2 convolution first. (B, h, w, D) → (B, h/2, w/2, D)."""
+    """`ScaleLayer` with a 2×2 convolution of stride 2 first: (B, h, w, D) → (B, h/2, w/2, D)."""
 
     def __init__(self, config: EoMTConfig):
         super().__init__(config)
@@ -28,9 +28,9 @@ class DownscaleLayer(ScaleLayer):
 
 
 class Pyramid(nn.Module):
-    """Patch features (B, h, w, D) → maps of the asked-for strides, finest first: (B, D, 16/stride · h, 16/stride · w).
+    """Patch features (B, h, w, D) → a map (B, D, 16/stride · h, 16/stride · w) for each stride, finest first.
 
-    Stride 4 is two scale blocks, 8 is one, 16 the features themselves, 32 one downscaling block; no weights are shared.
+    Stride 4 has two scale blocks, 8 has one, 16 none, and 32 has one downscaling block. No weights are shared.
     """
 
     def __init__(self, config: EoMTConfig, strides: tuple[int, ...]):

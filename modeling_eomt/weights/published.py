@@ -33,7 +33,7 @@ class Published(NamedTuple):
 
     file: Path
     name: str
-    "The repository's, folder's or file's, without the owner."
+    "Name of the repository or folder, without the owner."
     state: StateDict
 
     def config(self, **given) -> EoMTConfig:
