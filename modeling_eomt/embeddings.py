@@ -13,19 +13,16 @@ from .resample import resample_patch_kernel, resample_positions, spread_channels
 
 
 class PositionEmbeddings(nn.Embedding):
-    """Learned positions, resampled to a patch grid: (prefix + N, D).
-
-    A module, so that offloading hooks fire on `forward`.
-    """
+    """Learned positions, resampled to a patch grid: (prefix + N, D). A module, for offloading hooks on `forward`."""
 
     def forward(self, old: tuple[int, int], new: tuple[int, int], num_prefix: int) -> Tensor:
         return resample_positions(self.weight, old, new, num_prefix)
 
 
 class Embeddings(nn.Module):
-    """2D image to tokens: (B, C, H, W) → (B, P + N, D), any H and W that the patch size divides.
+    """Image to tokens: (B, C, H, W) → (B, P + N, D), for any H and W that the patch size divides.
 
-    Learned positions are resampled where the image's patch grid is not the configuration's.
+    Learned positions are resampled for an image of another size than the configuration's.
     """
 
     def __init__(self, config: EoMTConfig):
@@ -39,7 +36,7 @@ class Embeddings(nn.Module):
         else:  # the hub's checkpoints have the empty tensor; as a parameter, FSDP could not shard it
             self.register_buffer("register_tokens", registers)
         projection = nn.Conv2d(config.num_channels, width, kernel_size=patch_size, stride=patch_size)
-        if config.layout.patch_projection_name is not None:  # the hub's key has one level more
+        if config.layout.patch_projection_name is not None:  # the hub's key has another level
             projection = nn.Sequential(OrderedDict({config.layout.patch_projection_name: projection}))
         self.patch_embeddings = projection
         if config.layout.has_position_embeddings:
@@ -74,7 +71,7 @@ class Embeddings(nn.Module):
         return nn.functional.dropout(tokens, self.config.hidden_dropout_prob, self.training)
 
     def resize(self, image_size, patch_size) -> None:
-        """Resample positions and patch kernels to another image and patch size, noted in the configuration, and spread
+        """Resample positions and patch kernels to another image and patch size, also in the configuration, and spread
         kernels of RGB over its channels."""
         old = self.config.grid_size
         sizes = [as_pair(self.config.image_size), as_pair(self.config.patch_size), self.projection.in_channels]

@@ -1,4 +1,4 @@
-"""The mask module: queries and patches → classes and masks (paper, Section 3.1).
+"""The mask module: from queries and patches to classes and masks (paper, Section 3.1).
 
 B images · Q queries · C labels · D width · n targets of an image · M matched pairs of the batch · R points
 h, w patches down, across · H, W mask logits down, across (4 h, 4 w for patch size 16)
@@ -18,21 +18,21 @@ from .recompute import recomputed
 from .resample import sample_features, sample_logits
 
 Matches = list[tuple[Tensor, Tensor]]
-"""For each image the matched queries and their targets, both (min(Q, n),)."""
+"""For each image, indices of the matched queries and of their targets, (min(Q, n),) each."""
 
 
 @dataclass
 class MaskPrediction:
-    """One prediction: class logits, and mask logits or their factors (mask embeddings · mask features).
+    """One prediction: class logits, and mask logits or their two factors, mask embeddings and mask features.
 
-    Sampling is linear, so logits at few places are mask embeddings · sampled features: attention masks, matching costs
-    and losses need no full logits of all queries.
+    Sampling is linear, so mask logits at a few points are the product of mask embeddings and sampled features.
+    Attention masks, matching costs and losses never need the full logits of all queries.
     """
 
     class_logits: Tensor  # [B, Q, C + 1], the last is "no object"
     mask_embeddings: Tensor | None = None  # [B, Q, D]
     mask_features: Tensor | None = None  # [B, H, W, D]
-    mask_logits: Tensor | None = None  # [B, Q, H, W], as given or once formed
+    mask_logits: Tensor | None = None  # [B, Q, H, W], as given, or from the first call of `logits`
 
     def logits(self) -> dict[str, Tensor]:
         """The model's output: masks_queries_logits (B, Q, H, W) and class_queries_logits (B, Q, C + 1)."""
@@ -42,7 +42,7 @@ class MaskPrediction:
         return {"masks_queries_logits": self.mask_logits, "class_queries_logits": self.class_logits}
 
     def logits_on(self, grid: tuple[int, int]) -> Tensor:
-        """Mask logits of every query resampled to a grid, one per patch: (B, Q, h, w)."""
+        """Mask logits of every query, resampled to a grid: (B, Q, h, w)."""
         if self.mask_logits is not None:
             return F.interpolate(self.mask_logits, size=grid, mode="bilinear", align_corners=False)
         features = self.mask_features.permute(0, 3, 1, 2)
@@ -50,7 +50,7 @@ class MaskPrediction:
         return (self.mask_embeddings @ features.flatten(2)).unflatten(-1, grid)
 
     def logits_at(self, points: Tensor) -> Tensor:
-        """Mask logits of every query at the image's own points (B, R, 2) → (B, Q, R) fp32."""
+        """Mask logits of every query at the points (B, R, 2) of its image: (B, Q, R) fp32."""
         if self.mask_embeddings is None:
             return sample_logits(self.mask_logits, points)
         features = sample_features(self.mask_features, points)  # [B, R, D]
@@ -58,18 +58,18 @@ class MaskPrediction:
 
     def matched_mask_logits(self, matches: Matches) -> Tensor:
         """Mask logits of the matched queries of all images, (M, H, W)."""
+        matched = [queries for queries, _ in matches]
         if self.mask_embeddings is None:
-            return torch.cat([logits[queries] for logits, (queries, _) in zip(self.mask_logits, matches)])
-        counts = [len(queries) for queries, _ in matches]
-        embeddings = [embeddings[queries] for embeddings, (queries, _) in zip(self.mask_embeddings, matches)]
-        embeddings = pad_sequence(embeddings, batch_first=True)  # [B, most of an image, D]
-        logits = self.mask_features.flatten(1, 2) @ embeddings.transpose(1, 2)  # [B, H·W, most of an image]
-        logits = [image_logits[:count] for image_logits, count in zip(logits.transpose(1, 2), counts)]
+            return torch.cat([logits[queries] for logits, queries in zip(self.mask_logits, matched)])
+        embeddings = [embeddings[queries] for embeddings, queries in zip(self.mask_embeddings, matched)]
+        embeddings = pad_sequence(embeddings, batch_first=True)  # [B, max m, D]
+        logits = self.mask_features.flatten(1, 2) @ embeddings.transpose(1, 2)  # [B, H·W, max m]
+        logits = [padded[: len(queries)] for padded, queries in zip(logits.transpose(1, 2), matched)]
         return torch.cat(logits).unflatten(-1, self.mask_features.shape[1:3])
 
 
 class Queries(nn.Embedding):
-    """The learned queries: batch size → (B, Q, D). A module, so that offloading hooks fire on `forward`."""
+    """Batch size → the learned queries (B, Q, D). A module, so that offloading hooks run before `forward`."""
 
     def forward(self, batch: int) -> Tensor:
         return self.weight.expand(batch, -1, -1)
@@ -78,7 +78,7 @@ class Queries(nn.Embedding):
 class UpConvolution(nn.ConvTranspose2d):
     """2×2 transposed convolution of stride 2, channels last: (B, h, w, D) → (B, 2h, 2w, D).
 
-    It writes every output pixel once, so one matrix product and a reshape compute it.
+    The 2×2 outputs of different inputs do not overlap, so it is one matrix product and a reshape.
     """
 
     def __init__(self, width: int):
@@ -94,7 +94,7 @@ class UpConvolution(nn.ConvTranspose2d):
 class ScaleLayer(nn.Module):
     """Transposed convolution ×2, GELU, depthwise 3×3 convolution, norm: (B, h, w, D) → (B, 2h, 2w, D).
 
-    Channels last throughout. The modules hold the parameters under the hub's names and shapes.
+    Channels are last throughout. Parameters have the hub's names and shapes.
     """
 
     def __init__(self, config: EoMTConfig):

@@ -1,16 +1,16 @@
 """The training loss (paper, Section 3.1; the losses of Mask2Former), in the order in which it is computed.
 
-1. `match` pairs the targets of each image with queries, for every prediction on its own. The cost of a pair compares
-   masks at random points (binary cross-entropy and dice) and takes the probability of the target's class. The
+1. `match` pairs the targets of each image with queries, separately for every prediction. The cost of a pair adds
+   binary cross-entropy and dice of the masks at random points and subtracts the probability of the target's class. The
    Hungarian algorithm finds the pairs of minimal total cost.
-2. Class loss: cross-entropy of every query. A matched query is to predict the class of its target, the others
-   "no object", which weighs `no_object_weight`.
-3. Mask losses: binary cross-entropy and dice of the matched queries, at points where the mask is uncertain.
-4. Sums are divided by the number of masks (class loss: by the summed weights), averaged over processes.
+2. Class loss: cross-entropy of every query. The label of a matched query is the class of its target, the label of the
+   others is "no object", with weight `no_object_weight`.
+3. Mask losses: binary cross-entropy and dice of the matched queries, mostly at points where the mask is uncertain.
+4. Mask losses are divided by the number of masks, the class loss by the summed weights, both averaged over processes.
 5. The loss is the weighted sum of the three parts over all predictions: one before each masked block, and the last.
 
-P predictions · B images · Q queries · C labels · n targets of an image · M matched pairs of the batch, as many in
-every prediction · R points, (x, y) in [0, 1] · H, W mask logits down, across
+P predictions · B images · Q queries · C labels · n targets of an image · M matched pairs of the batch, the same number
+in every prediction · R points, (x, y) in [0, 1] · H, W mask logits down, across
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ Targets = tuple[list[Tensor], list[Tensor]]
 
 
 class Criterion(nn.Module):
-    """Predictions and targets to losses. Everything but the predictions' own logits is computed in fp32."""
+    """Predictions and targets to losses, in fp32 after the logits."""
 
     def __init__(self, config: EoMTConfig):
         super().__init__()
@@ -40,7 +40,7 @@ class Criterion(nn.Module):
         self.register_buffer("empty_weight", self.class_weights())
 
     def class_weights(self) -> Tensor:
-        """(C + 1,) fp32: weights of the classes in the cross-entropy, `no_object_weight` for the last."""
+        """Weights of the classes in the cross-entropy (C + 1,), `no_object_weight` for the last."""
         weights = torch.ones(self.config.num_labels + 1, dtype=torch.float32)
         weights[-1] = self.config.no_object_weight
         return weights
@@ -48,7 +48,7 @@ class Criterion(nn.Module):
     def forward(
         self, masks_queries_logits: Tensor, class_queries_logits: Tensor, mask_labels, class_labels
     ) -> dict[str, Tensor]:
-        """One prediction's {"loss_mask", "loss_dice", "loss_cross_entropy"}, unweighted.
+        """Unweighted losses of one prediction, {"loss_mask", "loss_dice", "loss_cross_entropy"}.
 
         Args:
             masks_queries_logits: (B, Q, H, W).
@@ -63,10 +63,11 @@ class Criterion(nn.Module):
     def losses(
         self, predictions: list[MaskPrediction], mask_labels, class_labels, blocks: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """Weighted losses of every prediction; their sum, not their mean, is the loss.
+        """Weighted losses of every prediction. Their sum is the loss.
 
-        The last prediction's have the plain names, those before it "_0", "_1", … after theirs: the masked blocks that
-        they were made for, which outside training need not be all (`blocks`; by default the first ones).
+        Args:
+            blocks: the masked block of each intermediate prediction, by default the first ones. Its losses have the
+                suffix "_0", "_1", …; those of the last prediction have none.
         """
         weights = {
             "loss_mask": self.config.mask_weight,
@@ -75,11 +76,11 @@ class Criterion(nn.Module):
         }
         blocks = range(len(predictions) - 1) if blocks is None else blocks
         suffixes = [*(f"_{block}" for block in blocks), ""]
-        return {
-            f"{name}{suffix}": weights[name] * value
-            for suffix, losses in zip(suffixes, self._unweighted(predictions, mask_labels, class_labels))
-            for name, value in losses.items()
-        }
+        weighted = {}
+        for suffix, losses in zip(suffixes, self._unweighted(predictions, mask_labels, class_labels)):
+            for name, value in losses.items():
+                weighted[f"{name}{suffix}"] = weights[name] * value
+        return weighted
 
     def _unweighted(self, predictions: list[MaskPrediction], mask_labels, class_labels) -> list[dict[str, Tensor]]:
         class_logits = [prediction.class_logits for prediction in predictions]
@@ -103,11 +104,11 @@ class Criterion(nn.Module):
         return [{name: part[index] for name, part in parts.items()} for index in range(len(predictions))]
 
     def _classes(self, matches: list[Matches], class_labels: list[Tensor], shape: torch.Size) -> Tensor:
-        """(P, B, Q) the class every query is to predict; "no object" unless matched."""
+        """Target class of every query, (P, B, Q): "no object" unless matched."""
         classes = torch.full(shape, self.config.num_labels, device=class_labels[0].device)
-        for prediction_matches, rows in zip(matches, classes):
-            for row, labels, (queries, targets) in zip(rows, class_labels, prediction_matches):
-                row[queries] = labels[targets]
+        for prediction_matches, prediction_classes in zip(matches, classes):
+            for image_classes, labels, (queries, targets) in zip(prediction_classes, class_labels, prediction_matches):
+                image_classes[queries] = labels[targets]
         return classes
 
     def _mask_losses(self, logits: Tensor, matches: list[Matches], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -130,10 +131,11 @@ class Criterion(nn.Module):
 
 
 def check_targets(mask_labels, class_labels, config: EoMTConfig, class_logits: Tensor) -> Targets:
-    """Targets as lists of one tensor an image, on the predictions' device.
+    """Targets as lists with one tensor per image, on the device of the predictions.
 
     Raises:
-        ValueError: when masks and labels do not pair up or, for labels on the host, when one is outside the config's.
+        ValueError: for masks and labels of different numbers, or a label outside the configuration (only labels on the
+            CPU are checked).
     """
     masks, labels = ([torch.as_tensor(value) for value in values] for values in (mask_labels, class_labels))
     if not len(masks) == len(labels) == len(class_logits):
@@ -166,14 +168,14 @@ def match(
 ) -> list[Matches]:
     """The matches of every prediction.
 
-    Every prediction and image has its own random points, which all queries and targets of that image share. All costs
-    travel to the host in one transfer.
+    Each image of each prediction has random points of its own, shared by all of its queries and targets. All costs are
+    copied to the host at once.
     """
     device = class_labels[0].device
     points = torch.rand(len(mask_labels), len(predictions), config.train_num_points, 2, device=device)  # [B, P, R, 2]
     targets = [
-        sample_masks(masks, own.flatten(0, 1)).unflatten(1, own.shape[:2])  # [n, P, R]
-        for masks, own in zip(mask_labels, points)
+        sample_masks(masks, image_points.flatten(0, 1)).unflatten(1, image_points.shape[:2])  # [n, P, R]
+        for masks, image_points in zip(mask_labels, points)
     ]
     targets = pad_sequence(targets, batch_first=True).permute(2, 0, 3, 1)  # [P, B, R, max n]
     labels = pad_sequence(class_labels, batch_first=True)  # [B, max n]
@@ -203,7 +205,7 @@ def matching_cost(logits: Tensor, class_logits: Tensor, targets: Tensor, labels:
 
 
 def assign(costs: Tensor, counts: list[int]) -> list[Matches]:
-    """Costs (P, B, Q, max n) and the number of targets of each image → matches; one transfer there and one back."""
+    """Costs (P, B, Q, max n) and the number of targets of each image → matches, with one copy to the host and back."""
     pairs = []
     for prediction_costs in costs.cpu().numpy():
         for cost, count in zip(prediction_costs, counts):
@@ -218,10 +220,10 @@ def assign(costs: Tensor, counts: list[int]) -> list[Matches]:
 
 @torch.no_grad()
 def uncertain_points(logits: Tensor, count: int, oversample_ratio: float, importance_ratio: float) -> Tensor:
-    """Mask logits (K, H, W) → (K, count, 2) points: mostly where the mask is least certain.
+    """Mask logits (K, H, W) → points (K, count, 2), mostly where the mask is least certain (PointRend).
 
-    Of count · oversample_ratio random points, the count · importance_ratio with the smallest |logit|; the rest at
-    random (PointRend; by default 37632 → 9408 + 3136).
+    count · importance_ratio points have the smallest |logit| of count · oversample_ratio random ones; the others are
+    random. By default: 9408 of 37632, and 3136 others.
     """
     masks, device = logits.shape[0], logits.device
     candidates = torch.rand(masks, int(count * oversample_ratio), 2, device=device)
@@ -234,21 +236,21 @@ def uncertain_points(logits: Tensor, count: int, oversample_ratio: float, import
 
 @torch.no_grad()
 def targets_at(points: Tensor, matches: list[Matches], mask_labels: list[Tensor]) -> Tensor:
-    """The target of every pair at the pair's own points (P, M, R, 2) → (P·M, R), sampled image by image."""
+    """Target masks of the pairs at their own points (P, M, R, 2): (P·M, R)."""
     sampled, first = [], 0
     for image, masks in enumerate(mask_labels):
-        rows = torch.stack([pairs[image][1] for pairs in matches])  # [P, m]
-        own = points[:, first : first + rows.shape[1]]  # [P, m, R, 2]
-        sampled.append(sample_masks(masks, own.flatten(0, 1), rows.flatten()).unflatten(0, rows.shape))
+        rows = torch.stack([pairs[image][1] for pairs in matches])  # [P, m], targets of the pairs of this image
+        image_points = points[:, first : first + rows.shape[1]]  # [P, m, R, 2]
+        sampled.append(sample_masks(masks, image_points.flatten(0, 1), rows.flatten()).unflatten(0, rows.shape))
         first += rows.shape[1]
     return torch.cat(sampled, dim=1).flatten(0, 1)
 
 
 def across_ranks(num_masks: int, class_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Matched masks, and summed class weights of each prediction (P,), of this rank → their means over the ranks.
+    """Number of masks, and summed class weights of each prediction (P,), of this rank → their means over the ranks.
 
-    Gradients are averaged over ranks, so dividing by the mean makes N processes equal one that has the whole batch.
-    (The authors reduce only the number of masks; with one process nothing differs.)
+    Gradients are averaged over ranks. Division by the means makes N processes equal to one process with the full batch.
+    (The authors average only the number of masks. With one process there is no difference.)
     """
     totals = F.pad(class_weights.detach(), (1, 0), value=float(num_masks))
     if dist.is_available() and dist.is_initialized():

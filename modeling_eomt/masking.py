@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 class MaskSchedule:
-    """Mixin of a model: which blocks are masked, and how likely each query keeps its mask there.
+    """Part of a model: the probability of masked attention in each of the last blocks.
 
-    The probabilities are a buffer, `attn_mask_probs`, as in the authors' checkpoints. The host mirrors which blocks
-    are masked at all, which saves a device synchronization in forward. The mirror holds no probability, so a compiled
+    The probabilities are a buffer, `attn_mask_probs`, as in the authors' checkpoints. A copy on the host says which
+    blocks are masked at all, which saves a device synchronization in forward. It holds no probability, so a compiled
     model is recompiled only when the annealing of a block ends.
 
-    Training always follows the probabilities. Inference follows `config.masked_inference` until the probabilities are
-    set on this object: those in a checkpoint are the state of its training (Table 7: inference with masks after
-    annealing, or without them after training with masks to the end, costs up to 29 PQ).
+    Training follows the probabilities. Inference follows `config.masked_inference` until somebody sets probabilities on
+    this object: those in a checkpoint are the state of its training (Table 7: inference with masks after annealing, or
+    without them after training with masks to the end, costs up to 29 PQ).
     """
 
     def init_mask_schedule(self, num_blocks: int) -> None:
@@ -31,14 +31,16 @@ class MaskSchedule:
         self._mask_probs_version = self._current_version()
 
     def set_attn_mask_probs(self, probabilities) -> None:
-        """Set with which probability a query's attention is masked in each of the masked blocks, earliest first.
+        """Set the probability that a query's attention is masked, for training and inference. Annealing does each step.
 
-        In training and inference alike. All zero turns masking off: inference is then a plain ViT. Annealing calls
-        this every step. (Writing to the buffer in place works, too; a write through `attn_mask_probs.data` cannot be
-        seen from the host and has no defined effect.)
+        All zero turns masking off: inference is then a plain ViT. In-place writes to the buffer work, too, but a write
+        through `attn_mask_probs.data` is not visible to the host and has no defined effect.
+
+        Args:
+            probabilities: one number in [0, 1] for each of the masked blocks, earliest first.
 
         Raises:
-            ValueError: when there is not one probability in [0, 1] for each block.
+            ValueError: for another number of probabilities, or one outside [0, 1].
         """
         values = [float(probability) for probability in probabilities]
         if len(values) != len(self._masked_blocks) or not all(0 <= value <= 1 for value in values):
@@ -58,17 +60,17 @@ class MaskSchedule:
     @contextmanager
     def inference_masking(self, masked: bool | None = None) -> Iterator[None]:
         """Context manager: inference with masks in all blocks or in none; by default `config.masked_inference`."""
-        before = self.attn_mask_probs.tolist(), self._infers_by_schedule
+        probabilities, infers_by_schedule = self.attn_mask_probs.tolist(), self._infers_by_schedule
         masked = self.config.masked_inference if masked is None else masked
         self.set_attn_mask_probs([float(masked)] * len(self._masked_blocks))
         try:
             yield
         finally:
-            self.set_attn_mask_probs(before[0])
-            self._infers_by_schedule = before[1]
+            self.set_attn_mask_probs(probabilities)
+            self._infers_by_schedule = infers_by_schedule
 
     def predicts_before(self, block: int) -> bool:
-        """Intermediate predictions are supervised to the end of training; without training they serve masking only."""
+        """Whether a prediction precedes this block: always in training, for its loss; else only for a mask."""
         return self.config.masked_attention and (self.training or self._masks(block))
 
     def _masks(self, block: int) -> bool:
@@ -76,10 +78,10 @@ class MaskSchedule:
 
     @torch.no_grad()
     def visible_cells(self, block: int, prediction, grid: tuple[int, int]) -> Tensor | None:
-        """What each query sees of a (h, w) feature map in this block: (B, Q, h·w) bool, or None for everything.
+        """Cells of a (h, w) feature map that each query sees in this block: (B, Q, h·w) bool, or None for all.
 
         A query sees the inside of its predicted mask. Each query of each image keeps its mask with the block's
-        probability and otherwise sees the entire map.
+        probability. Without its mask it sees all cells.
         """
         if not self._masks(block):
             return None
@@ -89,13 +91,13 @@ class MaskSchedule:
         return visible | dropped[..., None]
 
     def refresh_masked_blocks(self) -> None:
-        """Update the host's mirror after a write to the buffer."""
+        """Update the host's copy after a write to the buffer."""
         if not torch.compiler.is_compiling() and self._mask_probs_version != self._current_version():
             self._infers_by_schedule = True
             self.read_attn_mask_probs()
 
     def read_attn_mask_probs(self) -> None:
-        """Update the host's mirror after the buffer was loaded or moved."""
+        """Update the host's copy after the buffer was loaded or moved."""
         if not self.attn_mask_probs.is_meta:
             self._masked_blocks = tuple(bool(value > 0) for value in self.attn_mask_probs.cpu())
             self._mask_probs_version = self._current_version()
@@ -111,9 +113,9 @@ class MaskSchedule:
 
 
 def query_attention_mask(visible: Tensor | None, num_prefix: int) -> Tensor | None:
-    """Visible patches (B, Q, N) → (B, 1, Q, Q + P + N) bool for all heads.
+    """Visible patches (B, Q, N) → visible tokens (B, 1, Q, Q + P + N) for all heads.
 
-    Every query and prefix token stays visible, so no row is empty.
+    All queries and prefix tokens are visible, so no row is empty.
     """
     if visible is None:
         return None
@@ -121,5 +123,5 @@ def query_attention_mask(visible: Tensor | None, num_prefix: int) -> Tensor | No
 
 
 def _read_after_loading(model: nn.Module, incompatible_keys) -> None:
-    """Hook of `load_state_dict`; a module-level function, because pickling a model pickles its hooks."""
+    """Hook of `load_state_dict`. A function of the module, because hooks are pickled with the model."""
     model.read_attn_mask_probs()

@@ -1,4 +1,4 @@
-"""What the model returns."""
+"""The output of the models."""
 
 from dataclasses import dataclass
 
@@ -11,18 +11,18 @@ class EoMTForUniversalSegmentationOutput(ModelOutput):
     """B images (or windows) · Q queries · C labels · H, W pixels · T tokens · D width · A heads.
 
     Args:
-        loss: scalar, the sum of `loss_dict`; with labels only.
-        loss_dict: weighted parts: "loss_mask", "loss_dice", "loss_cross_entropy" of the last prediction, and the same
-            with "_0", "_1", … for the masked blocks' predictions, earliest first.
+        loss: the sum of `loss_dict`, a scalar; None without labels.
+        loss_dict: weighted losses: "loss_mask", "loss_dice", "loss_cross_entropy" of the last prediction, and with the
+            suffixes "_0", "_1", … those of the predictions before the masked blocks, earliest first.
         class_queries_logits: (B, Q, C + 1), the last column is "no object".
         masks_queries_logits: (B, Q, H/4, W/4) for patch size 16.
-        auxiliary_logits: one {"masks_queries_logits", "class_queries_logits"} per masked block, earliest first; None
-            with masking off.
-        last_hidden_state: (B, T, D), normalized; tokens are queries, class token, registers, patches.
-        hidden_states: with `output_hidden_states`, one (B, T, D) per block and one before the first; with token
-            merging of fewer tokens, in the order of `token_merging.py`.
-        attentions: with `output_attentions`, one (B, A, T, T) per block.
-        patch_offsets: as given: (image, start, end) of each window.
+        auxiliary_logits: {"masks_queries_logits", "class_queries_logits"} of each masked block, earliest first; None
+            without masking.
+        last_hidden_state: normalized (B, T, D); tokens are queries, class token, registers, patches.
+        hidden_states: with `output_hidden_states`, (B, T, D) before the first and after each block. With token merging
+            there are fewer tokens, in the order of `token_merging.py`.
+        attentions: with `output_attentions`, (B, A, T, T) of each block.
+        patch_offsets: copied from the input: (image, start, end) of each window.
     """
 
     loss: Tensor | None = None
@@ -37,10 +37,10 @@ class EoMTForUniversalSegmentationOutput(ModelOutput):
 
 
 def group_by_image(output: EoMTForUniversalSegmentationOutput) -> EoMTForUniversalSegmentationOutput:
-    """Output of a batch of transformers' pipeline → the same with one entry per image everywhere.
+    """Regroup an output for transformers' pipeline, which takes entry i of every field for image i.
 
-    The pipeline collates `patch_offsets` to one list an image, and later takes entry i of every output for image i. So
-    windows become lists of (windows, …) tensors, and what has entries per block, `auxiliary_logits`, is left out.
+    The pipeline collates `patch_offsets` to one list per image. Tensors of windows become one tensor (windows, …) per
+    image. `auxiliary_logits`, with entries per block, are left out.
     """
     counts = [len(offsets) for offsets in output.patch_offsets]
     values = {name: value for name, value in output.items() if name != "auxiliary_logits"}
@@ -50,7 +50,7 @@ def group_by_image(output: EoMTForUniversalSegmentationOutput) -> EoMTForUnivers
 
 
 def is_grouped(patch_offsets) -> bool:
-    """Whether `patch_offsets` holds one list an image, of (image, start, end) each, not one such entry a window."""
+    """Whether `patch_offsets` holds a list of (image, start, end) per image, rather than one such triple per window."""
     if not isinstance(patch_offsets, (list, tuple)) or len(patch_offsets) == 0:
         return False
     return all(isinstance(group, list) and (not group or not isinstance(group[0], int)) for group in patch_offsets)

@@ -8,10 +8,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor, modules: Iterable[nn.Module]) -> Tensor:
-    """function(*inputs); training stores the inputs only. Random numbers are the same in both passes.
+    """function(*inputs). Training stores the inputs only; random numbers are the same in both passes.
 
     Args:
-        modules: the modules that `function` calls. If users attached hooks or observers to them, `function` runs once.
+        modules: the modules that `function` calls. If they have hooks or observers, nothing is recomputed.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler itself chooses what to keep
         return function(*inputs)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def spread_channels(kernel: Tensor, channels: int) -> Tensor:
-    """Patch kernels of RGB (D, 3, h, w) → (D, channels, h, w), by timm's rule for input convolutions.
+    """Patch kernels of RGB (D, 3, p, p) → (D, channels, p, p), by timm's rule for input convolutions.
 
-    The three are repeated in turn and scaled by 3 / channels, so that equal channels give what they gave; for one
-    channel they are summed.
+    The three are repeated in turn and scaled by 3 / channels, so that an image of equal channels has the same result.
+    For one channel they are summed.
     """
     if kernel.shape[1] == channels or kernel.shape[1] != 3:
         return kernel
@@ -25,16 +25,16 @@ def spread_channels(kernel: Tensor, channels: int) -> Tensor:
 
 
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int = 0) -> Tensor:
-    """(num_prefix + old N, D) → (num_prefix + new N, D): bicubic, antialiased, in fp32; prefix rows are kept.
+    """(num_prefix + old N, D) → (num_prefix + new N, D): bicubic, antialiased, in fp32. Prefix rows stay.
 
-    Antialiasing changes the values even where the grid grows, so it is part of the definition.
+    Antialiasing changes values even for a larger grid, so it is part of the definition.
     """
     any_size = isinstance(new[0], torch.SymInt) or isinstance(new[1], torch.SymInt)  # in an exported program
     if not any_size and old == new:
         return positions
     prefix, patches = positions[:num_prefix], positions[num_prefix:]
     grid = patches.float().unflatten(0, old)  # [h, w, D]
-    if torch.compiler.is_compiling():  # PyTorch cannot trace its resize with sizes that vary
+    if torch.compiler.is_compiling():  # PyTorch cannot trace its resize for dynamic sizes
         down, across = (_bicubic_matrix(*sides, patches.device) for sides in zip(old, new))
         resized = torch.einsum("yh,xw,hwd->yxd", down, across, grid)
     else:
@@ -45,7 +45,7 @@ def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, 
 
 
 def _bicubic_matrix(old: int, new: int, device: torch.device) -> Tensor:
-    """Antialiased bicubic resize of one axis as a matrix: (new, old), as `interpolate` computes it (a = −0.5)."""
+    """Antialiased bicubic resize of one axis as a matrix (new, old), equal to `interpolate` (a = −0.5)."""
     ratio = torch.full((), new, dtype=torch.float32, device=device) / old
     centers = (torch.arange(new, dtype=torch.float32, device=device) + 0.5) / ratio
     samples = torch.arange(old, dtype=torch.float32, device=device) + 0.5
@@ -59,7 +59,7 @@ def _bicubic_matrix(old: int, new: int, device: torch.device) -> Tensor:
 def resample_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """(D, C, p, p) → (D, C, *size) by FlexiViT's pseudo-inverse resize: ⟨x, w⟩ = ⟨resize(x), resized w⟩.
 
-    B is the matrix of the bicubic antialiased resize of p × p images; the new kernel is pinv(Bᵀ) w.
+    With B the matrix of the bicubic antialiased resize of p × p images, the new kernel is pinv(Bᵀ) w.
     """
     old = tuple(kernel.shape[-2:])
     if old == size:
@@ -71,13 +71,13 @@ def resample_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
-    """Logits (K, channels, H, W), each at its own points (K, R, 2) → (K, channels, R) fp32, differentiable."""
+    """Logits (K, channels, H, W) at points (K, R, 2) of their own → (K, channels, R) fp32, differentiable."""
     grid = (2 * points[:, None]).sub_(1)  # [K, 1, R, 2] in [-1, 1]
     return F.grid_sample(logits.float(), grid, align_corners=False)[:, :, 0]
 
 
 def sample_features(features: Tensor, points: Tensor) -> Tensor:
-    """Features (B, H, W, D), each image at its own points (B, R, 2) → (B, R, D), in the features' type."""
+    """Features (B, H, W, D) at points (B, R, 2) of their image → (B, R, D), in the type of the features."""
     images, height, width = features.shape[:3]
     pixels, weights = _neighbors(points, height, width)  # [B, R, 4]
     pixels = pixels + torch.arange(images, device=pixels.device)[:, None, None] * (height * width)
@@ -89,13 +89,15 @@ def sample_features(features: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_masks(masks: Tensor, points: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Target masks (n, H, W) of any type at points → fp32; bool masks are neither cast nor copied.
+    """Target masks (n, H, W) of any type at points, in fp32, without a copy of the masks.
 
-    With `rows` (K,), mask `rows[k]` at points (K, R, 2) → (K, R). Without, every mask at points (R, 2) → (n, R).
+    Without `rows`, every mask at points (R, 2): (n, R). With `rows` (K,), mask `rows[k]` at points[k] of (K, R, 2):
+    (K, R).
     """
     height, width = masks.shape[-2:]
+    all_pixels, all_weights = _neighbors(points, height, width)
     sampled = 0
-    for pixels, weights in zip(*(x.unbind(-1) for x in _neighbors(points, height, width))):
+    for pixels, weights in zip(all_pixels.unbind(-1), all_weights.unbind(-1)):
         if rows is None:
             values = masks.flatten(1)[:, pixels]  # [n, R]
         else:

@@ -14,10 +14,10 @@ from ..configuration import EoMTConfig
 
 @dataclass
 class RotaryTable:
-    """Cosines and sines (T, E); prefix rows hold 1 and 0, so that they stay as they are without a split.
+    """Cosines and sines (T, E). Prefix rows hold 1 and 0, which leave prefix tokens as they are.
 
-    `angles`: (N, E) of the patches, in fp32. Where tokens are merged (token_merging.py) every image has rows of its
-    own: (B, 1, T, E) and (B, N, E).
+    `angles`: (N, E) of the patches, in fp32. For merged tokens (token_merging.py) every image has rows of its own:
+    (B, 1, T, E) and (B, N, E).
     """
 
     cos: Tensor
@@ -27,24 +27,24 @@ class RotaryTable:
 
     @classmethod
     def from_angles(cls, angles: Tensor, dtype: torch.dtype, interleaved: bool) -> "RotaryTable":
-        """(N, E) angles, or (B, N, E) → the table without prefix rows."""
+        """Angles (N, E) or (B, N, E) → the table without prefix rows."""
         rows = angles if angles.ndim == 2 else angles[:, None]
         return cls(rows.cos().to(dtype), rows.sin().to(dtype), interleaved, angles)
 
     def with_prefix(self, count: int) -> "RotaryTable":
-        """The table for `count` more tokens in front that are not rotated."""
+        """The table with rows for `count` tokens in front, which are not rotated."""
         shape = (*self.cos.shape[:-2], count, self.cos.shape[-1])
         cos = torch.cat([self.cos.new_ones(shape), self.cos], dim=-2)
         sin = torch.cat([self.sin.new_zeros(shape), self.sin], dim=-2)
         return RotaryTable(cos, sin, self.interleaved, self.angles)
 
     def to(self, device: torch.device, **kwargs) -> "RotaryTable":
-        """The same on another device; accelerate's hooks move a module's inputs by this method."""
+        """A copy on another device. accelerate's hooks call this for a module's inputs."""
         tensors = (self.cos.to(device, **kwargs), self.sin.to(device, **kwargs))
         return RotaryTable(*tensors, self.interleaved, self.angles.to(device, **kwargs))
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Queries or keys (B, A, T, E) → the same, patches rotated by their position."""
+        """Rotate patches of queries or keys (B, A, T, E) by their positions."""
         if self.interleaved:
             turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
         else:
@@ -68,7 +68,7 @@ def rotary_table(
 
 
 def _dinov3_angles(config, grid: tuple[int, int], head_width: int, device, training: bool) -> Tensor:
-    """(N, E) angles: patch centers in [−1, 1] × 2π × θ^(−4j/E), [y, x] and then both once more."""
+    """Angles (N, E): patch centers in [−1, 1] × 2π × θ^(−4j/E), for y and x, all twice."""
     axes = [(torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side * 2 - 1 for side in grid]
     centers = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
     if training:
@@ -80,7 +80,7 @@ def _dinov3_angles(config, grid: tuple[int, int], head_width: int, device, train
 
 
 def _augment(centers: Tensor, config) -> Tensor:
-    """DINOv3's training augmentation of patch coordinates (N, 2): one shift, stretch and zoom per batch."""
+    """DINOv3's augmentation of patch coordinates (N, 2) in training: one shift, jitter and rescaling per batch."""
 
     def uniform(count: int, bound: float) -> Tensor:
         return torch.empty(1, count, device=centers.device).uniform_(-bound, bound)
@@ -95,7 +95,7 @@ def _augment(centers: Tensor, config) -> Tensor:
 
 
 def _eva02_angles(config, grid: tuple[int, int], head_width: int, device) -> Tensor:
-    """(N, E) angles: patch indices stretched to the pre-training grid × θ^(−4k/E), [y, x], each for two channels."""
+    """Angles (N, E): patch indices, scaled to the pre-training grid, × θ^(−4k/E), for y and x, each channel twice."""
     axes = [torch.arange(side, dtype=torch.float32, device=device) / side * config.rope_reference_grid for side in grid]
     indices = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
     exponents = torch.arange(head_width // 4, dtype=torch.float32, device=device) / (head_width // 4)

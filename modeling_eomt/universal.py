@@ -21,10 +21,7 @@ from .pretrained import EoMTPreTrainedModel, own_config
 
 
 class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
-    """A ViT (`embeddings`, `layers`, `layernorm`), queries, and predictions that supervise and mask one another.
-
-    Subclasses add their heads and `segment`.
-    """
+    """A ViT (`embeddings`, `layers`, `layernorm`), masked attention and the loss. Subclasses add `segment`."""
 
     def __init__(self, config: EoMTConfig):
         config = own_config(config)
@@ -41,9 +38,9 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
-        """Images → the predictions, the last one last, and the encoder's tokens (B, T, D), normalized.
+        """Images → the predictions in their order, and the normalized tokens (B, T, D) after the last block.
 
-        With `all_logits` the intermediate predictions' logits are formed before they mask.
+        With `all_logits`, the logits of each intermediate prediction are computed before its mask, which reuses them.
         """
         raise NotImplementedError
 
@@ -63,11 +60,11 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
             pixel_values: (B, 3, H, W), normalized; H and W any multiples of the patch size.
             mask_labels: list of (n, H, W) bool or float masks, or one (B, n, H, W) tensor.
             class_labels: list of (n,) labels, or one (B, n) tensor; both or neither.
-            patch_offsets: passed through to the output, for the stitching of windows.
-            output_auxiliary_logits: False leaves the masked blocks' logits out; the losses do not need them.
+            patch_offsets: copied to the output, for the stitching of windows.
+            output_auxiliary_logits: False leaves out the logits of intermediate predictions. The loss needs none.
 
         Raises:
-            ValueError: when an input has a wrong shape or a label is outside the configuration.
+            ValueError: for an input of a wrong shape, or a label outside the configuration.
         """
         self.refresh_masked_blocks()
         if (mask_labels is None) != (class_labels is None):
@@ -83,7 +80,7 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
 
     @torch.compiler.disable(recursive=False)
     def _output_with_loss(self, pixel_values, mask_labels, class_labels, output_auxiliary_logits, **kwargs):
-        """Not compiled itself: its shapes follow each batch's number of masks, and the matching is the host's work."""
+        """Not compiled: shapes depend on each batch's number of masks, and the matching runs on the CPU."""
         predictions = []
         output = self._output(pixel_values, predictions, output_auxiliary_logits, **kwargs)
         blocks = [block for block in range(self.config.num_blocks) if self.predicts_before(block)]
@@ -103,10 +100,10 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
         )
 
     def patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
-        """(B, C, H, W) → patches down, across.
+        """Images (B, C, H, W) → number of patches (down, across).
 
         Raises:
-            ValueError: when the shape is not that of images that the patch size divides.
+            ValueError: for other numbers of dimensions or channels, or sides that the patch size does not divide.
         """
         if pixel_values is None or pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             shape = None if pixel_values is None else tuple(pixel_values.shape)
