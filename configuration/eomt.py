@@ -10,7 +10,7 @@ from .field_types import check_types, field_types, wrong
 from .sizes import as_pair
 from .tasks import TASK_ROWS, TASKS, Task
 
-# Lowest and highest values. Values above the highest would only take all memory.
+# Lowest and highest value of each field. Values above the highest would only fill the memory.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "encoder_feedforward_dim", "dim_feedforward"), (1, 2**18)),
     **dict.fromkeys(("num_hidden_layers", "num_blocks", "num_channels"), (1, 1000)),

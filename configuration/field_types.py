@@ -31,14 +31,15 @@ def check_types(hints: Mapping[str, Any] | type, values: Mapping[str, Any]) -> N
         if field in ("dtype", "torch_dtype"):
             if isinstance(value, str) and value not in DTYPES:
                 raise wrong(field, value, f"one of {', '.join(DTYPES)}")
-            hint = str | None if isinstance(value, (str, int, float, list, dict)) else None
+            is_json = isinstance(value, (str, int, float, list, dict))  # else a torch.dtype
+            hint = str | None if is_json else None
         if hint is not None and not _fits(value, hint):
             raise wrong(field, value, inspect.formatannotation(hint))
 
 
 @cache
 def field_types(config_class: type) -> dict[str, Any]:
-    """{field: type}, with transformers' annotations in strings resolved."""
+    """{field: type} of a dataclass. transformers' annotations are strings, which are resolved."""
     torch = types.SimpleNamespace(dtype=object)  # annotations name torch without importing it
     types_of = get_type_hints(config_class, localns={"torch": torch})
     return {field.name: types_of[field.name] for field in fields(config_class)} | {"num_labels": int | None}

@@ -15,7 +15,7 @@ from itertools import count
 
 VOID = -1  # id of pixels without a segment, in maps of ids
 IGNORE_INDEX = 255  # label of pixels without a class, in semantic maps
-VOID_VALUES = {1: IGNORE_INDEX, 2: 65535, 3: 0xFFFFFF}  # of such pixels in label pngs, by the bytes of a pixel
+VOID_VALUES = {1: IGNORE_INDEX, 2: 65535, 3: 0xFFFFFF}  # of such pixels in label PNGs, by bytes per pixel
 PACKAGED = {  # name: (file, which classes, whether the task has stuff)
     "coco_panoptic": ("coco", "all", True),
     "coco_instance": ("coco", "things", False),
@@ -31,9 +31,10 @@ class LabelSpace:
 
     Args:
         names: `names[label]`.
-        stuff_label_ids: labels of amorphous classes, one segment per image.
-        dataset_ids: `dataset_ids[label]`, the id in annotation files; the labels themselves by default.
+        stuff_label_ids: labels with one segment per image, of amorphous classes.
+        dataset_ids: `dataset_ids[label]`, the id in annotation files; by default the label.
         ignored_ids: ids for "unlabeled" in annotation files. All other ids are errors.
+        ignore_index: label of pixels without a class; 65535 if this one is a class.
     """
 
     name: str
@@ -52,7 +53,7 @@ class LabelSpace:
             raise ValueError(f"label space {self.name!r} has no classes; it needs at least one name")
         if 0 <= self.ignore_index < len(self.names):
             object.__setattr__(self, "ignore_index", 2**16 - 1)  # too many classes for a byte
-        object.__setattr__(self, "knows_dataset_ids", bool(self.dataset_ids))
+        object.__setattr__(self, "knows_dataset_ids", len(self.dataset_ids) > 0)
         if not self.dataset_ids:
             object.__setattr__(self, "dataset_ids", tuple(range(len(self.names))))
         if len(self.dataset_ids) != len(self.names):
@@ -91,8 +92,10 @@ class LabelSpace:
     @property
     def config_fields(self) -> dict:
         """Fields of `EoMTConfig` for this label space, the inverse of `from_config`."""
-        unused = count(max(*self.dataset_ids, 0) + 1)  # for classes without an id in this data set
-        ids = {name: i if i >= 0 else next(unused) for name, i in zip(self.names, self.dataset_ids)}
+        unused = count(max(*self.dataset_ids, 0) + 1)
+        ids = {}
+        for name, i in zip(self.names, self.dataset_ids):
+            ids[name] = i if i >= 0 else next(unused)  # a class that the data set does not have
         if not self.knows_dataset_ids or len(ids) < self.num_labels:  # repeated names are ambiguous
             ids = {}
         return {"id2label": self.id2label, "label2id": self.label2id, "dataset_ids": ids}
@@ -104,7 +107,8 @@ class LabelSpace:
         Without saved dataset ids, they are those of the data set with the same class names (`known_labels`).
         """
         names = tuple(config.id2label[label] for label in range(len(config.id2label)))
-        saved, known = getattr(config, "dataset_ids", None) or {}, known_labels(config.id2label)
+        saved = getattr(config, "dataset_ids", None)
+        known = known_labels(config.id2label)
         ids = known.dataset_ids if known else ()
         if saved and set(names) <= set(saved):
             ids = tuple(saved[name] for name in names)
@@ -133,14 +137,14 @@ BY_SIZE = {  # number of classes: packaged label space, and tasks of its models,
 def known_labels(id2label: Mapping | None) -> KnownLabels | None:
     """The data set with the same number of classes as this `id2label`, if three quarters of the names are equal.
 
-    Spellings differ between sources ("bed ", "building, edifice"), so only letters and digits before a comma count.
+    Spellings differ between sources ("bed ", "building, edifice"), so names are compared in a plain form.
     """
     if not isinstance(id2label, Mapping) or len(id2label) not in BY_SIZE:
         return None
     name, tasks = BY_SIZE[len(id2label)]
     dataset, which, _ = PACKAGED[name]
     classes = _classes(dataset, which)
-    given = {str(label): name for label, name in id2label.items()}
+    given = {str(label): name for label, name in id2label.items()}  # labels are strings in files
     same = sum(_plain(given.get(str(label), "")) == _plain(c["name"]) for label, c in enumerate(classes))
     if same < 0.75 * len(classes):
         return None
@@ -149,6 +153,7 @@ def known_labels(id2label: Mapping | None) -> KnownLabels | None:
 
 
 def _plain(name) -> str:
+    """Letters and digits of a class name before a comma, in lower case."""
     return re.sub("[^a-z0-9]", "", re.split("[,;]", str(name).lower())[0])
 
 

@@ -1,4 +1,4 @@
-"""`LadderConfig`: the paper's steps from ViT-Adapter + Mask2Former towards EoMT (Section 3.2, Tables 1 and B).
+"""`LadderConfig`: the paper's steps from ViT-Adapter + Mask2Former to EoMT (Section 3.2, Tables 1 and B).
 
     step 0   ViT-Adapter, Mask2Former's pixel decoder and transformer decoder
     step 1   no adapter: a pyramid from the ViT's last features
@@ -19,16 +19,16 @@ from .tasks import Task
 class LadderConfig(EoMTConfig):
     r"""Configuration of steps 0 to 3 on a DINOv2 or DeiT-III backbone, `model_type` "eomt_ladder".
 
-    The fields of `EoMTConfig` describe the ViT, the queries, the labels and the losses. In addition:
+    The fields of `EoMTConfig` describe the ViT, the queries, the labels and the losses. Additional fields:
 
     Args:
         step (`int`): 0 to 3.
         num_blocks (`int`): decoder layers. The prediction before each layer can mask its attention.
         feature_size (`int`): width of the pixel decoder, the transformer decoder and the mask features.
         decoder_attention_heads (`int`): heads of both decoders.
-        encoder_layers, encoder_feedforward_dim (`int`): of the pixel decoder (steps 0 and 1).
-        dim_feedforward (`int`): of the transformer decoder.
-        stem_width (`int`): first convolutions of the adapter (step 0).
+        encoder_layers, encoder_feedforward_dim (`int`): layers and MLP width of the pixel decoder (steps 0 and 1).
+        dim_feedforward (`int`): MLP width of the transformer decoder.
+        stem_width (`int`): width of the adapter's first convolutions (step 0).
         deform_num_points (`int`), deform_ratio (`float`): points and relative width of its deformable attention.
         conv_ffn_ratio (`float`): relative width of its convolutional feed-forward layers.
         masked_inference (`bool`): True by default: steps 0 to 3 are not trained for inference without masks

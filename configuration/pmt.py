@@ -9,25 +9,25 @@ from .tasks import TASK_ROWS, Task
 
 LATERAL_PROJECTIONS = ("mlp", "linear", "identity")
 LEVELS = 4
-# Fields that encoder and decoder share; the encoder decides.
+# Fields of the decoder with the values of the encoder.
 SHARED = ("hidden_size", "num_attention_heads", "num_register_tokens", "num_channels")
-# Fields of `for_backbone` that are the encoder's.
+# Overrides in `for_backbone` that are fields of the encoder.
 ENCODER_FIELDS = (*SHARED, "num_hidden_layers", "mlp_ratio", "intermediate_size", "patch_size")
 
 
 class PMTConfig(EoMTDINOv3Config):
     r"""Configuration of PMT, `model_type` "pmt": a frozen ViT of any family and a decoder of DINOv3's blocks.
 
-    The fields of `EoMTDINOv3Config` describe the decoder, the queries, the labels and the losses; width, heads,
-    registers and channels are the encoder's. In addition:
+    The fields of `EoMTDINOv3Config` describe the decoder, the queries, the labels and the losses. Width, heads,
+    registers and channels are those of the encoder. Additional fields:
 
     Args:
-        encoder_config (`EoMTConfig` or `dict`): the ViT, of which the fields of the ViT count; DINOv3-L by default.
+        encoder_config (`EoMTConfig` or `dict`): configuration of the ViT; DINOv3-L by default.
         num_blocks (`int`): decoder blocks.
-        interaction_indices (`list[int]`): encoder blocks, from 0 and ascending, whose normalized outputs the decoder
-            reads; by default those at a quarter, half, three quarters and the end of the depth.
-        lateral_projection (`str`): "mlp", "linear" or "identity", what is added to each of these outputs.
-        lateral_batch_norm (`bool`): whether a batch norm comes before.
+        interaction_indices (`list[int]`): encoder blocks, from 0 and ascending. The decoder reads their normalized
+            outputs. By default those at a quarter, half, three quarters and the end of the depth.
+        lateral_projection (`str`): projection added to each of these outputs: "mlp", "linear" or "identity".
+        lateral_batch_norm (`bool`): whether each of these outputs is normalized first.
         encoder_name, encoder_revision (`str`): the encoder's name in `BACKBONES`, and the commit of the hub's weights.
         encoder_digest (`str`): fingerprint of the encoder's weights. Only checkpoints of the decoder alone have it.
 
@@ -55,10 +55,9 @@ class PMTConfig(EoMTDINOv3Config):
 
     def __post_init__(self, **kwargs):
         encoder = EoMTDINOv3Config() if self.encoder_config is None else _encoder_from(self.encoder_config)
-        sizes = {name: getattr(self, name) for name in ("image_size", "patch_size")}
         self.encoder_config = encoder
-        for name, size in sizes.items():
-            setattr(self, name, getattr(encoder, name) if size is None else size)
+        self.image_size = encoder.image_size if self.image_size is None else self.image_size
+        self.patch_size = encoder.patch_size if self.patch_size is None else self.patch_size
         if self.num_channels not in (type(self).num_channels, encoder.num_channels):
             raise wrong("num_channels", self.num_channels, f"{encoder.num_channels}, those of the encoder")
         for name in SHARED:
@@ -73,7 +72,7 @@ class PMTConfig(EoMTDINOv3Config):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """The encoder has the image and patch size of the model, and the model its channels."""
+        """Keep the image and patch size of the encoder, and the channels of the decoder, equal to the other's."""
         encoder = self.__dict__.get("encoder_config")
         if name == "num_channels" and isinstance(encoder, EoMTConfig) and value != encoder.num_channels:
             raise wrong(name, value, f"{encoder.num_channels}, those of the encoder")
@@ -122,14 +121,15 @@ class PMTConfig(EoMTDINOv3Config):
 
 
 def _encoder_from(given: EoMTConfig | dict[str, Any]) -> EoMTConfig:
-    """`encoder_config`, which is a dictionary in a file → a configuration of its family."""
+    """A configuration, or the dictionary in a file → the configuration of its family."""
     kinds = list(EoMTConfig.class_of_layout.values())
     if type(given) in kinds:
         return given
     if not isinstance(given, dict):
         raise wrong("encoder_config", given, "an EoMTConfig, or a dictionary of its fields")
     fields = dict(given)
-    name, names = fields.pop("model_type", None), [kind.model_type for kind in kinds]
+    name = fields.pop("model_type", None)
+    names = [kind.model_type for kind in kinds]
     if name not in names:
         raise wrong("encoder_config.model_type", name, f"one of {', '.join(names)}")
     kind = kinds[names.index(name)]

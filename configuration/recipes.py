@@ -36,7 +36,7 @@ class TrainingSet:
     terms: str
     "Terms of use of the data."
     annealing_images: int | None = None
-    "Images behind the authors' annealing steps, if others: COCO instance has the steps of panoptic."
+    "Number of images in the authors' annealing steps, if not `images`: COCO instance has the steps of panoptic."
 
     @property
     def num_labels(self) -> int:
@@ -77,8 +77,8 @@ def annealing_steps(total_steps: int, num_blocks: int) -> tuple[list[int], list[
     """Annealing steps (starts, ends) of the L2 = `num_blocks` masked blocks in a run of T = `total_steps`.
 
     start_i = T/6 + i·(T/2)/(L2−1) and end_i = start_i + T/6. T/6 is rounded first and the rest computed from it, which
-    reproduces all numbers of the authors. A single block starts at 5T/12. Phases are shorter in very short runs, so
-    that the last mask disappears before the last step; below six steps nothing is masked.
+    reproduces all numbers of the authors. A single block starts at 5T/12. In very short runs the phases are shorter, so
+    that the last mask disappears before the last step. Below six steps nothing is masked.
     """
     if num_blocks < 1:
         raise ValueError(f"num_blocks is {num_blocks}; annealing needs at least one masked block")
@@ -109,7 +109,7 @@ class Recipe:
     num_queries: int
     "200; 100 for semantic segmentation (App. A)."
     learning_rate: float = 1e-4
-    "Of heads and last block (§4.1)."
+    "Learning rate of the heads and the last block (§4.1)."
     llrd: float = 0.8
     "Layer-wise decay of the learning rate, a factor per block (§4.1)."
     llrd_l2_enabled: bool = True
@@ -121,7 +121,7 @@ class Recipe:
     first_block_annealing: tuple[int, int] | None = None
     "Start and end step of the earliest masked block, if they differ from the common rule (DINOv3)."
     annealing_epochs: float | None = None
-    "Epochs behind the annealing steps, if not `epochs`."
+    "Epochs in the authors' annealing steps, if not `epochs`."
     initial_checkpoint: str | None = None
     "Recipe of the initial weights, without the class head (Tab. 4: ADE20K panoptic from COCO)."
     architecture: str = "eomt"
@@ -244,7 +244,7 @@ _ALL = [
     *(_recipe("ade20k", "panoptic", size, side) for size in ("large", "giant") for side in (640, 1280)),
     _recipe("ade20k", "semantic", "large", 512),
     _recipe("cityscapes", "semantic", "large", 1024),
-    # DINOv3. The authors' two 1280 configurations lack `img_size` and would run at 640; ours have it.
+    # DINOv3. The authors' two 1280 configurations lack `img_size` and would run at 640; these have it.
     *(
         _recipe("coco", "panoptic", size, 640, "_2x_dinov3", backbone=DINOV3.format(size),
                 checkpoint=f"tue-mps/coco_panoptic_eomt_{size}_640_dinov3", **_V3_FIRST)

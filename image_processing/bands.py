@@ -1,6 +1,6 @@
-"""Images of other channels than RGB, for example of satellites and microscopes: uint8, or float32 of the same scale.
+"""Images of other channels than RGB, for example of satellites and microscopes, as uint8 or float32.
 
-16 bits are divided by 257, and fractions multiplied by 255, so that 0 to 255 is the range of every image.
+Values are from 0 to 255: those of 16 bits are divided by 257, and fractions multiplied by 255.
 """
 
 import os
@@ -18,11 +18,11 @@ MOST_CHANNELS = 16
 
 
 def read_bands(source: str | Path | bytes, channels: int | None = None, name: str | None = None) -> Tensor:
-    """An image file, or its bytes → (C, H, W). npy and tiff may have any number of channels up to 16.
+    """An image file, or its bytes → (C, H, W). NPY and TIFF files have up to 16 channels.
 
     Args:
-        channels: the required number; any by default.
-        name: of the file, for its bytes and for errors.
+        channels: the required number C; by default any.
+        name: file name, for bytes. Its suffix decides how they are read.
 
     Raises:
         ValueError: with the name, for another number of channels and for unreadable files.
@@ -50,7 +50,7 @@ def read_bands(source: str | Path | bytes, channels: int | None = None, name: st
 
 
 def open_any(source, channels: int = 3, **options):
-    """`open_image` for RGB, with its options; `read_bands` for other channels and for npy."""
+    """`open_image` for RGB, with its options; `read_bands` for other channels and for NPY."""
     if channels == 3 and not str(source).lower().endswith(".npy"):
         return open_image(source, **options)
     return read_bands(source, channels)
@@ -70,11 +70,13 @@ def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
     """A PIL image, array or tensor of (H, W), (H, W, C) or (C, H, W) → (C, H, W), uint8 or float32.
 
     Args:
-        channels: the required number C. Without it, the shorter of the first and the last dimension holds the channels.
-        data_format: "channels_first" or "channels_last".
+        channels: the required number C.
+        data_format: "channels_first" or "channels_last"; by default inferred (`has_channels_last`).
     """
     if isinstance(image, Image.Image):
-        image, data_format = np.array(image.convert("RGB") if image.mode == "P" else image), "channels_last"
+        if image.mode == "P":
+            image = image.convert("RGB")
+        image, data_format = np.array(image), "channels_last"
     pixels = torch.as_tensor(image)
     if pixels.ndim == 2:
         pixels, data_format = pixels[None], "channels_first"
@@ -85,23 +87,27 @@ def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
     else:
         is_last = str(getattr(data_format, "value", data_format)) == "channels_last"
     pixels = pixels.permute(2, 0, 1) if is_last else pixels
-    if len(pixels) != channels if channels is not None else len(pixels) > MOST_CHANNELS:
-        wanted = f"the model takes {channels}" if channels else f"at most {MOST_CHANNELS} are read"
-        raise ValueError(f"it has {len(pixels)} channels; {wanted}")
+    if channels is not None and len(pixels) != channels:
+        raise ValueError(f"it has {len(pixels)} channels; the model takes {channels}")
+    if len(pixels) > MOST_CHANNELS and channels is None:
+        raise ValueError(f"it has {len(pixels)} channels; at most {MOST_CHANNELS} are read")
     if pixels.dtype == torch.uint8:
         return pixels.contiguous()
-    wide = not pixels.is_floating_point() and (pixels.dtype == torch.uint16 or bool((pixels > 255).any()))
-    pixels = torch.nan_to_num(pixels.float()) / (257 if wide else 1)
+    has_16_bits = not pixels.is_floating_point() and (pixels.dtype == torch.uint16 or bool((pixels > 255).any()))
+    pixels = torch.nan_to_num(pixels.float())
+    if has_16_bits:
+        pixels = pixels / 257
     return scaled_to_255(pixels).clamp(0, 255).contiguous()
 
 
 def has_channels_last(shape: tuple[int, int, int], channels: int | None) -> bool:
+    """Whether the last dimension holds the channels: the one of this size, else the shorter of the first and last."""
     first, _, last = shape
     return last == channels if channels in (first, last) else last < first
 
 
 def picture_of(bands) -> Image.Image:
-    """An array or tensor (C, H, W) → an RGB picture of the first three bands; gray if there are fewer."""
+    """An array or tensor (C, H, W) → an RGB image of the first three bands, or a gray one of the first."""
     bands = torch.as_tensor(bands)
     shown = bands[:3] if len(bands) >= 3 else bands[:1].expand(3, -1, -1)
     return Image.fromarray(shown.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())

@@ -1,7 +1,7 @@
-"""The placement of an image in the inputs of the model, and so of the outputs in the image (paper Sec. 4.1).
+"""The placement of an image in the inputs of the model, and of the outputs in the image (paper Sec. 4.1).
 
-Sizes are (height, width) in pixels. `placement` computes them once for both directions: the processor resizes, pads
-and cuts by it, and post-processing inverts it.
+Sizes are (height, width) in pixels. `placement` computes them for both directions: the processor resizes, pads and cuts
+an image, and post-processing inverts that.
 
     original ──resize──▶ resized ──pad right and bottom──▶ one input            (panoptic, instance)
     original ──resize──▶ resized ──cut along the longer side──▶ several inputs  (semantic)
@@ -13,12 +13,12 @@ from numbers import Integral
 
 Size = tuple[int, int]  # (height, width), pixels
 LONGEST_SIDE = 32768
-"""Largest side of an enlarged image (pixels), 64 windows of 512. An image of 2000 × 2 would grow to 512,000."""
+"""Largest side of an enlarged image in pixels, 64 windows of 512. An image of 2000 × 2 would grow to 512,000."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The placement of one image. Sizes are (height, width)."""
+    """The placement of one image."""
 
     original: Size
     resized: Size
@@ -36,8 +36,8 @@ class Placement:
 
 
 def input_size_of(size, windowed: bool) -> Size:
-    """Model input size (height, width) for the `size` of a processor: an int, (height, width), or a dict in a form of
-    transformers. `{"shortest_edge": a, "longest_edge": b}` is a window of a × a, or a padded a × b.
+    """Size of a model input for the `size` of a processor: an int, (height, width), or one of transformers' dicts, of
+    which `{"shortest_edge": a, "longest_edge": b}` is a window of a × a, or a padded input of a × b.
 
     Raises:
         ValueError: for an unknown form and for sides that are not integers from 1 to `LONGEST_SIDE`.
@@ -74,11 +74,11 @@ def placement(
         size: the processor's `size` (see `input_size_of`).
         windowed: scale the image to cover the input, and cut windows along its longer side. Otherwise scale it to fit
             into the input, and pad.
-        pad: `False` makes the resized image the input; only without windows.
-        resize: `False` keeps the original size.
+        pad: False makes the resized image the input; only without windows.
+        resize: False keeps the original size.
 
     Raises:
-        ValueError: for images that cannot be placed: empty, or unfit without resizing.
+        ValueError: for an empty image, or one that does not fit without resizing.
     """
     if min(height, width) < 1:
         raise ValueError(f"image of {height} × {width} pixels is empty")
@@ -113,7 +113,7 @@ def window_starts(length: int, window: int) -> list[int]:
 
 
 def require_possible(place: Placement) -> None:
-    """`ValueError` for an image so narrow that its enlargement would fill the memory."""
+    """Raise `ValueError` for an image so narrow that its enlargement would fill the memory."""
     (height, width), resized = place.original, place.resized
     if max(resized) > max(LONGEST_SIDE, height, width):
         raise ValueError(

@@ -24,11 +24,12 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000"
 URL_TIMEOUT = 30.0
 """Seconds to wait for a response."""
 MOST_BYTES = 1 << 31
-"""Largest file; larger ones are refused before reading."""
+"""Size of the largest file that is read."""
 MOST_SCANS = 100
 """Largest number of scans in a progressive JPEG, which is decoded once per scan; ten are usual."""
 MOST_COMMENTS = 4096
 """Largest number of comment blocks (255 bytes) in a GIF: Pillow joins them in quadratic time."""
+_JPEG_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]", re.DOTALL)  # without restarts and zeros, which are in scans
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112  # EXIF
 _EXIF_NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1")
@@ -48,7 +49,7 @@ def open_image(
 ) -> Image.Image:
     """Open a path, URL, data URL or base64 text as an upright RGB image; convert a PIL image to RGB without turning it.
 
-    `size` is for files; it and `max_pixels` are those of `read_image`.
+    `size` (for files only) and `max_pixels` are those of `read_image`. `timeout` is in seconds.
 
     Raises:
         ValueError: with the path or URL, if it cannot be read.
@@ -72,9 +73,8 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels
     """Read an image file as RGB, turned by its EXIF orientation.
 
     Args:
-        size: (height, width) of the annotation. If the stored image has this size, the annotation was made on it, and
-            the image is not turned.
-        max_pixels: larger images are refused before decoding, in place of Pillow's own limit.
+        size: (height, width) of the ground truth. If the stored image has this size, it is not turned.
+        max_pixels: limit on height × width, checked before decoding, instead of Pillow's limit.
 
     Raises:
         ValueError: with the path, for files that are not images or are truncated.
@@ -126,11 +126,11 @@ def require_pixels(height: int, width: int, max_pixels: int | None) -> None:
 
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
-    """(H, W) of the upright image from the header, without decoding. Raises as `decode_image`."""
+    """(height, width) of the upright image from the header, without decoding. Raises as `decode_image`."""
     with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         image = _open(file)
-        turned = orientation(image) > 4  # a quarter to the left or right
-        return (image.width, image.height) if turned else (image.height, image.width)
+        is_on_its_side = orientation(image) > 4
+        return (image.width, image.height) if is_on_its_side else (image.height, image.width)
 
 
 def is_animated(path: str | Path) -> bool:
@@ -167,7 +167,7 @@ def _open(file: BinaryIO) -> Image.Image:
 
 @cache
 def _known_formats() -> list[str]:
-    """The `FORMATS` of this build of Pillow, and HEIC if pillow-heif is installed."""
+    """The formats in `FORMATS` that this build of Pillow has, and HEIC if pillow-heif is installed."""
     Image.init()
     if importlib.util.find_spec("pillow_heif"):
         import pillow_heif
@@ -177,35 +177,34 @@ def _known_formats() -> list[str]:
 
 
 def _require_few_scans(data: bytes) -> None:
-    """`ValueError` for a JPEG of more than `MOST_SCANS` scans, counted by its markers up to the end of the image."""
+    """Raise `ValueError` for a JPEG of more than `MOST_SCANS` scans, by its markers up to the end of the image."""
     scans, position = 0, 2
-    while marker := _MARKER.search(data, position):
+    while marker := _JPEG_MARKER.search(data, position):
         kind, position = data[marker.end() - 1], marker.end()
         if kind == 0xD9:  # end of image; previews or a video can follow
             return
         if kind == 0xDA:
             scans += 1
-        position += int.from_bytes(data[position : position + 2])  # the length of a segment includes these two bytes
         if scans > MOST_SCANS:
             raise ValueError(f"a progressive JPEG of more than {MOST_SCANS} scans")
-
-
-_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]", re.DOTALL)  # without restarts and zeros, which lie inside scans
+        position += int.from_bytes(data[position : position + 2])  # the length of a segment includes these two bytes
 
 
 def _require_short_comments(data: bytes) -> None:
-    """`ValueError` for a GIF of more than `MOST_COMMENTS` blocks of comments."""
+    """Raise `ValueError` for a GIF of more than `MOST_COMMENTS` blocks of comments."""
     comments = 0
 
-    def color_table(flags: int) -> int:
-        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+    def color_table_bytes(flags: int) -> int:
+        if not flags & 0x80:
+            return 0
+        return 3 * 2 ** ((flags & 7) + 1)
 
     try:
-        position = 13 + color_table(data[10])
+        position = 13 + color_table_bytes(data[10])
         while data[position] != 0x3B:  # end of the file
             is_comment = data[position : position + 2] == b"\x21\xfe"
             if data[position] == 0x2C:  # an image: position, colors and code size
-                position += 11 + color_table(data[position + 9])
+                position += 11 + color_table_bytes(data[position + 9])
             elif data[position] == 0x21:  # an extension
                 position += 2
             else:
@@ -233,8 +232,10 @@ def _download(url: str, timeout: float) -> bytes:
 
 
 def as_annotated(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
-    """Convert to RGB and turn by the EXIF orientation, unless the stored image has the `size` of its annotation."""
-    return to_rgb(image if size is not None and image.size == (size[1], size[0]) else upright(image))
+    """Convert to RGB and turn by the EXIF orientation, unless the stored image has the `size` of its ground truth."""
+    if size is None or (image.height, image.width) != tuple(size):
+        image = upright(image)
+    return to_rgb(image)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -252,7 +253,7 @@ def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8; 1 for missing or damaged metadata."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow's TIFF reader raises half a dozen types of errors
+    except Exception:  # Pillow's TIFF reader raises many types of errors
         found = 1
     return found if isinstance(found, int) and found in _TURNS else 1
 
@@ -260,8 +261,8 @@ def orientation(image: Image.Image) -> int:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB.
 
-    16-bit gray values are scaled (Pillow's conversion would clip them at 255), and so are floats up to 1. Transparency
-    is dropped, as by the authors and transformers' pipeline.
+    16-bit gray values and floats up to 1 are scaled to 0 … 255 (Pillow's conversion would clip them). Transparency is
+    dropped, as by the authors and transformers' pipeline.
     """
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         gray = np.asarray(image).astype(np.int64)
@@ -278,7 +279,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
-    """Convert an image to (3, H, W), uint8 or float32. Gray is repeated, alpha dropped, 16 bits are scaled to 8.
+    """Convert an image to (3, H, W), uint8 or float32. Gray is repeated, alpha dropped; 16 bits are scaled to 8.
 
     Args:
         image: a PIL image (not turned), or an array or tensor of (H, W), (H, W, C) or (C, H, W) with C from 1 to 4.
@@ -354,7 +355,7 @@ def pillow_resize(image: Tensor, size: tuple[int, int], resample) -> Tensor:
 
 
 def flatten(images) -> list:
-    """List of images from one image, a stack, or nested lists."""
+    """One image, a stack or nested lists → a list of images."""
     if isinstance(images, (list, tuple)):
         return [image for item in images for image in flatten(item)]
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
@@ -363,17 +364,21 @@ def flatten(images) -> list:
 
 
 def read_maps(maps, count: int) -> list[Tensor]:
-    """(H, W) int64 ids for each of `count` images, from a map, a path, or a list or stack of them."""
-    single = isinstance(maps, (Image.Image, str, os.PathLike))
-    single |= isinstance(maps, (np.ndarray, Tensor)) and (maps.ndim == 2 or (maps.ndim == 3 and count == 1))
-    maps = [maps] if single else list(maps)
+    """A map, a path, or a list or stack of them → ids (H, W) int64 for each of `count` images."""
+    if isinstance(maps, (np.ndarray, Tensor)):
+        is_single = maps.ndim == 2 or (maps.ndim == 3 and count == 1)
+    else:
+        is_single = isinstance(maps, (Image.Image, str, os.PathLike))
+    maps = [maps] if is_single else list(maps)
     if len(maps) != count:
         raise ValueError(f"{len(maps)} segmentation_maps for {count} images; give one for each image")
-    return [read_map(decode_image(m) if isinstance(m, (str, os.PathLike)) else m) for m in maps]
+    return [read_map(segmentation_map) for segmentation_map in maps]
 
 
 def read_map(segmentation_map) -> Tensor:
-    """(H, W) int64 ids from a PIL image, array or tensor of (H, W), one channel, or RGB-coded ids."""
+    """A path, PIL image, array or tensor, with one channel or RGB-coded ids → ids (H, W) int64."""
+    if isinstance(segmentation_map, (str, os.PathLike)):
+        segmentation_map = decode_image(segmentation_map)
     if isinstance(segmentation_map, Image.Image):
         segmentation_map = picture_ids(segmentation_map)
     if isinstance(segmentation_map, Tensor):
@@ -393,7 +398,7 @@ def read_map(segmentation_map) -> Tensor:
 
 
 def picture_ids(picture: Image.Image) -> np.ndarray:
-    """(H, W) int32 ids of a label image: RGB-coded ids, values of one channel, or indices of a palette.
+    """Label image with RGB-coded ids, values of one channel, or indices of a palette → ids (H, W) int32.
 
     Raises:
         ValueError: for other modes.
@@ -407,13 +412,13 @@ def picture_ids(picture: Image.Image) -> np.ndarray:
 
 
 def rgb_to_id(rgb: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """Ids R + 256 G + 65536 B (…) int32 from colors (…, 3) or (…, 4) uint8."""
+    """Colors (…, 3) or (…, 4) uint8 → ids R + 256 G + 65536 B (…) int32."""
     rgb = rgb.astype(np.int32) if isinstance(rgb, np.ndarray) else rgb.int()
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """Colors (…, 3) uint8 from ids R + 256 G + 65536 B (…)."""
+    """Ids R + 256 G + 65536 B (…) → colors (…, 3) uint8."""
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
 
 
@@ -437,4 +442,5 @@ def look_up(values: np.ndarray, ids: list[int] | np.ndarray) -> np.ndarray:
 
 def _run_starts(flat: np.ndarray) -> np.ndarray:
     """Indices at which runs of equal values start in a flat array."""
-    return np.flatnonzero(np.append(flat[:1] == flat[:1], flat[1:] != flat[:-1]))
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    return np.insert(changes, 0, 0) if flat.size else changes

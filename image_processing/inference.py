@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch.utils.data import DataLoader, Dataset
 
-from .bands import open_any, read_bands, to_bands
+from .bands import open_any, to_bands
 from .images import to_rgb_tensor
 
 FAILS_ALONE = (ValueError, OSError, RuntimeError, MemoryError)
@@ -40,11 +40,12 @@ class Inferred:
 
 
 def open_source(source, channels: int = 3) -> Image.Image | torch.Tensor:
-    """Open a path, URL, base64 text or PIL image as RGB; convert an array or tensor to (3, H, W). For other channels:
-    a path, array, tensor or PIL image → (C, H, W)."""
-    if channels == 3:
-        return to_rgb_tensor(source) if hasattr(source, "shape") else open_any(source)
-    return read_bands(source, channels) if isinstance(source, str | PathLike) else to_bands(source, channels)
+    """A path, PIL image, array or tensor, for RGB also a URL or base64 text → an RGB image or a tensor (C, H, W)."""
+    if hasattr(source, "shape"):
+        return to_rgb_tensor(source) if channels == 3 else to_bands(source, channels)
+    if channels == 3 or isinstance(source, str | PathLike):
+        return open_any(source, channels)
+    return to_bands(source, channels)
 
 
 def infer(
@@ -63,14 +64,14 @@ def infer(
     """Segment images batch by batch, in order.
 
     Args:
-        model: on its device, in its dtype and in evaluation mode.
-        images: a sequence or a data set of items for `read`.
-        task: the processor's by default.
+        model: a model in evaluation mode; inputs get its device and dtype.
+        images: a sequence or a data set of items.
+        task: by default the processor's.
         num_workers: processes for reading and resizing.
-        read: opens an item as a PIL image or tensor.
-        intermediate: also return the intermediate predictions of masked attention; none if it is off.
-        on_error: called with (item, reason) for an image that cannot be read or segmented, which is then skipped.
-            Without it the error is raised.
+        read: function that opens an item as a PIL image or tensor.
+        intermediate: also return the intermediate predictions of masked attention, if it is on.
+        on_error: function of (item, reason) for an image that cannot be read or segmented. The image is skipped. By
+            default the error is raised.
         rules: thresholds and other options of `predict_image`.
     """
     device, dtype = _placed(model)
@@ -120,10 +121,7 @@ def infer(
 
 
 def _computed(compute: Callable, batches: Iterable, at_once: int) -> Iterator[tuple]:
-    """Pairs (batch, outputs) in order.
-
-    at_once: number of batches computed in threads while the caller uses the last one; 0: none, without threads.
-    """
+    """Pairs (batch, outputs) in order. `at_once` threads, if any, compute ahead while the caller uses the last pair."""
     if not at_once:
         for batch in batches:
             yield batch, compute(batch)
@@ -146,8 +144,8 @@ def predict_image(processor, outputs, size: tuple[int, int], task: str | None = 
     """The prediction for one image at `size` (height, width), on the CPU.
 
     Args:
-        outputs: of this image only.
-        task: the processor's by default.
+        outputs: outputs of the model for this image only.
+        task: by default the processor's.
         rules: options of the processor's method, for example `threshold` and `stuff_classes` for panoptic.
 
     Returns:
@@ -156,7 +154,7 @@ def predict_image(processor, outputs, size: tuple[int, int], task: str | None = 
         "confidence" (H, W).
 
     Raises:
-        ValueError: when the processor is for another task, with other inputs.
+        ValueError: for a task with other inputs than the processor's.
     """
     task, sizes = task or processor.task, [size]
     if not hasattr(processor, f"post_process_{task}_segmentation"):
@@ -184,12 +182,11 @@ def confident_instances(prediction: dict, threshold: float) -> dict:
 def iter_segments(prediction: dict) -> Iterator[tuple[int, float | None, np.ndarray]]:
     """Label, score and mask (H, W) bool of each segment in a prediction of `predict_image`.
 
-    Semantic: one segment per class; its score is the mean confidence, or None without `confidence=True`.
+    A semantic prediction has one segment per class. Its score is the mean confidence, or None without confidence.
     """
     if "masks" in prediction:
-        for label, score, mask in zip(
-            prediction["labels"].tolist(), prediction["scores"].tolist(), prediction["masks"]
-        ):
+        labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
+        for label, score, mask in zip(labels, scores, prediction["masks"]):
             yield label, score, rle.decode(mask).astype(bool)
         return
     ids = prediction["segmentation"].numpy()
@@ -214,9 +211,9 @@ def error_line(error: Exception) -> str:
 
 
 def _placed(model) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the inputs: those of the first parameter, or attributes of a model without parameters."""
-    weights = next(model.parameters(), model) if hasattr(model, "parameters") else model
-    return torch.device(weights.device), weights.dtype
+    """Device and dtype of the inputs: those of the first parameter, or the attributes of a model without parameters."""
+    owner = next(model.parameters(), model) if hasattr(model, "parameters") else model
+    return torch.device(owner.device), owner.dtype
 
 
 class _Inputs(Dataset):
@@ -244,7 +241,9 @@ class _Inputs(Dataset):
 def _collate(samples: list[dict]) -> dict:
     """A batch: {"items", "sizes", "failures", "pixel_values" (V, 3, S_h, S_w), "patch_offsets" [(i, start, end)]}."""
     good = [sample for sample in samples if "failure" not in sample]
-    offsets = [(i, int(start), int(end)) for i, sample in enumerate(good) for _, start, end in sample["patch_offsets"]]
+    offsets = []
+    for i, sample in enumerate(good):
+        offsets += [(i, int(start), int(end)) for _, start, end in sample["patch_offsets"]]
     return {
         "items": [sample["item"] for sample in good],
         "sizes": [sample["size"] for sample in good],

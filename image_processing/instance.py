@@ -47,9 +47,9 @@ def instance_segmentation(
     if return_binary_maps:
         maps = _binary_maps(logits, resampler, cut)
         return maps, [{"id": i, "label_id": c, "score": s} for i, (c, s) in enumerate(zip(labels, scores))]
-    # for the second class of a query, every pixel of the mask is taken
+    # a second class of a query is not in the map: its better class has every pixel of the mask
     flat = _label_map(logits, resampler, cut)
-    present = [k for k, found in enumerate(_present(flat, len(labels))) if found]
+    present = _present(flat, len(labels))
     renumber = torch.full((len(labels) + 1,), VOID, dtype=torch.int32, device=flat.device)
     renumber[present] = torch.arange(len(present), dtype=torch.int32, device=flat.device)
     for rows in flat.split(BAND):
@@ -58,7 +58,7 @@ def instance_segmentation(
 
 
 def row_runs(mask: Tensor) -> list[int]:
-    """Start and length of each run of an (H, W) mask in turn, in transformers' form: along the rows, counted from 1."""
+    """Runs of an (H, W) mask in transformers' form: start and length in turn, along the rows, counted from 1."""
     edges = torch.nn.functional.pad(mask.flatten().int(), (1, 1)).diff().nonzero()[:, 0]
     starts, stops = edges[::2], edges[1::2]
     return torch.stack([starts + 1, stops - starts], dim=1).flatten().tolist()
@@ -67,9 +67,9 @@ def row_runs(mask: Tensor) -> list[int]:
 def encoded_instances(
     mask_logits: Tensor, class_logits: Tensor, placement: Placement, top_k: int = 100, mask_threshold: float = 0.5
 ) -> tuple[list[dict], list[int], list[float]]:
-    """`instance_segmentation` with binary maps and threshold 0, as COCO's encoded masks, labels and scores.
+    """All instances of one image, best first: masks in COCO's run-length encoding, labels and scores.
 
-    Computes each pixel of a mask once and allocates no (H, W) map.
+    The result of `instance_segmentation` with binary maps and threshold 0, without an (H, W) map in memory.
     """
     found = _candidates(mask_logits, class_logits, placement, top_k)
     masks, mask_scores = _encoded(found.logits, found.resampler, logit(mask_threshold))
@@ -102,12 +102,12 @@ def _candidates(
     return _Candidates(mask_logits[used].float(), position, labels, scores[: len(index)], resampler)
 
 
-def _present(label_map: Tensor, count: int) -> list[bool]:
-    """Whether each of the labels 0 … count − 1 is in a map."""
+def _present(label_map: Tensor, count: int) -> list[int]:
+    """The labels of 0 … count − 1 that are in a map."""
     found = torch.zeros(count + 1, dtype=torch.bool, device=label_map.device)
     for rows in label_map.split(BAND):
         found[rows.long()] = True  # −1 is the index of the last entry
-    return found[:-1].tolist()
+    return found[:-1].nonzero()[:, 0].tolist()
 
 
 def _mask_scores(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
@@ -147,7 +147,7 @@ def _encoded(logits: Tensor, resampler: Resampler, cut: float) -> tuple[list[dic
 
 
 def _binary_maps(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
-    """Masks at the size of the image: (n, H, W) bool."""
+    """Masks (n, H, W) bool at the size of the image."""
     maps = torch.zeros(len(logits), *resampler.size, dtype=torch.bool, device=logits.device)
     for tile, active, upsampled in _reached(logits, resampler, cut):
         maps[active, tile.rows, tile.columns] = upsampled > cut

@@ -29,8 +29,7 @@ def panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,
     stuff_classes: list[int] | None = None,
 ) -> tuple[Tensor, list[dict]]:
-    """The map (H, W) int32 of one image and its segments {"id", "label_id", "was_fused", "score"}, from mask logits
-    (Q, g_h, g_w) and class logits (Q, C + 1).
+    """Logits (Q, g_h, g_w) and (Q, C + 1) → map (H, W) int32 and segments {"id", "label_id", "was_fused", "score"}.
 
     Ids are 0, 1, … in query order; −1 is void. Further queries of a stuff class extend the segment of the first.
     """
@@ -45,10 +44,9 @@ def panoptic_segmentation(
     stuff_segment: dict[int, int] = {}
     segment_of = [VOID] * (len(kept) + 1)  # the last entry is for pixels without an owner
     segments = []
-    for k, (owned, claimed, final, label, score) in enumerate(
-        zip(*areas.tolist(), labels[kept].tolist(), scores[kept].tolist())
-    ):
-        if not (owned and claimed and final) or owned / claimed < overlap_mask_area_threshold:
+    owned, claimed, both = areas.tolist()
+    for k, (label, score) in enumerate(zip(labels[kept].tolist(), scores[kept].tolist())):
+        if not both[k] or owned[k] / claimed[k] < overlap_mask_area_threshold:
             continue
         if label in stuff_segment:
             segment_of[k] = stuff_segment[label]
@@ -78,7 +76,7 @@ def _owners(logits: Tensor, scores: Tensor, placement: Placement, mask_threshold
         block = tile.block(logits)  # [K, a, b]
         low, high = block.amin((1, 2)) - _SLACK, block.amax((1, 2)) + _SLACK  # [K]
         contends = scores * high.sigmoid() >= (scores * low.sigmoid()).max()
-        crosses = (high >= cut) & (low < cut)  # the outline of the mask may run through the tile
+        crosses = (high >= cut) & (low < cut)  # the outline of the mask may be in the tile
         areas[1] += (low >= cut) * ~(contends | crosses) * tile.pixels
         active = (contends | crosses).nonzero()[:, 0]  # [k]
         probabilities = tile.upsample(block[active]).sigmoid_()  # [k, T, T]

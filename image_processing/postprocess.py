@@ -23,7 +23,7 @@ from .semantic import semantic_scores, semantic_segmentation
 
 
 def full_precision(method):
-    """Run a method without gradients, autocast, TF32 or bf16 products: upsampling by matrices needs fp32."""
+    """Decorator: no gradients, autocast, TF32 or bf16 products, because upsampling by matrices needs fp32."""
 
     @functools.wraps(method)
     def exact(self, outputs, *args, **kwargs):
@@ -35,13 +35,13 @@ def full_precision(method):
 
 
 def for_task(*tasks: str):
-    """Expose a method only for these tasks: transformers' pipeline takes the first one that it finds by `hasattr`, in
-    the order panoptic, instance, semantic."""
+    """Decorator: only processors of these tasks have the method. transformers' pipeline calls the first that it finds,
+    in the order panoptic, instance, semantic."""
     return lambda method: _ForTask(method, tasks)
 
 
 class _ForTask:
-    """The descriptor of `for_task`."""
+    """The descriptor that `for_task` puts in the place of a method."""
 
     def __init__(self, method, tasks: tuple[str, ...]):
         self.method, self.tasks = method, tasks
@@ -60,8 +60,8 @@ class _ForTask:
 
 @contextmanager
 def _full_precision(device: torch.device):
-    """Full fp32 precision, restored at the end; an inherited precision ("none") stays inherited. Uses torch's new
-    interface: reading the old one raises after any use of the new one, as by transformers' `tf32=True`."""
+    """Full fp32 precision, restored at the end; an inherited precision ("none") stays inherited. By torch's new
+    interface: after any use of it, as by transformers' `tf32=True`, reading the old one raises."""
     products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [backend.fp32_precision for backend in products]
     try:
@@ -165,8 +165,8 @@ class PostProcessing:
     def post_process_instance_rle(
         self, outputs, target_sizes: list[Size], mask_threshold: float = 0.5, top_k: int = 100
     ) -> list[dict]:
-        """Complete instances in little memory: for each image {"size", "masks", "labels", "scores"}, with masks in
-        COCO's run-length encoding."""
+        """Complete instances in little memory: for each image {"size", "masks", "labels", "scores"}, best first, with
+        masks in COCO's run-length encoding."""
         results = []
         for masks, classes, place in self._padded(outputs, target_sizes, None):
             encoded, labels, scores = encoded_instances(masks, classes, place, top_k, mask_threshold)
@@ -199,8 +199,8 @@ class PostProcessing:
     def post_process_semantic_confidence(
         self, outputs, target_sizes: list[Size] | None = None, size=None
     ) -> list[dict]:
-        """Semantic maps with confidence (paper Sec. C): for each image {"segmentation": (H, W) int32, "confidence":
-        (H, W) float}. The confidence is the score of the winning class, clipped to [0, 1]."""
+        """Semantic maps with confidence: for each image {"segmentation": (H, W) int32, "confidence": (H, W) float}, the
+        score of the winning class, clipped to [0, 1] (paper Sec. C)."""
         results = []
         for masks, classes, place in self._stitched(outputs, target_sizes, size):
             labels, confidence = semantic_segmentation(masks, classes, place)
@@ -280,10 +280,10 @@ def _unpack(outputs) -> tuple[Tensor, Tensor, list[tuple[int, int, int]] | None]
 
 
 def _agree(offsets, expected) -> bool:
-    """Same images, starts within a pixel: transformers' own processor truncates the resized size, ours rounds it."""
-    return len(offsets) == len(expected) and all(
-        a[0] == b[0] and abs(a[1] - b[1]) <= 1 for a, b in zip(offsets, expected)
-    )
+    """Same images, starts within a pixel: transformers' processor truncates the resized size, ours rounds it."""
+    if len(offsets) != len(expected):
+        return False
+    return all(image == i and abs(start - s) <= 1 for (image, start, _), (i, s, _) in zip(offsets, expected))
 
 
 def _sizes(target_sizes) -> list[Size]:

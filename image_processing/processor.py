@@ -1,7 +1,7 @@
-"""The image processors: model inputs from images, segments from model outputs.
+"""The image processors: from images to model inputs, and from model outputs to segments.
 
-Two back ends with the same results: `EoMTImageProcessor` (torchvision, any device) and `EoMTImageProcessorPil`
-(without torchvision). On a CPU both resize with Pillow, as the authors do: torchvision's filter differs by up to 1/255.
+Two back ends have the same results: `EoMTImageProcessor` (torchvision, any device) and `EoMTImageProcessorPil` (without
+torchvision). On a CPU both resize with Pillow, as the authors do: torchvision's filter differs by up to 1/255.
 """
 
 import math
@@ -39,7 +39,7 @@ class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
     stuff_label_ids (`list[int]`, *optional*):
         Classes with merged segments in `post_process_panoptic_segmentation`.
     num_channels (`int`, *optional*, defaults to 3):
-        Channels of the images. Other than 3: arrays, npy, tiff; `image_mean` and `image_std` have one value for each.
+        Channels of the images. Other than 3: arrays, NPY, TIFF; `image_mean` and `image_std` have one value for each.
     num_labels (`int`, *optional*):
         Number of classes, to check the labels of segmentation maps.
     do_split_image (`bool`, *optional*):
@@ -59,12 +59,8 @@ class EoMTImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels: bool | None
 
 
-def _is_source(image) -> bool:
-    return isinstance(image, (str, os.PathLike))
-
-
 class _EoMTProcessing(PostProcessing):
-    """Common part of both back ends, which differ in `_resize` and `_finish`."""
+    """Common part of both back ends. They differ in `_resize` and `_finish`."""
 
     valid_kwargs = EoMTImageProcessorKwargs
     task = "panoptic"
@@ -103,7 +99,7 @@ class _EoMTProcessing(PostProcessing):
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Also read config.json: the processors on the hub do not know the classes, and with them the task."""
+        """Also read config.json: its classes decide the task of the hub's processors, which have none."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
         saved, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         if isinstance(saved, dict):
@@ -113,8 +109,8 @@ class _EoMTProcessing(PostProcessing):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
-        """Also read the files of transformers' own processor, which has no task. The task, given, saved or inferred,
-        decides between padding and windows, unless a file of ours or a keyword does."""
+        """Also for files of transformers' processor, which has no task. The task (given, saved or inferred) decides
+        between padding and windows, unless a keyword or a file of ours does."""
         saved = dict(image_processor_dict)
         config, path = saved.pop("checkpoint", ({}, None))
         own = saved.get("task") is not None
@@ -124,7 +120,7 @@ class _EoMTProcessing(PostProcessing):
         saved["stuff_label_ids"] = checkpoint_stuff(config, task, saved)
         check_settings({**saved, "task": task}, cls.valid_kwargs)
         if not own or (task == "semantic") != (saved["task"] == "semantic"):
-            saved.pop("do_split_image", None)  # semantic models need windows, which segments cannot be joined from
+            saved.pop("do_split_image", None)  # semantic models need windows; segments of windows cannot be joined
             saved.pop("do_pad", None)
         return super().from_dict(saved, **kwargs)
 
@@ -133,7 +129,7 @@ class _EoMTProcessing(PostProcessing):
         raise code_upload_refused()
 
     def to_dict(self) -> dict:
-        """Settings in a form that transformers also reads: its class name and its form of square sizes."""
+        """Settings in transformers' form: its class name, and its keys for square sizes."""
         settings = super().to_dict()
         settings["image_processor_type"] = "EomtImageProcessor"
         height, width = input_size_of(self.size, self.do_split_image)
@@ -156,10 +152,10 @@ class _EoMTProcessing(PostProcessing):
         )
 
     def fetch_images(self, images):
-        """Open paths, URLs and base64 text as upright images. Others are not turned: the caller's maps fit them."""
+        """Open paths, URLs and base64 text as upright images. Other images are not turned: their maps fit them."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        return open_any(images, self.num_channels) if _is_source(images) else images
+        return open_any(images, self.num_channels) if isinstance(images, (str, os.PathLike)) else images
 
     def _to_tensor(self, image, data_format) -> Tensor:
         if self.num_channels == 3:
@@ -173,12 +169,12 @@ class _EoMTProcessing(PostProcessing):
 
         Args:
             images: one or a list of PIL images, paths, URLs, arrays or tensors ((H, W), (H, W, C) or (C, H, W)).
-            segmentation_maps: a map or its path for each image: labels (semantic), instance ids, or segment ids (also
-                COCO's RGB PNG).
+            segmentation_maps: a map or its path for each image, of labels (semantic), instance ids, or segment ids
+                (also a COCO panoptic PNG).
             instance_id_to_semantic_id: {instance id: class}, one for all images or one for each.
-            segments_info: for each image a list of `{"id", "label_id" or "category_id", "iscrowd"}`; crowds are
+            segments_info: for each image a list of `{"id", "label_id" or "category_id", "iscrowd"}`. Crowds are
                 dropped.
-            kwargs: any attribute of the processor except the task, for this call.
+            kwargs: attributes of the processor for this call, except the task.
 
         Returns:
             `BatchFeature` with
@@ -203,10 +199,10 @@ class _EoMTProcessing(PostProcessing):
     ) -> BatchFeature:
         images = flatten(images)
         maps = None if segmentation_maps is None else read_maps(segmentation_maps, len(images))
-        if maps is not None:  # open images in the orientation of their maps
-            images = [
-                open_any(i, self.num_channels, size=m.shape) if _is_source(i) else i for i, m in zip(images, maps)
-            ]
+        if maps is not None:
+            for index, (image, ids) in enumerate(zip(images, maps)):
+                if isinstance(image, (str, os.PathLike)):  # open it in the orientation of its map
+                    images[index] = open_any(image, self.num_channels, size=ids.shape)
         tensors = [self._to_tensor(image, options.get("input_data_format")) for image in self.fetch_images(images)]
         if options["do_rescale"]:
             tensors = [scaled_to_255(image) for image in tensors]
@@ -223,17 +219,15 @@ class _EoMTProcessing(PostProcessing):
             )
             for image in tensors
         ]
-        for place in placements:
+        inputs, offsets = [], []
+        for index, (image, place) in enumerate(zip(tensors, placements)):
             require_possible(place)
-        inputs = [
-            part for image, place in zip(tensors, placements) for part in self._image_inputs(image, place, options)
-        ]
-        data = {"pixel_values": self._finish(inputs, options)}
-        data["patch_offsets"] = [
-            torch.tensor([i, start, end])
-            for i, place in enumerate(placements)
-            for start, end in (place.offsets if windowed else ())
-        ]
+            if place.resized != place.original:
+                image = self._resize(image, place.resized, options["resample"])
+            inputs += cut_inputs(image, place, 0)  # padded with black
+            if windowed:
+                offsets += [torch.tensor([index, start, end]) for start, end in place.offsets]
+        data = {"pixel_values": self._finish(inputs, options), "patch_offsets": offsets}
         if maps is not None:
             data["mask_labels"], data["class_labels"] = batch_targets(
                 maps,
@@ -249,12 +243,6 @@ class _EoMTProcessing(PostProcessing):
             tensor_type=options.get("return_tensors"),
             skip_tensor_conversion=["patch_offsets", "mask_labels", "class_labels"],
         )
-
-    def _image_inputs(self, image: Tensor, place: Placement, options: Mapping) -> list[Tensor]:
-        """Model inputs (3, S_h, S_w) of an image (3, H, W): resized, padded with black."""
-        if place.resized != place.original:
-            image = self._resize(image, place.resized, options["resample"])
-        return cut_inputs(image, place, 0)
 
 
 def check_settings(settings: Mapping[str, Any], kinds: type) -> None:
@@ -328,12 +316,12 @@ class EoMTImageProcessorPil(_EoMTProcessing, PilBackend):
 
     def _finish(self, inputs: list[Tensor], options: Mapping) -> list[np.ndarray]:
         """The arithmetic of the torchvision back end, bit for bit: the rescaling is folded into mean and std."""
-        fold = np.float32(1 / options["rescale_factor"]) if options["do_rescale"] else np.float32(1)
+        factor = options["rescale_factor"] if options["do_rescale"] else 1
         if options["do_normalize"]:
-            mean, std = (np.asarray(options[k], np.float32)[:, None, None] * fold for k in ("image_mean", "image_std"))
+            mean = np.asarray(options["image_mean"], np.float32)[:, None, None] * np.float32(1 / factor)
+            std = np.asarray(options["image_std"], np.float32)[:, None, None] * np.float32(1 / factor)
             return [(image.numpy().astype(np.float32) - mean) / std for image in inputs]
-        factor = np.float32(options["rescale_factor"] if options["do_rescale"] else 1)
-        return [image.numpy().astype(np.float32) * factor for image in inputs]
+        return [image.numpy().astype(np.float32) * np.float32(factor) for image in inputs]
 
 
 if not is_torchvision_available():

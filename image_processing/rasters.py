@@ -1,4 +1,4 @@
-"""Rasters: images of which parts are read from the file, for images larger than the memory."""
+"""Images larger than the memory, of which parts are read from the file."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .images import require_pixels
 STEP_PIXELS = 2**24
 """Pixels that are reduced in one step."""
 LARGEST_CHUNK = 2**26
-"""Bytes of a tiff's largest strip or tile. A larger one would be unpacked for each part."""
+"""Bytes of the largest strip or tile of a TIFF. A larger one would be decompressed for each part."""
 
 
 @dataclass
@@ -28,20 +28,23 @@ class Raster:
     height: int
     width: int
     read: Callable[[slice, slice], Tensor]
-    "(rows, columns) → the part (C, h, w), as from `read_bands`."
+    "(rows, columns) → this part of the image (C, h, w), with the values of `read_bands`."
 
     def reduced(self, factor: int) -> Tensor:
-        """(C, H / factor, W / factor), rounded up: means of blocks, as Pillow's `reduce`."""
+        """Means of blocks of factor × factor pixels, as Pillow's `reduce`: (C, ⌈H / factor⌉, ⌈W / factor⌉)."""
         step = factor * max(1, STEP_PIXELS // (self.width * factor))
-        bands = (self.read(slice(top, top + step), slice(0, self.width)) for top in range(0, self.height, step))
-        return torch.cat([_means(band, factor) for band in bands], dim=1)
+        parts = []
+        for top in range(0, self.height, step):
+            pixels = self.read(slice(top, top + step), slice(0, self.width))
+            parts.append(_means(pixels, factor))
+        return torch.cat(parts, dim=1)
 
 
 def open_raster(source, channels: int = 3, max_pixels: int | None = None) -> Image.Image | Raster:
-    """`open_any`, but the pixels of uint8 and uint16 in npy and tiff files stay on the disk.
+    """`open_any`, but pixels of type uint8 and uint16 in NPY and TIFF files stay on the disk.
 
-    The scale of other types depends on all pixels (`to_bands`), so that these are read at once. So are tiffs that only
-    Pillow reads, and all without tifffile and zarr (the extra `rasters`).
+    Other types are read at once, because their scale depends on all pixels (`to_bands`). So are TIFFs that only Pillow
+    reads, and all TIFFs without tifffile and zarr (the extra `rasters`).
 
     Raises:
         ValueError: with the name, for another number of channels, more than `max_pixels`, or unreadable files.
@@ -71,7 +74,7 @@ def open_raster(source, channels: int = 3, max_pixels: int | None = None) -> Ima
 
 
 def _stored(source, channels: int):
-    """The pixels of a file as an array that reads what is indexed; None if they must be read at once."""
+    """The pixels of a file as an array that reads parts on indexing; None if they must be read at once."""
     suffix = Path(str(source)).suffix.lower()
     array = None
     try:
@@ -81,7 +84,9 @@ def _stored(source, channels: int):
             array = _stored_tiff(source, channels)
     except Exception:  # `open_any` raises the reason
         return None
-    return array if array is not None and array.ndim in (2, 3) and array.dtype in (np.uint8, np.uint16) else None
+    if array is None or array.ndim not in (2, 3) or array.dtype not in (np.uint8, np.uint16):
+        return None
+    return array
 
 
 def _stored_tiff(source, channels: int):
@@ -98,7 +103,7 @@ def _stored_tiff(source, channels: int):
     array = zarr.open(series.aszarr(level=0), mode="r")
     if np.prod(array.chunks) * array.dtype.itemsize > LARGEST_CHUNK:
         return None
-    np.array(array[:1, :1])  # without a decoder for its compression, Pillow may have one
+    np.array(array[:1, :1])  # raises without a decoder for its compression, which Pillow may have
     return array
 
 

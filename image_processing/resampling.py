@@ -1,4 +1,4 @@
-"""Upsampling by two small matrices, so that any part of the result can be computed alone.
+"""Upsampling by two small matrices, tile by tile.
 
 g_h, g_w output grid of the model · H, W result · T side of a tile · a, b block of the grid under a tile · K planes
 
@@ -17,13 +17,13 @@ from torch import Tensor
 from .geometry import Placement
 
 BAND = 256
-"""Rows of a map per look-up: indices are int64, for the complete map twice its memory."""
+"""Rows of a map per look-up: int64 indices of the complete map would need twice its memory."""
 
 
 def bilinear_matrix(source: int, target: int, rows: slice = slice(None)) -> Tensor:
-    """These rows of the weights of `F.interpolate(mode="bilinear", align_corners=False)`: (target, source), float64.
+    """Weights (target, source) float64 of `F.interpolate(mode="bilinear", align_corners=False)`, or some rows of them.
 
-    Positions are computed in fp32 as in torch, so that results differ by rounding only. (When shrinking, torch's
+    Positions are computed in fp32 as in torch, so that results differ by rounding only. (For a smaller target, torch's
     kernels differ by a unit in the last place of the position: 3e-5 of a pixel at 400 pixels.)
     """
     scale = torch.tensor(source, dtype=torch.float32) / target
@@ -38,7 +38,7 @@ def bilinear_matrix(source: int, target: int, rows: slice = slice(None)) -> Tens
 
 
 def cells_used(weights: Tensor) -> tuple[slice, Tensor]:
-    """The source cells with weights in these rows of a bilinear matrix, and the weights (rows, cells)."""
+    """The source cells that some rows of a bilinear matrix use, and their weights (rows, cells)."""
     used = weights.any(0).nonzero()[:, 0]
     cells = slice(int(used[0]), int(used[-1]) + 1)
     return cells, weights[:, cells]
@@ -52,7 +52,7 @@ def axis_weights(grid: int, input_side: int, valid: int, target: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BilinearRows:
-    """`bilinear_matrix`, computed for requested rows only: between two long sides it would take gigabytes."""
+    """`bilinear_matrix`, computed by rows on indexing: between two long sides it would take gigabytes."""
 
     source: int
     target: int
@@ -99,8 +99,8 @@ class Resampler:
     @classmethod
     def to_image(cls, grid: tuple[int, int], placement: Placement, device="cpu") -> "Resampler":
         """From the output grid of a padded input to the original image."""
-        axes = zip(grid, placement.input_size, placement.resized, placement.original)
-        return cls(*(axis_weights(*axis) for axis in axes), device)
+        rows, columns = zip(grid, placement.input_size, placement.resized, placement.original)
+        return cls(axis_weights(*rows), axis_weights(*columns), device)
 
     @classmethod
     def plain(cls, source: tuple[int, int], target: tuple[int, int], device="cpu") -> "Resampler":

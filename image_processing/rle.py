@@ -12,7 +12,7 @@ def encode_masks(masks: Iterable[np.ndarray]) -> list[dict]:
 
 
 def rle_areas(rles: list[dict]) -> np.ndarray:
-    """Pixels of each mask: (n,). Computed one by one: lists of 256 masks overflow in pycocotools with numpy 2.4."""
+    """Pixels of each mask, (n,). Computed one by one: lists of 256 masks overflow in pycocotools with numpy 2.4."""
     return np.array([int(coco_mask.area(rle)) for rle in rles], np.int64)
 
 
@@ -22,7 +22,7 @@ def encode_window(pixels: np.ndarray, top: int, left: int, size: tuple[int, int]
 
 
 def run_ends(pixels: np.ndarray, top: int, left: int, height: int) -> np.ndarray:
-    """Starts and stops of the runs of an (h, w) mask at (top, left) of an image of this height, in turn: (2 n,)."""
+    """Starts and stops, in turn, of the n runs of an (h, w) mask at (top, left) of an image of this height: (2 n,)."""
     h, w = pixels.shape
     columns = np.zeros((w, h + 2), bool)  # the border separates the runs of two columns
     columns[:, 1:-1] = pixels.T
@@ -32,11 +32,12 @@ def run_ends(pixels: np.ndarray, top: int, left: int, height: int) -> np.ndarray
 
 
 def encode_runs(ends: np.ndarray, size: tuple[int, int]) -> dict:
-    """Encode a mask in an image of `size` (H, W) from its `run_ends` in one or several windows, in any order."""
+    """Encode a mask of `size` (H, W) from its `run_ends` in one or several windows, in any order."""
     height, width = (int(side) for side in size)
     ends = np.sort(ends)  # runs do not overlap, so each stop still follows its start
-    joints = np.flatnonzero(ends[1::2][:-1] == ends[2::2])  # a run that continues in the next window or column
+    joints = np.flatnonzero(ends[1:-1:2] == ends[2::2])  # a run that continues in the next window or column
     ends = np.delete(ends, np.concatenate([2 * joints + 1, 2 * joints + 2]))
     counts = np.diff(np.concatenate([[0], ends, [height * width]]))
-    counts = counts[:-1] if len(ends) and not counts[-1] else counts
+    if len(ends) and counts[-1] == 0:  # the last run ends with the mask
+        counts = counts[:-1]
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)

@@ -31,7 +31,7 @@ def semantic_segmentation(mask_logits: Tensor, class_logits: Tensor, placement: 
     labels = torch.empty(placement.original, dtype=torch.int32, device=mask_logits.device)
     confidence = torch.empty(placement.original, dtype=torch.float32, device=mask_logits.device)
     for tile, block in _canvas_tiles(mask_logits, class_logits, placement):
-        # resized scores lie between the extremes of the block: a class below another's minimum cannot win in this tile
+        # Resized scores lie between the extremes of the block: a class below another's minimum cannot win in this tile.
         high, low = block.amax((1, 2)), block.amin((1, 2))  # [C]
         able = (high >= low.max() * (1 - 1e-5)).nonzero()[:, 0]
         best, winner = first_best(tile.upsample(block[able]))  # [T, T]
@@ -41,7 +41,7 @@ def semantic_segmentation(mask_logits: Tensor, class_logits: Tensor, placement: 
 
 
 def semantic_scores(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> Tensor:
-    """The scores of all classes, (C, H, W). Arguments as for `semantic_segmentation`."""
+    """The scores of all classes (C, H, W). Arguments as for `semantic_segmentation`."""
     scores = mask_logits.new_empty(class_logits.shape[-1] - 1, *placement.original, dtype=torch.float32)
     for tile, block in _canvas_tiles(mask_logits, class_logits, placement):
         scores[:, tile.rows, tile.columns] = tile.upsample(block)
@@ -82,7 +82,7 @@ def _canvas_block(mask_logits: Tensor, weights: Tensor, placement: Placement, ro
 
 @lru_cache(maxsize=256)
 def _band(grid: int, side: int, start: int, stop: int) -> tuple[slice, Tensor]:
-    """Rows start:stop of the bilinear matrix from grid to side: their cells, and weights (stop − start, cells) fp32."""
+    """Rows start:stop of the bilinear matrix from grid to side: used cells, and weights (stop − start, cells) fp32."""
     cells, part = cells_used(_matrix(grid, side)[start:stop])
     return cells, part.contiguous()
 

@@ -3,8 +3,8 @@
 H, W map · n segments · S_h, S_w model input
 
 A map is a label map (semantic), a map of instance ids with `instance_id_to_semantic_id`, or a map of segment ids with
-`segments_info` (COCO panoptic: an RGB PNG, id = R + 256 G + 65536 B, 0 is void). Maps are resized, padded and cut as
-ids; masks are made last. Padding and ignored pixels are in no mask.
+`segments_info` (COCO panoptic: an RGB PNG, id = R + 256 G + 65536 B, 0 is void). Ids are resized, padded and cut, then
+turned into masks. Padding and ignored pixels are in no mask.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,8 +42,9 @@ def label_ids(
     if segments_info is not None:
         labels = _segment_labels([i for i in present if i != ignore_index], segments_info, drop_crowds)
     elif instance_id_to_semantic_id is not None:
-        pairs = getattr(instance_id_to_semantic_id, "items", lambda: enumerate(instance_id_to_semantic_id))()
-        mapping = {int(k): int(v) for k, v in pairs}
+        if not hasattr(instance_id_to_semantic_id, "items"):  # an array
+            instance_id_to_semantic_id = dict(enumerate(instance_id_to_semantic_id))
+        mapping = {int(i): int(label) for i, label in instance_id_to_semantic_id.items()}
         unknown = [i for i in present if i not in mapping and i not in (0, ignore_index)]
         if unknown:
             raise ValueError(f"instance id {unknown[0]} of the map is missing from instance_id_to_semantic_id")
@@ -51,9 +52,10 @@ def label_ids(
     else:
         ignored = IGNORE_INDEX if ignore_index is None else ignore_index
         labels = {i: i for i in present if i != ignored}
-    if do_reduce_labels:  # as in Mask2Former, id 0 of an instance map is background, whatever its class
-        background = 0 if instance_id_to_semantic_id is not None else None
-        labels = {i: label - 1 for i, label in labels.items() if label != 0 and i != background}
+    if do_reduce_labels:
+        if instance_id_to_semantic_id is not None:
+            labels.pop(0, None)  # id 0 of an instance map is background, of any class, as in Mask2Former
+        labels = {i: label - 1 for i, label in labels.items() if label != 0}
     for i, label in labels.items():
         if label < 0 or (num_labels is not None and label >= num_labels):
             known = f"0..{num_labels - 1}" if num_labels is not None else "0, 1, …"
@@ -94,7 +96,9 @@ def cut_inputs(resized: Tensor, placement: Placement, padding: int) -> list[Tens
     for top, left in placement.windows:
         part = resized[..., top : top + height, left : left + width]
         below, right = height - part.shape[-2], width - part.shape[-1]
-        inputs.append(torch.nn.functional.pad(part, (0, right, 0, below), value=padding) if below or right else part)
+        if below or right:
+            part = torch.nn.functional.pad(part, (0, right, 0, below), value=padding)
+        inputs.append(part)
     return inputs
 
 

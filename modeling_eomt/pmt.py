@@ -103,10 +103,7 @@ class TokenBatchNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, D) → gain and shift, (D,) each, from the batch in training, else from running statistics."""
-        if self.training:
-            mean, variance = self._batch_statistics(tokens)
-        else:
-            mean, variance = self.running_mean, self.running_var
+        mean, variance = self._batch_statistics(tokens) if self.training else (self.running_mean, self.running_var)
         gain = self.weight * (variance + self.eps).rsqrt()
         return gain, self.bias - mean * gain
 
@@ -159,9 +156,7 @@ class Lateral(nn.Module):
         return self._folded(level, gain, shift)
 
     def _with_projection(self, level: Tensor) -> Tensor:
-        if self.projection is None:
-            return level + level
-        return level + self.projection(level)
+        return level + (level if self.projection is None else self.projection(level))
 
     def _folded(self, level: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         """The training-time result, with the norm folded into the first layer."""
@@ -249,11 +244,7 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
 
     @classmethod
     def from_pretrained_backbone(cls, source, config: PMTConfig):
-        """A model to train: the encoder is a pre-trained ViT, the decoder is initialized.
-
-        Args:
-            source: as in `load_encoder`.
-        """
+        """A model to train: the encoder is a pre-trained ViT (`source` as in `load_encoder`), the decoder is new."""
         model = cls(config).eval()
         model.load_encoder(source)
         return model

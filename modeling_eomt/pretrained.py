@@ -59,10 +59,9 @@ def own_config(config: PreTrainedConfig) -> EoMTConfig:
 
 
 def load_config(name: str) -> EoMTConfig:
-    """Configuration of a folder or a repository of the hub; without a config.json, inferred from the authors' weights.
+    """Configuration of a folder or hub name; without a config.json, inferred from the authors' weights.
 
-    Raises:
-        ValueError: for a model of another package.
+    Raises `ValueError` for a model of another package.
     """
     published = None if _read_config(name, {}) else read_published(name)
     if published is not None:

@@ -40,15 +40,14 @@ class ViTAdapter(nn.Module):
     def forward(
         self, pixel_values: Tensor, hidden_states: Tensor, parts: Sequence[Callable[[Tensor], Tensor]]
     ) -> tuple[list[Tensor], Tensor]:
-        """A feature map is the pyramid's map plus the patch tokens after one part of the blocks, resized.
+        """Maps (B, D, H/4, W/4), …, (B, D, H/32, W/32), and the tokens (B, P + N, D) after the blocks.
+
+        A map is the pyramid's, plus the patch tokens after one part of the blocks, resized.
 
         Args:
             pixel_values: (B, 3, H, W).
             hidden_states: embedded tokens (B, P + N, D).
-            parts: the ViT's blocks in as many parts as there are interactions, each a function of the tokens.
-
-        Returns:
-            Maps (B, D, H/4, W/4), …, (B, D, H/32, W/32), and tokens (B, P + N, D).
+            parts: the ViT's blocks in one part per interaction, as functions of the tokens.
         """
         shapes = PyramidShapes((pixel_values.shape[-2] // 16, pixel_values.shape[-1] // 16))
         finest, *coarser = self.spm(pixel_values)

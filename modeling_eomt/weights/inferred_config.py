@@ -7,8 +7,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
-
 from ...configuration import TASK_ROWS, EoMTConfig, as_pair
 from ...configuration.checkpoint import infer_task
 from ...configuration.families import backbone_row, find_backbone, nearest_backbone
@@ -155,7 +153,7 @@ def _length(state: StateDict, prefix: str) -> int:
     return len({match[1] for match in indices if match is not None})
 
 
-def _kernel(state: StateDict) -> Tensor:
+def _kernel(state: StateDict):
     for name in ("patch_embed.proj.weight", "patch_embed.patch_embeddings.weight"):
         if ENCODER + name in state:
             return state[ENCODER + name]
@@ -167,9 +165,8 @@ def _image_size(state: StateDict, family: str, patch: tuple[int, int]) -> int | 
         return DINOV3_IMAGE_SIZE
     if f"{ENCODER}pos_embed" not in state:
         raise ValueError("the checkpoint has no positions to infer its image size from; give image_size")
-    count = _shape(state, f"{ENCODER}pos_embed")[-2]
-    if family == "eva02":  # its class token has a position, too
-        count -= 1
+    prefix = 1 if family == "eva02" else 0  # EVA-02's class token has a position, too
+    count = _shape(state, f"{ENCODER}pos_embed")[-2] - prefix
     side = math.isqrt(count)
     if side**2 != count:
         raise ValueError(f"the checkpoint's {count} positions are not a square grid; give image_size")
