@@ -192,7 +192,9 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
 def command_arguments(run: RunOptions, stock: StockOptions, name: str, **others) -> EoMTTrainingArguments:
     """Arguments of `eomt train` from its options, with default intervals of evaluations, saves and logs.
 
-    name: name of the data, for the output folder. others: further fields of `TrainingArguments`.
+    Args:
+        name: name of the data, for the output folder.
+        others: further fields of `TrainingArguments`.
     """
     values = {**vars(run), **vars(stock), **others}
     if not stock.gradient_checkpointing:  # transformers warns about any value

@@ -126,9 +126,11 @@ def default_choices(
 ) -> list[Choice]:
     """A value and a reason for each option that depends on the training images, the task or the initial weights.
 
-    image_size: longer side of the crop in pixels, if given. fast_bf16: whether the device has instructions for bfloat16
-    matrices. batch_size: images per step, if given. multiple: divisor of the batch size (processes × images per device
-    × accumulation).
+    Args:
+        image_size: longer side of the crop in pixels, if given.
+        fast_bf16: whether the device has instructions for bfloat16 matrices.
+        batch_size: images per step, if given.
+        multiple: divisor of the batch size: processes × images per device × accumulation.
     """
     choices = [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start)]
     choices += _length(facts, batch_size, multiple)
@@ -141,8 +143,9 @@ def default_choices(
 def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
     row = TASK_ROWS[task]
     wanted, about = 32 * round(facts.side / 32), f"the images' longer side is {facts.side} pixels"
-    if facts.object_side and (enlarged := 32 * math.ceil(PATCH / facts.object_side / 32)) > wanted:
-        about += f", where half of the objects are smaller than a patch of {PATCH}"
+    enlarged = 32 * math.ceil(PATCH / facts.object_side / 32) if facts.object_side else 0
+    if enlarged > wanted:
+        about += f", at which half of the objects are smaller than a patch of {PATCH}"
         wanted = enlarged
     size = given or min(row.image_size, max(128, wanted))
     yield Choice("image_size", str(size), f"{about}; larger than {row.image_size} costs more than it gives")

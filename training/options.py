@@ -84,7 +84,7 @@ class ModelOptions:
     patch_size: int | None = None
     """Patch size in pixels; 16 by default."""
     num_channels: int | None = None
-    """Channels of the images; 3 (RGB) by default, or those of the checkpoint. Others come from npy and tiff files: RGB
+    """Channels of the images; 3 (RGB) by default, or those of the checkpoint. Others come from NPY and TIFF files: RGB
     kernels of a checkpoint or backbone are spread over them, and the images' mean and deviation are measured."""
     train_num_points: int | None = None
     """Points sampled per mask for the loss; by default half the cells of a mask, 12544 with a recipe."""

@@ -140,7 +140,7 @@ def _with_values(labels: LabelSpace, more: LabelSpace, source: str) -> LabelSpac
 
 
 def _require_apart(train: Dataset, validation: Dataset, source: str) -> None:
-    """`ValueError` for images in both splits, unless they are fewer than five: too few for held-out ones."""
+    """Raise `ValueError` for images in both splits, unless there are fewer than five: too few to hold some out."""
     both = {*train.with_format(None)["image"][:]} & {*validation.with_format(None)["image"][:]}
     if both and len(train) >= MIN_IMAGES_TO_SPLIT:
         raise ValueError(

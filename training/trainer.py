@@ -152,7 +152,7 @@ class EoMTTrainer(Trainer):
     # --- set-up ----------------------------------------------------------------------------------------------------
 
     def _refuse_shards(self) -> None:
-        """`ValueError` for options that need all weights in one process, with sharded weights."""
+        """Raise `ValueError` for options that need all weights in one process, if weights are sharded."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return
         by = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
@@ -602,7 +602,7 @@ class _RunCallback(TrainerCallback):
 
 
 def _refuse(args, given: dict) -> None:
-    """`ValueError` for arguments of the stock Trainer that would have no effect here."""
+    """Raise `ValueError` for arguments of the stock Trainer that would have no effect here."""
     if not isinstance(args, EoMTTrainingArguments):
         raise ValueError(f"args are {type(args).__name__}; EoMTTrainer needs EoMTTrainingArguments")
     if args.remove_unused_columns:
