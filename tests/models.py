@@ -39,12 +39,12 @@ def tiny_model(kind: str = "dinov2", seed: int = 0, **overrides) -> EoMTForUnive
     """A model with random weights in evaluation mode, masking on."""
     torch.manual_seed(seed)
     model = EoMTForUniversalSegmentation(tiny_config(kind, **{"masked_inference": True, **overrides})).eval()
-    randomise(model)
+    randomize(model)
     return model
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, std: float = 0.05) -> None:
+def randomize(model: torch.nn.Module, std: float = 0.05) -> None:
     """No parameter at its initial value, so that none can be left out unnoticed."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * std)

@@ -1,4 +1,4 @@
-"""Pre-trained backbones: what our encoder computes from them is what they compute."""
+"""Pre-trained backbones: with their weights, our encoder has their features."""
 
 import re
 
@@ -12,7 +12,7 @@ from eomt.modeling_eomt.rope import rotary_table
 
 timm = pytest.importorskip("timm")
 GRID = {14: 56, 16: 64}  # pixels: 4 × 4 patches of either size
-TIMM = {  # timm's architecture → ours; where the names differ, timm has the same family once more
+TIMM = {  # timm's architecture, and ours if the names differ
     "vit_small_patch14_reg4_dinov2": None,
     "vit_giant_patch14_reg4_dinov2": None,
     "deit3_large_patch16_384": None,
@@ -40,7 +40,7 @@ def config_for(name: str, **overrides) -> EoMTConfig:
 
 
 @torch.no_grad()
-def randomised(backbone: torch.nn.Module) -> torch.nn.Module:
+def randomized(backbone: torch.nn.Module) -> torch.nn.Module:
     """No parameter at its initial value; layer scales large enough to be seen."""
     torch.manual_seed(0)
     for name, parameter in backbone.named_parameters():
@@ -53,11 +53,11 @@ def randomised(backbone: torch.nn.Module) -> torch.nn.Module:
 
 def timm_model(name: str):
     patch = int(re.search(r"patch(\d+)", name)[1])
-    return randomised(timm.create_model(name, embed_dim=48, depth=2, num_heads=2, img_size=GRID[patch]))
+    return randomized(timm.create_model(name, embed_dim=48, depth=2, num_heads=2, img_size=GRID[patch]))
 
 
 def released(backbone) -> dict:
-    """timm's DINOv3 as Meta's .pth files have it: other names, fused biases with a mask, tensors of pre-training."""
+    """timm's DINOv3 as in Meta's .pth files: other names, joint biases with a mask, tensors of pre-training."""
     names = {
         "gamma_1": "ls1.gamma",
         "gamma_2": "ls2.gamma",
@@ -92,16 +92,20 @@ def encode(model: EoMTForUniversalSegmentation, pixels):
 @pytest.mark.parametrize("name", TIMM)
 @pytest.mark.parametrize("form", ["model", "state dict", "file", "released"])
 @torch.no_grad()
-def test_timm_features(name, form, tmp_path):
-    """At the backbone's own patch size nothing is resampled: the features are timm's."""
-    backbone, ours = timm_model(name), TIMM[name] or name
+def test_features_equal_timms(name, form, tmp_path):
+    """At the patch size of the backbone, where nothing is resampled."""
+    backbone = timm_model(name)
     patch = int(re.search(r"patch(\d+)", name)[1])
-    wide = {"intermediate_size": 128} if "7b" in name else {}  # of 64s
-    config = config_for(ours, patch_size=patch, image_size=GRID[patch], **wide)
-    source = {"model": backbone, "state dict": backbone.state_dict()}.get(form, tmp_path / "backbone.pth")
-    if form in ("file", "released"):
-        state = released(backbone) if form == "released" and "dinov3" in name else backbone.state_dict()
-        torch.save(state, source)
+    width = {"intermediate_size": 128} if "7b" in name else {}  # timm rounds it to a multiple of 64
+    config = config_for(TIMM[name] or name, patch_size=patch, image_size=GRID[patch], **width)
+    if form == "model":
+        source = backbone
+    elif form == "state dict":
+        source = backbone.state_dict()
+    else:
+        source = tmp_path / "backbone.pth"
+        is_metas = form == "released" and "dinov3" in name
+        torch.save(released(backbone) if is_metas else backbone.state_dict(), source)
     model = EoMTForUniversalSegmentation.from_pretrained_backbone(source, config)
     pixels = torch.randn(2, 3, GRID[patch], GRID[patch])
     theirs = backbone.forward_features(pixels)
@@ -114,13 +118,13 @@ def test_timm_features(name, form, tmp_path):
 @pytest.mark.parametrize("form", ["model", "directory"])
 @pytest.mark.parametrize("registers", [True, False])
 @torch.no_grad()
-def test_transformers_dinov2_features(swiglu, form, registers, tmp_path):
+def test_features_equal_transformers_dinov2(swiglu, form, registers, tmp_path):
     import transformers
 
     settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
     kind = "Dinov2WithRegisters" if registers else "Dinov2"
     config = getattr(transformers, f"{kind}Config")(**settings, use_swiglu_ffn=swiglu)
-    backbone = randomised(getattr(transformers, f"{kind}Model")(config))
+    backbone = randomized(getattr(transformers, f"{kind}Model")(config))
     backbone.save_pretrained(tmp_path)
     name = f"vit_{'giant' if swiglu else 'small'}_patch14_{'reg4_' if registers else ''}dinov2"
     source = backbone if form == "model" else tmp_path
@@ -134,14 +138,14 @@ def test_transformers_dinov2_features(swiglu, form, registers, tmp_path):
 @pytest.mark.parametrize("form", ["model", "state dict", "directory"])
 @pytest.mark.parametrize("name", DINOV3)
 @torch.no_grad()
-def test_transformers_dinov3_features(form, name, tmp_path):
+def test_features_equal_transformers_dinov3(form, name, tmp_path):
     settings = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_register_tokens": 4}
     wide = {"intermediate_size": 96 if "7b" in name else 192}
-    backbone = randomised(DINOv3ViTModel(DINOv3ViTConfig(**settings, **DINOV3[name], **wide)))
+    backbone = randomized(DINOv3ViTModel(DINOv3ViTConfig(**settings, **DINOV3[name], **wide)))
     backbone.save_pretrained(tmp_path)
     source = {"model": backbone, "state dict": backbone.state_dict(), "directory": tmp_path}[form]
     model = EoMTForUniversalSegmentation.from_pretrained_backbone(source, config_for(name))
-    for size in ((64, 64), (32, 96)):  # rotary positions know any size
+    for size in ((64, 64), (32, 96)):
         pixels = torch.randn(2, 3, *size)
         theirs = backbone(pixels).last_hidden_state
         torch.testing.assert_close(encode(model, pixels), theirs, rtol=0, atol=1e-5)
@@ -151,7 +155,7 @@ def test_transformers_dinov3_features(form, name, tmp_path):
     ("vit_small_plus_patch16_dinov3", (384, 1536, 12, 6)), ("vit_huge_plus_patch16_dinov3", (1280, 5120, 32, 20)),
     ("vit_7b_patch16_dinov3", (4096, 8192, 40, 32)), ("vit_large_patch16_dinov3.sat493m", (1024, 4096, 24, 16)),
 ])  # fmt: skip
-def test_sizes_are_those_of_transformers(name, size):
+def test_sizes_equal_transformers(name, size):
     fields = dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), size))
     with torch.device("meta"):
         theirs = DINOv3ViTModel(DINOv3ViTConfig(**fields, num_register_tokens=4, **DINOV3[name.partition(".")[0]]))
@@ -163,8 +167,8 @@ def test_sizes_are_those_of_transformers(name, size):
 
 
 @torch.no_grad()
-def test_resized_to_another_patch_and_grid():
-    """Patches 14 → 16 by PI-resize and positions by bicubic resampling, each once, at load."""
+def test_patches_and_positions_are_resampled_on_loading():
+    """Patches from 14 to 16 pixels by PI-resize, positions by bicubic resampling."""
     backbone = timm_model("vit_small_patch14_reg4_dinov2")
     config = config_for("vit_small_patch14_reg4_dinov2", image_size=(96, 64))
     model = EoMTForUniversalSegmentation.from_pretrained_backbone(backbone, config)
@@ -177,7 +181,7 @@ def test_resized_to_another_patch_and_grid():
 
 @torch.no_grad()
 def test_released_dinov2_has_a_position_for_its_class_token():
-    """DINOv2's own release: mask token, register_tokens, positions (1, 1 + N, D), w12 and w3."""
+    """The authors' files of DINOv2 have a mask token, register_tokens, positions (1, 1 + N, D), w12 and w3."""
     backbone = timm_model("vit_giant_patch14_reg4_dinov2")
     state = backbone.state_dict()
     raw = {key.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for key, t in state.items()}
@@ -187,7 +191,7 @@ def test_released_dinov2_has_a_position_for_its_class_token():
     raw["cls_token"] = raw["cls_token"] - class_position
     raw["mask_token"] = torch.zeros(1, 48)
     config = config_for("vit_giant_patch14_reg4_dinov2", patch_size=14, image_size=56)
-    for image_size in (56, 84):  # as many patches as there are, and others
+    for image_size in (56, 84):  # as many patches as in pre-training, and more
         config.image_size = image_size
         ours = EoMTForUniversalSegmentation.from_pretrained_backbone(raw, config).state_dict()
         theirs = EoMTForUniversalSegmentation.from_pretrained_backbone(state, config).state_dict()
@@ -196,8 +200,8 @@ def test_released_dinov2_has_a_position_for_its_class_token():
                 torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6, msg=f"{image_size}: {name}")
 
 
-def test_heads_and_queries_stay_fresh():
-    """The same seed without a backbone gives the same queries and heads: nothing but the encoder is loaded."""
+def test_queries_and_heads_are_not_loaded():
+    """A model of the same seed without a backbone has the same queries and heads."""
     config = config_for("vit_small_patch16_dinov3")
     backbone = timm_model("vit_small_patch16_dinov3")
     torch.manual_seed(4)
@@ -218,7 +222,7 @@ def test_heads_and_queries_stay_fresh():
     ("vit_small_patch14_reg4_dinov2", "vit_small_patch14_reg4_dinov2", {"num_hidden_layers": 3}, "depth 2 .* depth 3"),
     ("vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2", {}, "mis-shaped"),  # MLP against SwiGLU
 ])  # fmt: skip
-def test_another_family_width_or_depth_is_a_clear_error(source, name, overrides, message):
+def test_another_family_width_or_depth_is_refused(source, name, overrides, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         EoMTForUniversalSegmentation.from_pretrained_backbone(timm_model(source), config_for(name, **overrides))
 
@@ -228,6 +232,6 @@ def test_another_family_width_or_depth_is_a_clear_error(source, name, overrides,
     ({}, ValueError, "tensor"),
     ("no/such/file.pth", FileNotFoundError, r"file\.pth"),
 ])  # fmt: skip
-def test_no_backbone_at_all(source, error, message):
+def test_sources_without_a_backbone_are_refused(source, error, message):
     with pytest.raises(error, match=message):
         EoMTForUniversalSegmentation.from_pretrained_backbone(source, config_for("vit_small_patch16_dinov3"))

@@ -1,4 +1,4 @@
-"""Authors' checkpoints: every container, deltas, class heads, and files that do not fit."""
+"""Authors' checkpoints: every container, differences to DINOv3, class heads, and files that do not fit."""
 
 import logging
 import os
@@ -26,30 +26,34 @@ def assert_same_weights(a, b):
 
 
 @pytest.mark.parametrize("container", ["bin", "ckpt", "safetensors", "directory", "dict", "compiled", "lightning"])
-def test_every_container_gives_the_same_model(container, tmp_path):
+def test_every_container_loads_the_same_model(container, tmp_path):
     state, config = golden_state(), golden_config("dinov2")
     expected = load_authors_checkpoint(state, config)
-    if container == "safetensors":
-        save_file(state, source := tmp_path / "model.safetensors")
-    elif container == "directory":
-        torch.save(state, tmp_path / "pytorch_model.bin")
-        source = tmp_path
-    elif container == "dict":
+    source = tmp_path / "model.ckpt"
+    if container == "dict":
         source = state
-    else:
-        if container == "compiled":  # torch.compile wraps the network, or the network's parts
-            state = {key.replace("network.", "network._orig_mod.", 1): tensor for key, tensor in state.items()}
-        if container == "lightning":  # what its loggers and optimizers leave beside the weights
-            state = {"state_dict": state | {"criterion.empty_weight": torch.ones(12)}, "epoch": 11, "global_step": 5}
-        if container == "ckpt":
-            state = {"state_dict": state}
-        torch.save(state, source := tmp_path / ("model.bin" if container == "bin" else "model.ckpt"))
+    elif container == "safetensors":
+        source = tmp_path / "model.safetensors"
+        save_file(state, source)
+    elif container == "directory":
+        source = tmp_path
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    elif container == "bin":
+        source = tmp_path / "model.bin"
+        torch.save(state, source)
+    elif container == "compiled":
+        torch.save({key.replace("network.", "network._orig_mod.", 1): t for key, t in state.items()}, source)
+    elif container == "ckpt":
+        torch.save({"state_dict": state}, source)
+    elif container == "lightning":
+        state = state | {"criterion.empty_weight": torch.ones(12)}
+        torch.save({"state_dict": state, "epoch": 11, "global_step": 5}, source)
     model = load_authors_checkpoint(source, config)
     assert_same_weights(model, expected)
     assert not model.training
 
 
-def test_other_classes_keep_a_fresh_head(caplog):
+def test_a_head_for_other_classes_is_initialized(caplog):
     state, config = golden_state(), golden_config("dinov2")
     config = type(config).from_dict(config.to_dict() | {"id2label": dict(enumerate("abc")), "label2id": None})
     with pytest.raises(ValueError, match=r"network\.class_head\.weight \(12, 24\)"):
@@ -61,11 +65,11 @@ def test_other_classes_keep_a_fresh_head(caplog):
         model = load_authors_checkpoint(state, config, load_class_head=False)
     finally:
         logger.propagate = False
-    assert "the class head was not loaded: it is initialized for 3 labels" in caplog.text
+    assert "3 labels" in caplog.text
     assert model.class_predictor.weight.shape == (4, 24)
     torch.manual_seed(3)
     assert torch.equal(model.class_predictor.weight, EoMTForUniversalSegmentation(config).class_predictor.weight)
-    assert torch.equal(model.query.weight, state["network.q.weight"])  # all else is the checkpoint's
+    assert torch.equal(model.query.weight, state["network.q.weight"])
 
 
 def test_the_class_head_may_be_absent_from_the_file():
@@ -76,26 +80,25 @@ def test_the_class_head_may_be_absent_from_the_file():
     assert torch.equal(model.mask_head.fc1.weight, state["network.mask_head.0.weight"])
 
 
-def test_one_error_groups_all_that_does_not_fit():
+def test_one_error_lists_all_keys_that_do_not_fit():
     state = golden_state()
     del state["network.q.weight"], state["network.mask_head.0.bias"]
     state["network.upscale.7.norm.bias"] = torch.zeros(24)
     state[f"{ENCODER}blocks.0.norm1.weight"] = torch.zeros(25)
-    with pytest.raises(ValueError, match="configuration") as caught:
+    with pytest.raises(ValueError, match="network") as caught:
         load_authors_checkpoint(state, golden_config("dinov2"))
-    assert str(caught.value).splitlines()[1:] == [
-        "missing (2): network.mask_head.0.bias, network.q.weight",
-        "unexpected (1): network.upscale.7.norm.bias",
-        f"mis-shaped (1): {ENCODER}blocks.0.norm1.weight (25,), the configuration gives (24,)",
-    ]
+    missing, unexpected, misshaped = str(caught.value).splitlines()[1:]
+    assert missing.endswith(" (2): network.mask_head.0.bias, network.q.weight")
+    assert unexpected.endswith(" (1): network.upscale.7.norm.bias")
+    assert all(text in misshaped for text in (f"{ENCODER}blocks.0.norm1.weight", "(25,)", "(24,)"))
 
 
-def test_another_family_is_listed_not_loaded():
+def test_keys_of_another_family_are_listed():
     with pytest.raises(ValueError, match=r"(?s)missing \(\d+\).*… and \d+ more.*unexpected"):
         load_authors_checkpoint(golden_state("eva02"), golden_config("dinov3"))
 
 
-def test_square_positions_are_resampled_to_the_configurations_size():
+def test_positions_are_resampled_to_the_size_of_the_configuration():
     model = tiny_model()
     larger = load_authors_checkpoint(convert_to_authors(model), tiny_config(image_size=(96, 64)))
     expected = EoMTForUniversalSegmentation(tiny_config())
@@ -123,7 +126,7 @@ def test_a_pickle_that_runs_code_is_refused(wrapped, tmp_path, monkeypatch):
     ("a.safetensors", b""), ("a.safetensors", b"x" * 99), ("a.bin", b""), ("a.bin", b"hello"), ("a.bin", "cut"),
     ("a.bin", [1]), ("a.bin", {}),
 ])  # fmt: skip
-def test_junk_is_a_clear_error(name, content, tmp_path):
+def test_a_file_without_a_state_dict_is_refused(name, content, tmp_path):
     file = tmp_path / name
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -135,15 +138,17 @@ def test_junk_is_a_clear_error(name, content, tmp_path):
         load_authors_checkpoint(file, golden_config("dinov2"))
 
 
-# --- DINOv3 deltas -----------------------------------------------------------------------------------------------
+# --- differences to DINOv3 ---------------------------------------------------------------------------------------
 
 
 def reference_of(model) -> dict:
-    """The encoder of an EoMT as transformers' DINOv3ViTModel names it."""
-    state = {key.removeprefix(ENCODER): t for key, t in convert_to_authors(model).items() if key.startswith(ENCODER)}
-    return {
-        key.replace("patch_embed.", "embeddings.").replace("blocks.", "layer."): tensor for key, tensor in state.items()
-    }
+    """The encoder of an EoMT under the names of transformers' DINOv3ViTModel."""
+    reference = {}
+    for key, tensor in convert_to_authors(model).items():
+        if key.startswith(ENCODER):
+            name = key.removeprefix(ENCODER).replace("patch_embed.", "embeddings.").replace("blocks.", "layer.")
+            reference[name] = tensor
+    return reference
 
 
 @pytest.mark.parametrize("buffers", ["deltas", "absolute", "absent"])
@@ -152,7 +157,7 @@ def test_deltas_are_added_to_the_reference_and_buffers_overwritten(buffers):
     trained.set_attn_mask_probs([0.0, 0.5])
     state = convert_to_authors(trained, delta_from=reference_of(pretrained))
     absolute = convert_to_authors(trained)
-    for key, tensor in state.items():  # by hand, from the authors' description
+    for key, tensor in state.items():  # the authors' description
         if key.startswith(ENCODER):
             expected = absolute[key] - convert_to_authors(pretrained)[key]
         elif "pixel_" in key:
@@ -188,8 +193,8 @@ def test_the_reference_may_be_a_file_or_a_model(tmp_path):
     torch.testing.assert_close(again.layers[0].mlp.up_proj.weight, trained.layers[0].mlp.up_proj.weight)
 
 
-def test_whole_weights_take_no_reference():
+def test_a_reference_for_weights_without_differences_is_refused():
     trained = tiny_model("dinov3")
     reference = {key: tensor * 0.9 for key, tensor in reference_of(trained).items()}
-    with pytest.raises(ValueError, match="deltas"):
+    with pytest.raises(ValueError, match="reference_backbone"):
         load_authors_checkpoint(convert_to_authors(trained), trained.config, reference_backbone=reference)

@@ -1,4 +1,4 @@
-"""transformers' own exporters take the model as it is."""
+"""Programs of transformers' exporters have the results of the model."""
 
 import importlib.util
 
@@ -11,7 +11,7 @@ from tests.models import tiny_model
 try:
     from transformers.exporters.auto import AutoHfExporter
     from transformers.exporters.configs import DynamoConfig, ExecutorchConfig, OnnxConfig, OpenVINOConfig
-except ImportError:  # older than their exporter for OpenVINO
+except ImportError:  # a version without an exporter for OpenVINO
     pytest.skip("transformers has fewer exporters", allow_module_level=True)
 
 
@@ -41,7 +41,7 @@ def run_executorch(program, pixels) -> list:
     return method.execute([pixels])
 
 
-EXPORTERS = {  # package → its configuration, and what runs the program
+EXPORTERS = {  # package: class of the exporter's configuration, and a function that runs the program
     "torch": (DynamoConfig, run_dynamo),
     "onnxscript": (OnnxConfig, run_onnx),
     "openvino": (OpenVINOConfig, run_openvino),
@@ -53,7 +53,7 @@ INSTALLED = [name for name in EXPORTERS if importlib.util.find_spec(name)]
 @pytest.mark.slow
 @pytest.mark.parametrize("package", INSTALLED)
 @torch.no_grad()
-def test_exported_by_transformers(package):
+def test_exported_programs_have_the_models_results(package):
     make_config, run = EXPORTERS[package]
     model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
     model.set_attn_mask_probs([0, 0])

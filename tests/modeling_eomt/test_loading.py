@@ -1,4 +1,4 @@
-"""Every way in which transformers, accelerate and PEFT hand a checkpoint or a configuration to the model."""
+"""Loading and saving with transformers, accelerate and PEFT: types, offloading, adapters, older and damaged files."""
 
 import json
 from types import SimpleNamespace
@@ -24,13 +24,13 @@ PIXELS = torch.linspace(-1, 1, 3 * 64 * 32).view(1, 3, 64, 32)
 
 @pytest.fixture
 def their_folder(tmp_path):
-    """A checkpoint that plain transformers saved, in bfloat16."""
+    """A checkpoint of transformers' EoMT, in bfloat16."""
     model = EomtForUniversalSegmentation(EomtConfig(**TINY, image_size=64, num_labels=4)).to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     return tmp_path
 
 
-def test_dtype_auto(their_folder):
+def test_dtype_is_the_checkpoints_or_the_given_one(their_folder):
     model = EoMTForUniversalSegmentation.from_pretrained(their_folder, dtype="auto")
     assert model.dtype == torch.bfloat16
     assert model.config.dtype == torch.bfloat16
@@ -42,7 +42,7 @@ def test_weights_are_as_readable_as_the_configuration(tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
 
 
-def test_probabilities_and_class_weights_stay_fp32_in_a_model_made_in_half_precision(their_folder):
+def test_probabilities_and_class_weights_stay_fp32_in_half_precision(their_folder):
     config = EoMTForUniversalSegmentation.from_pretrained(their_folder).config
     model = EoMTForUniversalSegmentation._from_config(config, dtype=torch.float16)
     assert model.query.weight.dtype == torch.float16
@@ -50,7 +50,7 @@ def test_probabilities_and_class_weights_stay_fp32_in_a_model_made_in_half_preci
 
 
 @pytest.mark.parametrize("own", [EomtConfig, EomtDinov3Config])
-def test_the_built_ins_configuration(own):
+def test_a_configuration_of_transformers_is_converted(own):
     config = own(**TINY, image_size=64, num_labels=4)
     model = EoMTForUniversalSegmentation(config)
     assert isinstance(model.config, EoMTConfig)
@@ -58,7 +58,7 @@ def test_the_built_ins_configuration(own):
     assert model(PIXELS).class_queries_logits.shape == (1, 3, 5)
 
 
-def test_from_pretrained_with_the_built_ins_configuration(their_folder):
+def test_from_pretrained_accepts_a_configuration_of_transformers(their_folder):
     config = EomtConfig.from_pretrained(their_folder)
     model = EoMTForUniversalSegmentation.from_pretrained(their_folder, config=config)
     assert isinstance(model.config, EoMTConfig)
@@ -67,7 +67,7 @@ def test_from_pretrained_with_the_built_ins_configuration(their_folder):
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in theirs.items())
 
 
-def test_adapter_folder(their_folder, tmp_path):
+def test_an_adapter_loads_with_its_base_model(their_folder, tmp_path):
     peft = pytest.importorskip("peft")
     model = EoMTForUniversalSegmentation.from_pretrained(their_folder, dtype=torch.float32)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
@@ -76,9 +76,10 @@ def test_adapter_folder(their_folder, tmp_path):
     with torch.no_grad():
         found, expected = loaded(PIXELS.expand(1, 3, 64, 32)), adapted.eval()(PIXELS)
     torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits)
-    names_nothing = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    del names_nothing["base_model_name_or_path"]
-    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(names_nothing))
+    file = tmp_path / "adapter/adapter_config.json"
+    fields = json.loads(file.read_text())
+    del fields["base_model_name_or_path"]
+    file.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="base_model_name_or_path"):
         EoMTForUniversalSegmentation.from_pretrained(tmp_path / "adapter")
 
@@ -86,7 +87,7 @@ def test_adapter_folder(their_folder, tmp_path):
 @pytest.mark.parametrize("kind", list(BACKBONE_OF_KIND))
 @torch.no_grad()
 def test_offloaded_weights(kind, tmp_path):
-    """Every weight is read inside the forward of the module that holds it, so hooks can bring it from elsewhere."""
+    """Every weight is read in the forward of its module, so hooks can load it before."""
     expected = tiny_model(kind)(PIXELS).masks_queries_logits
     on_host = cpu_offload(tiny_model(kind), execution_device=torch.device("cpu"))
     assert torch.equal(on_host(PIXELS).masks_queries_logits, expected)
@@ -103,7 +104,7 @@ def placed(on_disk: tuple[str, ...]) -> dict[str, str]:
     return {part: "disk" if part in on_disk else "cpu" for part in parts}
 
 
-def test_device_map_with_disk(tmp_path):
+def test_a_device_map_may_name_the_disk(tmp_path):
     model = tiny_model("dinov2")
     model.save_pretrained(tmp_path / "model")
     place = {
@@ -126,11 +127,11 @@ def test_without_registers_there_is_no_empty_parameter(kind):
     assert model.state_dict()["embeddings.register_tokens"].shape == (1, 0, 48)
 
 
-# --- files of other versions, damaged ones, and what cannot be saved -------------------------------------------------
+# --- older and damaged files, quantized weights, tensor parallelism, subfolders --------------------------------------
 
 
 def write_older_layout(folder, state, sharded: bool) -> None:
-    """As transformers 4.56 to 5.17 wrote EoMT's SwiGLU: gate and up in one `weights_in`, then `weights_out`."""
+    """The SwiGLU in transformers 4.56 to 5.17: `weights_in` is gate and up, `weights_out` the last projection."""
     older = {name.replace("mlp.down_proj", "mlp.weights_out"): tensor for name, tensor in state.items()}
     for name in [name for name in older if ".mlp.gate_proj." in name]:
         halves = [older.pop(name), older.pop(name.replace("gate_proj", "up_proj"))]
@@ -149,7 +150,7 @@ def write_older_layout(folder, state, sharded: bool) -> None:
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_older_layout_of_swiglu(sharded, dtype, tmp_path):
+def test_the_older_layout_of_swiglu_loads(sharded, dtype, tmp_path):
     model = tiny_model("dinov2_swiglu").to(dtype)
     model.save_pretrained(tmp_path / "hub")
     expected = model.state_dict()
@@ -164,7 +165,7 @@ def test_older_layout_of_swiglu(sharded, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_configuration_weighs_no_object(dtype, tmp_path):
+def test_class_weights_follow_the_configuration(dtype, tmp_path):
     tiny_model().to(dtype).save_pretrained(tmp_path)
     as_saved = EoMTForUniversalSegmentation.from_pretrained(tmp_path)
     assert torch.equal(as_saved.criterion.empty_weight, torch.tensor([1, 1, 1, 1, 1, 0.1]))
@@ -173,14 +174,14 @@ def test_the_configuration_weighs_no_object(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"weight_map": 3}', '{"weight_map": {"query.weight": "gone"}}'])
-def test_damaged_index(content, tmp_path):
+def test_a_damaged_index_is_refused(content, tmp_path):
     tiny_model().save_pretrained(tmp_path, max_shard_size="50KB")
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ValueError, match="index"):
         EoMTForUniversalSegmentation.from_pretrained(tmp_path)
 
 
-def test_quantized_folders_are_no_state_dicts(tmp_path):
+def test_quantized_weights_are_refused(tmp_path):
     state = {"weight": torch.zeros(2, dtype=torch.int8)}
     with pytest.raises(ValueError, match="int8"):
         read_state_dict(state)
@@ -193,7 +194,7 @@ def test_quantized_folders_are_no_state_dicts(tmp_path):
 def test_weights_quantized_in_place_are_not_saved(tmp_path):
     model = tiny_model()
     weight = model.layers[0].mlp.fc1.weight.data
-    model.layers[0].mlp.fc1.weight = torch.nn.Parameter(TwoTensor(weight, weight))  # a subclass, as torchao's are
+    model.layers[0].mlp.fc1.weight = torch.nn.Parameter(TwoTensor(weight, weight))  # a subclass, like torchao's
     with pytest.raises(ValueError, match="TwoTensor"):
         model.save_pretrained(tmp_path)
 
@@ -202,13 +203,13 @@ def test_weights_quantized_in_place_are_not_saved(tmp_path):
     {"tp_plan": {"layers.*.mlp.fc1": "colwise"}}, {"tp_size": 2},
     {"distributed_config": SimpleNamespace(tp_plan="auto", tp_size=None)},
 ])  # fmt: skip
-def test_tensor_parallel_plans(arguments, their_folder):
+def test_tensor_parallel_plans_are_refused(arguments, their_folder):
     with pytest.raises(ValueError, match="tensor parallel"):
         EoMTForUniversalSegmentation.from_pretrained(their_folder, **arguments)
 
 
-def test_a_subfolder_is_read_as_a_folder(tmp_path):
-    """Windows say that it is semantic; the configuration alone would not."""
+def test_a_subfolder_loads_as_a_folder(tmp_path):
+    """Also the processor there: its windows decide that the task is semantic."""
     folder = tmp_path / "subfolder"
     EomtForUniversalSegmentation(EomtConfig(**TINY, image_size=64, num_labels=4)).save_pretrained(folder)
     BuiltInProcessor(do_split_image=True, size={"shortest_edge": 64}).save_pretrained(folder)
@@ -229,7 +230,7 @@ def test_a_subfolder_is_read_as_a_folder(tmp_path):
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("kind", list(BACKBONE_OF_KIND))
 @torch.no_grad()
-def test_several_devices(kind, masked):
+def test_parts_may_be_on_several_devices(kind, masked):
     """Accelerate's hooks on fake tensors, which refuse two devices in one operation."""
     on_first = ("embeddings", "layers.0", "layers.2", "mask_head")
     model = tiny_model(kind, masked_inference=masked)
@@ -240,8 +241,9 @@ def test_several_devices(kind, masked):
             device = torch.device("cuda", 0 if name in on_first else 1)
             for module in part.modules():
                 for tensors in (module._parameters, module._buffers):
-                    there = {name: mode.from_tensor(x).to(device) for name, x in tensors.items() if x is not None}
-                    tensors.update(there)
+                    for key, tensor in tensors.items():
+                        if tensor is not None:
+                            tensors[key] = mode.from_tensor(tensor).to(device)
             add_hook_to_module(part, AlignDevicesHook(device))
         model._buffers["attn_mask_probs"] = mode.from_tensor(model.attn_mask_probs).to("cuda:0")
         model._mask_probs_version = model._current_version()

@@ -1,4 +1,4 @@
-"""Matching and loss: the authors' numbers, the built-in's at the same points, and the properties they must have."""
+"""Matching and loss: the authors' numbers, those of transformers' EoMT at the same points, and properties."""
 
 import json
 
@@ -17,8 +17,8 @@ from tests.models import GOLDEN, targets, tiny_model
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_golden_matching_losses_and_gradient(dtype):
-    """64 points, as the golden run drew; masks are constant, but zeros mix in within half a pixel of the border, so
-    mask and dice loss depend a little on chance: σ is 0.006 and 0.009 a draw, and the golden run is one draw."""
+    """64 points, as in the golden run. Masks are constant, but sampling mixes in zeros within half a pixel of the
+    border. So mask and dice loss are a little random, with σ = 0.006 and 0.009; the golden run is one draw."""
     golden = json.loads((GOLDEN / "loss.json").read_text())
     height, width = golden["mask_logits_size"]
     config = EoMTConfig(num_labels=golden["num_classes"], train_num_points=64)
@@ -42,16 +42,14 @@ def test_golden_matching_losses_and_gradient(dtype):
     torch.testing.assert_close(class_logits.grad, torch.tensor(golden["grad_class_logits"]), rtol=0, atol=1e-5)
 
 
-def test_the_built_ins_loss_with_the_same_random_points():
-    """Same random numbers, one image: the same matching and the same losses."""
+def test_losses_equal_the_built_ins_at_the_same_points():
     torch.manual_seed(0)
     config = EoMTConfig(num_labels=5, train_num_points=512)
     masks, labels = targets((4,), (48, 64))
     mask_logits = F.interpolate(torch.randn(1, 9, 4, 6), (12, 16), mode="bilinear") * 4
     class_logits = torch.randn(1, 9, 6)
     theirs = EomtLoss(EomtConfig(num_labels=5, train_num_points=512), {})
-    for _ in range(3):
-        seed = torch.seed() % 2**31
+    for seed in range(3):
         torch.manual_seed(seed)
         expected = theirs(mask_logits, class_logits, [masks[0].float()], labels)
         torch.manual_seed(seed)
@@ -64,7 +62,8 @@ def test_the_built_ins_loss_with_the_same_random_points():
 def test_logits_from_sampled_features_are_the_sampled_logits():
     factors = torch.zeros(2, 7, 6), torch.rand(2, 7, 16), torch.randn(2, 24, 32, 16) / 4
     prediction, formed = MaskPrediction(*factors), MaskPrediction(*factors)
-    logits, points = formed.logits()["masks_queries_logits"], torch.rand(2, 500, 2)
+    logits = formed.logits()["masks_queries_logits"]
+    points = torch.rand(2, 500, 2)
     points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
     torch.testing.assert_close(prediction.logits_at(points), sample_logits(logits, points), rtol=0, atol=1e-5)
     torch.testing.assert_close(prediction.logits_on((6, 8)), formed.logits_on((6, 8)), rtol=0, atol=1e-5)
@@ -94,7 +93,7 @@ def test_all_zero_and_all_one_masks_are_finite(fill):
     assert logits.grad.isfinite().all()
 
 
-def test_a_broken_query_is_matched_last():
+def test_a_query_with_nan_is_matched_last():
     config = EoMTConfig(num_labels=5, train_num_points=64)
     masks, labels = targets((2,))
     logits = torch.randn(1, 4, 8, 8)
@@ -106,15 +105,15 @@ def test_a_broken_query_is_matched_last():
 def test_numpy_labels_give_the_same_loss():
     masks, labels = targets()
     losses = []
-    for convert in (lambda values: values, lambda values: [value.numpy() for value in values]):
+    for given in ((masks, labels), ([mask.numpy() for mask in masks], [label.numpy() for label in labels])):
         model = tiny_model()
         torch.manual_seed(0)
-        losses.append(model(torch.zeros(2, 3, 64, 64), convert(masks), convert(labels)).loss.item())
+        losses.append(model(torch.zeros(2, 3, 64, 64), *given).loss.item())
     assert losses[0] == losses[1]
 
 
 def test_losses_outside_training_have_the_names_of_their_blocks():
-    """With probabilities [0, 1] only block 1 is masked, and predicts."""
+    """With probabilities [0, 1] only block 1 is masked and has a prediction."""
     model, pixels = tiny_model(), torch.randn(2, 3, 64, 64)
     masks, labels = targets()
     model.set_attn_mask_probs([0.0, 1.0])

@@ -1,4 +1,4 @@
-"""The model: sizes, masking, targets, errors, and what transformers offers around a model."""
+"""EoMT: sizes, masking, targets, errors, and transformers' features: checkpointing, hidden states, compilation, …"""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def test_any_multiple_of_the_patch_size(kind, size):
 
 @torch.no_grad()
 def test_position_matters_at_another_aspect_ratio():
-    """A 32 × 128 image has as many patches as a 64 × 64 one, but not the same positions."""
+    """A 32 × 128 image has as many patches as a 64 × 64 one, but other positions."""
     model = tiny_model()
     tall, wide = torch.randn(1, 3, 128, 32), torch.randn(1, 3, 32, 128)
     resampled = model.embeddings(wide)[:, 5:]
@@ -44,7 +44,7 @@ def test_position_matters_at_another_aspect_ratio():
 @pytest.mark.parametrize(
     ("shape", "word"), [((1, 3, 60, 64), "60 × 64"), ((1, 1, 64, 64), "batch"), ((3, 64, 64), "batch")]
 )
-def test_wrong_images_are_clear_errors(shape, word):
+def test_wrong_images_are_refused(shape, word):
     with pytest.raises(ValueError, match=word):
         tiny_model()(torch.zeros(shape))
 
@@ -53,25 +53,22 @@ def test_wrong_images_are_clear_errors(shape, word):
 
 
 @torch.no_grad()
-def test_no_stale_mask():
-    """With masking on in the first joint block only, the second runs free."""
+def test_each_block_has_its_own_mask():
+    """With masking in the first joint block only, the second has no mask."""
     model = tiny_model()
     pixels = torch.randn(2, 3, 64, 64)
     model.set_attn_mask_probs([1, 0])
     seen = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args: seen.append(args[1])) for layer in model.layers[-2:]
-    ]  # fmt: skip
+    for layer in model.layers[-2:]:
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
     out = model(pixels)
-    for hook in hooks:
-        hook.remove()
     assert seen[0].shape == (2, 1, 7, 7 + 5 + 16)
     assert seen[0].dtype == torch.bool
     assert seen[1] is None
     assert len(out.auxiliary_logits) == 1
 
 
-def test_mirror_follows_the_buffer():
+def test_the_hosts_copy_follows_the_buffer():
     model = tiny_model()
     assert model._masked_blocks == (True, True)
     model.set_attn_mask_probs([0.5, 0])
@@ -81,12 +78,12 @@ def test_mirror_follows_the_buffer():
     other.load_state_dict(model.state_dict())
     assert other._masked_blocks == (True, False)
     with torch.no_grad():
-        model.attn_mask_probs.zero_()  # as users of the built-in do
+        model.attn_mask_probs.zero_()  # as users of transformers' EoMT do
         assert model(torch.zeros(1, 3, 64, 64)).auxiliary_logits is None
     assert model._masked_blocks == (False, False)
-    with pytest.raises(ValueError, match="give 2 numbers"):
+    with pytest.raises(ValueError, match=r"\[1\.0, 1\.0, 1\.0\]"):
         model.set_attn_mask_probs([1, 1, 1])
-    with pytest.raises(ValueError, match="give 2 numbers"):
+    with pytest.raises(ValueError, match=r"\[1\.0, 1\.5\]"):
         model.set_attn_mask_probs([1, 1.5])
 
 
@@ -102,7 +99,7 @@ def test_training_predicts_before_every_block_also_after_annealing():
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.uint8])
-def test_loss_takes_any_mask_type(dtype):
+def test_masks_may_have_any_type(dtype):
     model = tiny_model().train()
     masks, labels = targets((3, 0), dtype=dtype)
     torch.manual_seed(0)
@@ -137,14 +134,14 @@ def test_loss_is_finite_in_every_precision(mode):
     ((2, 1), ([0, 1], [1, 2]), "image 1"),
     ((2, 1), None, "None"),
 ])  # fmt: skip
-def test_wrong_targets_are_clear_errors(counts, labels, word):
+def test_wrong_targets_are_refused(counts, labels, word):
     labels = labels and [torch.tensor(image) for image in labels]
     with pytest.raises(ValueError, match=word):
         tiny_model()(torch.zeros(2, 3, 64, 64), mask_labels=targets(counts)[0], class_labels=labels)
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "eva02"])
-def test_gradient_checkpointing_gives_the_same_gradients(kind):
+def test_gradient_checkpointing_has_the_same_gradients(kind):
     masks, labels = targets((2, 1))
     gradients = []
     for checkpointing in (False, True):
@@ -191,7 +188,7 @@ def test_auxiliary_logits_can_be_left_out():
     assert losses[0] == losses[1]
 
 
-# --- what transformers offers --------------------------------------------------------------------------------------
+# --- features of transformers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -214,7 +211,7 @@ def test_hidden_states_and_attentions(implementation, masked):
 @pytest.mark.parametrize("kind", ["dinov3", "eva02"])
 @torch.no_grad()
 def test_kernels_get_one_type_under_autocast(kind):
-    """sdpa casts by itself, flex attention does not."""
+    """sdpa casts its inputs, flex attention does not."""
     types = set()
 
     def kernel(module, query, key, value, mask, **kwargs):
@@ -242,7 +239,7 @@ def count_graphs() -> tuple[list, Callable]:
     return graphs, count
 
 
-def test_annealing_compiles_once_for_each_block_that_ends():
+def test_annealing_recompiles_only_when_a_block_ends():
     model = tiny_model(num_hidden_layers=2).train()
     graphs, count = count_graphs()
     compiled, pixels = torch.compile(model, fullgraph=True, backend=count), torch.ones(1, 3, 64, 64)
@@ -255,7 +252,7 @@ def test_annealing_compiles_once_for_each_block_that_ends():
 
 @pytest.mark.slow
 def test_compiled_training_has_one_graph_for_each_masking_state():
-    """Steps of different contents: numbers of masks, none at all, changing probabilities."""
+    """The steps differ in their numbers of masks, also none, and in the mask probabilities."""
     model = tiny_model("dinov3").train()
     graphs, count = count_graphs()
     compiled = torch.compile(model, backend=count)
@@ -276,7 +273,7 @@ def test_checkpoint_loads_at_another_size(tmp_path):
         assert not info["missing_keys"]
         assert not info["mismatched_keys"]
         assert larger.embeddings.position_embeddings.weight.shape == (64, 48)
-        # the positions that a run at this size would have computed on the fly
+        # equal to the positions that `model` computes in forward
         pixels = torch.randn(1, 3, 128, 128)
         with torch.no_grad():
             torch.testing.assert_close(
@@ -286,7 +283,7 @@ def test_checkpoint_loads_at_another_size(tmp_path):
     assert smaller.embeddings.projection.kernel_size == (8, 8)
 
 
-def test_weights_that_a_checkpoint_lacks_are_initialized(tmp_path):
+def test_missing_weights_are_initialized(tmp_path):
     tiny_model(hidden_size=96, num_queries=50).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     lacking = ("query.weight", "embeddings.position_embeddings.weight", "mask_head.fc1.weight")
@@ -301,7 +298,7 @@ def test_weights_that_a_checkpoint_lacks_are_initialized(tmp_path):
 @pytest.mark.parametrize("trained_with_masks", [True, False, None])
 @torch.no_grad()
 def test_a_loaded_model_infers_as_it_was_trained(trained_with_masks, tmp_path):
-    """Whatever its buffer holds; a checkpoint without the field infers without masks."""
+    """Its buffer does not matter. A checkpoint without `masked_inference` infers without masks."""
     model = tiny_model()
     pixels = torch.randn(1, 3, 64, 64)
     with model.inference_masking(False):
@@ -320,18 +317,18 @@ def test_a_loaded_model_infers_as_it_was_trained(trained_with_masks, tmp_path):
     loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path)
     assert loaded.infers_with_masks is bool(trained_with_masks)
     assert torch.equal(loaded(pixels).masks_queries_logits, masked if trained_with_masks else free)
-    assert loaded.attn_mask_probs.tolist() == [1, 1]  # the state of training is as saved
+    assert loaded.attn_mask_probs.tolist() == [1, 1]
     assert len(loaded.train()(pixels).auxiliary_logits) == 2
     loaded.eval().set_attn_mask_probs([1, 1])
     assert torch.equal(loaded(pixels).masks_queries_logits, masked)
 
 
-# --- what users hang on layers ---------------------------------------------------------------------------------------
+# --- adapters, hooks and function transforms -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3", "eva02"])
 def test_gradients_with_dropout_in_an_adapter_of_the_second_layer(kind):
-    """The same dropout in both passes: the gradient is the finite difference of the loss."""
+    """Both passes have the same dropout: the gradient equals the finite difference of the loss."""
     peft = pytest.importorskip("peft")
     model = tiny_model(kind, num_hidden_layers=2, num_blocks=1, masked_inference=False).double()
     name = "fc2" if kind == "dinov2" else "down_proj"
@@ -358,21 +355,19 @@ def test_gradients_with_dropout_in_an_adapter_of_the_second_layer(kind):
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "eva02"])
-def test_observed_layers_run_once(kind):
+def test_layers_with_hooks_run_once(kind):
     model = tiny_model(kind).train()
     calls = []
-    mlp = model.layers[0].mlp
-    last = mlp.fc2 if kind == "dinov2" else mlp.down_proj
-    last.register_forward_hook(lambda *_: calls.append(1))
+    name = "fc2" if kind == "dinov2" else "down_proj"
+    model.layers[0].mlp.get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
     norm = model.upscale_block.block[0].layernorm2d
     norm.register_forward_pre_hook(lambda *_: calls.append(2))
-    name = "fc2" if kind == "dinov2" else "down_proj"
     torch.nn.utils.parametrizations.spectral_norm(model.layers[1].mlp.get_submodule(name))
     out = model(torch.randn(1, 3, 64, 64))
     state = {name: value.clone() for name, value in model.named_buffers()}
-    counted = list(calls)
+    calls_of_forward = list(calls)
     out.masks_queries_logits.sum().backward()
-    assert calls == counted
+    assert calls == calls_of_forward
     assert all(torch.equal(value, state[name]) for name, value in model.named_buffers())
 
 

@@ -22,7 +22,7 @@ import eomt
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor, PMTConfig, PMTForUniversalSegmentation
 from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
 from tests.modeling_eomt.test_published import BASE, SIZE, in_cache
-from tests.models import BACKBONE_OF_KIND, TINY, randomise, targets, tiny_model
+from tests.models import BACKBONE_OF_KIND, TINY, randomize, targets, tiny_model
 
 KINDS = list(BACKBONE_OF_KIND)
 
@@ -35,7 +35,7 @@ def tiny_pmt_config(kind="dinov2", **overrides):
 def tiny_pmt(kind="dinov2", seed=0, **overrides):
     torch.manual_seed(seed)
     model = PMTForUniversalSegmentation(tiny_pmt_config(kind, **overrides)).eval()
-    randomise(model)
+    randomize(model)
     model.set_attn_mask_probs([0.0] * model.config.num_blocks)
     return model
 
@@ -102,7 +102,8 @@ def test_folded_batch_norm_changes_nothing(projection):
         normalized = torch.nn.functional.batch_norm(
             level.transpose(1, 2), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
         ).transpose(1, 2)
-        expected = lateral._project(normalized) * lateral.scale
+        projected = normalized if lateral.projection is None else lateral.projection(normalized)
+        expected = (normalized + projected) * lateral.scale
         torch.testing.assert_close(lateral(level), expected, rtol=0, atol=1e-5)
 
 
@@ -117,7 +118,7 @@ def test_one_level_without_projection_is_twice_the_encoders_output():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForUniversalSegmentation, PMTForUniversalSegmentation])
-def test_saved_models_come_back(kind, auto, tmp_path):
+def test_saved_models_load_unchanged(kind, auto, tmp_path):
     model = tiny_pmt(kind)
     model.save_pretrained(tmp_path)
     loaded = auto.from_pretrained(tmp_path).eval()
@@ -139,7 +140,7 @@ def test_another_image_size_resamples_the_encoder(tmp_path):
     assert_same(logits(loaded), logits(model))
 
 
-def test_the_pipeline_takes_it(tmp_path):
+def test_the_pipeline_runs(tmp_path):
     tiny_pmt(task="semantic").save_pretrained(tmp_path)
     EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
     found = pipeline("image-segmentation", str(tmp_path))(Image.new("RGB", (80, 60)), subtask="semantic")
@@ -151,14 +152,14 @@ def test_the_pipeline_takes_it(tmp_path):
 
 @pytest.fixture
 def decoder_alone(tmp_path):
-    """(model, folder of its decoder, folder of the encoder as an EoMT's backbone)."""
+    """A model, the folder of its decoder alone, and its complete folder."""
     model = tiny_pmt()
     model.save_pretrained(tmp_path / "whole")
     model.save_pretrained(tmp_path / "decoder", decoder_only=True)
     return model, tmp_path / "decoder", tmp_path / "whole"
 
 
-def test_the_decoder_alone_takes_its_encoder(decoder_alone):
+def test_a_decoder_alone_loads_with_its_encoder(decoder_alone):
     model, folder, whole = decoder_alone
     sizes = [(path / "model.safetensors").stat().st_size for path in (folder, whole)]
     encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
@@ -205,7 +206,7 @@ def test_authors_files_of_the_decoder_alone_load():
     model = tiny_pmt("dinov3")
     state = {name: t for name, t in convert_to_authors(model).items() if not name.startswith("network.encoder.")}
     loaded = load_authors_checkpoint(state, tiny_pmt_config("dinov3"), reference_backbone=model)
-    loaded.set_attn_mask_probs([0, 0])  # authors' files hold the state of the training
+    loaded.set_attn_mask_probs([0, 0])  # those in the file are of training
     assert_same(logits(loaded), logits(model))
     with pytest.raises(ValueError, match="reference_backbone"):
         load_authors_checkpoint(convert_to_authors(model), tiny_pmt_config("dinov3"), reference_backbone=model)
@@ -350,7 +351,7 @@ def test_token_merging_is_refused():
         tiny_pmt().set_token_merging((1, 2), 0.9)
 
 
-def test_an_eomt_is_no_pmt(tmp_path):
+def test_eomt_and_pmt_do_not_load_each_other(tmp_path):
     tiny_pmt().save_pretrained(tmp_path / "pmt")
     tiny_model().save_pretrained(tmp_path / "eomt")
     torch.save(convert_to_authors(tiny_pmt(hidden_size=64)), tmp_path / "authors.bin")

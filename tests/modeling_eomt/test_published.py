@@ -1,4 +1,4 @@
-"""Authors' checkpoints by name: differences to DINOv3 and their base in a cache like the hub's, and in folders."""
+"""Authors' checkpoints of differences to DINOv3: by name, with the backbone in a cache of the hub or in a folder."""
 
 import pytest
 import torch
@@ -19,12 +19,12 @@ from tests.models import tiny_model
 from tests.predicting import predict, write_photos
 
 NAME = "tue-mps/coco_panoptic_eomt_large_640_dinov3"
-BASE = "facebook/dinov3-vits16-pretrain-lvd1689m"  # of scaled models: the first of the family
+BASE = "facebook/dinov3-vits16-pretrain-lvd1689m"  # the backbone of scaled models: the first of the family
 SIZE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1}
 
 
 def in_cache(root, name, files) -> None:
-    """Files as huggingface_hub leaves them: links of a snapshot to blobs, the commit in refs."""
+    """Write files in the layout of huggingface_hub's cache: links from a snapshot to blobs, and the commit in refs."""
     repository = root / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / ("0" * 40)
     for folder in (repository / "blobs", repository / "refs", snapshot):
@@ -74,7 +74,7 @@ def assert_weights(model, trained) -> None:
         torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_by_name_from_the_cache(hub, base, trained):
+def test_a_name_loads_from_the_cache(hub, base, trained):
     in_cache(hub, BASE, list(base.iterdir()))
     model, found = EoMTForUniversalSegmentation.from_pretrained(NAME, output_loading_info=True)
     assert_weights(model, trained)
@@ -87,7 +87,7 @@ def test_by_name_from_the_cache(hub, base, trained):
     assert larger.attn_mask_probs.tolist() == [0, 0.5]
 
 
-def test_commands_take_the_name(hub, base, trained, tmp_path):
+def test_commands_accept_the_name(hub, base, trained, tmp_path):
     in_cache(hub, BASE, list(base.iterdir()))
     assert load_config(NAME).num_labels == 133
     model, processor = load_for_inference(NAME)
@@ -103,7 +103,7 @@ def test_commands_take_the_name(hub, base, trained, tmp_path):
     assert_weights(build_model(start, ModelOptions(checkpoint=NAME), args, labels, image_size=64), trained)
 
 
-def test_a_base_in_a_folder(hub, base, published, trained):
+def test_a_backbone_in_a_folder_replaces_the_hubs(hub, base, published, trained):
     for source in (NAME, published / "pytorch_model.bin"):
         assert_weights(EoMTForUniversalSegmentation.from_pretrained(source, reference_backbone=base), trained)
     model, _ = EoMTForUniversalSegmentation.from_pretrained(
@@ -113,7 +113,7 @@ def test_a_base_in_a_folder(hub, base, published, trained):
     assert torch.equal(model.query.weight, trained.query.weight)
 
 
-def test_auto_classes_where_there_is_a_configuration(published, base, trained, tmp_path):
+def test_auto_classes_load_a_folder_with_a_configuration(published, base, trained, tmp_path):
     (tmp_path / "pytorch_model.bin").symlink_to(published / "pytorch_model.bin")
     trained.config.save_pretrained(tmp_path)
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path, reference_backbone=base)
@@ -126,7 +126,7 @@ def gated(*_, **__):
 
 @pytest.mark.parametrize("way", ["name", "command", "file"])
 @pytest.mark.parametrize("reason", ["absent", "gated"])
-def test_a_base_that_cannot_be_had_is_named(way, reason, hub, published, trained, tmp_path, monkeypatch, capsys):
+def test_an_absent_or_gated_backbone_is_named(way, reason, hub, published, trained, tmp_path, monkeypatch, capsys):
     if reason == "gated":
         monkeypatch.setattr(AutoModel, "from_pretrained", gated)
     if way == "command":
@@ -145,14 +145,14 @@ def test_a_base_that_cannot_be_had_is_named(way, reason, hub, published, trained
     ({"hidden_size": 128, "num_attention_heads": 2}, "width 128"), ({"num_hidden_layers": 2}, "depth 2"),
     ({"intermediate_size": 128}, "128"), ({"use_gated_mlp": True}, "gate_proj"),
 ])  # fmt: skip
-def test_a_base_of_another_size(other, value, published, tmp_path):
+def test_a_backbone_of_another_size_is_refused(other, value, published, tmp_path):
     config = DINOv3ViTConfig(**{**SIZE, "intermediate_size": 256, "num_register_tokens": 4, **other})
     DINOv3ViTModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=value):
         EoMTForUniversalSegmentation.from_pretrained(published, reference_backbone=tmp_path)
 
 
-def test_a_saved_model_takes_no_reference(trained, base, tmp_path):
+def test_a_reference_for_a_saved_model_is_refused(trained, base, tmp_path):
     trained.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="reference_backbone"):
         EoMTForUniversalSegmentation.from_pretrained(tmp_path, reference_backbone=base)

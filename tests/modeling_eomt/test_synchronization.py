@@ -1,4 +1,4 @@
-"""The host never waits for the device in forward, and once in the loss: counted on a CUDA device that is not there."""
+"""Synchronizations of the host with the device, counted on a fake CUDA device: none in forward, one in the loss."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ CUDA = torch.device("cuda:0")
 
 
 class Waits(TorchDispatchMode):
-    """Lists what would make the host wait: values that it reads, and blocking copies between it and the device."""
+    """Records the operations that make the host wait: reading values, and blocking copies from or to the device."""
 
     def __init__(self):
         super().__init__()
@@ -31,15 +31,16 @@ class Waits(TorchDispatchMode):
             self.found.append(name)
         elif name in ("_to_copy", "copy_"):
             source = args[0] if name == "_to_copy" else args[1]
-            queued = (kwargs or {}).get("non_blocking", False) or args[2:] == (True,)
-            if source.device.type != out.device.type and not (queued and out.device.type == "cuda"):
+            non_blocking = (kwargs or {}).get("non_blocking", False) or args[2:] == (True,)
+            is_queued = non_blocking and out.device.type == "cuda"
+            if source.device.type != out.device.type and not is_queued:
                 self.found.append(f"{source.device} to {out.device}")
         return out
 
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    """Tensors without values. What the loss reads of them is 0."""
+    """Tensors without values; the loss reads zeros."""
 
     def read(tensor):
         torch.empty_like(tensor, device="cpu").copy_(tensor)
@@ -62,7 +63,7 @@ def test_forward_and_annealing_never_wait(kind, masked, fake_cuda):
         assert waits.found == []
 
 
-# In steps 0 and 1 of the ladder transformers' pixel decoder copies the sizes of its maps.
+# Steps 0 and 1 of the ladder wait: transformers' pixel decoder copies the sizes of its maps.
 @pytest.mark.parametrize("build", [partial(ladder, 2), partial(ladder, 3), tiny_pmt])
 def test_the_other_models_never_wait(build, fake_cuda):
     with CUDA:
@@ -72,11 +73,11 @@ def test_the_other_models_never_wait(build, fake_cuda):
     assert waits.found == []
 
 
-@pytest.mark.parametrize("place", [CUDA, "cpu"])
-def test_the_loss_waits_once(place, fake_cuda):
+@pytest.mark.parametrize("mask_device", [CUDA, "cpu"])
+def test_the_loss_waits_once(mask_device, fake_cuda):
     with CUDA:
         model = tiny_model().train()
-    masks = [torch.zeros(count, 64, 64, dtype=torch.bool, device=place) for count in (3, 0)]
+    masks = [torch.zeros(count, 64, 64, dtype=torch.bool, device=mask_device) for count in (3, 0)]
     labels = [torch.zeros(count, dtype=torch.long, device=CUDA) for count in (3, 0)]
     with Waits() as waits:
         model(torch.randn(2, 3, 64, 64, device=CUDA), masks, labels)

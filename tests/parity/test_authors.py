@@ -1,4 +1,4 @@
-"""The authors' numbers: logits of all five families, kernels and positions resized."""
+"""Equal to the authors' code: logits of all families, resized patch kernels and positions."""
 
 import pytest
 import torch

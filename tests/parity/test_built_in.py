@@ -1,4 +1,4 @@
-"""The models built into transformers: same weights, same logits, and checkpoints that travel both ways bitwise."""
+"""Equal to transformers' EoMT: logits of the same weights, fields, and checkpoints in both directions, bitwise."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from eomt import EoMTConfig, EoMTDINOv3Config, EoMTForUniversalSegmentation, EoMTImageProcessor
-from tests.models import TINY, randomise, tiny_model
+from tests.models import TINY, randomize, tiny_model
 
 DINOV3 = (EomtDinov3Config, EomtDinov3ForUniversalSegmentation, EoMTDINOv3Config)
 CASES = {
@@ -34,12 +34,12 @@ def built_in(case):
     config_class, model_class, our_config_class, extra = CASES[case]
     torch.manual_seed(0)
     model = model_class(config_class(**TINY, **extra)).eval()
-    randomise(model)
+    randomize(model)
     return model, our_config_class(**TINY, **extra)
 
 
 def state_of(built_in_model) -> dict:
-    """Tensors as transformers names them from 5.18 on: before, gate and up of a SwiGLU were one `weights_in`."""
+    """Tensors under transformers' names from 5.18 on. Before, gate and up of a SwiGLU were one `weights_in`."""
     state = {}
     for name, tensor in built_in_model.state_dict().items():
         if "mlp.weights_in" in name:
@@ -75,7 +75,7 @@ def test_fields_and_defaults_are_the_built_ins(case):
 
 @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForUniversalSegmentation, AutoModelForImageSegmentation])
 @pytest.mark.parametrize("case", CASES)
-def test_what_the_built_in_saves_loads_as_ours(case, auto_class, tmp_path):
+def test_checkpoints_of_the_built_in_load_here(case, auto_class, tmp_path):
     theirs, _ = built_in(case)
     theirs.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -96,7 +96,7 @@ for folder in pathlib.Path(sys.argv[1]).iterdir():
 assert "eomt" not in sys.modules
 """
 SAVED = [("eomt", "float32"), ("eomt_dinov3", "float32"), ("eomt", "bfloat16")]
-if not any("weights_in" in name for name in built_in("eomt_swiglu")[0].state_dict()):  # what we save is 5.18's layout
+if not any("weights_in" in name for name in built_in("eomt_swiglu")[0].state_dict()):  # it reads the layout of 5.18
     SAVED.append(("eomt_swiglu", "float32"))
 
 
@@ -109,7 +109,7 @@ def ours_in_annealing(case, dtype):
 
 @pytest.fixture(scope="module")
 def loaded_elsewhere(tmp_path_factory):
-    """Folders CASE-DTYPE, each with what a process without this package loaded from it: `state.pt`."""
+    """Folders CASE-DTYPE of our checkpoints. A process without this package loaded each, and saved it to `state.pt`."""
     folder = tmp_path_factory.mktemp("saved")
     for case, dtype in SAVED:
         ours_in_annealing(case, dtype).save_pretrained(folder / f"{case}-{dtype}", max_shard_size="50KB")
@@ -120,7 +120,7 @@ def loaded_elsewhere(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("case", "dtype"), SAVED)
-def test_what_we_save_loads_without_us(case, dtype, loaded_elsewhere):
+def test_our_checkpoints_load_in_plain_transformers(case, dtype, loaded_elsewhere):
     folder = loaded_elsewhere / f"{case}-{dtype}"
     theirs = torch.load(folder / "state.pt", weights_only=True)
     for key, tensor in ours_in_annealing(case, dtype).state_dict().items():
@@ -140,8 +140,8 @@ def test_what_we_save_loads_without_us(case, dtype, loaded_elsewhere):
     ("dinov2", {"mlp_ratio": 2.5}, False),
     ("eva02", {}, False),
 ], ids=str)  # fmt: skip
-def test_saving_says_what_plain_transformers_cannot_load(kind, fields, loads, tmp_path, caplog):
-    """What it loads gives the same logits; where a warning is due, the built-in does fail."""
+def test_saving_warns_if_plain_transformers_cannot_load_it(kind, fields, loads, tmp_path, caplog):
+    """Without a warning, transformers' EoMT has the same logits. With one, it cannot load the checkpoint."""
     logger = logging.get_logger("eomt.modeling_eomt.pretrained")
     logger.warning_once.cache_clear()
     model = tiny_model(kind, **fields)

@@ -1,4 +1,4 @@
-"""PMT by its authors' code: logits plain and masked, and a training pass with its batch-norm statistics."""
+"""Equal to PMT's code: logits with and without masks, and a training pass with its batch-norm statistics."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ KINDS = ("dinov2", "dinov3")
 
 
 def golden_pmt(kind):
-    """(model, numbers, normalized pixels) of the golden checkpoint."""
+    """The model of a golden checkpoint, its expected numbers, and the normalized pixels."""
     config = PMTConfig.for_backbone(
         BACKBONE_OF_KIND[kind],
         image_size=96,
@@ -31,7 +31,7 @@ def golden_pmt(kind):
 
 
 def assert_near(ours, theirs):
-    """Within 1e-5, or within a millionth of the largest value where that is more: logits here exceed 10."""
+    """Within 1e-5, or a millionth of the largest value if that is more: logits here exceed 10."""
     torch.testing.assert_close(ours, theirs, rtol=0, atol=max(1e-5, 1e-6 * float(theirs.abs().max())))
 
 

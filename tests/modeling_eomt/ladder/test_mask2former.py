@@ -1,4 +1,4 @@
-"""The heads equal transformers' Mask2Former given the same feature maps and weights."""
+"""The heads equal transformers' Mask2Former for the same feature maps and weights."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def theirs():
     return model
 
 
-def test_equals_transformers(theirs):
+def test_predictions_equal_transformers(theirs):
     maps = [torch.randn(2, WIDTH, 64 // stride, 96 // stride) for stride in (4, 8, 16, 32)]
 
     class Maps(nn.Module):
