@@ -1,4 +1,4 @@
-"""Recipes against the authors' table of configurations, and against the paper's results."""
+"""Recipes equal the authors' configurations, and their results those of the paper."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ for _size, _side in (("small", 640), ("base", 640), ("large", 640), ("large", 12
 for _side in (640, 1280):
     AUTHORS[f"coco_instance_pmt_large_{_side}_dinov3"] = (12, 2e-4, 1.0, True, (6000, 0), 6, PMT_COCO)
 AUTHORS["ade20k_semantic_pmt_large_512_dinov3"] = (16, 2e-4, 1.0, True, (6000, 0), 6, PMT_ADE)
-TABLE_2 = {  # same run, other weights to start from
+TABLE_2 = {  # the same run from other weights
     "coco_panoptic_eomt_large_640_eva02": "eva02_large_patch14_224.mim_m38m",
     "coco_panoptic_eomt_large_640_deit3_in21k": "deit3_large_patch16_384.fb_in22k_ft_in1k",
     "coco_panoptic_eomt_large_640_deit3_in1k": "deit3_large_patch16_384.fb_in1k",
@@ -62,7 +62,7 @@ TABLE_2 = {  # same run, other weights to start from
 
 
 @pytest.mark.parametrize("name", AUTHORS)
-def test_recipe_is_the_authors(name):
+def test_recipes_equal_the_authors(name):
     recipe = RECIPES[name]
     fields = ("epochs", "learning_rate", "llrd", "llrd_l2_enabled", "warmup_steps", "num_blocks")
     assert (*(getattr(recipe, field) for field in fields), recipe.annealing_steps()) == AUTHORS[name]
@@ -106,7 +106,7 @@ def test_reported_result_is_of_the_recipe(name):
     assert (row.metric, row.dataset) == (recipe.metric, recipe.dataset)
     assert row.image_size == f"{recipe.image_size}²"
     if recipe.initial_checkpoint:
-        assert RECIPES[recipe.initial_checkpoint].image_size == recipe.image_size  # positions are not resampled there
+        assert RECIPES[recipe.initial_checkpoint].image_size == recipe.image_size
         assert recipe.initial_checkpoint == name.replace("ade20k", "coco")
 
 

@@ -1,11 +1,11 @@
-"""The authors' post-processing written out plainly: full-size tensors for every query, one rule a line."""
+"""The authors' post-processing in its simplest form: full-size tensors for every query."""
 
 import torch
 import torch.nn.functional as F
 
 
 def to_image(logits, place):
-    """(Q, g_h, g_w) → (Q, H, W): to the input size, crop, to the original."""
+    """(Q, g_h, g_w) → (Q, H, W): resize to the input, crop the padding, resize to the original."""
     at_input = F.interpolate(logits[None].float(), size=place.input_size, mode="bilinear")
     cropped = at_input[..., : place.resized[0], : place.resized[1]]
     return F.interpolate(cropped, size=place.original, mode="bilinear")[0]

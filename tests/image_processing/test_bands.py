@@ -1,4 +1,4 @@
-"""Images of 1 to 16 channels: read, normalized, and segmented by models that were RGB's."""
+"""Images of 1 to 16 channels: reading, normalization, and models from RGB weights."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ from tests.models import tiny_model
 
 
 def bands(channels: int, dtype=np.uint8) -> np.ndarray:
-    """(H, W, C)"""
-    top = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
-    return (np.random.default_rng(0).random((20, 30, channels)) * top).astype(dtype)
+    """A random image (20, 30, channels) with the full range of a type."""
+    highest = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+    return (np.random.default_rng(0).random((20, 30, channels)) * highest).astype(dtype)
 
 
 def save(path, image):
@@ -31,7 +31,7 @@ def save(path, image):
 @pytest.mark.parametrize(("channels", "dtype"), [
     (1, np.uint8), (2, np.uint8), (4, np.uint16), (5, np.float32), (16, np.uint8), (16, np.uint16)
 ])  # fmt: skip
-def test_read(channels, dtype, first, suffix, tmp_path):
+def test_values_are_scaled_to_255_and_channels_found(channels, dtype, first, suffix, tmp_path):
     image = bands(channels, dtype)
     stored = np.ascontiguousarray(image.transpose(2, 0, 1)) if first else image
     found = read_bands(save(tmp_path / f"image{suffix}", stored), channels)
@@ -42,7 +42,7 @@ def test_read(channels, dtype, first, suffix, tmp_path):
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-4)
 
 
-def test_a_tiff_of_too_many_pixels_is_not_unpacked(tmp_path, monkeypatch):
+def test_a_tiff_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
     data = save(tmp_path / "a.tif", bands(4)).read_bytes()
     monkeypatch.setattr("eomt.image_processing.bands.MOST_BYTES", 2399)
     with pytest.raises(ValueError, match="2400"):
@@ -50,13 +50,13 @@ def test_a_tiff_of_too_many_pixels_is_not_unpacked(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.npy", b"junk"), ("a.tif", b"junk"), ("a.png", b"junk")])
-def test_junk_names_the_file(name, content, tmp_path):
+def test_damaged_files_are_named(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=name):
         read_bands(tmp_path / name)
 
 
-def test_pickles_are_refused(tmp_path):
+def test_files_with_pickles_are_refused(tmp_path):
     np.save(tmp_path / "evil.npy", np.array([object()], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="evil"):
         read_bands(tmp_path / "evil.npy")
@@ -74,23 +74,21 @@ def test_another_number_of_channels_is_named(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 4, 16])
 def test_the_processor_normalizes_each_channel(channels, tmp_path):
     mean, std = np.linspace(0.2, 0.6, channels).tolist(), np.linspace(0.1, 0.3, channels).tolist()
-    made = EoMTImageProcessor(task="panoptic", size=32, num_channels=channels, image_mean=mean, image_std=std)
-    made.save_pretrained(tmp_path)
+    settings = {"task": "panoptic", "size": 32, "num_channels": channels, "image_mean": mean, "image_std": std}
+    EoMTImageProcessor(**settings).save_pretrained(tmp_path)
     processor = EoMTImageProcessor.from_pretrained(tmp_path)
     image = bands(channels)
     file = save(tmp_path / "image.npy", image)
     pixels = processor([image, str(file)], return_tensors="pt", do_resize=False, do_pad=False)["pixel_values"]
-    expected = (torch.from_numpy(image).permute(2, 0, 1) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
-        :, None, None
-    ]
-    torch.testing.assert_close(pixels[0], expected, rtol=0, atol=1e-5)
+    expected = (torch.from_numpy(image) / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(pixels[0], expected.permute(2, 0, 1), rtol=0, atol=1e-5)
     assert torch.equal(pixels[0], pixels[1])
     assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, channels, 32, 32)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 @torch.no_grad()
-def test_rgb_weights_are_spread_as_timm_spreads_them(channels, tmp_path):
+def test_rgb_kernels_are_spread_by_timms_rule(channels, tmp_path):
     kernel = torch.randn(5, 3, 16, 16)
     spread = spread_channels(kernel, channels)
     if channels == 1:
@@ -104,12 +102,12 @@ def test_rgb_weights_are_spread_as_timm_spreads_them(channels, tmp_path):
     assert model.config.num_channels == channels
     assert torch.equal(model.embeddings.projection.weight, spread_channels(rgb.embeddings.projection.weight, channels))
     assert model(torch.randn(1, channels, 64, 64)).class_queries_logits.shape == (1, 7, 6)
-    model.save_pretrained(tmp_path / "again")
-    again = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "again")
-    assert torch.equal(again.embeddings.projection.weight, model.embeddings.projection.weight)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded.embeddings.projection.weight, model.embeddings.projection.weight)
 
 
-def test_pictures():
+def test_pictures_of_bands_are_rgb():
     picture = picture_of(torch.full((5, 4, 6), 7, dtype=torch.uint8))
     assert isinstance(picture, Image.Image)
     assert (picture.size, picture.getpixel((0, 0))) == ((6, 4), (7, 7, 7))

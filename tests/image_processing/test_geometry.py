@@ -1,4 +1,4 @@
-"""Geometry against the authors' numbers, and against itself: what goes in comes out where it was."""
+"""Geometry: equal to the authors' numbers, and outputs at the place of their inputs."""
 
 import json
 import math
@@ -19,7 +19,7 @@ sides = st.integers(1, 400)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['height']}x{c['width']}")
-def test_golden_sizes_and_windows(case):
+def test_sizes_and_windows_equal_the_authors(case):
     size = (case["height"], case["width"])
     assert placement(*size, 64).resized == tuple(case["resized_padded"])
     windowed = placement(*size, 64, windowed=True)
@@ -27,11 +27,11 @@ def test_golden_sizes_and_windows(case):
     assert [[0, *offset] for offset in windowed.offsets] == case["windows"]
 
 
-def test_paper_examples():
+def test_examples_of_the_paper():
     assert placement(1024, 2048, 1024, windowed=True).offsets == [(0, 1024), (1024, 2048)]
     ade = placement(512, 683, 512, windowed=True)
     assert ade.offsets == [(0, 512), (171, 683)]
-    assert placement(683, 512, 512, windowed=True).windows == ((0, 0), (171, 0))  # portrait: down the height
+    assert placement(683, 512, 512, windowed=True).windows == ((0, 0), (171, 0))
 
 
 @pytest.mark.parametrize(("size", "windowed", "expected"), [
@@ -44,12 +44,12 @@ def test_paper_examples():
     ({"longest_edge": 96}, False, (96, 96)),
     ({"max_height": 30, "max_width": 40}, False, (30, 40)),
 ])  # fmt: skip
-def test_every_spelling_of_size(size, windowed, expected):
+def test_every_form_of_size(size, windowed, expected):
     assert input_size_of(size, windowed) == expected
 
 
 @pytest.mark.parametrize("size", [{"min_pixels": 3, "max_pixels": 9}, {}, 0, {"height": -1, "width": 4}, {"height": 4}])
-def test_sizes_that_cannot_work_are_named(size):
+def test_impossible_sizes_are_refused(size):
     with pytest.raises(ValueError, match="size"):
         input_size_of(size, False)
 
@@ -68,7 +68,7 @@ def test_padded_image_fits_and_touches_a_side(h, w, s_h, s_w):
 @given(h=st.integers(1, 4000), w=st.integers(1, 4000), s_h=st.integers(1, 700), s_w=st.integers(1, 700))
 def test_windows_cover_the_image_and_stay_inside(h, w, s_h, s_w):
     if max(h / w, w / h) > 60:
-        return  # thousands of windows prove nothing more
+        return  # thousands of windows
     place = placement(h, w, {"height": s_h, "width": s_w}, windowed=True)
     covered = torch.zeros(place.resized, dtype=torch.int8)
     for top, left in place.windows:
@@ -81,7 +81,7 @@ def test_windows_cover_the_image_and_stay_inside(h, w, s_h, s_w):
 
 
 @given(length=st.integers(1, 5000), window=st.integers(1, 1024))
-def test_window_starts_are_the_authors(length, window):
+def test_window_starts_equal_the_authors(length, window):
     n = math.ceil(length / window)
     overlap = (n * window - length) / (n - 1) if n * window > length and n > 1 else 0
     authors = [int(j * (window - overlap)) for j in range(n)]
@@ -91,9 +91,9 @@ def test_window_starts_are_the_authors(length, window):
     assert starts[-1] - authors[-1] in (0, 1)  # theirs can be one short by rounding: 513 pixels in windows of 18
 
 
-def test_without_resizing_what_does_not_fit_is_said():
+def test_images_that_do_not_fit_are_refused_without_resizing():
     assert placement(30, 40, 64, resize=False).resized == (30, 40)
-    with pytest.raises(ValueError, match="100 × 40 does not fit"):
+    with pytest.raises(ValueError, match="100 × 40"):
         placement(100, 40, 64, resize=False)
     with pytest.raises(ValueError, match="100 × 80"):
         placement(100, 80, 64, windowed=True, resize=False)
@@ -117,7 +117,7 @@ def test_tiles_equal_the_authors_two_resizes(h, w, s_h, s_w, grid, side):
 
 
 @given(seed=st.integers(0, 10_000), planes=st.integers(1, 6))
-def test_first_best_is_argmax(seed, planes):
+def test_first_best_equals_argmax(seed, planes):
     x = torch.randint(0, 3, (planes, 5, 7), generator=torch.Generator().manual_seed(seed)).float()  # many ties
     best, index = first_best(x)
     assert torch.equal(best, x.amax(0))

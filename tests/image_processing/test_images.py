@@ -1,4 +1,4 @@
-"""Files of strangers: what is opened, and the bounds on decoding: no file keeps a decoder busy or runs a program."""
+"""Untrusted image files: accepted formats, and limits, so that no file occupies a decoder or starts a program."""
 
 import io
 import time
@@ -64,7 +64,7 @@ def test_a_hostile_file_is_refused_at_once(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF"])
-def test_a_file_of_each_format(tmp_path, name):
+def test_every_format_is_read(tmp_path, name):
     path = tmp_path / "a"
     path.write_bytes(stored(name))
     assert image_size(path) == image_size(path.read_bytes()) == (24, 40)
@@ -72,13 +72,13 @@ def test_a_file_of_each_format(tmp_path, name):
     assert np.array_equal(np.asarray(read_image(path)), np.asarray(expected))
 
 
-def test_bounds_leave_usual_files_alone():
+def test_usual_files_are_within_the_limits():
     assert decode_image(gif_with_comments(100)).size == (40, 24)
     assert decode_image(stored("JPEG", progressive=True)).size == (40, 24)
-    assert decode_image(stored("JPEG") + b"\xff\xda" * 1000).size == (40, 24), "a video after the image"
+    assert decode_image(stored("JPEG") + b"\xff\xda" * 1000).size == (40, 24)  # a video after the image
 
 
-def test_animated_files(tmp_path):
+def test_animated_files_are_recognized(tmp_path):
     frames = [Image.new("L", (4, 4), i) for i in range(3)]
     for name in ("a.tif", "a.gif", "a.png"):
         for count in (1, 3):
@@ -86,7 +86,7 @@ def test_animated_files(tmp_path):
             assert is_animated(tmp_path / name) == (count > 1)
 
 
-def test_a_url_that_gives_no_picture(monkeypatch):
+def test_a_url_without_an_answer_is_named(monkeypatch):
     def hang(method, url, **options):
         raise httpx.ReadTimeout(f"no answer in {options['timeout']} s")
 

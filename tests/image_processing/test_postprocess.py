@@ -1,4 +1,4 @@
-"""Post-processing against the authors' numbers, against their rules written out plainly, and against itself."""
+"""Post-processing: equal to the authors' numbers and to their rules in reference.py; batches, types, memory, errors."""
 
 import inspect
 import json
@@ -31,12 +31,12 @@ def outputs(masks, classes, offsets=None):
     return SimpleNamespace(masks_queries_logits=masks, class_queries_logits=classes, patch_offsets=offsets)
 
 
-def made(queries=12, classes=5, grid=16, batch=1, seed=0, certain=6.0):
+def random_outputs(queries=12, classes=5, grid=16, batch=1, seed=0, confidence=6.0):
     """Smooth random masks, confident classes."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, queries, 5, 5, generator=generator) * 6
     masks = torch.nn.functional.interpolate(coarse, size=(grid, grid), mode="bicubic")
-    logits = torch.randn(batch, queries, classes + 1, generator=generator) * certain
+    logits = torch.randn(batch, queries, classes + 1, generator=generator) * confidence
     return outputs(masks, logits)
 
 
@@ -70,11 +70,11 @@ class TestGolden:
 
     @pytest.mark.parametrize("i", range(len(PRE_META["cases"])))
     def test_stitching(self, i):
-        """The golden windows hold class scores; a query per class whose mask is that score makes the same."""
+        """The golden windows hold class scores. Here each class has a query with these scores as its mask."""
         case = PRE_META["cases"][i]
         scores = PRE[f"{i}.window_logits"].float()  # (V, C, 64, 64), any real numbers
         low, high = scores.min() - 1, scores.max() + 1
-        share = (scores - low) / (high - low)  # in (0, 1): what a σ can be; argmax does not change
+        share = (scores - low) / (high - low)  # in (0, 1), with the same argmax
         classes = torch.full((len(scores), scores.shape[1], scores.shape[1] + 1), -100.0)
         classes[:, range(scores.shape[1]), range(scores.shape[1])] = 100.0
         processor = EoMTImageProcessor(task="semantic", size=64)
@@ -87,8 +87,8 @@ class TestGolden:
 
 @settings(max_examples=40, deadline=None)
 @given(h=st.integers(1, 330), w=st.integers(1, 330), seed=st.integers(0, 1000), s_h=st.integers(16, 64))
-def test_panoptic_is_the_plain_rule(h, w, seed, s_h):
-    out = made(seed=seed)
+def test_panoptic_equals_the_written_rule(h, w, seed, s_h):
+    out = random_outputs(seed=seed)
     place = placement(h, w, {"height": s_h, "width": 48})
     args = out.masks_queries_logits[0], out.class_queries_logits[0], place
     expected, expected_segments = reference.panoptic(*args, stuff=(0, 1), threshold=0.5, overlap=0.6)
@@ -97,13 +97,13 @@ def test_panoptic_is_the_plain_rule(h, w, seed, s_h):
     )
     assert segments == expected_segments
     assert result.dtype == torch.int32
-    assert (result != expected).float().mean() <= 1e-3  # a pixel on an outline may round the other way
+    assert (result != expected).float().mean() <= 1e-3  # pixels on outlines, by rounding
 
 
 @settings(max_examples=40, deadline=None)
 @given(h=st.integers(1, 330), w=st.integers(1, 330), seed=st.integers(0, 1000), top_k=st.integers(1, 40))
-def test_instances_are_the_plain_rule(h, w, seed, top_k):
-    out = made(seed=seed)
+def test_instances_equal_the_written_rule(h, w, seed, top_k):
+    out = random_outputs(seed=seed)
     args = out.masks_queries_logits[0], out.class_queries_logits[0], placement(h, w, 48)
     masks, labels, scores = reference.instances(*args, top_k)
     result, segments = instance_segmentation(*args, top_k=top_k, return_binary_maps=True)
@@ -118,8 +118,8 @@ def test_instances_are_the_plain_rule(h, w, seed, top_k):
 
 @settings(max_examples=20, deadline=None)
 @given(h=st.integers(1, 330), w=st.integers(1, 330), seed=st.integers(0, 1000), top_k=st.integers(1, 40))
-def test_encoded_instances_are_the_binary_maps(h, w, seed, top_k):
-    out = made(seed=seed)
+def test_encoded_instances_equal_the_binary_maps(h, w, seed, top_k):
+    out = random_outputs(seed=seed)
     args = out.masks_queries_logits[0], out.class_queries_logits[0], placement(h, w, 48)
     maps, segments = instance_segmentation(*args, top_k=top_k, return_binary_maps=True)
     masks, labels, scores = encoded_instances(*args, top_k=top_k)
@@ -130,11 +130,11 @@ def test_encoded_instances_are_the_binary_maps(h, w, seed, top_k):
 
 @settings(max_examples=40, deadline=None)
 @given(h=st.integers(1, 300), w=st.integers(1, 300), seed=st.integers(0, 1000), windowed=st.booleans())
-def test_semantic_is_the_plain_rule(h, w, seed, windowed):
+def test_semantic_equals_the_written_rule(h, w, seed, windowed):
     if max(h / w, w / h) > 20:
         return
     place = placement(h, w, {"height": 32, "width": 48}, windowed=windowed)
-    out = made(seed=seed, batch=len(place.windows), certain=2.0)
+    out = random_outputs(seed=seed, batch=len(place.windows), confidence=2.0)
     expected = reference.semantic_scores(out.masks_queries_logits, out.class_queries_logits, place)
     scores = semantic_scores(out.masks_queries_logits, out.class_queries_logits, place)
     torch.testing.assert_close(scores, expected, atol=2e-4, rtol=0)
@@ -145,9 +145,9 @@ def test_semantic_is_the_plain_rule(h, w, seed, windowed):
     assert torch.equal(labels[clear], expected.argmax(0).int()[clear])
 
 
-def test_non_overlapping_map_follows_the_binary_maps():
+def test_the_map_without_overlap_follows_from_the_binary_maps():
     processor = EoMTImageProcessor(task="instance", size=48)
-    out, sizes = made(queries=20, seed=3), [(90, 70)]
+    out, sizes = random_outputs(queries=20, seed=3), [(90, 70)]
     whole = processor.post_process_instance_segmentation(out, sizes, threshold=0.3, return_binary_maps=True)[0]
     flat = processor.post_process_instance_segmentation(out, sizes, threshold=0.3)[0]
     scores = [s["score"] for s in whole["segments_info"]]
@@ -159,11 +159,11 @@ def test_non_overlapping_map_follows_the_binary_maps():
         if free.any():
             expected[free] = len(listed)
             listed.append({**segment, "id": len(listed)})
-    assert 0 < len(listed) < len(scores)  # some are covered entirely, or the test shows nothing
+    assert 0 < len(listed) < len(scores)  # some are covered entirely
     assert flat["segments_info"] == listed
     assert torch.equal(flat["segmentation"], expected)
     runs = processor.post_process_instance_segmentation(out, sizes, threshold=0.3, return_coco_annotation=True)[0]
-    theirs = convert_segmentation_to_rle(expected)[-len(listed) :]  # void, where there is any, is first
+    theirs = convert_segmentation_to_rle(expected)[-len(listed) :]  # without void, which is first
     assert (runs["segmentation"], runs["segments_info"]) == (theirs, listed)
     with pytest.raises(ValueError, match="return_coco_annotation"):
         processor.post_process_instance_segmentation(out, sizes, return_binary_maps=True, return_coco_annotation=True)
@@ -184,8 +184,8 @@ def test_stuff_is_merged_and_things_are_not():
     assert [s["id"] for s in apart[0]["segments_info"]] == [0, 1, 2]
 
 
-def test_nothing_found_is_an_empty_int32_map():
-    out = made()
+def test_a_map_without_segments_is_void_and_int32():
+    out = random_outputs()
     out.class_queries_logits[..., -1] += 100
     processor = EoMTImageProcessor(size=64)
     for method in (processor.post_process_panoptic_segmentation, processor.post_process_instance_segmentation):
@@ -195,8 +195,8 @@ def test_nothing_found_is_an_empty_int32_map():
         assert torch.equal(result["segmentation"], torch.full((20, 30), -1, dtype=torch.int32))
 
 
-def test_batch_is_single_and_size_is_optional():
-    out = made(batch=3, seed=5)
+def test_a_batch_has_the_results_of_its_images():
+    out = random_outputs(batch=3, seed=5)
     processor = EoMTImageProcessor(size=64)
     sizes = [(40, 60), (64, 64), (90, 20)]
     together = processor.post_process_panoptic_segmentation(out, sizes, threshold=0.5)
@@ -212,7 +212,7 @@ def test_batch_is_single_and_size_is_optional():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_outputs_are_computed_in_fp32(dtype):
-    out = made(seed=2)
+    out = random_outputs(seed=2)
     half = outputs(out.masks_queries_logits.to(dtype), out.class_queries_logits.to(dtype))
     same = outputs(half.masks_queries_logits.float(), half.class_queries_logits.float())
     processor = EoMTImageProcessor(size=64)
@@ -225,11 +225,11 @@ def test_half_precision_outputs_are_computed_in_fp32(dtype):
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_windows_arrive_in_every_form():
+def test_offsets_of_windows_may_have_every_form():
     processor = EoMTImageProcessor(task="semantic", size=32)
     sizes = [(40, 100), (64, 30)]
     rows = [(i, *o) for i, size in enumerate(sizes) for o in processor.place(*size).offsets]
-    out = made(batch=len(rows), seed=1, certain=2.0)
+    out = random_outputs(batch=len(rows), seed=1, confidence=2.0)
     masks, classes = out.masks_queries_logits, out.class_queries_logits
     counts = [sum(r[0] == i for r in rows) for i in range(2)]
     as_list = processor.post_process_semantic_segmentation(
@@ -243,37 +243,37 @@ def test_windows_arrive_in_every_form():
         assert a.shape == size
         assert torch.equal(a, b)
         assert torch.equal(a, c)
-    leading = outputs(masks[: counts[0]][None], classes[: counts[0]][None], nested[0])  # one of a pipeline's batch
-    assert torch.equal(processor.post_process_semantic_segmentation(leading, sizes[:1])[0], as_list[0])
+    single = outputs(masks[: counts[0]][None], classes[: counts[0]][None], nested[0])  # an image of a pipeline's batch
+    assert torch.equal(processor.post_process_semantic_segmentation(single, sizes[:1])[0], as_list[0])
 
 
-HALVES = torch.tensor([[[9.0, -9, -9], [-9, 9.0, -9]]])  # logits of two queries, one of each class
+TWO_CLASSES = torch.tensor([[[9.0, -9, -9], [-9, 9.0, -9]]])  # class logits of a query of class 0 and one of class 1
 
 
-def test_semantic_with_padding_removes_it():
+def test_padding_is_removed_from_semantic_maps():
     masks = torch.full((1, 2, 16, 16), -9.0)
     masks[0, 0, :4], masks[0, 1, 4:] = 9.0, 9.0  # an image of 32 × 64 fills the upper half: class 0, then class 1
     processor = EoMTImageProcessor(task="semantic", size=64, do_pad=True)
-    result = processor.post_process_semantic_segmentation(outputs(masks, HALVES), [(32, 64)])[0]
+    result = processor.post_process_semantic_segmentation(outputs(masks, TWO_CLASSES), [(32, 64)])[0]
     assert (result[:15] == 0).all()
     assert (result[17:] == 1).all()
 
 
-def test_semantic_without_target_sizes_is_the_whole_window():
+def test_semantic_maps_without_target_sizes_are_those_of_the_windows():
     masks = torch.full((1, 2, 16, 16), -9.0)
     masks[0, 0, :, :8], masks[0, 1, :, 8:] = 9.0, 9.0  # class 0 on the left, class 1 on the right
     processor = EoMTImageProcessor(task="semantic", size={"shortest_edge": 64, "longest_edge": 128})
-    result = processor.post_process_semantic_segmentation(outputs(masks, HALVES))[0]
+    result = processor.post_process_semantic_segmentation(outputs(masks, TWO_CLASSES))[0]
     assert (result[:, :31] == 0).all()
     assert (result[:, 33:] == 1).all()
-    assert torch.equal(result, processor.post_process_semantic_segmentation(outputs(masks, HALVES), [(64, 64)])[0])
+    assert torch.equal(result, processor.post_process_semantic_segmentation(outputs(masks, TWO_CLASSES), [(64, 64)])[0])
 
 
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
 def test_without_padding_the_map_has_the_inputs_shape(task):
     processor = EoMTImageProcessor(task=task, size=64, do_pad=False, do_split_image=False)
     assert processor(np.zeros((30, 60, 3), np.uint8), return_tensors="pt")["pixel_values"].shape[-2:] == (32, 64)
-    out = made()
+    out = random_outputs()
     out = outputs(out.masks_queries_logits[..., :8, :], out.class_queries_logits)
     found = getattr(processor, f"post_process_{task}_segmentation")(out)[0]
     assert (found if task == "semantic" else found["segmentation"]).shape == (32, 64)
@@ -281,17 +281,17 @@ def test_without_padding_the_map_has_the_inputs_shape(task):
 
 def test_scores_on_request_and_confidence():
     processor = EoMTImageProcessor(task="semantic", size=32, do_pad=True)
-    out = made(certain=2.0)
+    out = random_outputs(confidence=2.0)
     full = processor.post_process_semantic_segmentation(out, [(40, 50)], return_segmentation_scores=True)[0]
     confident = processor.post_process_semantic_confidence(out, [(40, 50)])[0]
     assert full.segmentation_scores.shape == (5, 40, 50)
     torch.testing.assert_close(confident["confidence"], full.segmentation_scores.amax(0).clamp(max=1))
-    assert confident["confidence"].max() == 1  # scores add up beyond 1 where queries agree: clipped
+    assert confident["confidence"].max() == 1  # clipped: scores of queries of one class add up beyond 1
     assert torch.equal(confident["segmentation"], full.segmentation)
 
 
 def test_errors_name_the_value():
-    out = made(batch=2)
+    out = random_outputs(batch=2)
     processor = EoMTImageProcessor(size=64)
     with pytest.raises(ValueError, match="3 target_sizes"):
         processor.post_process_panoptic_segmentation(out, [(4, 4)] * 3)
@@ -303,21 +303,21 @@ def test_errors_name_the_value():
         semantic.post_process_semantic_segmentation(windows, [(50, 200)])
 
 
-def test_a_processor_offers_what_its_task_can():
+def test_a_processor_has_the_methods_of_its_task():
     semantic, instance = EoMTImageProcessor(task="semantic"), EoMTImageProcessor(task="instance")
     assert not hasattr(semantic, "post_process_panoptic_segmentation")
     assert not hasattr(semantic, "post_process_instance_segmentation")
     assert not hasattr(instance, "post_process_panoptic_segmentation")
     assert hasattr(instance, "post_process_instance_segmentation")
     with pytest.raises(AttributeError, match="task='panoptic'"):
-        instance.post_process_panoptic_segmentation(made())
+        instance.post_process_panoptic_segmentation(random_outputs())
 
 
-def test_equal_to_transformers_where_its_rule_is_the_authors():
+def test_results_equal_transformers_for_the_same_rules():
     builtin = BuiltIn(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True)
     processor = EoMTImageProcessor(size=64)
     for seed in range(5):
-        out, sizes = made(seed=seed), [(128, 96)]
+        out, sizes = random_outputs(seed=seed), [(128, 96)]
         theirs = builtin.post_process_panoptic_segmentation(out, sizes, threshold=0.5, stuff_classes=[0])[0]
         ours = processor.post_process_panoptic_segmentation(out, sizes, threshold=0.5, stuff_classes=[0])[0]
         assert [s["label_id"] for s in ours["segments_info"]] == [s["label_id"] for s in theirs["segments_info"]]
@@ -328,7 +328,7 @@ def test_equal_to_transformers_where_its_rule_is_the_authors():
 
 def test_memory_is_bounded_by_tiles():
     """200 confident queries at 600 × 600: a tensor per query would be 288 MB."""
-    out = made(queries=200, classes=20, grid=160, seed=0, certain=12.0)
+    out = random_outputs(queries=200, classes=20, grid=160, seed=0, confidence=12.0)
     place = placement(600, 600, 640)
     masks, classes = out.masks_queries_logits, out.class_queries_logits
     for run in (
@@ -341,12 +341,12 @@ def test_memory_is_bounded_by_tiles():
 
 def test_precision_set_through_either_interface_is_kept_and_not_pinned():
     """torch's precision is global; transformers' `tf32=True` uses the new interface."""
-    out, processor, matmul = made(), EoMTImageProcessor(size=32), torch.backends.cuda.matmul
+    out, processor, matmul = random_outputs(), EoMTImageProcessor(size=32), torch.backends.cuda.matmul
     try:
         torch.backends.fp32_precision = "tf32"
         processor.post_process_panoptic_segmentation(out, [(20, 32)], threshold=0.1)
         assert matmul.fp32_precision == "tf32"
-        torch.backends.fp32_precision = "ieee"  # still follows: nothing was pinned
+        torch.backends.fp32_precision = "ieee"  # matmul still follows it
         assert matmul.fp32_precision == "ieee"
         torch.set_float32_matmul_precision("medium")
         processor.post_process_panoptic_segmentation(out, [(20, 32)], threshold=0.1)
@@ -358,7 +358,7 @@ def test_precision_set_through_either_interface_is_kept_and_not_pinned():
             backend.fp32_precision = "none"
 
 
-def test_positional_arguments_are_the_built_ins():
+def test_positional_arguments_equal_the_built_ins():
     for name in ("preprocess", "post_process_instance_segmentation", "post_process_semantic_segmentation"):
         theirs, ours = (inspect.signature(getattr(cls, name)).parameters for cls in (BuiltIn, EoMTImageProcessor))
         positional = [p.name for p in ours.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -370,8 +370,7 @@ def test_positional_arguments_are_the_built_ins():
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_an_error(task, value):
-    """Not "no segments"."""
+def test_logits_that_are_not_finite_are_refused(task, value):
     outputs = SimpleNamespace(
         masks_queries_logits=torch.randn(1, 4, 16, 16), class_queries_logits=torch.full((1, 4, 6), value)
     )

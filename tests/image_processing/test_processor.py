@@ -1,4 +1,4 @@
-"""The processors: the authors' pixels, two back ends, every kind of picture, saved files both ways."""
+"""The processors: equal to the authors' pixels, two back ends, every kind of image, files of transformers and ours."""
 
 import base64
 import json
@@ -33,7 +33,7 @@ def picture(height=30, width=50, seed=0):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
 @pytest.mark.parametrize("i", range(len(META["cases"])))
-def test_golden_pixels(backend, task, i):
+def test_pixels_equal_the_authors(backend, task, i):
     processor = backend(task=task, size=64, do_rescale=False, do_normalize=False)
     result = processor(PRE[f"{i}.image"], return_tensors="pt")
     golden = PRE[f"{i}.padded"][None] if task == "panoptic" else PRE[f"{i}.windows"]
@@ -45,7 +45,7 @@ def test_golden_pixels(backend, task, i):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_normalization_is_the_authors_and_padding_is_black(backend):
+def test_normalization_equals_the_authors_and_padding_is_black(backend):
     image = picture(20, 40)
     values = backend(size=40)(image, return_tensors="pt")["pixel_values"][0]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -65,7 +65,7 @@ def test_back_ends_agree(task):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F", "RGBa"])
-def test_every_picture_mode(mode):
+def test_every_image_mode_is_read(mode):
     gray = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))  # 40 × 60
     if mode == "I;16":
         image = Image.fromarray(gray.astype(np.uint16) * 257)
@@ -82,39 +82,38 @@ def test_every_picture_mode(mode):
     if mode == "1":
         assert values.unique().tolist() == [0.0, 1.0]
     else:
-        tolerance = 6 if mode in ("P", "YCbCr") else 1  # these are coarser themselves
+        tolerance = 6 if mode in ("P", "YCbCr") else 1  # these two are coarser
         assert (values * 255 - torch.from_numpy(gray)).abs().max() <= tolerance
 
 
-def tagged(path, image, orientation=6):
-    """The picture as a camera stores it: to be turned a quarter clockwise."""
+def save_turned(path, image):
+    """Save an image with the EXIF orientation of a quarter turn clockwise."""
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[0x0112] = 6
     image.save(path, "png", exif=exif)
     return path
 
 
-def test_exif_orientation_is_applied_to_files_and_not_to_pictures(tmp_path):
+def test_exif_orientation_is_applied_to_files_only(tmp_path):
     image, processor = Image.fromarray(picture(20, 40)), EoMTImageProcessor(size=40)
-    path = tagged(tmp_path / "a.png", image)
-    stored, upright = (
-        processor(i, return_tensors="pt").pixel_values for i in (image, image.transpose(Image.Transpose.ROTATE_270))
-    )
+    path = save_turned(tmp_path / "a.png", image)
+    stored = processor(image, return_tensors="pt").pixel_values
+    upright = processor(image.transpose(Image.Transpose.ROTATE_270), return_tensors="pt").pixel_values
     assert torch.equal(processor(Image.open(path), return_tensors="pt").pixel_values, stored)
     for source in (path, str(path), [path], base64.b64encode(path.read_bytes()).decode()):
         assert torch.equal(processor(source, return_tensors="pt").pixel_values, upright)
-    # with a map the file follows the map's frame
+    # with a map, the image has the orientation of the map
     for size, expected in (((20, 40), stored), ((40, 20), upright)):
         inputs = processor(path, segmentation_maps=np.zeros(size, np.uint8), return_tensors="pt")
         assert torch.equal(inputs.pixel_values, expected)
     square = Image.fromarray(picture(40, 40))
-    path = tagged(tmp_path / "b.png", square)
+    path = save_turned(tmp_path / "b.png", square)
     inputs = processor(path, segmentation_maps=np.zeros((40, 40), np.uint8), return_tensors="pt")
     assert torch.equal(inputs.pixel_values, processor(square, return_tensors="pt").pixel_values)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_damaged_exif_header_is_no_error(tmp_path):
+def test_a_damaged_exif_header_is_ignored(tmp_path):
     image, path = Image.fromarray(picture(20, 40)), tmp_path / "a.jpg"
     image.save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     image.save(tmp_path / "b.jpg", exif=b"Exif\0\0no tiff header")
@@ -142,7 +141,7 @@ def test_floats_up_to_one_are_not_rescaled_again(backend):
     picture().astype(np.float32), picture().astype(np.uint16) * 257, picture()[..., 0].astype(np.int32) * 257,
     torch.from_numpy(picture()).long() * 257,
 ], ids=["HW", "HW1", "CHW", "RGBA", "tensor", "float", "uint16", "int32", "int64"])  # fmt: skip
-def test_every_array_shape(array):
+def test_every_shape_and_type_of_array_is_read(array):
     processor = EoMTImageProcessor(size=50)
     values = processor(array, return_tensors="pt")["pixel_values"]
     assert values.shape == (1, 3, 50, 50)
@@ -171,14 +170,14 @@ def test_a_batch_of_many_sizes_and_a_single_image():
     ({"task": "panoptic", "do_split_image": True}, False, True),
     ({"task": "panoptic", "do_pad": False}, False, False),
 ])  # fmt: skip
-def test_the_task_decides_and_keywords_override(given, pad, split):
+def test_the_task_decides_unless_keywords_do(given, pad, split):
     processor = EoMTImageProcessor(**given)
     assert (processor.do_pad, processor.do_split_image) == (pad, split)
-    again = EoMTImageProcessor.from_dict(processor.to_dict())
-    assert (again.do_pad, again.do_split_image, again.task) == (pad, split, processor.task)
+    loaded = EoMTImageProcessor.from_dict(processor.to_dict())
+    assert (loaded.do_pad, loaded.do_split_image, loaded.task) == (pad, split, processor.task)
 
 
-def test_keywords_of_one_call():
+def test_keywords_hold_for_one_call():
     processor = EoMTImageProcessor(size=64)
     assert processor(picture(), size=32, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
     windows = processor(picture(20, 50), size={"height": 20, "width": 20}, do_split_image=True, return_tensors="pt")
@@ -190,29 +189,28 @@ def test_keywords_of_one_call():
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_saved_file_is_read_by_plain_transformers(tmp_path, task):
+def test_plain_transformers_reads_saved_files(tmp_path, task):
     EoMTImageProcessor(task=task, size=64, stuff_label_ids=[3, 4]).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["image_processor_type"] == "EomtImageProcessor"
     theirs = BuiltIn.from_pretrained(tmp_path)
     image = picture(64, 96)
-    a, b = (
-        p(image, return_tensors="pt")["pixel_values"] for p in (EoMTImageProcessor.from_pretrained(tmp_path), theirs)
-    )
-    assert a.shape == b.shape
-    assert (a - b).abs().max() < 0.02
+    found = EoMTImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"]
+    expected = theirs(image, return_tensors="pt")["pixel_values"]
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 0.02
     for alias, cls in ((EomtImageProcessor, EoMTImageProcessor), (EomtImageProcessorPil, EoMTImageProcessorPil)):
-        again = alias.from_pretrained(tmp_path)
-        assert type(again) is cls
-        assert (again.task, again.stuff_label_ids) == (task, [3, 4])
-        assert torch.equal(again(image, return_tensors="pt")["pixel_values"], a)
+        loaded = alias.from_pretrained(tmp_path)
+        assert type(loaded) is cls
+        assert (loaded.task, loaded.stuff_label_ids) == (task, [3, 4])
+        assert torch.equal(loaded(image, return_tensors="pt")["pixel_values"], found)
 
 
-def test_file_of_the_built_in(tmp_path):
+def test_files_of_the_built_in_are_read(tmp_path):
     cases = [
         ({"do_pad": True, "size": {"shortest_edge": 64, "longest_edge": 64}}, "panoptic", True),
         ({"do_split_image": True, "size": {"shortest_edge": 64, "longest_edge": None}}, "semantic", False),
-        ({}, "panoptic", True),  # its default crashes on images that are not square; the task decides
+        ({}, "panoptic", True),  # the task decides
     ]
     for settings, task, pad in cases:
         BuiltIn(**settings).save_pretrained(tmp_path)
@@ -242,7 +240,7 @@ def test_paths_and_missing_files(tmp_path):
         read_image(tmp_path / "none.png")
 
 
-@pytest.mark.parametrize(("make", "word"), [
+@pytest.mark.parametrize(("call", "value"), [
     (lambda: EoMTImageProcessor(task="depth"), "'depth'"),
     (lambda: EoMTImageProcessor(size={"min_pixels": 4, "max_pixels": 9}), "size"),
     (lambda: EoMTImageProcessor(size=8)(np.zeros((9, 9, 7))), r"\(9, 9, 7\)"),
@@ -250,13 +248,13 @@ def test_paths_and_missing_files(tmp_path):
     (lambda: EoMTImageProcessor(size=8)(picture(), task="semantic"), "'semantic'"),
     (lambda: EoMTImageProcessor(task="semantic", size=512)(np.zeros((2000, 2, 3), np.uint8)), "2000 × 2"),
 ])  # fmt: skip
-def test_bad_input_is_named(make, word):
-    with pytest.raises(ValueError, match=word):
-        make()
+def test_wrong_input_is_named(call, value):
+    with pytest.raises(ValueError, match=value):
+        call()
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_semantic_processor_asked_for_segments_pads(task, tmp_path):
+def test_a_semantic_processor_pads_for_another_task(task, tmp_path):
     EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
     processor = EoMTImageProcessor.from_pretrained(tmp_path, task=task)
     assert (processor.do_split_image, processor.do_pad) == (False, True)
@@ -267,7 +265,7 @@ def test_semantic_processor_asked_for_segments_pads(task, tmp_path):
 
 
 def test_stuff_labels_of_another_models_classes_are_dropped(tmp_path):
-    """A processor of a COCO model beside a model that was fine-tuned on other classes."""
+    """The processor of a COCO model in the folder of a model of other classes."""
     coco = label_space("coco_panoptic")
     EoMTImageProcessor(task="panoptic", size=64, stuff_label_ids=list(coco.stuff_label_ids)).save_pretrained(tmp_path)
     names = {label: f"part {label}" for label in range(100)} | {95: coco.names[95]}

@@ -1,4 +1,4 @@
-"""Rasters: parts are those of the image read at once, and what cannot be read in parts is read at once."""
+"""Rasters: parts equal those of the image read at once; files that cannot be read in parts are read at once."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def write(path, channels: int, dtype=np.uint8, **options):
     ("a.tif", 2, np.uint8, PLANES | {"compression": "zlib"}),
     ("a.tif", 3, np.uint8, RGB | {"compression": "lzw"}),
 ])  # fmt: skip
-def test_parts_are_those_of_the_image(name, channels, dtype, options, tmp_path, monkeypatch):
+def test_parts_equal_the_image(name, channels, dtype, options, tmp_path, monkeypatch):
     file = write(tmp_path / name, channels, dtype, **options)
     whole = open_any(file, channels)
     if isinstance(whole, Image.Image):
@@ -56,8 +56,8 @@ def test_parts_are_those_of_the_image(name, channels, dtype, options, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["float", "orientation", "gray", "jpeg"])
-def test_the_others_are_read_at_once(kind, tmp_path):
-    """Fractions are scaled by the largest value, and Pillow turns and converts."""
+def test_other_files_are_read_at_once(kind, tmp_path):
+    """The scale of fractions depends on all of them, and only Pillow turns images and converts colors."""
     file = tmp_path / ("a.jpg" if kind == "jpeg" else "a.tif")
     if kind == "float":
         tifffile.imwrite(file, np.random.default_rng(0).random((90, 130, 4), np.float32), **TILES)
@@ -74,7 +74,7 @@ def test_the_others_are_read_at_once(kind, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.tif"])
-def test_what_is_refused_names_the_file(name, tmp_path):
+def test_refused_files_are_named(name, tmp_path):
     file = write(tmp_path / name, 4, **({} if name == "a.npy" else TILES | {"compression": "zlib"}))
     for channels, most in ((5, None), (4, 90 * 130 - 1)):
         with pytest.raises(ValueError, match=name):
@@ -88,6 +88,6 @@ def test_what_is_refused_names_the_file(name, tmp_path):
         open_raster(file, 4)
 
 
-def test_rasters_have_their_size():
+def test_reduced_sizes_are_rounded_up():
     raster = Raster(2, 5, 7, lambda rows, columns: torch.ones(2, 5, 7)[:, rows, columns])
     assert raster.reduced(2).shape == (2, 3, 4)

@@ -1,4 +1,4 @@
-"""Segmentation maps → masks and labels: every kind of map, what belongs to no mask, and what is refused."""
+"""Segmentation maps to masks and labels: every kind of map, ignored pixels, and errors."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ def targets(segmentation_map, size=8, image_size=None, task="panoptic", **kwargs
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint16, np.int64, np.float32])
-def test_label_map_of_any_dtype(dtype):
+def test_label_maps_may_have_any_dtype(dtype):
     labels = np.array([[0, 1, 255, 3]] * 4, dtype)
     result = targets(labels, size=4)
     assert result["class_labels"][0].tolist() == [0, 1, 3]
     masks = result["mask_labels"][0]
     assert masks.dtype == torch.bool
-    assert torch.equal(masks[:, 0], torch.eye(4, dtype=torch.bool)[[0, 1, 3]])  # 255 belongs to no mask
+    assert torch.equal(masks[:, 0], torch.eye(4, dtype=torch.bool)[[0, 1, 3]])  # 255 is in no mask
 
 
 def test_ignore_index_does_not_shift_labels_and_reduction_does():
@@ -37,7 +37,7 @@ def test_ignore_index_does_not_shift_labels_and_reduction_does():
     assert targets(labels, ignore_index=255, segments_info=segments)["class_labels"][0].tolist() == [1, 2]
 
 
-def test_instance_ids_of_any_size():
+def test_instance_ids_may_have_any_size():
     ids = np.array([[0, 70_000, 300, 300]] * 4)
     result = targets(ids, size=4, instance_id_to_semantic_id={70_000: 2, 300: 5})
     assert result["class_labels"][0].tolist() == [5, 2]  # ascending ids, 0 is void
@@ -65,7 +65,7 @@ def test_coco_panoptic_png(form):
     assert result["mask_labels"][0][0, 0].tolist() == [False, True, False, False]
 
 
-def test_image_without_segments():
+def test_images_without_segments_have_empty_targets():
     for segments, segmentation_map in (([], np.zeros((5, 9), int)), (None, np.full((5, 9), 255))):
         result = targets(segmentation_map, size=8, segments_info=segments)
         assert result["mask_labels"][0].shape == (0, 8, 8)
@@ -91,8 +91,8 @@ NINES = np.full((4, 4), 9)
 @pytest.mark.parametrize(("segmentation_map", "options", "word"), [
     (np.zeros((4, 5), int), {}, "4 × 5"),
     (NINES, {"segments_info": [{"id": 3, "category_id": 0}]}, "id 9"),
-    (NINES, {"segments_info": [{"id": 9, "category_id": 0}] * 2}, "id 9 is listed twice"),
-    (NINES, {"segments_info": [{"id": 9}]}, "id 9 has neither"),
+    (NINES, {"segments_info": [{"id": 9, "category_id": 0}] * 2}, "id 9"),
+    (NINES, {"segments_info": [{"id": 9}]}, "id 9"),
     (NINES, {"instance_id_to_semantic_id": {8: 1}}, "instance id 9"),
     (NINES, {"num_labels": 9}, "label 9"),
     (np.full((4, 4), -3), {}, "label -3"),
@@ -105,12 +105,11 @@ def test_errors_name_the_value(segmentation_map, options, word):
 
 
 @given(source=st.integers(1, 300), target=st.integers(1, 300))
-def test_nearest_is_pillows(source, target):
+def test_nearest_index_equals_pillow(source, target):
     row = Image.fromarray(np.arange(source, dtype=np.int32)[None])
     expected = np.asarray(row.resize((target, 1), Image.Resampling.NEAREST))[0]
     ours = nearest_index(source, target).numpy()
-    # an exact tie between two pixels may fall either way in Pillow's floats
-    tie = ((2 * np.arange(target) + 1) * source) % (2 * target) == 0
+    tie = ((2 * np.arange(target) + 1) * source) % (2 * target) == 0  # between two pixels; Pillow takes either
     assert np.array_equal(ours[~tie], expected[~tie])
     assert np.abs(ours - expected).max() <= 1
 
@@ -133,8 +132,8 @@ def test_masks_partition_the_placed_map(h, w, size, windowed, seed):
         assert 4 not in classes.tolist()
 
 
-def test_numpy_everywhere():
-    """As transformers' Mask2Former takes them: maps, and the class of each instance id by position."""
+def test_targets_from_numpy():
+    """As for transformers' Mask2Former: maps, and an array with the class of each instance id."""
     image, ids = np.zeros((32, 32, 3), np.uint8), np.repeat(np.array([[1], [2]], np.uint16), 16, 0).repeat(32, 1)
     processor = EoMTImageProcessor(task="instance", size=32)
     by_array = processor([image], [ids], np.array([0, 4, 2]), return_tensors="pt")
@@ -144,8 +143,8 @@ def test_numpy_everywhere():
         assert np.array_equal(found["mask_labels"][0][1].numpy(), ids == 2)
 
 
-def test_reduced_labels_of_instances_leave_out_the_background():
-    """Id 0 of an instance map is background as in Mask2Former, whatever class the mapping gives it."""
+def test_reduced_labels_ignore_the_background_of_instance_maps():
+    """As in Mask2Former, id 0 is background for any class in the mapping."""
     ids = torch.tensor([[0, 0, 1], [0, 2, 2]])
     found, labels = label_ids(ids, instance_id_to_semantic_id={0: 3, 1: 1, 2: 2}, do_reduce_labels=True)
     assert labels == {1: 0, 2: 1}

@@ -1,6 +1,6 @@
-"""Table C's right column: step 0 (ViT-Adapter + Mask2Former) trained masked, never masked and annealed.
+"""Step 0 (ViT-Adapter + Mask2Former) trained with masks, without, and annealed (Table C, right column).
 
-The masks are those that transformers' own decoder layers are called with.
+The masks are the arguments of transformers' decoder layers.
 """
 
 import pytest
@@ -21,7 +21,7 @@ def mask2former(**overrides) -> LadderForUniversalSegmentation:
 
 
 def watch(model) -> list[list]:
-    """What each decoder layer is given as its mask in every training batch: [batch][layer]."""
+    """Record the mask of each decoder layer in every training batch: [batch][layer]."""
     seen: list[list] = []
 
     def note(index):
@@ -40,7 +40,7 @@ def watch(model) -> list[list]:
 
 
 @pytest.mark.parametrize("masking", ["always", "never", "annealed"])
-def test_the_decoder_is_masked_as_the_run_says(masking, tmp_path):
+def test_decoder_layers_are_masked_by_the_schedule(masking, tmp_path):
     model = mask2former()
     seen = watch(model)
     losses = []
@@ -55,15 +55,15 @@ def test_the_decoder_is_masked_as_the_run_says(masking, tmp_path):
             assert (mask is not None) == (share > 0), (step, share)
             if mask is not None:
                 assert mask.shape[:2] == (2 * 2, QUERIES)  # images × heads
-                assert not mask.all(-1).any()  # no query without anything to look at
-    parts = 3 if masking == "never" else 3 * (LAYERS + 1)  # never: the last prediction alone is supervised
+                assert not mask.all(-1).any()  # every query sees something
+    parts = 3 if masking == "never" else 3 * (LAYERS + 1)  # never: only the last prediction is supervised
     assert losses == [parts] * STEPS
     assert model.attn_mask_probs.tolist() == [float(masking == "always")] * LAYERS
 
 
 @pytest.mark.parametrize("share", [1.0, 0.7, 0.2])
-def test_a_query_keeps_its_mask_with_the_schedules_probability(share):
-    """Each query of each image is masked as predicted or sees the whole map, in every layer on its own."""
+def test_a_query_keeps_its_mask_with_the_probability_of_the_schedule(share):
+    """In each layer, each query of each image sees the inside of its mask or everything."""
     model = mask2former(num_queries=200).train()
     model.set_attn_mask_probs([share] * LAYERS)
     seen = watch(model)
@@ -74,7 +74,7 @@ def test_a_query_keeps_its_mask_with_the_schedules_probability(share):
         level = [(1, 2), (2, 4), (4, 8)][layer % 3]
         logits = output.auxiliary_logits[layer]["masks_queries_logits"]
         inside = torch.nn.functional.interpolate(logits, level, mode="bilinear", align_corners=False).flatten(2) > 0
-        partial = inside.any(-1) & ~inside.all(-1)  # [B, Q], where masked and free differ
+        partial = inside.any(-1) & ~inside.all(-1)  # [B, Q], masked and not masked differ
         hidden = mask.unflatten(0, (4, 2))
         assert torch.equal(hidden[:, 0], hidden[:, 1])  # all heads alike
         hidden = hidden[:, 0]

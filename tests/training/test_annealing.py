@@ -18,7 +18,7 @@ def test_one_block_is_annealed_in_the_middle():
 
 
 @given(st.integers(1, 10**6), st.integers(1, 40))
-def test_steps_are_ordered_and_every_mask_is_gone_before_the_last_step(total, blocks):
+def test_annealing_steps_are_ordered_and_end_before_the_last_step(total, blocks):
     starts, ends = annealing_steps(total, blocks)
     assert starts == sorted(starts)
     assert len(starts) == len(ends) == blocks
@@ -30,7 +30,7 @@ def test_steps_are_ordered_and_every_mask_is_gone_before_the_last_step(total, bl
             assert end == pytest.approx(start + total / 6, abs=1)
 
 
-def test_probabilities_are_the_authors():
+def test_probabilities_equal_the_authors():
     for case in json.loads((GOLDEN / "annealing.json").read_text()):
         for step, expected in case["prob_at_step"].items():
             found = mask_annealing_probability(int(step), case["start"], case["end"], case["power"])
@@ -55,7 +55,7 @@ def expected(steps):
     return torch.tensor(probabilities).tolist()  # in the model's float32
 
 
-def test_stock_trainer_batch_t_uses_p_of_t(tmp_path):
+def test_batch_t_of_the_stock_trainer_has_the_probabilities_of_step_t(tmp_path):
     trainer, seen = run(tmp_path, MaskAnnealingCallback(), save_strategy="no")
     assert seen == expected(range(12))
     assert any(0 < p < 1 for probs in seen for p in probs)
@@ -65,7 +65,7 @@ def test_stock_trainer_batch_t_uses_p_of_t(tmp_path):
     assert logged == expected([3, 6, 9, 12])
 
 
-def test_accumulated_batches_share_their_step_and_evaluation_does_not_shift_it(tmp_path):
+def test_accumulated_batches_have_the_probabilities_of_their_step(tmp_path):
     _, seen = run(tmp_path, MaskAnnealingCallback(), save_strategy="no", gradient_accumulation_steps=2)
     assert seen == [probs for probs in expected(range(12)) for _ in range(2)]
 
@@ -76,6 +76,6 @@ def test_resume_continues_the_schedule(tmp_path):
     assert seen == expected(range(5, 12))
 
 
-def test_wrong_steps():
-    with pytest.raises(ValueError, match="step 4 and ends at 2"):
+def test_steps_that_end_before_they_start_are_refused():
+    with pytest.raises(ValueError, match=r"4 .* 2"):
         MaskAnnealingCallback([0, 4], [4, 2])

@@ -1,4 +1,4 @@
-"""Augmentation: the authors' distributions, image and target moved alike, the target's gather = a nearest resize."""
+"""Augmentation: the authors' distributions, one geometry for image and target, nearest resizing of targets."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def seeded():
 
 
 def uniformly(values, low, high):
-    """Whether values look drawn from U(low, high): Kolmogorov-Smirnov distance below its 0.1 % limit."""
+    """Whether values fit U(low, high): Kolmogorov-Smirnov distance below its limit at 0.1 %."""
     values = np.sort((np.asarray(values) - low) / (high - low))
     grid = np.arange(1, len(values) + 1) / len(values)
     return np.abs(values - grid).max() < 1.95 / len(values) ** 0.5
@@ -41,11 +41,11 @@ def test_flip_scale_and_crop_have_the_papers_distributions():
     assert uniformly([g.offset[1] / (g.resized[1] - 640) for g in wide], 0, 1 + 1 / 260)
 
 
-def test_the_long_side_is_the_reference_whatever_the_shape():
+def test_scales_refer_to_the_longer_side():
     for _ in range(50):
         g = Geometry.draw((1024, 2048), (1024, 1024), (0.5, 2.0))
         assert (256, 512) <= g.resized <= (1024, 2048)  # Cityscapes in the authors' code
-    assert Geometry.draw((1, 3000), (64, 64), (0.1, 0.1)).resized == (1, 6)  # a sliver never vanishes
+    assert Geometry.draw((1, 3000), (64, 64), (0.1, 0.1)).resized == (1, 6)  # at least one pixel
 
 
 def test_color_jitter_has_the_papers_distribution(monkeypatch):
@@ -68,14 +68,14 @@ def test_color_jitter_has_the_papers_distribution(monkeypatch):
         assert uniformly(factors, low, high)
     orders = ["".join(n[0] for n, _ in call) for call in calls]
     assert all(o == "" or "b" not in o[1:] for o in orders)  # brightness comes first
-    assert not any("hs" in o or "hcs" in o or "sch" in o for o in orders)  # saturation, then at once hue
+    assert not any("hs" in o or "hcs" in o or "sch" in o for o in orders)  # hue follows saturation directly
     first = [o.index("c") < o.index("s") for o in orders if "c" in o and "s" in o]
     assert abs(np.mean(first) - 0.5) < 3.3 * 0.5 / len(first) ** 0.5
 
 
 @pytest.mark.parametrize("size", [(48, 48), (32, 80)])
-def test_a_target_is_what_torchvision_makes_of_it(size):
-    """Flip, nearest resize, pad, crop by torchvision on the whole map, for many scales: every pixel the same."""
+def test_targets_equal_torchvisions(size):
+    """Every pixel equals torchvision's flip, nearest resize, padding and crop of the map, for many scales."""
     for _ in range(60):
         source = tuple(torch.randint(5, 150, (2,)).tolist())
         g = Geometry.draw(source, size, (0.1, 2.0))
@@ -89,8 +89,8 @@ def test_a_target_is_what_torchvision_makes_of_it(size):
         assert torch.equal(g.target(stack, False), torch.stack([whole % 2 == 0, whole % 3 == 0]) & (whole >= 0))
 
 
-def test_image_and_target_are_moved_alike():
-    """A picture that shows its own id map: after any geometry the two still agree, away from borders."""
+def test_image_and_target_have_the_same_geometry():
+    """An image of its own id map still equals it afterwards, except at outlines."""
     ids = torch.zeros(60, 90, dtype=torch.int32)
     ids[20:50, 30:80] = 200
     for _ in range(50):
@@ -110,7 +110,7 @@ def test_fit_pads_right_and_bottom_with_black():
     assert (g.target(torch.ones(30, 60), -1)[20:] == -1).all()
 
 
-def test_more_segments_than_a_byte_holds():
+def test_more_than_255_segments():
     ids = np.arange(1000).reshape(20, 50)
     masks, kept = positions_to_masks(ids_to_positions(ids, list(range(0, 1000, 2))), 500)
     assert kept.tolist() == list(range(500))
@@ -123,28 +123,28 @@ def shapes(tmp_path_factory):
     return load_data(folder, task="panoptic")
 
 
-def test_samples_differ_from_draw_to_draw_and_repeat_with_the_seed(shapes):
+def test_samples_are_random_and_repeat_with_the_seed(shapes):
     dataset, space = shapes
     train = dataset.with_transform(TrainTransform(space, task="panoptic", size=48, color_jitter=True))
     first, second = train[0], train[0]
     assert not torch.equal(first["pixel_values"], second["pixel_values"])
     torch.manual_seed(0)
-    again = train[0]
-    assert all(torch.equal(first[k], again[k]) for k in ("pixel_values", "mask_labels", "class_labels"))
+    repeated = train[0]
+    assert all(torch.equal(first[k], repeated[k]) for k in ("pixel_values", "mask_labels", "class_labels"))
 
 
-def test_an_empty_crop_is_drawn_again_but_not_for_ever(shapes, monkeypatch):
+def test_an_empty_crop_is_drawn_again_a_limited_number_of_times(shapes, monkeypatch):
     dataset, space = shapes
     transform = TrainTransform(space, task="panoptic", size=48)
     draws = []
-    empty, draw = torch.zeros(48, 48, dtype=torch.uint8), Geometry.draw
+    draw, target = Geometry.draw, Geometry.target
+    empty = torch.zeros(48, 48, dtype=torch.uint8)
 
     def counted(*args):
         draws.append(draw(*args))
         return draws[-1]
 
     monkeypatch.setattr(Geometry, "draw", counted)
-    target = Geometry.target
     monkeypatch.setattr(Geometry, "target", lambda self, *a: empty if len(draws) < 4 else target(self, *a))
     assert len(transform.row(dataset[0])["mask_labels"]) > 0
     assert len(draws) == 4
@@ -167,13 +167,13 @@ def test_an_image_without_segments_is_drawn_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scale_range", [(0.0, 1.0), (2.0, 1.0), (1.0,)])
-def test_ranges_of_scales_rise_and_are_positive(scale_range):
+def test_wrong_scale_ranges_are_refused(scale_range):
     with pytest.raises(ValueError, match=r"scale_range|unpack"):
         TrainTransform(LabelSpace("x", ["a"]), task="semantic", size=16, scale_range=scale_range)
 
 
 class Turn:
-    """A quarter turn, as albumentations have it; empties the first mask."""
+    """A quarter turn in albumentations' interface that empties the first mask."""
 
     def __init__(self):
         self.seeds = []

@@ -1,4 +1,4 @@
-"""Small files in the layouts of the data sets, for the tests: images, label pngs, archives."""
+"""Small data sets for tests, in their formats: images, label PNGs, JSON, archives."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def write(root: Path, files: dict[str, bytes | str | dict]) -> Path:
-    """Files below a folder; a dict becomes json."""
+    """Write files below a folder; dictionaries and lists as JSON."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def write(root: Path, files: dict[str, bytes | str | dict]) -> Path:
 
 
 def zipped(files: dict[str, bytes | str | dict]) -> bytes:
-    """The same as a zip file."""
+    """A zip archive of these files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():
@@ -64,7 +64,7 @@ CATEGORIES = [
 
 
 def panoptic_ids() -> np.ndarray:
-    """Void, a dog whose id needs three bytes, a crowd of persons, flowers."""
+    """Void, a dog with an id of three bytes, a crowd of persons, flowers."""
     ids = np.zeros(SIZE, np.int64)
     ids[2:6, 2:8] = 70000
     ids[2:6, 8:14] = 5
@@ -93,7 +93,7 @@ def image(number: int, name: str) -> dict:
 
 
 def instance_json() -> dict:
-    """One image with a polygon, a compressed and an uncompressed RLE (the crowd); one image with nothing."""
+    """An image with a polygon, a compressed and an uncompressed RLE (the crowd), and an image without segments."""
     rows = np.zeros(SIZE, np.uint8)
     rows[:, :2] = 1
     compressed = coco_mask.encode(np.asfortranarray(rows))

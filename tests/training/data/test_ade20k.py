@@ -1,4 +1,4 @@
-"""ADE20K, semantic and panoptic, zipped and extracted: labels and instances as the authors have them."""
+"""ADE20K, semantic and panoptic, zipped and extracted: labels and instances as in the authors' code."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def semantic() -> np.ndarray:
 
 
 def instances() -> np.ndarray:
-    """Red: category (1 is bed, the first class that is not stuff), green: instance."""
+    """Red is the category (1 is bed, the first thing), green the instance."""
     rgb = np.zeros((*SIZE, 3), int)
     rgb[4:8, :8] = (1, 1, 0)
     rgb[4:8, 8:] = (1, 2, 0)
@@ -76,7 +76,7 @@ def test_panoptic(tmp_path, as_zip):
 
 
 def test_panoptic_in_a_models_order_of_classes(tmp_path):
-    """Things first, and one class more than the data set has: the same segments, under the model's labels."""
+    """A model with things first and one more class has the same segments, under its own labels."""
     own = label_space("ade20k_panoptic")
     order = sorted(range(own.num_labels), key=lambda label: label in own.stuff_label_ids)
     names = ("kiosk", *(own.names[label] for label in order))

@@ -1,4 +1,4 @@
-"""Damaged data: each kind of damage is a `ValueError` that names the value, before training where it can be."""
+"""Damaged data: each kind is a `ValueError` that names the value, before training if possible."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from .test_ade20k import MAIN, THINGS, ade20k
 PANOPTIC, INSTANCE = "annotations/panoptic_val2017.json", "annotations/instances_val2017.json"
 IMAGE, PNG = "val2017/000000000010.jpg", "annotations/panoptic_val2017/000000000010.png"
 LABELS = png(np.zeros(SIZE))
-DATA = {  # format → (files, task)
+DATA = {  # format: files or a function that writes them, task
     "panoptic": (extracted, "panoptic"),
     "instance": (extracted, "instance"),
     "semantic": ({"images/a.jpg": picture(), "labels/a.png": LABELS}, "semantic"),
@@ -51,7 +51,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-DAMAGE = [  # format, file, its new content or what changes its json, the value named
+DAMAGE = [  # format, file, its new content (None: deleted) or a function that changes its JSON, the value in the error
     ("panoptic", PANOPTIC, entry("annotations", image_id=77), "77"),
     ("panoptic", PANOPTIC, entry("annotations", file_name="../../etc/passwd"), "../../etc/passwd"),
     ("panoptic", PANOPTIC, entry("annotations", file_name="no.png"), "no.png"),
@@ -105,7 +105,7 @@ DAMAGE = [  # format, file, its new content or what changes its json, the value 
 
 
 @pytest.mark.parametrize(("kind", "file", "damage", "value"), DAMAGE)
-def test_damage_is_named(tmp_path, kind, file, damage, value):
+def test_damaged_data_is_named(tmp_path, kind, file, damage, value):
     files, task = DATA[kind]
     root = files(tmp_path) if callable(files) else write(tmp_path, files)
     if damage is None:
@@ -135,8 +135,8 @@ def test_problems_are_reported_together(tmp_path):
     assert len(error.value.args) == 10
 
 
-def test_a_polygon_far_outside_of_an_image_whose_size_the_json_does_not_say(tmp_path):
-    """Up to a bound for any image it is found once the image is read; pycocotools would end the process."""
+def test_polygons_far_outside_of_an_image_of_unknown_size_are_refused(tmp_path):
+    """Beyond a limit for all images at once, else when the image is read. pycocotools would end the process."""
     root = extracted(tmp_path)
     data = json.loads((root / INSTANCE).read_text())
     for image in data["images"]:
@@ -156,13 +156,13 @@ def test_a_polygon_far_outside_of_an_image_whose_size_the_json_does_not_say(tmp_
     ({"task": "panoptic", "dataset": "coco"}, "panoptic"),
     ({"task": "panoptic", "dataset": "cityscapes"}, "'panoptic'"),
 ])  # fmt: skip
-def test_wrong_arguments(tmp_path, options, value):
+def test_wrong_formats_and_tasks_are_refused(tmp_path, options, value):
     with pytest.raises(ValueError, match=value):
         load_data(write(tmp_path, DATA["semantic"][0]), **options)
 
 
 @pytest.mark.parametrize("path", ["", "images/a.jpg", "classes.json", "a.parquet", "gone", "empty"])
-def test_what_is_no_folder_of_data(tmp_path, path):
+def test_paths_without_a_data_set_are_refused(tmp_path, path):
     write(tmp_path, DATA["semantic"][0] | {"classes.json": ["a"], "a.parquet": b"PAR1"})
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=path or "path"):
@@ -170,8 +170,8 @@ def test_what_is_no_folder_of_data(tmp_path, path):
 
 
 @pytest.mark.parametrize("upright", [True, False])
-def test_a_photo_with_an_exif_orientation_is_turned_as_its_annotation_is(tmp_path, upright):
-    """A camera's file of 12 × 16 to be turned a quarter: annotated upright (16 × 12) by most tools, or as it lies."""
+def test_images_with_an_exif_orientation_fit_their_labels(tmp_path, upright):
+    """An image of 12 × 16 with a quarter turn. Its labels are upright (16 × 12) from most tools, else as stored."""
     exif = Image.Exif()
     exif[0x0112] = 6
     rng = np.random.default_rng(0)
@@ -185,16 +185,16 @@ def test_a_photo_with_an_exif_orientation_is_turned_as_its_annotation_is(tmp_pat
     assert sample["reference"].shape == size
 
 
-def test_a_pipe_in_the_data_is_not_waited_for(tmp_path):
+def test_pipes_in_the_data_are_skipped(tmp_path):
     write(tmp_path, DATA["semantic"][0])
     os.mkfifo(tmp_path / "images/b.jpg")
     os.mkfifo(tmp_path / "classes.json")
     assert len(read_all(tmp_path, "semantic")) == 1
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_circular_links_are_not_followed(tmp_path):
     root = write(tmp_path / "data", {"train/images/a.jpg": picture(), "train/labels/a.png": LABELS})
-    (root / "val").symlink_to("train")  # no circle: the same images, to see whether a model can learn them
+    (root / "val").symlink_to("train")  # not circular: the same images
     (root / "itself").symlink_to(root)
     (root / "train/images/above").symlink_to(root / "train")
     for split in ("train", "val"):
@@ -205,7 +205,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 
 def patched(archive: bytes, offset_in_local: int, offset_in_central: int, value: int) -> bytes:
-    """A zip whose first member's header says something else, in both places where it stands."""
+    """A zip with another value in the header of its first member, in both places of the header."""
     data = bytearray(archive)
     for signature, offset in ((b"PK\3\4", offset_in_local), (b"PK\1\2", offset_in_central)):
         at = data.find(signature) + offset
@@ -222,6 +222,6 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize(("content", "value"), ARCHIVES.values(), ids=ARCHIVES)
-def test_archives_that_cannot_be_read(tmp_path, content, value):
+def test_unreadable_archives_are_refused(tmp_path, content, value):
     with pytest.raises(ValueError, match=re.escape(value)):
         read_all(write(tmp_path, {"data.zip": content}) / "data.zip", "semantic")

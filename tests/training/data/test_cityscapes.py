@@ -1,4 +1,4 @@
-"""Cityscapes semantic, zipped and extracted: label ids 7, 8, 11, … become 0 … 18, the rest is ignored."""
+"""Cityscapes semantic, zipped and extracted: ids 7, 8, 11, … are labels 0 … 18, the others are ignored."""
 
 import numpy as np
 import pytest

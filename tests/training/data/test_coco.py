@@ -1,4 +1,4 @@
-"""COCO panoptic and instance: official zips, extracted folders, Roboflow's layout; pixels and labels as written."""
+"""COCO panoptic and instance: official zips and extracted folders; pixels, labels, and errors."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def official_zips(root):
 
 
 def half_extracted(root):
-    """The outer archive unpacked, the pngs still zipped beside their json, images in `images/`."""
+    """The outer archive is extracted; the PNGs are in a zip beside their JSON; images are in `images/`."""
     images = {f"images/{name}": content for name, content in IMAGES.items()}
     annotations = {
         "annotations/panoptic_val2017.json": panoptic_json(),
@@ -62,7 +62,7 @@ def test_panoptic(tmp_path, layout):
     train = dataset.with_transform(TrainTransform(space, task="panoptic", size=SIZE, augment=False))
     assert train[1]["class_labels"].tolist() == [2, 1]  # the crowd is dropped
     assert np.array_equal(train[1]["mask_labels"].numpy(), [expected == 300, expected == 70000])
-    assert train[0]["mask_labels"].shape == (0, *SIZE)  # "nothing here"
+    assert train[0]["mask_labels"].shape == (0, *SIZE)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -70,9 +70,8 @@ def test_instance(tmp_path, layout):
     dataset, space = load_data(layout(tmp_path / "data"), task="instance", split="val")
     assert space.names == ("person", "dog")
     assert space.stuff_label_ids == ()
-    nothing, sample = dataset.with_transform(EvaluationTransform(space, task="instance"))[:].values(), None
-    assert [len(r["masks"]) for r in list(nothing)[1]] == [0, 3]
-    sample = dataset.with_transform(EvaluationTransform(space, task="instance"))[1]
+    empty, sample = list(dataset.with_transform(EvaluationTransform(space, task="instance")))
+    assert [len(row["reference"]["masks"]) for row in (empty, sample)] == [0, 3]
     masks = coco_mask.decode(sample["reference"]["masks"]).transpose(2, 0, 1)  # [n, H, W]
     polygon, left, corner = (np.zeros(SIZE, bool) for _ in range(3))
     polygon[2:6, 2:8], left[:, :2], corner[-5:, -1] = True, True, True
@@ -95,7 +94,7 @@ def test_a_zip_inside_a_zip_is_to_be_unpacked(tmp_path):
 
 @pytest.mark.parametrize("only", ["panoptic", "instance"])
 def test_a_semantic_model_on_coco_annotations(tmp_path, only):
-    """Panoptic segments keep their class; of instances, the smaller lies above, and the rest is background."""
+    """Panoptic segments keep their class. Of instances, smaller ones cover larger ones; the rest is background."""
     root = extracted(tmp_path)
     for json_file in (root / "annotations").glob("*.json"):
         if not json_file.name.startswith(only):
@@ -123,15 +122,15 @@ def test_an_instance_model_on_panoptic_annotations(tmp_path):
     dataset, space = load_data(root, task="instance", split="val")
     assert space.names == ("person", "dog")
     evaluation = dataset.with_transform(EvaluationTransform(space, task="instance"))
-    nothing, found = evaluation[0]["reference"], evaluation[1]["reference"]
-    assert nothing["masks"] == []
+    empty, found = evaluation[0]["reference"], evaluation[1]["reference"]
+    assert empty["masks"] == []
     masks = coco_mask.decode(found["masks"]).transpose(2, 0, 1)
     assert np.array_equal(masks, [panoptic_ids() == 5, panoptic_ids() == 70000])
     assert found["labels"].tolist() == [0, 1]
     assert found["iscrowd"].tolist() == [1, 0]
 
 
-def test_names_as_label_studio_writes_them(tmp_path):
+def test_paths_of_label_studio_are_found(tmp_path):
     data = instance_json()
     for entry in data["images"]:
         entry["file_name"] = f"/label-studio/data/upload/3/{entry['file_name']}"
@@ -146,14 +145,14 @@ def test_images_without_segments_can_be_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["labels.json", "photos.json"])
-def test_one_json_without_a_split_serves_both(tmp_path, name):
+def test_one_json_without_a_split_is_both_splits(tmp_path, name):
     write(tmp_path, {"photos/000000000010.jpg": picture(), "photos/000000000009.jpg": picture()})
     write(tmp_path, {name: instance_json()})
     for split in ("train", "val"):
         assert len(load_data(tmp_path, task="instance", split=split)[0]) == 2
 
 
-def test_a_models_classes_are_matched_by_name(tmp_path):
+def test_classes_of_a_model_are_matched_by_name(tmp_path):
     root = extracted(tmp_path)
     wanted = LabelSpace("model", ("cat", "dog", "person"))
     dataset, space = load_data(root, task="instance", split="val", label_space=wanted)
@@ -183,8 +182,8 @@ def test_annotations_without_a_mask_are_left_out(tmp_path, nothing):
         load_data(root, task="instance", split="val")
 
 
-def test_training_data_without_a_segment_to_learn_is_an_error(tmp_path):
-    """CVAT writes iscrowd 1 for every mask that it exports."""
+def test_training_data_without_segments_is_refused(tmp_path):
+    """CVAT exports every mask with iscrowd 1."""
     data = instance_json()
     for entry in data["annotations"]:
         entry["iscrowd"] = 1

@@ -1,4 +1,4 @@
-"""Own data without a json: images beside label pngs or YOLO txt, in each layout; mistakes are reported."""
+"""Own data without a JSON: images with label PNGs or YOLO text files, in each layout, and errors."""
 
 import pickle
 
@@ -55,7 +55,7 @@ def test_images_are_paired_with_their_labels(tmp_path, image, label, zip_file):
         assert np.array_equal(reference, np.select([labels() == 0, labels() == 3], [0, 1], 255))
 
 
-def test_class_names_from_a_file_or_an_argument(tmp_path):
+def test_class_names_come_from_a_file_or_an_argument(tmp_path):
     root = write(tmp_path, {"images/a.jpg": picture(), "labels/a.png": png(labels())})
 
     def names(**options):
@@ -70,8 +70,8 @@ def test_class_names_from_a_file_or_an_argument(tmp_path):
     assert names(class_names={0: "ground", 3: "car", 9: "tree"}) == ("ground", "car", "tree")
 
 
-def test_classes_as_colors(tmp_path):
-    """Pure red and black are colors like others; a picture of gray values in three channels is a label png."""
+def test_classes_may_be_colors(tmp_path):
+    """Pure red and black are colors like others. Gray values in three channels are labels."""
     red, gray = labels() == 3, np.repeat((labels() == 3)[..., None] * 7, 3, -1)
     colored = np.where(red[..., None], (255, 0, 0), (0, 10, 200))
     files = {"img/a.jpg": picture(), "mask/a.png": png(colored)}
@@ -81,8 +81,7 @@ def test_classes_as_colors(tmp_path):
     assert dict(zip(space.names, space.dataset_ids)) == {"car": 255, "road": 10 * 256 + 200 * 65536}
     reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
     assert np.array_equal(reference, np.where(red, 0, 1))
-    again = np.asarray(label_png(reference, space.dataset_ids))  # as `predict` writes it
-    assert np.array_equal(again, colored)
+    assert np.array_equal(np.asarray(label_png(reference, space.dataset_ids)), colored)
     dataset, space = load_data(write(tmp_path / "gray", files | {"mask/a.png": png(gray)}), task="semantic")
     assert space.dataset_ids == (0, 7)
 
@@ -99,7 +98,7 @@ def test_unlabeled_pixels_of_sixteen_bits_and_of_colors(tmp_path):
         assert np.array_equal(decode(dataset[0], space).ids, prediction)
 
 
-def test_images_of_one_name_in_two_folders_have_ids_of_their_own(tmp_path):
+def test_images_of_the_same_name_have_different_ids(tmp_path):
     files = {f"images/{c}/a.jpg": picture() for c in "xy"} | {f"labels/{c}/a.png": png(labels()) for c in "xy"}
     dataset, _ = load_data(write(tmp_path, files), task="semantic")
     assert dataset["image_id"][:] == ["images/x/a", "images/y/a"]
@@ -114,7 +113,7 @@ def test_splits_called_training_and_validation(tmp_path):
 
 
 def test_masks_of_0_and_255_are_binary(tmp_path):
-    """Many tools write 255 for the foreground."""
+    """Many tools write 255 for the foreground. Beside 1, it is unlabeled."""
     mask = np.zeros(SIZE, int)
     mask[2:5] = 255
     root = write(tmp_path, {"images/a.png": picture(), "masks/a.png": png(mask)})
@@ -123,25 +122,25 @@ def test_masks_of_0_and_255_are_binary(tmp_path):
     reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
     assert np.array_equal(reference, mask // 255)
     assert load_data(root, task="semantic", ignore_ids=(255,))[1].names == ("class_0",)
-    assert load_data(root, task="semantic", label_space=space)[1].dataset_ids == (0, 255), "a model of these classes"
+    assert load_data(root, task="semantic", label_space=space)[1].dataset_ids == (0, 255)
     named = load_data(root, task="semantic", class_names=["wall", "crack"])[1]
     assert dict(zip(named.names, named.dataset_ids)) == {"wall": 0, "crack": 255}
     write(root, {"classes.txt": "wall\ncrack\n", "images/b.png": picture(), "masks/b.png": png(mask // 255)})
-    assert load_data(root, task="semantic")[1].dataset_ids == (0, 1), "255 is unlabeled beside 1"
+    assert load_data(root, task="semantic")[1].dataset_ids == (0, 1)
 
 
 def test_a_zip_is_read_by_workers_and_augmentation_differs_between_them(tmp_path):
     files = {f"images/{i}.jpg": picture(7) for i in range(4)} | {f"labels/{i}.png": png(labels()) for i in range(4)}
     write(tmp_path, {"data.zip": zipped(files)})
     dataset, space = load_data(tmp_path / "data.zip", task="semantic")
-    dataset[0]  # the archive may be open in this process already
+    dataset[0]  # the archive is open in this process, too
     train = dataset.with_transform(TrainTransform(space, task="semantic", size=64, scale_range=(1.0, 2.0)))
     collator = EoMTDataCollator(keep_file_names=True)
-    for data in (train, pickle.loads(pickle.dumps(train))):  # forked workers, and as spawned ones get it
+    for data in (train, pickle.loads(pickle.dumps(train))):  # for forked workers and for spawned ones
         torch.manual_seed(0)
         batches = list(DataLoader(data, batch_size=1, collate_fn=collator, num_workers=2))
         assert [batch["file_name"][0] for batch in batches] == [f"images/{i}.jpg" for i in range(4)]
-        pixels = [batch["pixel_values"] for batch in batches]  # the four pictures are the same
+        pixels = [batch["pixel_values"] for batch in batches]  # the four images are equal
         assert not any(torch.equal(a, b) for i, a in enumerate(pixels) for b in pixels[:i])
 
 
@@ -157,12 +156,12 @@ def test_yolo_segmentation(tmp_path, yaml):
     dog[6:, 4:12], cat[:3, :8] = True, True
     assert sample["class_labels"].tolist() == [1, 0]
     assert torch.equal(sample["mask_labels"], torch.stack([dog, cat]))
-    assert dataset[1]["segments"] == []  # an image without a txt has no objects
+    assert dataset[1]["segments"] == []  # no text file, so no objects
     assert len(load_data(root, task="instance", keep_empty=False)[0]) == 1
 
 
-def test_labels_without_an_image(tmp_path):
-    """An error if no label has an image; otherwise those without one are skipped with a warning."""
+def test_labels_without_an_image_are_skipped_or_refused(tmp_path):
+    """An error if no label has an image, else a warning."""
     line = "0 0.1 0.1 0.5 0.1 0.5 0.5\n"
     files = {"data.yaml": "names: [cell]", "images/a.png": picture(), "labels/classes.txt": "cell"}
     root = write(tmp_path / "none", files | {"labels/a_b.txt": line, "labels/c.txt": line})

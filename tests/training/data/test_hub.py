@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library: images and label maps in columns, splits by name, pixels read when needed."""
+"""Data sets of the `datasets` library: images and label maps in columns, splits by name, no pixels in rows."""
 
 import pickle
 
@@ -40,7 +40,7 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
     assert space.names == ("road", "sky")
 
 
-def test_parquet_files_as_on_the_hub(tmp_path, monkeypatch):
+def test_parquet_files_of_the_hub_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for split, count in (("train", 3), ("validation", 2)):
         table(count).to_parquet(tmp_path / f"repository/data/{split}-00000-of-00001.parquet")
@@ -51,14 +51,14 @@ def test_parquet_files_as_on_the_hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("columns", [["image", "scene"], ["annotation"]])
-def test_an_image_and_a_label_map_are_needed(tmp_path, columns):
+def test_tables_without_images_or_label_maps_are_refused(tmp_path, columns):
     table(2).select_columns(columns).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=columns[0]):
         load_data(tmp_path / "saved", task="semantic")
 
 
-def test_rows_of_ones_own_stream():
-    """Label maps and run lengths of a stock data set, without `load_data`."""
+def test_rows_of_a_stream():
+    """Label maps, run lengths and polygons of any data set, without `load_data`."""
     space = LabelSpace("mine", ("road", "sky"))
     road = coco_mask.encode(np.asfortranarray(LABELS == 0, np.uint8))
     shapes = [{"size": list(SIZE), "counts": road["counts"].decode()}, [[0, 0, 4, 0, 4, 4, 0, 4]]]
@@ -86,6 +86,6 @@ def test_rows_of_ones_own_stream():
 
 
 @pytest.mark.parametrize("shape", [[[0, 0, 1]], {"size": list(SIZE), "counts": [1, 2]}])
-def test_malformed_shapes_of_ones_own_rows(shape):
+def test_malformed_shapes_of_rows_are_refused(shape):
     with pytest.raises(ValueError, match=r"3|add up"):
         make_row("a.png", layout="instance", segments=[{"label_id": 0, "shape": shape}])

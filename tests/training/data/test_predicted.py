@@ -1,4 +1,4 @@
-"""Predictions of `eomt predict` are data: the images lie where it found them, uncertain segments are not learned."""
+"""Folders of `eomt predict` are data sets: images at their place, segments of low score ignored."""
 
 import json
 
@@ -38,7 +38,7 @@ def predicted(root, task: str, more: dict | None = None):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_predictions_are_data(tmp_path, task):
+def test_predictions_are_read_as_a_data_set(tmp_path, task):
     dataset, space = load_data(predicted(tmp_path, task), task=task)
     assert space.names == ("sky", "cat")
     assert space.stuff_label_ids == ((0,) if task == "panoptic" else ())
@@ -56,7 +56,7 @@ def test_predictions_are_data(tmp_path, task):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_segments_below_the_score_floor_are_not_learned(tmp_path, task):
+def test_segments_below_the_score_floor_are_ignored(tmp_path, task):
     with pytest.raises(ValueError, match=r"below 1\.5"):
         load_data(predicted(tmp_path, task), task=task, score_floor=1.5)
     dataset, _ = load_data(predicted(tmp_path, task), task=task, score_floor=0.5)
@@ -72,7 +72,7 @@ def test_unconfident_pixels_are_unlabeled(tmp_path):
     assert np.array_equal(reference, np.where(LEFT & (np.arange(SIZE[1]) >= 3), 1, 255))
 
 
-def test_a_floor_without_scores_and_another_task_are_errors(tmp_path):
+def test_a_score_floor_without_scores_and_another_task_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"confidence/a\.png"):
         load_data(predicted(tmp_path / "semantic", "semantic"), task="semantic", score_floor=0.5)
     with pytest.raises(ValueError, match=r"panoptic\.json"):

@@ -1,4 +1,4 @@
-"""Predictions as files: ours are read back the same, other tools' habits, and every fault reported by file and id."""
+"""Predictions in files: names that other tools use, and errors that name the file and the value."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def opened(root, task):
     return dataset.with_transform(EvaluationTransform(space, task=task)), space
 
 
-def test_names_that_other_tools_give_label_pngs(tmp_path):
+def test_names_of_label_pngs_from_other_tools_are_found(tmp_path):
     dataset, space = opened(cityscapes(tmp_path / "data"), "semantic")
     for name in ("munster_000000_000019_leftImg8bit.png", "val/munster/munster_000000_000019_gtFine_labelIds.png"):
         folder = write(tmp_path / name.replace("/", "-"), {name: png(np.full(SIZE, 7))})
@@ -38,7 +38,7 @@ def panoptic_files(root, change=lambda data: None):
 
 GOOD = annotation(1, 18, [[2, 2, 8, 2, 8, 6, 2, 6]], score=0.5)
 NAME = "munster_000000_000019"
-FAULTS = [  # task, files or what changes those of panoptic_files, the values named
+FAULTS = [  # task, files or a function that changes the JSON of panoptic_files, the values in the error
     ("panoptic", lambda d: d["annotations"][0].update(image_id=77), "id 77"),
     ("panoptic", lambda d: d["annotations"].pop(), "image 9"),
     ("panoptic", lambda d: d["annotations"].append(d["annotations"][1]), "image 9"),
@@ -58,7 +58,7 @@ FAULTS = [  # task, files or what changes those of panoptic_files, the values na
 
 
 @pytest.mark.parametrize(("task", "files", "values"), FAULTS)
-def test_faults_name_file_and_value(tmp_path, task, files, values):
+def test_wrong_predictions_are_named_with_their_file(tmp_path, task, files, values):
     root = cityscapes(tmp_path / "data") if task == "semantic" else extracted(tmp_path / "data")
     dataset, space = opened(root, task)
     folder = panoptic_files(tmp_path, files) if callable(files) else write(tmp_path / "files", files)
@@ -66,13 +66,13 @@ def test_faults_name_file_and_value(tmp_path, task, files, values):
         list(read_predictions(folder, task, space, dataset))
 
 
-def test_an_image_without_instances_is_no_fault(tmp_path):
+def test_images_may_have_no_instances(tmp_path):
     dataset, space = opened(extracted(tmp_path / "data"), "instance")
     found = [p for _, p in read_predictions(write(tmp_path / "files", {"r.json": [GOOD]}), "instance", space, dataset)]
     assert [len(p["masks"]) for p in found] == [0, 1]
 
 
-def test_of_two_files_one_has_to_be_named(tmp_path):
+def test_two_json_files_are_refused(tmp_path):
     dataset, space = opened(extracted(tmp_path / "data"), "panoptic")
     with pytest.raises(ValueError, match=": 2 "):
         list(

@@ -1,11 +1,11 @@
-"""The synthetic data set: valid COCO panoptic annotations, repeatable, and read back as written."""
+"""The synthetic data set: repeatable, with valid COCO panoptic annotations."""
 
 import numpy as np
 
 from eomt.training.data.shapes import CATEGORIES, MIN_PIXELS, draw
 
 
-def test_every_picture_is_repeatable_and_its_segments_are_its_pixels():
+def test_images_are_repeatable_and_segments_fit_their_pixels():
     for i in range(20):
         pixels, ids, segments = draw(np.random.default_rng((0, i)), (72, 112))
         again = draw(np.random.default_rng((0, i)), (72, 112))

@@ -26,9 +26,10 @@ def red_png(values: np.ndarray) -> bytes:
 
 
 def voc(root, names: str, lists: dict, encoded=palette_png, labelmap: str = ""):
-    """One image a name, with the same classes and objects."""
+    """An image for each letter of `names`, all with the same classes and objects."""
     files = {f"ImageSets/Segmentation/{name}.txt": text for name, text in lists.items()}
-    files |= {"labelmap.txt": labelmap} if labelmap else {}
+    if labelmap:
+        files["labelmap.txt"] = labelmap
     for name in names:
         files |= {f"JPEGImages/{name}.jpg": picture(), f"SegmentationClass/{name}.png": encoded(CLASSES)}
         files[f"SegmentationObject/{name}.png"] = encoded(OBJECTS)
@@ -54,7 +55,7 @@ def test_semantic(tmp_path, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_instances(tmp_path, form):
-    """An object's class is that of its pixels in SegmentationClass; the background is no class."""
+    """The class of an object is that of its pixels in SegmentationClass. The background is not a class."""
     dataset, space = load_data(voc(tmp_path, "a", {"val": "a"}, **form), task="instance", split="val")
     assert "background" not in space.names
     reference = dataset.with_transform(EvaluationTransform(space, task="instance"))[0]["reference"]
@@ -64,7 +65,7 @@ def test_instances(tmp_path, form):
     assert np.array_equal(coco_mask.decode(found["tvmonitor"]), OBJECTS == 1)
 
 
-def test_no_listed_split_and_a_missing_png(tmp_path):
+def test_data_without_listed_splits_is_divided(tmp_path):
     root = voc(tmp_path, "abcdef", {"default": "\n".join(f"img/{name}" for name in "abcdef")})
     sizes = [len(load_data(root, task="semantic", split=s, automatic_split=True)[0]) for s in ("train", "val")]
     assert sum(sizes) == len(load_data(root, task="semantic")[0]) == 6

@@ -1,4 +1,4 @@
-"""Every metric over the same few images, dealt out to any number of processes (run as a script by one of the tests)."""
+"""All metrics over the same images, in any number of processes. A test runs this file as a script."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from eomt.training.metrics import OutOfDistribution
 
 
 def results(rank: int = 0, world: int = 1) -> dict:
-    """All four metrics over seven synthetic images, of which this process takes every `world`-th."""
+    """All four metrics over seven synthetic images. This process adds every `world`-th."""
     rng = np.random.default_rng(0)
     metrics = {
         "pq": PanopticQuality(num_labels=3, stuff_label_ids=[2]),

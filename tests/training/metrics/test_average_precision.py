@@ -1,4 +1,4 @@
-"""Mask AP: pycocotools run the usual way on the whole data set gives every figure; nothing of a mask is kept."""
+"""Mask AP: all figures equal pycocotools' on the complete data set, and no mask is kept."""
 
 import contextlib
 import io
@@ -18,28 +18,27 @@ RECALL_KEYS = ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
 
 
 def synthetic(seed, images=6, labels=3, detections=12, size=(150, 160)):
-    """Predictions and references: boxes of all sizes, crowds, wrong classes, tied scores, an empty image each way."""
+    """Predictions and ground truth: boxes of all sizes, crowds, wrong classes, equal scores, images without either."""
     rng = np.random.default_rng(seed)
     predictions, references = [], []
     for i in range(images):
-        annotated = np.zeros((0 if i == 1 else 6, *size), bool)
-        for mask in annotated:
+        true = np.zeros((0 if i == 1 else 6, *size), bool)
+        for mask in true:
             y, x, h, w = rng.integers(0, 90), rng.integers(0, 90), *rng.integers(6, 140, 2)
             mask[y : y + h, x : x + w] = True
-        annotated = annotated[annotated.any((1, 2))]
-        classes = rng.integers(0, labels, len(annotated))
-        chosen = rng.integers(0, max(1, len(annotated)), 0 if i == 2 else detections)
+        true = true[true.any((1, 2))]
+        classes = rng.integers(0, labels, len(true))
+        chosen = rng.integers(0, max(1, len(true)), 0 if i == 2 else detections)
         found = np.zeros((len(chosen), *size), bool)
         for mask, k in zip(found, chosen):
-            if len(annotated) and rng.random() < 0.8:
-                mask[:] = np.roll(annotated[k], rng.integers(-4, 5, 2), (0, 1))
+            if len(true) and rng.random() < 0.8:
+                mask[:] = np.roll(true[k], rng.integers(-4, 5, 2), (0, 1))
             else:
                 mask[10:30, 10 : 20 + 5 * k] = True
-        guess = [classes[k] if len(annotated) and rng.random() < 0.8 else rng.integers(labels) for k in chosen]
+        guess = [classes[k] if len(true) and rng.random() < 0.8 else rng.integers(labels) for k in chosen]
         predictions.append({"masks": found, "labels": np.array(guess, int), "scores": rng.random(len(chosen)).round(1)})
-        references.append(
-            {"masks": annotated, "labels": classes, "iscrowd": (rng.random(len(annotated)) < 0.2).astype(int)}
-        )
+        crowds = (rng.random(len(true)) < 0.2).astype(int)
+        references.append({"masks": true, "labels": classes, "iscrowd": crowds})
     return predictions, references
 
 
@@ -75,7 +74,7 @@ def pycocotools_stats(predictions, references, labels):
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_pycocotools(seed):
     predictions, references = synthetic(seed)
-    if seed == 3:  # the annotation's own area decides the size class
+    if seed == 3:  # the area in the ground truth decides the class of size
         for reference in references:
             reference["area"] = reference["masks"].sum((1, 2)) * 0.4
     metric = MaskAveragePrecision(num_labels=3)
@@ -97,7 +96,7 @@ def test_more_than_a_hundred_detections_of_a_class():
     assert metric.compute()["ap"] == pytest.approx(pycocotools_stats(predictions, references, 1).stats[0], abs=1e-12)
 
 
-def test_rle_tensor_and_array_are_the_same():
+def test_masks_may_be_arrays_tensors_or_rles():
     predictions, references = synthetic(1)
     metric = MaskAveragePrecision(num_labels=3)
     metric.add_batch(predictions=predictions, references=references)
@@ -122,7 +121,7 @@ def test_no_mask_outlives_its_batch():
     assert len(pickle.dumps(metric.state)) < 20_000  # the masks of 3 images: 1.3 MB
 
 
-def test_nothing_found_and_nothing_there():
+def test_ap_without_detections_or_ground_truth():
     metric = MaskAveragePrecision(num_labels=2)
     assert metric.compute()["ap"] == -1
     empty = {"masks": np.zeros((0, 4, 4), bool), "labels": [], "scores": []}
@@ -145,15 +144,15 @@ def test_nothing_found_and_nothing_there():
     ({"masks": np.ones((4, 4), bool)}, r"\(4, 4\)"),
     ({"image_id": 3}, "twice"),
 ])  # fmt: skip
-def test_bad_input_names_the_image(change, value):
+def test_wrong_input_of_an_image_is_named(change, value):
     good = {"masks": np.ones((1, 4, 4), bool), "labels": [1], "scores": [0.5], "iscrowd": [0]}
     references = [good | {"image_id": 3}] * 2
     with pytest.raises(ValueError, match=f"image 3.*{value}"):
         MaskAveragePrecision(num_labels=2).add_batch(predictions=[good | change] * 2, references=references)
 
 
-def test_more_instances_than_a_byte_counts():
-    """pycocotools' own `area` of a list overflows from 256 masks on."""
+def test_more_than_255_instances():
+    """pycocotools' `area` overflows for lists of 256 masks or more."""
     mask = np.zeros((300, 20, 20), bool)
     for i in range(300):
         mask[i, i // 20, i % 20] = True

@@ -1,4 +1,4 @@
-"""Mean IoU: class by class by hand, the ignored pixels, what is absent, and bad input."""
+"""Mean IoU: equal to counting by class; ignored pixels, absent classes, and errors."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from eomt.training import MeanIoU
 
 
-def test_equals_counting_class_by_class_over_the_whole_set():
+def test_mean_iou_equals_counting_by_class():
     rng = np.random.default_rng(0)
     true = [rng.choice([0, 1, 2, 3, 255], size) for size in ((7, 9), (12, 5), (8, 8))]
     predicted = [np.where(rng.random(t.shape) < 0.6, np.minimum(t, 3), rng.integers(0, 4, t.shape)) for t in true]
@@ -19,21 +19,21 @@ def test_equals_counting_class_by_class_over_the_whole_set():
     p, t = p[t != 255], t[t != 255]
     iou = [((p == c) & (t == c)).sum() / ((p == c) | (t == c)).sum() for c in range(4)]
     assert result["per_category_iou"][:4] == pytest.approx(iou, abs=1e-12)
-    assert np.isnan(result["per_category_iou"][4])  # class 4 is nowhere
+    assert np.isnan(result["per_category_iou"][4])  # class 4 is absent
     assert result["mean_iou"] == pytest.approx(np.mean(iou), abs=1e-12)
     assert result["overall_accuracy"] == pytest.approx((p == t).mean(), abs=1e-12)
     assert result["mean_accuracy"] == pytest.approx(np.mean([(p[t == c] == c).mean() for c in range(4)]), abs=1e-12)
     assert metric.confusion.sum() == len(t)
 
 
-def test_predicting_the_ignored_label_is_a_miss_and_truth_decides_what_is_ignored():
+def test_only_the_ground_truth_decides_which_pixels_are_ignored():
     metric = MeanIoU(num_labels=2)
     metric.add(prediction=np.array([[255, 0, 1, 1]]), reference=np.array([[0, 0, 1, 255]]))
     result = metric.compute()
     assert result["per_category_iou"] == [0.5, 1.0]
 
 
-def test_nothing_added_is_nan_not_zero():
+def test_without_images_mean_iou_is_nan():
     assert np.isnan(MeanIoU(num_labels=2).compute()["mean_iou"])
 
 
@@ -45,11 +45,11 @@ def test_nothing_added_is_nan_not_zero():
     ([[0.0]], [[0]], "float64"),
     ([0], [[0]], r"\(1,\)"),
 ])  # fmt: skip
-def test_bad_input(prediction, reference, value):
+def test_wrong_labels_shapes_and_types_are_refused(prediction, reference, value):
     with pytest.raises(ValueError, match=value):
         MeanIoU(num_labels=2).add(prediction=np.array(prediction), reference=np.array(reference))
 
 
-def test_bad_numbers():
-    with pytest.raises(ValueError, match="num_process=2"):  # of processes without a group
+def test_processes_without_a_group_are_refused():
+    with pytest.raises(ValueError, match="num_process=2"):
         MeanIoU(num_labels=2, num_process=2, process_id=0)

@@ -1,4 +1,4 @@
-"""BRAVO's two figures against brute force over every pixel."""
+"""BRAVO's two metrics equal brute force over every pixel."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from eomt.training.metrics import OutOfDistribution
 
 
 def brute_average_precision(positive, score):
-    """Σ ΔR · P over falling scores, one step a distinct score (what scikit-learn's average_precision_score does)."""
+    """Σ ΔR · P over falling scores, a step for each distinct score, as scikit-learn's average_precision_score."""
     total, recall_before = 0.0, 0.0
     for threshold in sorted(set(score.tolist()), reverse=True):
         chosen = score >= threshold

@@ -1,4 +1,4 @@
-"""PQ: panopticapi's golden numbers, a slow reading of its rules on random scenes, bad input, speed."""
+"""PQ: equal to panopticapi's numbers and, on random scenes, to its rules written out; errors and speed."""
 
 import json
 import time
@@ -53,7 +53,7 @@ def test_equals_panopticapi_on_coco():
 
 
 def slow_pq(pairs, num_labels):
-    """PQ's rules read literally, by sets of pixels."""
+    """PQ by its rules, segment by segment."""
     iou_sum, tp, fp, fn = (np.zeros(num_labels) for _ in range(4))
     for prediction, reference in pairs:
         p_info = {s["id"]: s for s in prediction["segments_info"]}
@@ -98,7 +98,7 @@ def scene(rng, num_labels, size=(30, 40), crowd=0.0, first=0):
 
 
 def disturbed(rng, reference):
-    """A prediction near the ground truth: shifted, some classes wrong."""
+    """A prediction near the ground truth: shifted, with some wrong classes."""
     ids = np.roll(reference["segmentation"], rng.integers(-2, 3), 1)
     ids = np.where(rng.random(ids.shape) < 0.05, -1, ids)
     info = [
@@ -110,7 +110,7 @@ def disturbed(rng, reference):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_equals_the_rules_read_literally(seed):
+def test_pq_equals_the_written_rules(seed):
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(3):
@@ -125,7 +125,7 @@ def test_equals_the_rules_read_literally(seed):
         assert [result["per_class"][c][key] for c in range(4)] == values.tolist()
 
 
-def test_a_perfect_prediction_whatever_the_ids_dtype_and_order():
+def test_a_perfect_prediction_has_pq_1_for_any_ids():
     rng = np.random.default_rng(5)
     reference = scene(rng, 3)
     shuffled = [s | {"id": s["id"] * 1000 + 1} for s in reversed(reference["segments_info"])]
@@ -136,10 +136,10 @@ def test_a_perfect_prediction_whatever_the_ids_dtype_and_order():
     metric.add(prediction={"segmentation": ids, "segments_info": shuffled}, reference=reference)
     result = metric.compute()
     assert result["pq"] == result["sq"] == result["rq"] == 1
-    assert np.isnan(metric.compute()["pq"])  # a fresh start
+    assert np.isnan(metric.compute()["pq"])  # `compute` resets the metric
 
 
-def test_zero_is_void_only_where_no_segment_has_it():
+def test_zero_is_void_unless_a_segment_has_it():
     zero = {"segmentation": np.zeros((4, 4), int), "segments_info": [{"id": 0, "label_id": 1}]}
     one = {"segmentation": np.ones((4, 4), int), "segments_info": [{"id": 1, "label_id": 1, "iscrowd": 0}]}
     void = {"segmentation": np.zeros((4, 4), int), "segments_info": []}
@@ -151,7 +151,7 @@ def test_zero_is_void_only_where_no_segment_has_it():
 
 
 @pytest.mark.parametrize(("dtype", "last"), [(np.uint8, 255), (np.int16, 32767), (np.int64, 2**40)])
-def test_the_last_id_of_a_dtype_is_itself(dtype, last):
+def test_the_largest_id_of_a_dtype_is_counted(dtype, last):
     ids = np.array([[1, last]], dtype)
     info = [{"id": 1, "label_id": 0}, {"id": last, "label_id": 1}]
     entry = {"segmentation": ids, "segments_info": info}
@@ -169,7 +169,7 @@ def test_the_last_id_of_a_dtype_is_itself(dtype, last):
     ({"segments_info": [{"id": 1, "label_id": 0}] * 2}, "id 1"),
     ({"segments_info": [{"id": 1, "label_id": 0}, {"id": 3, "label_id": 0}]}, "segment 3"),
 ])  # fmt: skip
-def test_bad_input_is_one_error_that_names_image_and_id(change, value):
+def test_wrong_input_is_named_with_its_image(change, value):
     entry = {"segmentation": np.ones((4, 4), int), "segments_info": [{"id": 1, "label_id": 0}]}
     with pytest.raises(ValueError, match=f"image 42.*{value}"):
         PanopticQuality(num_labels=2).add(prediction=entry | change, reference=entry | {"image_id": 42})
@@ -177,8 +177,8 @@ def test_bad_input_is_one_error_that_names_image_and_id(change, value):
         PanopticQuality(num_labels=3, stuff_label_ids=[3])
 
 
-def test_fast_enough():
-    """DESIGN: 640×480 with 20 segments under 10 ms on one core. Also where every pixel is noise, under 60 ms."""
+def test_an_image_takes_milliseconds():
+    """640 × 480 pixels with 20 segments in under 10 ms on one core; with noise in every pixel in under 60 ms."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:480, :640]
     blobs = np.where(np.hypot(y - 200, x - 300) < 50, 7, (y // 120) * 5 + x // 128)  # 20 segments
