@@ -92,10 +92,8 @@ class LabelSpace:
     @property
     def config_fields(self) -> dict:
         """Fields of `EoMTConfig` for this label space, the inverse of `from_config`."""
-        unused = count(max(*self.dataset_ids, 0) + 1)
-        ids = {}
-        for name, i in zip(self.names, self.dataset_ids):
-            ids[name] = i if i >= 0 else next(unused)  # a class that the data set does not have
+        unused = count(max(*self.dataset_ids, 0) + 1)  # for classes that the data set does not have
+        ids = {name: i if i >= 0 else next(unused) for name, i in zip(self.names, self.dataset_ids)}
         if not self.knows_dataset_ids or len(ids) < self.num_labels:  # repeated names are ambiguous
             ids = {}
         return {"id2label": self.id2label, "label2id": self.label2id, "dataset_ids": ids}
@@ -107,8 +105,7 @@ class LabelSpace:
         Without saved dataset ids, they are those of the data set with the same class names (`known_labels`).
         """
         names = tuple(config.id2label[label] for label in range(len(config.id2label)))
-        saved = getattr(config, "dataset_ids", None)
-        known = known_labels(config.id2label)
+        saved, known = getattr(config, "dataset_ids", None), known_labels(config.id2label)
         ids = known.dataset_ids if known else ()
         if saved and set(names) <= set(saved):
             ids = tuple(saved[name] for name in names)
@@ -137,7 +134,7 @@ BY_SIZE = {  # number of classes: packaged label space, and tasks of its models,
 def known_labels(id2label: Mapping | None) -> KnownLabels | None:
     """The data set with the same number of classes as this `id2label`, if three quarters of the names are equal.
 
-    Spellings differ between sources ("bed ", "building, edifice"), so names are compared in a plain form.
+    Spellings differ between sources ("bed ", "building, edifice"), so only letters and digits before a comma count.
     """
     if not isinstance(id2label, Mapping) or len(id2label) not in BY_SIZE:
         return None
@@ -153,7 +150,6 @@ def known_labels(id2label: Mapping | None) -> KnownLabels | None:
 
 
 def _plain(name) -> str:
-    """Letters and digits of a class name before a comma, in lower case."""
     return re.sub("[^a-z0-9]", "", re.split("[,;]", str(name).lower())[0])
 
 

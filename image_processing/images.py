@@ -195,9 +195,7 @@ def _require_short_comments(data: bytes) -> None:
     comments = 0
 
     def color_table_bytes(flags: int) -> int:
-        if not flags & 0x80:
-            return 0
-        return 3 * 2 ** ((flags & 7) + 1)
+        return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
     try:
         position = 13 + color_table_bytes(data[10])
