@@ -33,13 +33,13 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MOST_LINES = {
-    "configuration": 1690,
-    "image_processing": 2420,
-    "modeling_eomt": 3880,
-    "training": 6650,
+    "configuration": 1700,
+    "image_processing": 2430,
+    "modeling_eomt": 3920,
+    "training": 6660,
     "eomt": 5290,
     "benchmarks": 1990,
-    "tests": 13970,
+    "tests": 13960,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 
