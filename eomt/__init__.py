@@ -1,4 +1,4 @@
-"""EoMT for Hugging Face Transformers. After `import eomt` every EoMT checkpoint loads as this implementation.
+"""EoMT for Hugging Face Transformers. After `import eomt`, the Auto classes load every EoMT checkpoint with it.
 
 In a checkout the sub-packages `eomt.configuration`, `eomt.image_processing`, `eomt.modeling_eomt` and `eomt.training`
 are the top-level folders of the repository; a wheel holds them inside `eomt/`.
@@ -11,7 +11,7 @@ _root = Path(__file__).resolve().parent.parent
 if not (_root / "eomt" / "configuration").is_dir() and (_root / "configuration").is_dir():
     __path__.append(str(_root))  # a checkout, installed or not: the folders lie beside this one
 
-from .configuration import lazy_names  # noqa: E402 (found only on the path above)
+from .configuration import lazy_names  # noqa: E402 (found on the path above only)
 
 _MODULE_OF = {
     "EoMTConfig": "configuration",

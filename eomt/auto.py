@@ -1,4 +1,4 @@
-"""Registration with transformers' Auto classes. Every EoMT checkpoint, the hub's included, then loads as ours."""
+"""Registration with transformers' Auto classes: every EoMT checkpoint, also from the hub, then loads as ours."""
 
 from transformers import (
     AutoConfig,
@@ -9,7 +9,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
-from . import versions  # noqa: F401 (first: the others need names that older versions of transformers lack)
+from . import versions  # noqa: F401 (first: the modules below need names of newer versions of transformers)
 from .configuration import EoMTConfig, EoMTDINOv3Config, EoMTEVA02Config, PMTConfig
 from .image_processing import EoMTImageProcessor, EomtImageProcessor, EoMTImageProcessorPil, EomtImageProcessorPil
 from .modeling_eomt import EoMTForUniversalSegmentation, PMTForUniversalSegmentation
@@ -25,8 +25,8 @@ MODEL_OF_CONFIG = {
     LadderEVA02Config: LadderForUniversalSegmentation,
 }
 MODEL_CLASSES = (AutoModel, AutoModelForUniversalSegmentation, AutoModelForImageSegmentation)
-# transformers looks up a saved processor by its class name. Ours are saved under the built-in names, so that they load
-# without this package. The last two entries are those names.
+# transformers looks up a saved processor by its class name. Ours are saved under the built-in names, so that they also
+# load without this package. The last two entries are those names.
 IMAGE_PROCESSORS = {
     "torchvision": EoMTImageProcessor,
     "pil": EoMTImageProcessorPil,
@@ -40,7 +40,7 @@ def register() -> None:
     for config_class, model_class in MODEL_OF_CONFIG.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class in MODEL_CLASSES:
-            # auto_class.register allows one configuration per model class; ours have three.
+            # auto_class.register allows one configuration for each model class; ours has three.
             auto_class._model_mapping.register(config_class, model_class, exist_ok=True)
         AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
     # The pipeline checks class names against this table and would log an error for ours.

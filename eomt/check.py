@@ -1,4 +1,4 @@
-"""`eomt train --check`: decode and count every file of a data set, and draw a sheet of augmented samples."""
+"""`eomt train --check`: decode every image of a data set, count its segments, and draw augmented samples."""
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -19,7 +19,7 @@ from .training.data import TrainTransform
 from .training.data.samples import decode
 from .training.files import write_json
 
-TILE, GAP, COLUMNS = 360, 8, 4  # pixels of the contact sheet
+TILE, GAP, COLUMNS = 360, 8, 4  # of the contact sheet; side and gap in pixels
 MAX_LISTED = 20  # problems in a report
 
 
@@ -38,14 +38,16 @@ def check_data(
 
     Args:
         dataset: rows from `load_data`.
+        transform: of the training, for the sheet.
+        folder: for the two files; created if missing.
         samples: number of augmented samples on the sheet.
-        seen: {digest: file name} of the images of other splits. This split's images are added.
+        seen: {digest: file name} of the images of other splits. The images of this split are added.
 
     Returns:
-        {"images", "unreadable": [message, …], "repeated": [name of an image that another split also has, …],
-        "without_segments", "height" and "width": {"min", "median", "max"}, "segments_per_image", "crowds", "classes":
-        [{"label", "name", "images", "segments", "pixels": share}, …], "sheet": path}. Unreadable files are listed, not
-        raised, so that one pass finds them all.
+        {"images", "unreadable": [message, …], "repeated": [name of an image of another split, …], "without_segments",
+        "height", "width" and "segments_per_image": {"min", "median", "max"}, "crowds", "classes": [{"label", "name",
+        "images", "segments", "pixels": share}, …], "sheet": path}. Unreadable images are listed, not raised, so that
+        one pass finds all of them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,14 +58,16 @@ def check_data(
         collate_fn=itemgetter("found"),
     )
     found = list(tqdm(loader, desc="reading every image", leave=False))
-    good = [i for i, f in enumerate(found) if "error" not in f]
-    report = _report([found[i] for i in good], label_space)
+    good = [i for i, image in enumerate(found) if "error" not in image]
     names = {found[i]["digest"]: found[i]["file_name"] for i in good}
     seen = {} if seen is None else seen
-    repeated = sorted(name for digest, name in names.items() if digest in seen)
+    report = {
+        "images": len(dataset),
+        "unreadable": [image["error"] for image in found if "error" in image],
+        "repeated": sorted(name for digest, name in names.items() if digest in seen),
+        **_statistics([found[i] for i in good], label_space),
+    }
     seen |= names
-    unreadable = [f["error"] for f in found if "error" in f]
-    report = {"images": len(dataset), "unreadable": unreadable, "repeated": repeated} | report
     if good:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -129,7 +133,7 @@ def contact_sheet(samples: Iterable[dict], count: int, label_space: LabelSpace, 
 
 
 class _Counted:
-    """A transform of rows: size, segments and digest of each image, or its error."""
+    """A transform of rows to the size, segments and digest of each image, or its error."""
 
     def __init__(self, label_space: LabelSpace, num_channels: int):
         self.label_space, self.num_channels = label_space, num_channels
@@ -154,21 +158,21 @@ class _Counted:
         return {"size": size, "segments": segments, "digest": digest, "file_name": row["file_name"]}
 
 
-def _report(found: list[dict], label_space: LabelSpace) -> dict:
+def _statistics(found: list[dict], label_space: LabelSpace) -> dict:
+    """The part of the report about the readable images."""
     if not found:
         return {}
-    segments = np.zeros(label_space.num_labels, np.int64)
-    images, pixels = segments.copy(), segments.copy()
+    images, segments, pixels = np.zeros((3, label_space.num_labels), np.int64)  # by class
     counts, crowds = [], 0
-    for f in found:
-        plain = [(label, area) for label, crowd, area in f["segments"] if not crowd]
+    for image in found:
+        plain = [(label, area) for label, is_crowd, area in image["segments"] if not is_crowd]
         counts.append(len(plain))
-        crowds += len(f["segments"]) - len(plain)
+        crowds += len(image["segments"]) - len(plain)
         for label, area in plain:
             segments[label] += 1
             pixels[label] += area
         images[list({label for label, _ in plain})] += 1
-    heights, widths = np.array([f["size"] for f in found]).T
+    heights, widths = np.array([image["size"] for image in found]).T
     share = pixels / (heights * widths).sum()
     return {
         "without_segments": counts.count(0),

@@ -1,7 +1,7 @@
 """`eomt convert`: convert an authors' checkpoint to a folder for transformers, and back. Weights stay bit for bit.
 
 The configuration is inferred from the shapes of the weights and printed before any file is written. The result is
-read back and compared; it is kept only if it is equal.
+read back and kept only if all weights are equal.
 """
 
 import json
@@ -30,10 +30,10 @@ TO_HUB_ONLY = ("task", "labels", "stuff", "image_size", "heads", "backbone", "re
 
 def convert(source: str, destination: Path, options: ConvertOptions) -> int:
     """Convert a saved model to an authors' checkpoint, and any other source to a folder. Returns the exit code."""
-    require_free(destination, options.force, source)  # reading the source takes minutes
+    require_free(destination, options.force, source)  # first: reading the source takes minutes
     require_writable(destination.parent)
     published = read_published(source) if is_hub(source) else open_published(source)
-    if published is None:
+    if published is None:  # a saved model
         to_authors(source, destination, options)
     else:
         to_hub(source, published, destination, options)
@@ -103,7 +103,7 @@ def to_authors(source: str, destination: Path, options: ConvertOptions) -> None:
 
 
 def pixel_statistics(source: str, delta_from: str | None) -> dict[str, torch.Tensor]:
-    """Mean and deviation of the source's image processor as the authors' buffers.
+    """Mean and deviation of the source's image processor, as the authors' buffers (1, 3, 1, 1).
 
     Empty without an image processor, and for ImageNet's values.
     """
@@ -121,11 +121,15 @@ def pixel_statistics(source: str, delta_from: str | None) -> dict[str, torch.Ten
 
 
 def image_processor(config, state) -> EoMTImageProcessor:
-    """The model's image processor, with the mean and deviation of the checkpoint unless it holds differences; of its
-    backbone where it holds PMT's decoder alone."""
+    """The model's image processor, with the mean and deviation of the checkpoint.
+
+    The checkpoint of PMT's decoder alone has none; then they are the backbone's. A checkpoint of differences has zeros.
+    """
     statistics = {}
-    if isinstance(config, PMTConfig) and (row := find_backbone(config.encoder_name)).pixel_mean:
-        statistics = {"image_mean": row.pixel_mean, "image_std": row.pixel_std}
+    if isinstance(config, PMTConfig):
+        row = find_backbone(config.encoder_name)
+        if row.pixel_mean:
+            statistics = {"image_mean": row.pixel_mean, "image_std": row.pixel_std}
     for ours, theirs in (("image_mean", "pixel_mean"), ("image_std", "pixel_std")):
         values = state.get(f"network.encoder.{theirs}")
         if values is not None and values.any():
@@ -139,8 +143,10 @@ def image_processor(config, state) -> EoMTImageProcessor:
 
 
 def masking(model) -> str:
+    """The probabilities of masked attention as text, for the printed description."""
     probabilities = " ".join(f"{value:g}" for value in model.attn_mask_probs.tolist())
-    return f"probabilities {probabilities}" + ("" if model.attn_mask_probs.any() else ": off, as annealed to the end")
+    note = "" if model.attn_mask_probs.any() else ": off, annealing has ended"
+    return f"probabilities {probabilities}{note}"
 
 
 def read_labels(given: str) -> LabelSpace:

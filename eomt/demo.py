@@ -19,7 +19,7 @@ from .training.callbacks import ReadableProgress
 from .training.data import EvaluationTransform, TrainTransform, load_data, make_shapes
 from .training.files import write_json
 
-# 1.1 M parameters on 64 × 64 pixels: 8 × 8 patches of 8 pixels, masks at a quarter of the image's resolution.
+# 1.1 M parameters. Images of 64 × 64 pixels: 8 × 8 patches of 8 pixels, masks at a quarter of the image's resolution.
 MODEL = {
     "hidden_size": 128,
     "num_hidden_layers": 5,
@@ -61,7 +61,7 @@ def demo(options: DemoOptions) -> int:
 
 
 def train_on_shapes(options: DemoOptions):
-    """Make the data and train. Returns the trainer, the label space and the data folder."""
+    """Draw the data and train. Returns the trainer, the label space and the data folder."""
     disable_progress_bar()
     counts = {"train": options.train_images, "val": options.val_images}
     folder = make_shapes(options.output / "data", **counts, seed=options.seed)
@@ -86,7 +86,7 @@ def train_on_shapes(options: DemoOptions):
             total_batch_size=16,
             per_device_train_batch_size=16,
             learning_rate=2e-3,
-            llrd=1.0,  # from scratch: no pre-trained layer to protect
+            llrd=1.0,  # from scratch: no pre-trained layers to protect
             head_warmup_steps=0,
             backbone_warmup_steps=options.steps // 20,
             masking=options.masking,
@@ -112,7 +112,7 @@ def train_on_shapes(options: DemoOptions):
 
 
 def reload_and_compare(model_folder: Path, trainer):
-    """Load the saved model as a user does, compare its logits with the trained model's, and return a pipeline."""
+    """Load the saved model by the Auto classes and compare its logits with the trained model's. Returns a pipeline."""
     model = AutoModelForUniversalSegmentation.from_pretrained(model_folder)
     processor = AutoImageProcessor.from_pretrained(model_folder)
     pixels = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -125,7 +125,7 @@ def reload_and_compare(model_folder: Path, trainer):
 
 
 def draw_predictions(pipe, folder: Path, space, output: Path) -> list[Path]:
-    """Draw input, ground truth and the pipeline's prediction side by side, for the first few held-out images."""
+    """Draw input, ground truth and prediction of the first held-out images side by side. Returns the paths."""
     dataset, _ = load_data(folder, task="panoptic", split="val")
     dataset = dataset.with_transform(EvaluationTransform(space, task="panoptic"))
     paths = []

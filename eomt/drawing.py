@@ -1,6 +1,6 @@
 """Drawing: segments with outlines, names and a legend over the image; panels side by side.
 
-H, W image · n segments · s enlargement of small images, an integer, so that lines and names stay fine
+H, W image · n segments · s integer factor that enlarges small images, for fine lines and names
 """
 
 from collections import Counter
@@ -43,14 +43,14 @@ def draw_segments(
     ignore_index: int = IGNORE_INDEX,
     colors: Mapping[int, Color] | None = None,
 ) -> Image.Image:
-    """Return the image with tinted, outlined and named segments.
+    """Draw tinted, outlined and named segments over an image.
 
     Args:
-        segmentation: (H, W) ids with `segments_info`; (n, H, W) masks or a list of n, one for each of `segments_info`;
-            or (H, W) class labels without it (−1 and `ignore_index` are void).
+        segmentation: with `segments_info`, (H, W) ids, or (n, H, W) masks in the order of `segments_info`, also as a
+            list. Without it, (H, W) class labels; −1 and `ignore_index` are void.
         segments_info: `{"id", "label_id", "score" (optional)}`, as returned by the post-processing.
-        id2label: class names; the label by default.
-        names: write names where they fit inside their segment. With one class only the legend names it.
+        id2label: class names; by default the labels themselves.
+        names: write the names that fit inside their segments. Several segments of a single class are not named.
         legend: list the classes under the image, with the number of segments, or the share of the image for class
             labels. Without segments it reads "nothing found".
         colors: {label: (r, g, b)}. For images to be compared, give the `class_colors` of all their labels.
@@ -77,16 +77,19 @@ def draw_segments(
     image = Image.fromarray(canvas)
     name_of = {label: str((id2label or {}).get(label, label)) for label in class_color}
     counts = Counter(mask.label for mask in masks)
-    if names and (len(counts) > 1 or len(masks) == 1):
+    differs_by_instance = len(counts) == 1 and len(masks) > 1  # the colors of one class, see `segment_colors`
+    if names and not differs_by_instance:
         _write_names(image, [(masks[k], name_of[masks[k].label], tints[k]) for k in order], factor)
     if legend:
         rows = []
         for label, count in counts.most_common():
-            text = f"{count} × {name_of[label]}"
             if segments_info is None:
                 share = sum(mask.area for mask in masks if mask.label == label) / np.prod(masks[0].shape)
-                text = f"{name_of[label]} {share:.0%}" if share >= 0.005 else f"{name_of[label]} <1%"
-            rows.append((text, class_color[label] if len(counts) > 1 or count == 1 else None))
+                percent = f"{share:.0%}" if share >= 0.005 else "<1%"
+                text = f"{name_of[label]} {percent}"
+            else:
+                text = f"{count} × {name_of[label]}"
+            rows.append((text, None if differs_by_instance else class_color[label]))
         image = _with_legend(image, rows or [("nothing found", None)])
     return image
 
@@ -110,7 +113,7 @@ def draw_prediction(
 
 
 def draw_confidence(confidence) -> Image.Image:
-    """Heat map of (H, W) confidences in [0, 1]: dark where the model is unsure (paper Fig. B)."""
+    """Heat map of (H, W) confidences in [0, 1]; unsure pixels are dark (paper, Fig. B)."""
     from matplotlib import colormaps
 
     values = np.asarray(confidence, np.float32).clip(0, 1)
@@ -118,9 +121,10 @@ def draw_confidence(confidence) -> Image.Image:
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, gap: int = 12) -> Image.Image:
-    """Join (title, image) panels on white, at one height (pixels; lower if a panel is very wide), titles above."""
+    """Join (title, image) panels on white, titles above. All have one height (pixels), lower if a panel is very wide."""
     font = make_font(max(14, height // 26))
-    height = max(1, min([height, *(SHEET_WIDTH * p.height // p.width for _, p in panels)]))
+    for _, panel in panels:
+        height = max(1, min(height, SHEET_WIDTH * panel.height // panel.width))
     scaled = [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for _, p in panels]
     head = font.size + 2 * gap
     sheet = Image.new("RGB", (sum(p.width for p in scaled) + gap * (len(scaled) + 1), height + head + gap), "white")
@@ -148,15 +152,15 @@ _TINTS = """
     b3363d 0099fc c9c43e 993f95 00b3b0 ffa158 545ac2 49ac27 ff92b6 0078ac
 """
 PALETTE: list[Color] = [tuple(bytes.fromhex(tint)) for tint in _TINTS.split()]
-"""30 tints in three lightnesses, hues a golden angle apart: neighbors look different."""
+"""30 tints in three lightnesses. Hues are a golden angle apart, so that neighbors look different."""
 _CLOSE = 60
-"""RGB distance below which two tints over an image look the same."""
+"""Two tints over an image look the same below this RGB distance."""
 
 
 def class_colors(labels: Iterable[int]) -> dict[int, Color]:
     """{label: color} for the labels of one image, or of several images to be compared.
 
-    Each label has a fixed color. If that is too close to a color already in use, the farthest one replaces it.
+    Each label has a color of its own. If it is too close to one in use, the label takes the color farthest from these.
     """
     tints = np.array(PALETTE)
     chosen: dict[int, Color] = {}
@@ -171,9 +175,9 @@ def class_colors(labels: Iterable[int]) -> dict[int, Color]:
 
 
 def segment_colors(labels: Sequence[int], class_color: Mapping[int, Color]) -> list[Color]:
-    """A color for each segment: the color of its class, in another shade for each further instance.
+    """The color of each segment: that of its class, in another shade for each further instance.
 
-    If all segments are of one class, they take the colors of the palette in order.
+    Several segments of a single class take the colors of the palette in order.
     """
     if len(labels) > 1 and len(set(labels)) == 1:
         return [PALETTE[k % len(PALETTE)] for k in range(len(labels))]
@@ -189,9 +193,9 @@ def segment_colors(labels: Sequence[int], class_color: Mapping[int, Color]) -> l
 # --- one mask per segment, from any form of segmentation -------------------------------------------------------------
 
 _KEPT_PIXELS = 2**18
-"""Masks with a box of at most this many pixels stay in memory; others are read again for drawing."""
+"""Masks with a box of at most this number of pixels stay in memory; others are read again for drawing."""
 _MANY_IDS = 2**16
-"""From this id on, segments are located one by one: a table of COCO's ids could have 2²⁴ rows."""
+"""Larger ids are located one by one: a table of COCO's ids could have 2²⁴ rows."""
 
 
 class EncodedMasks(Sequence):
@@ -208,22 +212,28 @@ class EncodedMasks(Sequence):
 
 
 class SegmentMask:
-    """Box, area and pixels of a segment. Large masks are not kept: those of all segments may not fit in memory."""
+    """Box, area and pixels of a segment. Large masks are not kept: those of all segments may not fit in memory.
+
+    Args:
+        read: read(rows, columns) returns a part of the mask (bool).
+        shape: (H, W) of the image.
+        box: rows and columns around the mask; by default all are searched.
+    """
 
     def __init__(self, read: Callable[[slice, slice], np.ndarray], label: int, shape, box=None):
-        """`read(rows, columns)` returns a part of the mask (bool). `box`: rows and columns around the mask."""
         self.read, self.label, self.shape = read, int(label), shape
-        start = box or (slice(0, shape[0]), slice(0, shape[1]))
-        pixels = read(*start)
-        rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+        searched = box or (slice(0, shape[0]), slice(0, shape[1]))
+        pixels = read(*searched)
         self.area, self.box, self._kept = int(np.count_nonzero(pixels)), None, None
-        if len(rows):
+        if self.area:
+            rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
             inner = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-            self.box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(start, inner))
-            self._kept = pixels[inner].copy() if pixels[inner].size <= _KEPT_PIXELS else None
+            self.box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(searched, inner))
+            if pixels[inner].size <= _KEPT_PIXELS:
+                self._kept = pixels[inner].copy()
 
     def pixels(self) -> np.ndarray:
-        """The mask in its box."""
+        """The mask inside its box."""
         return self.read(*self.box) if self._kept is None else self._kept
 
 
@@ -237,9 +247,10 @@ def segment_masks(segmentation, segments_info, ignore_index: int) -> list[Segmen
         return lambda rows, columns: np.asarray(segmentation[k])[rows, columns].astype(bool)
 
     if segments_info is None:
-        bands = (np.unique(segmentation[top : top + 256]) for top in range(0, len(segmentation), 256))
-        present = sorted({int(c) for band in bands for c in band if c >= 0 and c != ignore_index})
-        masks = [SegmentMask(of_id(label), label, segmentation.shape) for label in present]
+        bands = [np.unique(segmentation[top : top + 256]) for top in range(0, len(segmentation), 256)]
+        present = np.unique(np.concatenate(bands)).astype(int).tolist()
+        labels = [label for label in present if label >= 0 and label != ignore_index]
+        masks = [SegmentMask(of_id(label), label, segmentation.shape) for label in labels]
     elif isinstance(segmentation, Sequence) or segmentation.ndim == 3:
         shape = np.shape(segmentation[0]) if segments_info else ()
         masks = [SegmentMask(of_stack(k), info["label_id"], shape) for k, info in enumerate(segments_info)]
@@ -259,7 +270,7 @@ def segment_masks(segmentation, segments_info, ignore_index: int) -> list[Segmen
 def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
     """Blend the color into the mask: opaque along the outline, with a fine light edge around it.
 
-    Works in bands of rows. Each band has a margin of rows, so that its outline is the outline of the mask.
+    Works in bands of rows. A margin of rows around each band shows where the mask ends.
     """
     rows, columns = mask.box
     pixels = mask.pixels()
@@ -270,7 +281,7 @@ def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: flo
         first, last = max(0, top - line - 1), min(height, bottom + line + 1)
         part = pixels[first // factor : -(-last // factor)].repeat(factor, 0).repeat(factor, 1)
         part = part[first % factor : first % factor + last - first]
-        part = np.pad(part, ((int(first == 0), int(last == height)), (1, 1)))
+        part = np.pad(part, ((int(first == 0), int(last == height)), (1, 1)))  # background around the box
         start = top - first + int(first == 0)
         depth = ndimage.distance_transform_cdt(part, "chessboard")[start : start + bottom - top, 1:-1]  # background: 0
         area = canvas[rows.start * factor + top : rows.start * factor + bottom, left:right]
@@ -305,7 +316,7 @@ def _write_names(image: Image.Image, named: Sequence[tuple[SegmentMask, str, Col
 
 
 def _name_place(mask: SegmentMask, width: float, height: float) -> tuple[float, float] | None:
-    """Center (y, x) of the box of width × height with the largest share in the mask; `None` if that is too small."""
+    """Center (y, x) of the box with the largest share in the mask, in the image; `None` if no box fits."""
     if width * height > NAME_AREA * mask.area:
         return None
     rows, columns = mask.box
@@ -322,7 +333,7 @@ def _name_place(mask: SegmentMask, width: float, height: float) -> tuple[float, 
 
 
 def _with_legend(image: Image.Image, rows: list[tuple[str, Color | None]]) -> Image.Image:
-    """Add one row per class in columns under the image: its text, after a swatch if the class has one color."""
+    """Add (text, color) rows in columns under the image. Rows with a color begin with a swatch."""
     font = make_font(max(12, round(min(image.size) / 34)))
     line, half = round(font.size * 1.7), font.size // 2
     cell = min(image.width, round(max(font.getlength(text) for text, _ in rows) + 2.8 * font.size))
@@ -342,7 +353,7 @@ def _with_legend(image: Image.Image, rows: list[tuple[str, Color | None]]) -> Im
 
 
 def make_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and has the letters of most scripts."""
+    """DejaVu Sans: it is part of matplotlib and has the letters of many scripts."""
     from matplotlib import font_manager
 
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

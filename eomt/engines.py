@@ -23,9 +23,9 @@ from .modeling_eomt.pretrained import load_config
 
 INPUT = "pixel_values"  # (B, 3, H, W), normalized
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
-LEVELS = "encoder_levels"  # (B, K, T, D), output of PMT's encoder and input of its decoder
-ENCODER = "encoder"  # folder of the encoder's file, beside the decoder's
-MAX_SIDE = 4096  # pixels; largest side of a file with dynamic size, the smallest are two patches
+LEVELS = "encoder_levels"  # (B, K, T, D): output of PMT's encoder, input of its decoder
+ENCODER = "encoder"  # folder with the file of PMT's encoder, beside the file of the decoder
+MAX_SIDE = 4096  # pixels: the largest side with --dynamic-size; the smallest is two patches
 PRECISION_KEY = "eomt_precision"  # in the metadata of the file
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -37,8 +37,11 @@ MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["ExportedEoMT"] = "ExportedEoMT"
 
 @cache
 def openvino_core():
-    """The only one of the process. Each sets the stack of signal handlers; two that are dropped in the order of making
-    leave it in freed memory, and the next signal would end the process."""
+    """The one OpenVINO core of the process.
+
+    Each core sets the stack of the signal handlers. If two cores are dropped in the order in which they were made, the
+    stack lies in freed memory, and the next signal ends the process.
+    """
     import openvino
 
     return openvino.Core()
@@ -50,7 +53,7 @@ class OpenVINOEngine:
     name = "openvino"
     file = "openvino_model.xml"
     package = "openvino"
-    DTYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+    type_names = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # OpenVINO's
 
     def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
         core = openvino_core()
@@ -60,18 +63,18 @@ class OpenVINOEngine:
         self.size = tuple(side.get_length() if side.is_static else None for side in sides)
         if None not in self.size:  # a static shape is a quarter faster, and batches are no faster on a CPU
             model.reshape([1, channels.get_length(), *self.size])
-        # By default OpenVINO computes in bf16 on CPUs that have it. Only int8 files should: they are inexact anyway,
-        # and a quarter of their time is spent in the layers that stay in floating point.
+        # Without a hint OpenVINO computes in bf16 on CPUs that have it. That is for int8 files only: they are inexact
+        # anyway, and a quarter of their time is spent in the layers that stay in floating point.
         if dtype is None and self.precision == "int8":
             dtype = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
         settings = {
-            "INFERENCE_PRECISION_HINT": self.DTYPES[dtype or self.precision],
+            "INFERENCE_PRECISION_HINT": self.type_names[dtype or self.precision],
             "PERFORMANCE_HINT": "THROUGHPUT",
             "PERFORMANCE_HINT_NUM_REQUESTS": num_requests or 0,  # 1: all cores for one request; 0: no limit
         }
         compiled = core.compile_model(model, "CPU", settings)
         computed = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.dtype = next(name for name, known in self.DTYPES.items() if known == computed)  # fp32 on CPUs without it
+        self.dtype = next(name for name, theirs in self.type_names.items() if theirs == computed)  # not always the hint
         self.num_requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         names = {name for output in compiled.outputs for name in output.get_names()}
         self._outputs = [compiled.output(name) for name in (*OUTPUTS, LEVELS) if name in names]
@@ -85,7 +88,7 @@ class OpenVINOEngine:
         try:
             for batch in batches:
                 outputs = request.infer([batch])
-                found.append([np.array(outputs[output]) for output in self._outputs])
+                found.append([np.array(outputs[output]) for output in self._outputs])  # copies
         finally:
             self._idle.put(request)
         return tuple(np.concatenate(parts) for parts in zip(*found))
@@ -97,39 +100,50 @@ class ONNXEngine:
     name = "onnx"
     file = "model.onnx"
     package = "onnxruntime"
-    DTYPES = {"fp32": "float32"}
+    type_names = {"fp32": "float32"}
     num_requests = 1
 
     def __init__(self, path: Path, dtype: str | None = None, num_requests: int | None = 1):
         import onnxruntime
 
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
+        self._input = self._session.get_inputs()[0]
         names = {output.name for output in self._session.get_outputs()}
         self._outputs = [name for name in (*OUTPUTS, LEVELS) if name in names]
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.precision = metadata.get(PRECISION_KEY, "fp32")
         self.dtype = "fp32"
-        self.size = tuple(side if isinstance(side, int) else None for side in self._session.get_inputs()[0].shape[2:])
+        self.size = tuple(side if isinstance(side, int) else None for side in self._input.shape[2:])
 
     def run(self, pixels: np.ndarray) -> Logits:
-        return tuple(self._session.run(self._outputs, {self._input: pixels}))
+        return tuple(self._session.run(self._outputs, {self._input.name: pixels}))
+
+
+class SharedEncoder:
+    """PMT's encoder for the decoders of several tasks. Keeps the levels of the last images, which it encodes once."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self._last: tuple[np.ndarray, np.ndarray] | None = None  # images, levels
+
+    def levels(self, pixels: np.ndarray) -> np.ndarray:
+        last = self._last
+        if last is None or not np.array_equal(last[0], pixels):
+            (levels,) = self.engine.run(pixels)
+            last = self._last = (pixels.copy(), levels)  # a copy: callers may fill their tensor again
+        return last[1]
 
 
 class SplitEngine:
-    """PMT in two files: a decoder, and an encoder that other decoders can share. The last images are encoded once."""
+    """PMT in two files, encoder and decoder."""
 
-    def __init__(self, encoder, decoder):
+    def __init__(self, encoder: SharedEncoder, decoder):
         self.encoder, self.decoder = encoder, decoder
         self.name, self.precision, self.dtype = decoder.name, decoder.precision, decoder.dtype
-        self.size, self.num_requests = encoder.size, decoder.num_requests
+        self.size, self.num_requests = encoder.engine.size, decoder.num_requests
 
     def run(self, pixels: np.ndarray) -> Logits:
-        last = getattr(self.encoder, "last", None)  # of the encoder, whose other decoders look there, too
-        if last is None or not np.array_equal(last[0], pixels):
-            # a copy: callers may fill their tensor anew
-            last = self.encoder.last = (pixels.copy(), *self.encoder.run(pixels))
-        return self.decoder.run(last[1])
+        return self.decoder.run(self.encoder.levels(pixels))
 
 
 ENGINES = {engine.name: engine for engine in (OpenVINOEngine, ONNXEngine)}  # fastest first
@@ -147,9 +161,8 @@ def is_installed(engine: str) -> bool:
 def open_engine(
     folder: str | Path, engine: str = "auto", dtype: str | None = None, num_requests: int | None = 1, encoder=None
 ):
-    """Load the file of an exported folder, or both of a split PMT. Arguments as for `ExportedEoMT.from_pretrained`.
-
-    encoder: engine of the encoder, in place of the folder's own.
+    """Load the file of an exported folder, or both of a split PMT. Arguments as for `ExportedEoMT.from_pretrained`,
+    but `encoder` is a `SharedEncoder`.
     """
     if engine not in ("auto", *ENGINES):
         raise ValueError(f"engine is {engine!r}; choose from auto, {', '.join(ENGINES)}")
@@ -163,23 +176,25 @@ def open_engine(
         package = ENGINES[found[0]].package
         raise ValueError(f"{folder} was exported for {found[0]}, which is not installed: pip install {package}")
     kind = ENGINES[usable[0]]
-    if dtype is not None and dtype not in kind.DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; {kind.name} computes in {', '.join(kind.DTYPES)}")
+    if dtype is not None and dtype not in kind.type_names:
+        raise ValueError(f"dtype is {dtype!r}; {kind.name} computes in {', '.join(kind.type_names)}")
     path = Path(folder, kind.file)
     try:
-        engine = kind(path, dtype, num_requests)
-        if encoder is None and Path(folder, ENCODER, kind.file).is_file():
-            encoder = kind(Path(folder, ENCODER, kind.file), dtype, num_requests)
-        return engine if encoder is None else SplitEngine(encoder, engine)
+        opened = kind(path, dtype, num_requests)
+        own_encoder = Path(folder, ENCODER, kind.file)
+        if encoder is None and own_encoder.is_file():
+            encoder = SharedEncoder(kind(own_encoder, dtype, num_requests))
     except Exception as error:  # the engines have no common error for damaged files
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
         raise ValueError(f"{path} cannot be read by {kind.name}: {reason[:200]}") from None
+    return opened if encoder is None else SplitEngine(encoder, opened)
 
 
 class ExportedEoMT:
-    """An exported model with the call of the PyTorch model, for inference only.
+    """An exported model, called like the PyTorch model. For inference only.
 
-    Inputs and outputs are float32 on the CPU, whatever the engine computes in. Masked attention is off.
+    Inputs and outputs are float32 on the CPU, also if the engine computes in another type. Masked attention is off.
     """
 
     main_input_name = INPUT
@@ -199,16 +214,17 @@ class ExportedEoMT:
 
         Args:
             engine: "openvino", "onnx", or "auto": the fastest one that has a file and is installed.
-            dtype: number type of the computation: "fp32", "bf16", "fp16" or torch's types; the exported precision by
-                default.
+            dtype: number type of the computation: "fp32", "bf16", "fp16" or torch's types. By default the exported
+                precision.
             num_requests: largest number of images that OpenVINO computes at the same time, called from as many
                 threads. 1: lowest latency; None: highest throughput. Requests share the cores. Other engines compute
                 one image at a time.
-            encoder: for a PMT in two files (`eomt export --split-encoder`), another such model. Its encoder is used,
-                and the folder's own need not be there.
+            encoder: for a PMT in two files (`eomt export --split-encoder`), another such model to share its encoder.
+                The folder then needs no encoder of its own.
 
         Raises:
-            ValueError: when the folder, its files, the engine or the number type cannot be used.
+            ValueError: for a folder, a file, an engine or a number type that cannot be used, or an encoder that the
+                folder was not exported with.
         """
         if not Path(folder, "config.json").is_file():
             raise ValueError(f"there is no config.json in {str(folder)!r}; give a folder of eomt export")
@@ -216,20 +232,15 @@ class ExportedEoMT:
         config.name_or_path = str(folder)
         shared = None
         if encoder is not None:
-            if not config.encoder_digest or config.encoder_digest != encoder.config.encoder_digest:
-                raise ValueError(f"{folder} was not exported with the encoder of {encoder.config.name_or_path}")
-            for name in ("interaction_indices", "image_size", "patch_size"):
-                ours, theirs = getattr(config, name), getattr(encoder.config, name)
-                if ours != theirs and (name == "interaction_indices" or as_pair(ours) != as_pair(theirs)):
-                    raise ValueError(f"{folder} was exported with {name} {ours}, the encoder with {theirs}")
+            _require_same_encoder(config, encoder.config)
             shared, engine = encoder.engine.encoder, encoder.engine.name
         return cls(config, open_engine(folder, engine, DTYPES.get(dtype, dtype), num_requests, shared))
 
     def __call__(self, pixel_values: Tensor, patch_offsets: list | None = None, **kwargs):
-        """class_queries_logits (B, Q, C + 1) and masks_queries_logits (B, Q, H/4, W/4) of normalized (B, 3, H, W).
+        """Normalized images (B, 3, H, W) → class_queries_logits (B, Q, C + 1), masks_queries_logits (B, Q, H/4, W/4).
 
         Raises:
-            ValueError: when the file does not take this image size, or labels are given.
+            ValueError: for an image size that the file does not take, or if labels are given.
         """
         if kwargs.get("mask_labels") is not None or kwargs.get("class_labels") is not None:
             raise ValueError("an exported model has no loss; leave out mask_labels and class_labels")
@@ -266,7 +277,7 @@ class ExportedEoMT:
 
     @property
     def num_requests(self) -> int:
-        """Number of calls computed at the same time; further ones wait."""
+        """Number of calls computed at the same time. Further calls wait."""
         return self.engine.num_requests
 
     # --- the interface of a model, for transformers' pipeline and the commands ---------------------------------------
@@ -293,3 +304,16 @@ class ExportedEoMT:
 
     def parameters(self):
         return iter((torch.empty(0),))  # callers read device and dtype of the inputs from it
+
+
+def _require_same_encoder(config, shared) -> None:
+    """Raises `ValueError` unless a split PMT was exported with the encoder of the configuration `shared`."""
+    digest = getattr(config, "encoder_digest", None)
+    if not digest or digest != getattr(shared, "encoder_digest", None):
+        raise ValueError(f"{config.name_or_path} was not exported with the encoder of {shared.name_or_path}")
+    for name in ("interaction_indices", "image_size", "patch_size"):
+        ours, theirs = getattr(config, name), getattr(shared, name)
+        if name != "interaction_indices":
+            ours, theirs = as_pair(ours), as_pair(theirs)
+        if ours != theirs:
+            raise ValueError(f"{config.name_or_path} was exported with {name} {ours}, the encoder with {theirs}")

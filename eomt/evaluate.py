@@ -31,12 +31,11 @@ from .training.processes import gather, rank
 
 SHOWN_CLASSES = 40
 """Largest number of classes in the printed table; per_class.csv has all."""
-_PQ = [("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ")]
 COLUMNS = {  # of the printed table: keys of the metric and their names in papers
     "panoptic": [
-        (key + group, name + short)
-        for group, short in (("", ""), ("_things", " th"), ("_stuff", " st"))
-        for key, name in _PQ
+        ("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ"),
+        ("pq_things", "PQ th"), ("sq_things", "SQ th"), ("rq_things", "RQ th"),
+        ("pq_stuff", "PQ st"), ("sq_stuff", "SQ st"), ("rq_stuff", "RQ st"),
     ],
     "instance": [
         ("ap", "AP"), ("ap_50", "AP50"), ("ap_75", "AP75"),
@@ -80,8 +79,9 @@ def evaluate(source: str | None, options: EvaluateOptions) -> int:
         keep_empty=options.keep_empty,
         crowds_as_instances=options.crowds_as_instances,
     )
-    if options.predictions and (written := PredictionIndex.find(predictions_folder(options.predictions))):
-        space = written.named(space)
+    if options.predictions:
+        written = PredictionIndex.find(predictions_folder(options.predictions))
+        space = written.named(space) if written else space
     channels = processor.num_channels if model else 3
     dataset = rows.with_transform(EvaluationTransform(space, task=task, num_channels=channels))
     report = ImageReport(task, space, options.worst)
@@ -109,7 +109,7 @@ def evaluate(source: str | None, options: EvaluateOptions) -> int:
 
 
 def require_options(source: str | None, options: EvaluateOptions) -> None:
-    """`ValueError` for options that contradict each other or would have no effect."""
+    """Raises `ValueError` for options that contradict each other or would have no effect."""
     if (source is None) == (options.predictions is None):
         raise ValueError("give either a model or --predictions")
     if options.predictions:
@@ -129,12 +129,15 @@ def require_options(source: str | None, options: EvaluateOptions) -> None:
 def evaluation_data(
     path: str, task: str, model=None, *, dataset: str = "auto", split: str = "val", **options
 ) -> tuple[Dataset, LabelSpace]:
-    """Rows and label space of a split; with a model, the label space has the model's classes.
+    """Rows and label space of a split. With a model, the labels are those of the model.
 
-    options: `ignore_ids`, `keep_empty` and `crowds_as_instances` of `load_data`.
+    Args:
+        path: folder or zip of the data set.
+        dataset: format of the data.
+        options: `ignore_ids`, `keep_empty` and `crowds_as_instances` of `load_data`.
 
     Raises:
-        ValueError: when the classes of the data are not those of the model.
+        ValueError: if the classes of the data are not those of the model.
     """
     wanted = LabelSpace.from_config(model.config, model.config.name_or_path) if model else None
     held_out = scores_held_out(path, dataset, task, split, model, options.get("crowds_as_instances", False))
@@ -151,42 +154,46 @@ def evaluation_data(
             raise ValueError(f"{error}; the data has {space.num_labels} classes{hint}") from None
         moved = [name for i, name in enumerate(space.names) if wanted.label2id.get(name, i) != i]
         if moved:
-            others = f"they cannot be matched by position, as {moved[0]!r} has another one in the model"
-            raise ValueError(f"{error}; {others}") from None
+            reason = f"they cannot be matched by position, as {moved[0]!r} has another position in the model"
+            raise ValueError(f"{error}; {reason}") from None
         note = f"the class names of model and data differ; the {space.num_labels} classes are matched by position"
         print(f"note: {note}", file=sys.stderr)
         return rows, space
 
 
 def scores_held_out(path: str, dataset: str, task: str, split: str, model, crowds: bool) -> bool:
-    """Whether to score only the images that `eomt train` holds out, in data without a validation split.
+    """Whether to score only the images that `eomt train` holds out from data without a validation split.
 
-    True if the data has a training split, or if the model was trained on the other images. Otherwise, data without
-    splits is scored completely.
+    True if the data has only a training split. Data without splits is scored completely, unless the model was trained
+    on the images that are not held out.
     """
     if split != "val":
         return False
     splits = splits_of(path, dataset, task)
-    folder = Path(model.config.name_or_path) if model else None
-    records = [folder / "split.json", folder.parent / "split.json"] if model else []  # the parent: of a checkpoint
-    record = next((file for file in records if file.is_file()), None)
-    if splits or record is None:
+    if splits or model is None:
         return splits == ["train"]
+    folder = Path(model.config.name_or_path)  # of the run, or of a checkpoint in it
+    records = [file for file in (folder / "split.json", folder.parent / "split.json") if file.is_file()]
+    if not records:
+        return False
     rows, _ = load_data(path, dataset, task=task, split=split, automatic_split=True, crowds_as_instances=crowds)
-    trained = read_json(record)
+    trained = read_json(records[0])
     return isinstance(trained, dict) and trained.get("val") == rows.with_format(None)["file_name"][:]
 
 
 def count_empty(rows: Dataset) -> int | None:
     """Number of images without annotations; None for label images, which would have to be read again."""
     plain = rows.with_format(None)
-    return sum(not s for s in plain["segments"]) if plain[0]["layout"] in LISTED else None
+    if plain[0]["layout"] not in LISTED:
+        return None
+    return sum(not segments for segments in plain["segments"])
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
 def score_model(source: str, options: EvaluateOptions, model, processor, dataset, space: LabelSpace, report) -> dict:
+    """Segment and score the images, and write the predictions if asked to. Returns the metric's results."""
     files, names = None, []
     if options.save_predictions:
         missing = [name for name, i in zip(space.names, space.dataset_ids) if i < 0]
@@ -225,6 +232,7 @@ def score_model(source: str, options: EvaluateOptions, model, processor, dataset
 
 
 def score_files(options: EvaluateOptions, task: str, dataset, space: LabelSpace, report) -> dict:
+    """Score prediction files, in the main process. Returns the metric's results."""
     pairs = read_predictions(options.predictions, task, space, dataset) if rank() == 0 else ()
     pairs = tqdm(pairs, total=len(dataset), desc="scoring", leave=False)
     scored = ((sample, [prediction]) for sample, prediction in pairs)
@@ -252,6 +260,7 @@ def reported_results(config, task: str, space: LabelSpace) -> list[dict]:
 
 
 def write_report(options: EvaluateOptions, summary: dict, space: LabelSpace, report: ImageReport) -> None:
+    """Write the files to --output and print the tables, or JSON."""
     result, task = summary["metrics"], summary["task"]
     classes = class_rows(result, task, space)
     if options.output:
@@ -281,25 +290,31 @@ def write_report(options: EvaluateOptions, summary: dict, space: LabelSpace, rep
         print(f"metrics.json, per_class.csv, confusion.png{worst}: {options.output}")
 
 
+def is_missing(value) -> bool:
+    """Whether a metric is undefined: NaN, or −1 in COCO's evaluation."""
+    return isinstance(value, float) and (math.isnan(value) or value < 0)
+
+
 def percent(value) -> str:
-    return f"{100 * value:.2f}" if value not in ("", None) and value == value and value >= 0 else "–"
+    return "–" if value in ("", None) or is_missing(value) else f"{100 * value:.2f}"
 
 
 def metric_table(result: dict, task: str, reported: list[tuple[str, float]] = ()) -> str:
-    """The main metrics in percent, also of intermediate predictions, then the paper's results [(where, percent), …]."""
-    main = TASK_ROWS[task].metric_key
-    suffixes = sorted({key.removeprefix(main) for key in result if key.startswith(f"{main}_block_")})
+    """The main metrics in percent, those of intermediate predictions, and the paper's results [(where, percent), …]."""
+    prefix = f"{TASK_ROWS[task].metric_key}_block_"
+    blocks = sorted(int(key.removeprefix(prefix)) for key in result if key.startswith(prefix))
     columns = [(key, name) for key, name in COLUMNS[task] if key in result]
     lines = ["".join(f"{name:>9}" for _, name in columns)]
-    for suffix in ("", *suffixes):
-        title = f"  before block {suffix.rpartition('_')[2]}" if suffix else ""
-        cells = [f"{percent(result[key + suffix]):>9}" for key, _ in columns if key + suffix in result]
-        lines.append("".join(cells) + title)
+    lines.append("".join(f"{percent(result[key]):>9}" for key, _ in columns))
+    for block in blocks:
+        keys = [f"{key}_block_{block}" for key, _ in columns]
+        cells = [f"{percent(result[key]):>9}" for key in keys if key in result]
+        lines.append("".join(cells) + f"  before block {block}")
     return "\n".join(lines + [f"{value:9.2f}  {where}" for where, value in reported])
 
 
 def class_rows(result: dict, task: str, space: LabelSpace) -> list[dict]:
-    """One row per class, fractions in [0, 1]; blank for classes with neither ground truth nor predictions."""
+    """One row per class, with fractions in [0, 1]. Without ground truth and predictions they are blank."""
     rows: list[dict] = []
     for label, name in enumerate(space.names):
         if task == "semantic":
@@ -308,8 +323,8 @@ def class_rows(result: dict, task: str, space: LabelSpace) -> list[dict]:
             values = dict(result["per_class"][label])
             if task == "panoptic" and not values["tp"] + values["fp"] + values["fn"]:
                 values |= dict.fromkeys(("pq", "sq", "rq"), math.nan)
-        blank = {k: "" if isinstance(v, float) and (v != v or v < 0) else v for k, v in values.items()}
-        rows.append({"label": label, "name": name, "dataset_id": space.dataset_ids[label]} | blank)
+        values = {key: "" if is_missing(value) else value for key, value in values.items()}
+        rows.append({"label": label, "name": name, "dataset_id": space.dataset_ids[label]} | values)
     return rows
 
 

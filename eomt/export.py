@@ -32,7 +32,7 @@ PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "fp16", "in
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 INT8_PACKAGES = {"openvino": ("nncf",), "onnx": ()}
 LARGEST_ONNX = 1_900_000_000  # bytes; a protobuf holds at most 2 GiB, larger weights go to a second file
-CALIBRATION_IMAGES = 100  # the largest number
+CALIBRATION_IMAGES = 100  # at most
 TOLERANCE = 1e-4  # share of the largest logit: engines sum fp32 in another order
 
 
@@ -40,21 +40,23 @@ def export(source: str, output: Path, options: ExportOptions) -> int:
     """Write the folder `output`. Returns the exit code.
 
     Raises:
-        ValueError: when a file differs from the model, or loses too much of the metric.
+        ValueError: for options that cannot be used, or if a file differs from the model or loses too much of the
+            metric. Nothing is written then.
     """
     require_free(output, options.force, source)
     require_writable(output.parent)
     require_options(options)
-    size = {"size": options.image_size} if options.image_size else {}
+    size, image_size = {}, {}  # the processor's and the model's name for it
+    if options.image_size:
+        size, image_size = {"size": options.image_size}, {"image_size": options.image_size}
     processor = AutoImageProcessor.from_pretrained(source, **size)
-    image_size = {"image_size": options.image_size} if options.image_size else {}
     model = load_model(source, dtype=torch.float32, **image_size)
     if isinstance(model, ExportedEoMT):
         raise ValueError(f"{source} is exported already; give an EoMT of save_pretrained")
     if model.config.masked_inference:
         print("note: this model needs masked attention; the files have none and lose accuracy")
     if options.split_encoder and not isinstance(model, PMTForUniversalSegmentation):
-        raise ValueError(f"{source} is no PMT, whose encoder could be split off; leave out --split-encoder")
+        raise ValueError(f"--split-encoder is for PMT; {source} is a {model.config.model_type!r} model")
     score = scorer(model, processor, options) if options.data else None
     image = np.asarray(synthetic_image())[..., np.arange(processor.num_channels) % 3]
     pixels = processor(image, return_tensors="pt")["pixel_values"]
@@ -84,8 +86,8 @@ def export(source: str, output: Path, options: ExportOptions) -> int:
                 )
             print(summary(file, "any size" if options.dynamic_size else f"{input_size[0]} × {input_size[1]} pixels"))
             print(
-                f"  on a synthetic image logits differ by at most {gap.logits:.1g}, {100 * gap.pixels:.4f} % of mask "
-                f"pixels change sides, {100 * gap.classes:.1f} % of queries their class"
+                f"  on a synthetic image logits differ by at most {gap.logits:.1g}; {100 * gap.pixels:.4f} % of mask "
+                f"logits have the other sign, {100 * gap.classes:.1f} % of queries another class"
             )
             if options.precision == "bf16" != exported.engine.dtype:
                 print(f"note: this CPU has no bf16, so {file.name} was checked in {exported.engine.dtype}")
@@ -96,7 +98,7 @@ def export(source: str, output: Path, options: ExportOptions) -> int:
 
 
 def require_options(options: ExportOptions) -> None:
-    """`ValueError` when a package is missing or options contradict each other."""
+    """Raises `ValueError` for a missing package, or for options that contradict each other."""
     int8 = options.precision == "int8"
     for kind in options.format:
         if options.precision not in PRECISIONS[kind]:
@@ -116,7 +118,7 @@ def require_options(options: ExportOptions) -> None:
 
 
 def scorer(model, processor, options: ExportOptions) -> Callable[[object], float]:
-    """A function that scores a model on --data, in points of the task's metric."""
+    """A function that scores a model, or its file, on --data (percent of the task's metric)."""
     task = processor.task
     rows, space = evaluation_data(options.data, task, model, split=options.split, ignore_ids=list(options.ignore_ids))
     rows = rows.with_transform(EvaluationTransform(space, task=task, num_channels=processor.num_channels))
@@ -129,11 +131,12 @@ def scorer(model, processor, options: ExportOptions) -> Callable[[object], float
 
 
 def require_score(file: Path, before: float, after: float, options: ExportOptions, metric: str) -> None:
+    """Print the scores. Raises `ValueError` if the file loses more than --max-drop."""
     print(f"{file.name}: {metric} {after:.2f}, model {before:.2f}")
     if before - after > options.max_drop:
         raise ValueError(
             f"{file.name} loses {before - after:.2f} points of {metric} (--max-drop {options.max_drop:g}); calibrate "
-            "on more images like those of the data, or export fp32; nothing was written"
+            "with more images like those of the data, or export fp32; nothing was written"
         )
 
 
@@ -142,7 +145,8 @@ def calibration_inputs(options: ExportOptions, processor) -> list[np.ndarray]:
     if not options.calibrate:
         return []
     files = list(find_images(options.calibrate).values())
-    inputs, step = [], max(1, len(files) // CALIBRATION_IMAGES)
+    step = max(1, len(files) // CALIBRATION_IMAGES)
+    inputs = []
     for file in files[::step][:CALIBRATION_IMAGES]:
         inputs += processor(str(file), return_tensors="pt")["pixel_values"].split(1)
     return [pixels.numpy() for pixels in inputs]
@@ -161,6 +165,7 @@ def synthetic_image(height: int = 480, width: int = 640) -> Image.Image:
 
 
 def summary(file: Path, sides: str) -> str:
+    """Name, megabytes with all weights, and input size of a file."""
     weights = (file.with_suffix(".bin"), file.with_name(f"{file.name}.data"))  # OpenVINO's, a large ONNX file's
     megabytes = sum(part.stat().st_size for part in (file, *weights) if part.exists()) / 1e6
     return f"{file.name}: {megabytes:.1f} MB, {sides}"
@@ -168,7 +173,7 @@ def summary(file: Path, sides: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """Differences between an exported file and the model, the largest over several batch sizes."""
+    """Largest differences between an exported file and the model over several batch sizes."""
 
     logits: float
     """Largest difference of a logit."""
@@ -184,11 +189,10 @@ def compare(exported, model: "Exportable", pixels: Tensor) -> Difference:
     """Compare file and model on (B, 3, H, W), and on one and B + 1 images: the batch size must be dynamic.
 
     Raises:
-        ValueError: when an output has another shape or is not finite.
+        ValueError: if an output has another shape or is not finite.
     """
-    batches = [pixels, torch.cat([pixels, pixels[:1].flip(-1)]), pixels[:1]]
     worst = [0.0, 0.0, 0.0, 0.0]
-    for batch in batches:
+    for batch in (pixels, torch.cat([pixels, pixels[:1].flip(-1)]), pixels[:1]):
         with torch.no_grad():
             expected = model(batch)
         output = exported(batch)
@@ -208,7 +212,7 @@ def compare(exported, model: "Exportable", pixels: Tensor) -> Difference:
 
 
 class Exportable(nn.Module):
-    """EoMT with tensors as inputs and outputs, as the exporters need it."""
+    """A model with tensors as inputs and outputs, which the exporters need."""
 
     input: str = INPUT
     outputs: tuple[str, ...] = OUTPUTS
@@ -243,14 +247,15 @@ class DecoderPart(Exportable):
 
     def forward(self, encoder_levels: Tensor) -> tuple[Tensor, Tensor]:
         images = encoder_levels.new_zeros(encoder_levels.shape[0], self.model.config.num_channels, *self.size)
-        output = self.model(images, encoder_levels=encoder_levels)  # of the images only the size counts
+        output = self.model(images, encoder_levels=encoder_levels)  # only the size of the images is read
         return output.class_queries_logits, output.masks_queries_logits
 
 
 def write_split(model: PMTForUniversalSegmentation, kind: str, folder: Path, size, precision: str) -> Path:
     """Write the encoder to a folder of its own and the decoder beside it. Returns the path of the decoder's file."""
     encoder, decoder = EncoderPart(model).eval(), DecoderPart(model, size).eval()
-    pixels, file = torch.zeros(2, model.config.num_channels, *size), ENGINES[kind].file
+    pixels = torch.zeros(2, model.config.num_channels, *size)
+    file = ENGINES[kind].file
     (folder / ENCODER).mkdir(exist_ok=True)
     WRITERS[kind](encoder, pixels, folder / ENCODER / file, precision)
     WRITERS[kind](decoder, encoder(pixels), folder / file, precision)
@@ -282,15 +287,15 @@ def write_file(
         calibration: for int8, inputs (B, 3, H, W) of real images.
 
     Raises:
-        ValueError: when the model cannot be quantized, or its learned positions fix the size.
+        ValueError: if the model cannot be quantized, or learned positions fix its size.
     """
     config = model.model.config
     if precision == "int8" and not config.blocks_are_the_encoders:
         raise ValueError(f"int8 is for EoMT; export a {config.model_type!r} model in floating point")
     if dynamic_size and config.resamples_positions:
         raise ValueError(
-            f"a {config.model_type!r} model resamples its learned positions at each size, which the engines cannot; "
-            "export one folder for each size (only DINOv3's rotary positions take any)"
+            f"a {config.model_type!r} model has learned positions, which an engine cannot resample to another size; "
+            "export one folder for each size (DINOv3 has rotary positions, for any size)"
         )
     path = folder / ENGINES[kind].file
     example = torch.zeros(2, config.num_channels, *size)
@@ -299,6 +304,7 @@ def write_file(
 
 
 def _shapes(model: Exportable, dynamic_size: bool) -> dict:
+    """`dynamic_shapes` of torch's exporters: the batch, and with `dynamic_size` both sides."""
     free = {0: torch.export.Dim("batch", min=1)}
     if dynamic_size:
         patch = as_pair(model.model.config.patch_size)
@@ -326,13 +332,13 @@ def _write_openvino(
 
 
 def _quantize_openvino(model, config, calibration):
-    """Quantize the matrix products of the encoder to int8 by NNCF's transformer preset, and leave the heads."""
+    """Quantize the matrix products of the encoder to int8 by NNCF's transformer preset. The heads stay as they are."""
     import nncf
 
-    nncf.set_log_level(logging.ERROR)  # otherwise it lists every ignored operation
+    nncf.set_log_level(logging.ERROR)  # by default it lists every ignored operation
     norms = [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
     heads = nncf.Subgraph(
-        inputs=[norms[-1 - config.num_upscale_blocks]],  # the final norm; one more norm follows per upscaling block
+        inputs=[norms[-1 - config.num_upscale_blocks]],  # the final norm: each upscaling block has one norm more
         outputs=[result.get_friendly_name() for result in model.get_results()],
     )
     return nncf.quantize(
@@ -361,7 +367,8 @@ def _write_onnx(
         output_names=list(model.outputs),
         verbose=False,
     )
-    large = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) > LARGEST_ONNX
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    large = weight_bytes > LARGEST_ONNX
     proto = program.model_proto
     if precision == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -395,7 +402,7 @@ def _quantize_onnx(source: Path, path: Path, config, calibration, large: bool) -
     norms = [index for index, node in enumerate(nodes) if node.op_type == "LayerNormalization"]
     heads = [node.name for node in list(nodes)[norms[-1 - config.num_upscale_blocks] :]]
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it warns of an unoptimized graph; torch's exporter has optimized it
+    logging.disable(logging.WARNING)  # it warns of an unoptimized graph, but torch's exporter has optimized it
     try:
         quantize_static(
             source,

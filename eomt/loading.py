@@ -1,4 +1,4 @@
-"""Load the model, the image processor and the device of a command, and check them before any work starts."""
+"""Load the model, the image processor and the device of a command, and check them before the work starts."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ def usable_device(name: str | None) -> torch.device:
     """The device with this name ("cpu", "cuda:1", …). None: the best available, or that of this process in a group.
 
     Raises:
-        ValueError: when torch does not know the device or the machine does not have it.
+        ValueError: for a device that torch does not know or the machine does not have.
     """
     if name is None:
         return PartialState().device
@@ -40,7 +40,7 @@ def needs_cpu_group(device: str | None = None) -> bool:
 
 
 def require_model(name: str) -> None:
-    """`ValueError` unless `name` is a folder with a configuration or authors' weights, or can be a name on the hub."""
+    """Raises `ValueError` unless `name` is a folder with a configuration or authors' weights, or can be a hub name."""
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file() and not Path(name, WEIGHTS_NAME).is_file():
             raise ValueError(f"there is no config.json in {name!r}; give a folder of save_pretrained")
@@ -55,14 +55,14 @@ def weight_files(model: str | Path) -> dict[str, list[int]]:
 
 
 def load_model(name: str, num_requests: int | None = 1, **options):
-    """Load a model from a folder or the hub; an `ExportedEoMT` if the folder holds the file of an engine.
+    """Load a model from a folder or the hub. For a folder with the file of an engine, an `ExportedEoMT`.
 
     Args:
         num_requests: images that an exported model computes at the same time (`ExportedEoMT.from_pretrained`).
         options: arguments of `from_pretrained`.
 
     Raises:
-        ValueError: when it is not an EoMT, or weights are missing, unexpected, of another shape or not finite.
+        ValueError: if it is not an EoMT, or if weights are missing, unexpected, of another shape or not finite.
             `from_pretrained` would replace them by random weights, and the results would be wrong without an error.
     """
     require_model(name)
@@ -73,7 +73,7 @@ def load_model(name: str, num_requests: int | None = 1, **options):
     model_class = MODEL_OF_CONFIG[type(config)]
     _require_weights_of_size(name, model_class, config)
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers would print a table of misfits; the error below is one line
+    logging.set_verbosity_error()  # otherwise transformers prints a table of misfits; the error below is one line
     try:
         model, found = model_class.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -85,19 +85,21 @@ def load_model(name: str, num_requests: int | None = 1, **options):
 
 
 def _require_weights_of_size(name: str, model_class, config) -> None:
-    """`ValueError` if the model of config.json has more parameters than the folder's files have bytes: missing and
-    mis-shaped weights would be drawn at random first, and may need all memory."""
-    files = sum(size for size, _ in weight_files(name).values())
-    if getattr(config, "quantization_config", None):  # less than a byte for each
+    """Raises `ValueError` if the model of config.json has more parameters than the folder's files have bytes.
+
+    `from_pretrained` would first draw the missing weights at random, and could need all memory for them.
+    """
+    if getattr(config, "quantization_config", None):  # less than a byte per parameter
         return
+    num_bytes = sum(size for size, _ in weight_files(name).values())
     with torch.device("meta"):
         model = model_class(config)
     elsewhere = ("encoder.",) if getattr(config, "encoder_digest", None) else ()  # PMT's decoder alone
-    count = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(elsewhere))
-    if 0 < files < count:
+    count = sum(weight.numel() for key, weight in model.named_parameters() if not key.startswith(elsewhere))
+    if 0 < num_bytes < count:
         raise ValueError(
             f"{name}: config.json describes a model of {count / 1e6:,.0f} M parameters, but the weights have "
-            f"{files / 1e6:,.0f} MB; both must come from the same checkpoint"
+            f"{num_bytes / 1e6:,.0f} MB; both must come from the same checkpoint"
         )
 
 
@@ -114,16 +116,17 @@ def load_for_inference(
     """Load a model in evaluation mode onto its device, and its image processor.
 
     Args:
-        task: of the processor; the model's by default.
-        masked: masked attention on or off; as trained by default (`config.masked_inference`).
-        token_merging: cosine similarity from which tokens merge (the paper's Table 9).
+        task: of the processor; by default the model's.
+        masked: masked attention on or off; by default as trained (`config.masked_inference`).
+        token_merging: least cosine similarity of tokens that merge (paper, Table 9).
+        merging_layers: the two blocks in which tokens merge.
         options: as for `load_model`.
 
     Raises:
-        ValueError: when there is no such model or device, or the model is not an EoMT.
+        ValueError: for a model or a device that cannot be used.
     """
-    place = usable_device(device)
-    model = load_model(name, **options).eval().to(place)
+    found_device = usable_device(device)  # before the minutes of loading
+    model = load_model(name, **options).eval().to(found_device)
     if masked is not None:
         model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
     if token_merging is not None:
@@ -134,10 +137,8 @@ def load_for_inference(
 
 
 def load_processor(name: str, config, **fields) -> EoMTImageProcessor:
-    """The image processor saved with a model. Authors' checkpoints, which have none, are processed as in the paper."""
+    """The image processor saved with a model. Authors' checkpoints have none; it is then the paper's."""
     if read_beside(name, "config.json") or read_beside(name, "preprocessor_config.json"):
         return AutoImageProcessor.from_pretrained(name, **fields)
-    return EoMTImageProcessor(
-        **{"task": config.task, "size": as_pair(config.image_size), "stuff_label_ids": list(config.stuff_label_ids)}
-        | fields
-    )
+    papers = {"size": as_pair(config.image_size), "stuff_label_ids": list(config.stuff_label_ids)}
+    return EoMTImageProcessor(**{"task": config.task} | papers | fields)

@@ -2,7 +2,7 @@
 
     pipeline("image-segmentation", model=…, pipeline_class=EoMTImageSegmentationPipeline)
 
-The stock pipeline also works, but its instances cannot overlap, and it clips 16-bit images at 255.
+The stock pipeline works, too, but its instances cannot overlap, and it clips 16-bit images at 255.
 """
 
 from PIL import Image
@@ -14,14 +14,16 @@ from .image_processing.inference import confident_instances, iter_segments, pred
 
 
 class EoMTImageSegmentationPipeline(ImageSegmentationPipeline):
-    """The stock pipeline with complete instance masks, which may overlap, best score first.
+    """The stock pipeline with complete instance masks, best score first. They may overlap.
 
-    Default thresholds are the paper's 0.8 and 0.8 for panoptic segmentation, and a score of 0.5 for instances.
+    Default thresholds: for panoptic segmentation the paper's (score 0.8, visible share 0.8), for instances a score of
+    0.5.
     """
 
     def preprocess(self, image, subtask=None, timeout=URL_TIMEOUT):
-        # the stock pipeline also turns PIL images upright
-        image = open_image(upright(image) if isinstance(image, Image.Image) else image, timeout=timeout)
+        if isinstance(image, Image.Image):
+            image = upright(image)  # as the stock pipeline does
+        image = open_image(image, timeout=timeout)
         inputs = self.image_processor(images=[image], return_tensors="pt").to(self.dtype)
         inputs["target_size"] = [(image.height, image.width)]
         return inputs

@@ -1,4 +1,4 @@
-"""Drawings for `eomt evaluate`: the worst images and a confusion matrix.
+"""Drawings of `eomt evaluate`: the worst images and a confusion matrix.
 
 C classes · H, W image · n instances
 """
@@ -24,7 +24,7 @@ MOST_CLASSES = 40  # of the drawn confusion matrix
 
 
 class ImageReport:
-    """Collects predictions: the `worst` images by the metric of each image, and a confusion matrix."""
+    """Collects a confusion matrix and the `worst` images, a number, by the metric of each image."""
 
     def __init__(self, task: str, label_space: LabelSpace, worst: int = 0):
         self.task, self.space, self.worst = task, label_space, worst
@@ -33,6 +33,7 @@ class ImageReport:
         self.confusion = np.zeros((label_space.num_labels, label_space.num_labels + 1), np.int64)
 
     def __call__(self, sample: dict, prediction) -> None:
+        """Add an image: a sample of `EvaluationTransform` and the result of `predict_image`."""
         reference = as_reference(sample)
         self.confusion += _image_confusion(self.task, prediction, reference, self.space)
         if not self.worst:
@@ -46,7 +47,7 @@ class ImageReport:
         self._keep([(score, sample["file_name"], drawn)])
 
     def gathered(self) -> None:
-        """Join the parts of all processes; each must call this."""
+        """Join the parts of all processes. Each must call this."""
         self.confusion = np.sum(gather(self.confusion), 0)
         parts, self.kept = gather(self.kept), []
         self._keep([entry for part in parts for entry in part])
@@ -55,24 +56,25 @@ class ImageReport:
         self.kept = sorted([*self.kept, *entries], key=lambda entry: entry[:2])[: self.worst]
 
     def draw_worst(self, folder: Path) -> list[dict]:
-        """Write image, ground truth and prediction side by side, worst first. Returns names and scores."""
+        """Write image, ground truth and prediction side by side, worst first. Returns names, scores and paths."""
         folder.mkdir(parents=True, exist_ok=True)
         listed = []
         for number, (score, name, (pixels, prediction, reference)) in enumerate(self.kept, 1):
             image = picture_of(pixels)
-            entries = {"ground truth": reference, "prediction": prediction}
-            colors = class_colors([*_labels(reference), *_labels(prediction)])
+            drawing = {"id2label": self.space.id2label}
+            drawing["colors"] = class_colors([*_labels(reference), *_labels(prediction)])
             panels = [
-                (title, draw_prediction(image, entry, self.space.id2label, colors=colors))
-                for title, entry in entries.items()
+                (Path(name).name, image),
+                ("ground truth", draw_prediction(image, reference, **drawing)),
+                ("prediction", draw_prediction(image, prediction, **drawing)),
             ]
             path = folder / f"{number:02d}_{Path(name).stem}.jpg"
-            side_by_side([(Path(name).name, image), *panels]).save(path, quality=90)
+            side_by_side(panels).save(path, quality=90)
             listed.append({"file_name": name, TASK_ROWS[self.task].metric_key: score, "picture": str(path)})
         return listed
 
     def draw_confusion(self, path: Path) -> None:
-        """Write a heat map with one row per true class, which sums to 1; of many classes, those with most pixels."""
+        """Write a heat map: one row for each true class, with a sum of 1. Of many classes, those with most pixels."""
         from matplotlib import pyplot as plt
 
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)[:-1]  # [C]
@@ -99,11 +101,11 @@ class ImageReport:
 
 
 def _image_confusion(task: str, prediction, reference: dict, space: LabelSpace) -> np.ndarray:
-    """(C, C + 1) true × predicted pixels of an image, or instances matched at IoU 0.5; last column: nothing."""
+    """(C, C + 1) true × predicted pixels of an image, or instances matched at IoU 0.5. The last column is nothing."""
     if task == "semantic":
         return confusion(prediction, reference, space.num_labels, space.ignore_index)
     if task == "panoptic":
-        void = space.num_labels  # not a label: void in the ground truth is skipped, in the prediction it is "nothing"
+        void = space.num_labels  # skipped in the ground truth, "nothing" in the prediction
         maps = [_class_map(entry, void, entry is reference) for entry in (prediction, reference)]
         return confusion(*maps, space.num_labels, void)
     matrix = np.zeros((space.num_labels, space.num_labels + 1), np.int64)
@@ -111,17 +113,21 @@ def _image_confusion(task: str, prediction, reference: dict, space: LabelSpace) 
     found, annotated = prediction["masks"], _rles(reference["masks"])
     crowd = np.asarray(reference["iscrowd"]).astype(bool)
     labels = prediction["labels"].tolist()
-    overlap = coco_mask.iou(found, annotated, [0] * len(annotated)) if found and annotated else None  # [k, n]
+    overlap = np.zeros((len(found), len(annotated)))
+    if found and annotated:
+        overlap = coco_mask.iou(found, annotated, [0] * len(annotated))
     for k, label in enumerate(np.asarray(reference["labels"]).tolist()):
-        if not crowd[k]:
-            best = int(np.argmax(overlap[:, k])) if overlap is not None else -1
-            hit = best >= 0 and overlap[best, k] >= SHOWN_IOU
-            matrix[label, labels[best] if hit else -1] += 1
+        if crowd[k]:
+            continue
+        matched = -1  # nothing
+        if found and overlap[:, k].max() >= SHOWN_IOU:
+            matched = labels[overlap[:, k].argmax()]
+        matrix[label, matched] += 1
     return matrix
 
 
 def _class_map(entry: dict, void: int, skip_crowds: bool) -> np.ndarray:
-    """Class of every pixel, `void` outside the segments."""
+    """(H, W) class of each pixel, `void` outside the segments."""
     ids = np.asarray(entry["segmentation"])
     classes = np.full(ids.shape, void, np.int64)
     for s in entry["segments_info"]:
@@ -131,6 +137,7 @@ def _class_map(entry: dict, void: int, skip_crowds: bool) -> np.ndarray:
 
 
 def _rles(masks) -> list[dict]:
+    """Encoded masks, from such or from (n, H, W)."""
     return list(masks) if isinstance(masks, list) else encode_masks(np.asarray(masks))
 
 
@@ -148,9 +155,11 @@ def _drawable(entry):
 
 
 def _labels(entry) -> list[int]:
-    if isinstance(entry, dict) and "segments_info" in entry:
+    """Labels in a prediction or ground truth."""
+    if not isinstance(entry, dict):  # a semantic ground truth
+        entry = {"segmentation": entry}
+    if "segments_info" in entry:
         return [s["label_id"] for s in entry["segments_info"]]
-    if isinstance(entry, dict) and "labels" in entry:
+    if "labels" in entry:
         return list(entry["labels"])
-    labels = np.unique(np.asarray(entry["segmentation"] if isinstance(entry, dict) else entry))
-    return [int(i) for i in labels if i >= 0]
+    return [label for label in np.unique(np.asarray(entry["segmentation"])).tolist() if label >= 0]

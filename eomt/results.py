@@ -1,18 +1,18 @@
 """Prediction files in the formats of the reference tools: COCO panoptic (PNG and JSON), COCO instance results (RLE),
-label PNG. Any number of processes write them image by image, atomically, and skip finished images.
+and label PNG. Any number of processes write them image by image, atomically, and skip finished images.
 
     OUTPUT/panoptic/NAME.png  panoptic.json    ids R + 256 G + 65536 B from 1, 0 is void
     OUTPUT/instances.json                      [{"image_id", "category_id", "segmentation", "bbox", "score"}, …]
     OUTPUT/labels/NAME.png                     category id of each pixel, 8 or 16 bit
     OUTPUT/confidence/NAME.png                 semantic, optional: floor(65535 · confidence), 16 bit
     OUTPUT/images.json                         {"images", "categories"}: ids, names, sizes; "path": file of the image
-    OUTPUT/records/NAME.json                   part of an image in the JSON files, written last to mark it as done;
-                                               "source": file of the image; a changed file is segmented again
+    OUTPUT/records/NAME.json                   the entries of an image for the JSON files; written last, as the mark of
+                                               a finished image. "source": its file; a changed one is segmented again
     OUTPUT/run.json                            settings of the run; a run with other settings is refused
 
-Category ids are those of the label space (COCO's 1 … 200, Cityscapes' 7 … 33), or else the labels of the model. Image
-ids are the numbers in the file names, or else the names. `eomt evaluate` matches images by file name. `eomt train
---more-data OUTPUT` reads the folder as data.
+Category ids are those of the label space (COCO's 1 … 200, Cityscapes' 7 … 33), otherwise the labels of the model. The
+id of an image is the number in its file name, otherwise the name. `eomt evaluate` matches images by file name, and
+`eomt train --more-data OUTPUT` reads the folder as data.
 """
 
 import json
@@ -63,7 +63,7 @@ class Results:
         return self.output / folder / f"{name}{suffix}"
 
     def needs(self, name: str, image_id: int | str, source: Mapping) -> bool:
-        """Whether an image has no results yet. Discards results for another version of its file (`file_state`)."""
+        """Whether an image has no results yet. Discards those of another version of its file (see `file_state`)."""
         if not self._has_record(name):
             return True
         record = self._record(name)
@@ -76,7 +76,7 @@ class Results:
         """Write the prediction for one image.
 
         Args:
-            name: name of the result files, also with folders.
+            name: of the result files, without suffix; may contain folders.
             file_name: file name of the image in the JSON files.
             prediction: result of `predict_image`.
             source: result of `file_state`, for `needs`.
@@ -108,7 +108,7 @@ class Results:
         write_json(self.path("records", name, ".json"), record)
 
     def finish(self, names: Iterable[str]) -> None:
-        """Join the records of these images to the JSON files. One process calls this, after all have written."""
+        """Join the records of these images to the JSON files. Called by one process, after all have written."""
         names = [name for name in names if self._has_record(name)]
         listing = {"images": [self._record(n)["image"] for n in names], "categories": self.label_space.categories}
         write_json(self.output / "images.json", listing)
@@ -122,7 +122,7 @@ class Results:
     def _has_record(self, name: str) -> bool:
         try:
             return self.path("records", name, ".json").is_file()
-        except OSError:  # a name too long for the file system; `write` reports it
+        except OSError:  # the name is too long for the file system; `write` raises
             return False
 
     def _record(self, name: str) -> dict:
@@ -130,7 +130,7 @@ class Results:
 
 
 def image_id_from_name(name: str) -> int | str:
-    """The number in a name of digits, as in COCO (142238 for "000000142238"); any other name is its own id."""
+    """The number of a name of digits, as in COCO (142238 for "000000142238"). Any other name is its own id."""
     return int(name) if name.isdecimal() else name
 
 
@@ -142,7 +142,7 @@ def image_ids_by_name(names: Iterable[str]) -> dict[str, int | str]:
 
 
 def file_state(file: Path | str) -> dict:
-    """Path, size and modification time of a file, to recognize a changed one; the address of a URL."""
+    """Path, size and modification time of a file, to recognize a changed file. Of a URL only the address."""
     if isinstance(file, str):
         return {"file": file}
     stat = file.stat()
@@ -151,9 +151,10 @@ def file_state(file: Path | str) -> dict:
 
 def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: Sequence[int]):
     """Encode (H, W) ids in COCO's format: (H, W, 3) uint8 and `segments_info`. Ids start at 1; 0 is void."""
-    ids, segments = np.asarray(segmentation), []
+    ids = np.asarray(segmentation)
     coded = np.zeros((*ids.shape, 3), np.uint8)
     boxes = segment_boxes(ids)
+    segments = []
     for number, info in enumerate(segments_info, start=1):
         rows, columns = boxes.get(info["id"], (slice(0, 0), slice(0, 0)))
         inside = ids[rows, columns] == info["id"]
@@ -166,12 +167,14 @@ def panoptic_png(segmentation, segments_info: Sequence[Mapping], category_ids: S
             "area": int(np.count_nonzero(inside)),
             "bbox": [int(v) for v in (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)],
         }
-        segments.append(entry | ({"score": float(info["score"])} if "score" in info else {}))
+        if "score" in info:
+            entry["score"] = float(info["score"])
+        segments.append(entry)
     return coded, segments
 
 
 def instance_results(image_id, prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
-    """COCO results of n encoded masks with labels and scores, without empty masks."""
+    """COCO results of encoded masks with labels and scores, without empty masks."""
     results = []
     for mask, label, score in zip(prediction["masks"], prediction["labels"], prediction["scores"]):
         if rle.area(mask):
@@ -186,14 +189,14 @@ def instance_results(image_id, prediction: Mapping, category_ids: Sequence[int])
 
 
 def label_png(segmentation, category_ids: Sequence[int]) -> Image.Image:
-    """Encode (H, W) labels as an image of category ids. Void is 255, or 65535 in a 16-bit image.
+    """Encode (H, W) labels as an image of category ids with 8 or 16 bits. Void is 255 or 65535.
 
     If an id needs more than 16 bits, the image is RGB, R + 256 G + 65536 B, and void is white.
     """
     labels, highest = np.asarray(segmentation), max(category_ids)
-    size = next(size for size, void in VOID_VALUES.items() if highest < void or size == 3)
-    values = np.array([*category_ids, VOID_VALUES[size]])
-    table = id_to_rgb(values) if size == 3 else values.astype(f"u{size}")
+    num_bytes = next(size for size, void in VOID_VALUES.items() if highest < void or size == 3)
+    values = np.array([*category_ids, VOID_VALUES[num_bytes]])  # [-1] is void
+    table = id_to_rgb(values) if num_bytes == 3 else values.astype(f"u{num_bytes}")
     coded = np.empty((*labels.shape, *table.shape[1:]), table.dtype)
     for top in range(0, len(labels), BAND):
         band = labels[top : top + BAND]
@@ -214,17 +217,22 @@ def segment_boxes(ids: np.ndarray) -> dict[int, tuple[slice, slice]]:
     """{id: (rows, columns)} around each segment of an (H, W) map of ids; void is negative."""
     boxes: dict[int, tuple[slice, slice]] = {}
     for top in range(0, len(ids), BAND):
-        for number, found in enumerate(ndimage.find_objects(ids[top : top + BAND].astype(np.int32) + 1)):
-            if found is not None:
-                rows, columns = found
-                before = boxes.get(number, (slice(top + rows.start, 0), columns))
-                columns = slice(min(before[1].start, columns.start), max(before[1].stop, columns.stop))
-                boxes[number] = (slice(before[0].start, top + rows.stop), columns)
+        band = ids[top : top + BAND].astype(np.int32) + 1
+        for number, found in enumerate(ndimage.find_objects(band)):
+            if found is None:
+                continue
+            rows, columns = found
+            first_row, left, right = top + rows.start, columns.start, columns.stop
+            if number in boxes:
+                rows_above, columns_above = boxes[number]
+                first_row = rows_above.start
+                left, right = min(left, columns_above.start), max(right, columns_above.stop)
+            boxes[number] = (slice(first_row, top + rows.stop), slice(left, right))
     return boxes
 
 
 def _stream(path: Path, head: str, entries: Iterable[dict], tail: str) -> None:
-    """Write a JSON list entry by entry, so that the masks of a data set need not fit in memory."""
+    """Write a JSON list between `head` and `tail`, entry by entry: the masks of a data set may not fit in memory."""
     with path.open("w", encoding="utf-8") as file:
         file.write(head + "[")
         for i, entry in enumerate(entries):

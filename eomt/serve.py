@@ -1,4 +1,4 @@
-"""`eomt serve`: a Gradio page to try models on images, and the same as an HTTP API.
+"""`eomt serve`: a Gradio page for trying models on images, with an HTTP API.
 
 The model runs once per image. Its logits are kept, so that the sliders respond at once.
 """
@@ -34,15 +34,15 @@ VIEWS = {
     "instance": ("instance", "semantic", "confidence"),
     "semantic": ("semantic", "confidence"),
 }
-"""Views for each task of a model, the task itself first."""
+"""Views by the task of the model, the task itself first."""
 KEPT_IMAGES = 8
-"""Number of images with kept logits; the least recently used are dropped."""
+"""Largest number of images with kept logits; the least recently used are dropped."""
 SHOWN_SIDE = 1280
 """Longest side of a view (pixels)."""
 WAITING = 32
-"""Largest number of waiting requests; further ones are refused."""
+"""Largest number of waiting requests. Further requests are refused."""
 KEPT_SECONDS = 3600
-"""Age of deleted uploads and results (seconds)."""
+"""Uploads and results are deleted at this age (seconds)."""
 
 
 def serve(models: Sequence[str], options: ServeOptions) -> int:
@@ -65,7 +65,7 @@ def start(predictor: "Predictor", options: ServeOptions, folder: Path):
     """Build the page and start to listen. Uploads and results are stored in `folder`.
 
     Raises:
-        OSError: when the port cannot be used.
+        OSError: if the port cannot be used.
     """
     os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
     tempfile.tempdir = str(folder)  # Gradio writes uploads to tempdir first
@@ -85,13 +85,14 @@ def start(predictor: "Predictor", options: ServeOptions, folder: Path):
 
 
 def build_page(predictor: "Predictor", options: ServeOptions, folder: Path):
+    """The page as `gr.Blocks`: inputs on the left, results on the right, one endpoint of the API."""
     import gradio as gr
 
     names = list(predictor.folders)
     views = VIEWS[predictor.load(names[0]).task]
 
     def answer(compute):
-        """Report bad input to the visitor in one line, without a traceback."""
+        """`compute` for a request, with bad input reported to the visitor in one line."""
 
         def run(photo, model, view, score, mask, overlap):  # the parameters of the HTTP API
             try:
@@ -109,8 +110,8 @@ def build_page(predictor: "Predictor", options: ServeOptions, folder: Path):
         return gr.AnnotatedImage(value=(drawn, annotations), color_map=colors)
 
     def fit_model(name: str):
-        own = VIEWS[predictor.load(name).task]
-        return gr.Radio(own, value=own[0])
+        views = VIEWS[predictor.load(name).task]
+        return gr.Radio(views, value=views[0])
 
     def fit_view(view: str):
         threshold = TASK_ROWS[view].drawing_threshold if view in TASK_ROWS else None
@@ -119,7 +120,7 @@ def build_page(predictor: "Predictor", options: ServeOptions, folder: Path):
 
     with gr.Blocks(title="EoMT", delete_cache=(KEPT_SECONDS // 10, KEPT_SECONDS)) as page, gr.Row():
         with gr.Column():
-            # a file: gr.Image would decode it before our limits are checked
+            # Not gr.Image, which would decode the image before its size is checked.
             image = gr.File(label="Image", file_types=["image"], height=140)
             model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
             view = gr.Radio(views, value=views[0], label="View")
@@ -152,14 +153,17 @@ class Predictor:
 
     def __init__(self, models: Sequence[str], options: ServeOptions):
         titles = [Path(model).name if Path(model).is_dir() else model for model in models]
-        self.folders = {title if titles.count(title) == 1 else model: model for title, model in zip(titles, models)}
+        self.folders: dict[str, str] = {}  # name on the page → folder or hub name
+        for title, model in zip(titles, models):
+            name = title if titles.count(title) == 1 else model
+            self.folders[name] = model
         self.options = options
         self._loaded: dict[str, SimpleNamespace] = {}
         self._outputs: OrderedDict[tuple[str, str], tuple] = OrderedDict()
         self._lock = threading.Lock()
 
     def load(self, name: str) -> SimpleNamespace:
-        """The model, its processor and its task. `ValueError` for a name that is not on the page."""
+        """The model, its processor and its task. Raises `ValueError` for a name that is not on the page."""
         if name not in self.folders:
             raise ValueError(f"there is no model {name!r}; choose from {', '.join(self.folders)}")
         with self._lock:
@@ -169,10 +173,10 @@ class Predictor:
             return self._loaded[name]
 
     def run(self, path: str, name: str) -> tuple[Image.Image, SimpleNamespace]:
-        """RGB image and model outputs of an uploaded file.
+        """RGB image and model outputs for an uploaded file.
 
         Raises:
-            ValueError: for a file that is not an image, is truncated or too large.
+            ValueError: for a file that is not an image, or a truncated or too large image.
         """
         key = (hashlib.sha256(Path(path).read_bytes()).hexdigest(), name)
         with self._lock:
@@ -198,7 +202,9 @@ class Predictor:
 
 
 class Request:
-    """An image, a model, a view and the values of the sliders."""
+    """An image, a model, a view, and the thresholds of the sliders. Raises `ValueError` for unknown names, and as
+    `Predictor.run`.
+    """
 
     def __init__(
         self, predictor: Predictor, path: str, name: str, view: str, score: float, mask: float, overlap: float
@@ -227,7 +233,7 @@ class Request:
         return [(label, names[label], score, mask) for label, score, mask in iter_segments(prediction)]
 
     def draw(self) -> tuple:
-        """Arguments of `gr.AnnotatedImage`: the scaled image, (mask, text) of each segment, and {text: color}."""
+        """For `gr.AnnotatedImage`: the scaled image, (mask, text) of each segment, and {text: color}."""
         factor = min(1.0, SHOWN_SIDE / max(self.image.size))
         width, height = (max(1, round(side * factor)) for side in self.image.size)
         image = self.image.resize((width, height), reducing_gap=2.0) if factor < 1 else self.image
@@ -239,13 +245,13 @@ class Request:
         tints = segment_colors(labels, class_colors(labels))
         annotations, colors = [], {}
         for number, ((_, name, score, mask), tint) in enumerate(zip(segments, tints), 1):
-            text = f"{number} {name}" + ("" if score is None else f" {score:.2f}")
+            text = f"{number} {name}" if score is None else f"{number} {name} {score:.2f}"
             annotations.append((mask.astype(np.float32), text))
             colors[text] = "#{:02x}{:02x}{:02x}".format(*tint)
         return image, annotations, colors
 
     def write(self, folder: Path) -> tuple[dict, list[str]]:
-        """Write the files of `eomt predict`: overlay, JSON, PNG. Returns the list of segments and the paths."""
+        """Write the files of `eomt predict`: overlay, JSON, PNG. Returns the segments and the paths."""
         config, stem = self.loaded.model.config, Path(self.path).stem
         prediction = self.predict((self.image.height, self.image.width))
         target = Path(tempfile.mkdtemp(dir=folder))
@@ -254,5 +260,6 @@ class Request:
         results.finish([stem])
         write_jpeg(target / f"{stem}.jpg", draw_prediction(self.image, prediction, config.id2label, legend=True))
         listed = [{"label": name, "score": score} for _, name, score, _ in self.segments(prediction)]
-        written = sorted(str(file) for file in target.rglob("*") if file.is_file() and file.parent.name != "records")
-        return {"view": self.view, "segments": listed}, [file for file in written if not file.endswith("run.json")]
+        files = [file for file in target.rglob("*") if file.is_file()]
+        shown = [str(file) for file in files if file.parent.name != "records" and file.name != "run.json"]
+        return {"view": self.view, "segments": listed}, sorted(shown)

@@ -1,4 +1,4 @@
-"""`eomt train`: train a recipe of the paper, or fine-tune on your own data, and save a model for the Auto classes."""
+"""`eomt train`: train a recipe of the paper or fine-tune on your own data, and save a model for the Auto classes."""
 
 import difflib
 from dataclasses import asdict, replace
@@ -25,6 +25,7 @@ from .training.trainer import EoMTTrainer
 
 
 def list_recipes() -> int:
+    """Print the recipes with their reported results. Returns the exit code."""
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
         result = f"{recipe.reported.value} {recipe.reported.metric}"
@@ -41,7 +42,7 @@ def arguments(
         others: further fields of `TrainingArguments`, as text.
 
     Raises:
-        ValueError: for a name that `TrainingArguments` does not have, with the nearest one.
+        ValueError: for a name that `TrainingArguments` does not have. The message has the nearest one.
     """
     parser = HfArgumentParser(TrainingArguments)
     values = {}
@@ -50,7 +51,8 @@ def arguments(
         if name not in TrainingArguments.__dataclass_fields__:
             known = [*TrainingArguments.__dataclass_fields__, *vars(data), *vars(model), *vars(run), *vars(stock)]
             near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"there is no option {option!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"there is no option {option!r}{hint}")
         values[name] = getattr(parser.parse_args([f"--{name}={text}"]), name)
     if run.task is None and run.recipe is None and model.checkpoint is None:
         tasks = tasks_of(data.data, data.dataset)
@@ -63,7 +65,7 @@ def train(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments, r
     """Train, evaluate, and save model, processor, card, curves and results to the output folder.
 
     Raises:
-        ValueError: before training, for options that do not fit the data, the model or the run to resume.
+        ValueError: before the training, for options that do not fit the data, the model or the run to resume.
     """
     disable_progress_bar()  # one bar for the run, none for saved files
     has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
@@ -95,10 +97,11 @@ def check(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -
     """Read every image of both splits, print a report and draw samples. Returns 1 if an image is unreadable, else 0."""
     start = starting_point(model, args)
     args.task = args.task or start.task
-    format = detect_format(Path(data.data), args.task) if data.dataset == "auto" else data.dataset
-    print(f"{data.data}: {format} data, task {args.task}")
+    data_format = detect_format(Path(data.data), args.task) if data.dataset == "auto" else data.dataset
+    print(f"{data.data}: {data_format} data, task {args.task}")
+    splits = ["train"] if args.eval_strategy == "no" else ["train", "val"]
     readable, labels, seen = True, None, {}
-    for split in ("train", "val") if args.eval_strategy != "no" else ("train",):
+    for split in splits:
         print(f"--- {split} ---")
         try:
             dataset, labels = load_split(data, args, split, labels)
@@ -110,10 +113,11 @@ def check(data: DataOptions, model: ModelOptions, args: EoMTTrainingArguments) -
             dataset, labels = with_more(dataset, data, args, labels)
             if not args.recipe:
                 data, model, args, _ = choose_defaults(data_facts(dataset), data, model, args, start)
+        channels = model.num_channels or getattr(start.config, "num_channels", 3)
         report = check_data(
             dataset,
             labels,
-            train_transform(data, args, labels, model.num_channels or getattr(start.config, "num_channels", 3)),
+            train_transform(data, args, labels, channels),
             Path(args.output_dir, f"check-{split}"),
             num_workers=args.dataloader_num_workers,
             seed=args.seed,
@@ -132,17 +136,17 @@ def choices_text(choices: list[Choice]) -> str:
 
 
 def summary(trainer: EoMTTrainer) -> str:
-    """A text about the run, to check before hours of training."""
+    """Data, model and schedule of the run as text, to be checked before hours of training."""
     args, config = trainer.args, trainer.model.config
     parameters = sum(p.numel() for p in trainer.model.parameters())
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     head_warmup, backbone_warmup = args.warmup(steps)
-    schedule = (
-        f"{head_warmup} + {backbone_warmup}, rate {args.learning_rate:g}, backbone "
-        f"{args.backbone_learning_rate or args.learning_rate:g} × {args.llrd:g} per block"
-    )
     if isinstance(config, PMTConfig):
         schedule = f"{head_warmup}, rate {args.learning_rate:g}, cosine decay, the backbone frozen"
+    else:
+        backbone_rate = args.backbone_learning_rate or args.learning_rate
+        schedule = f"{head_warmup} + {backbone_warmup}, rate {args.learning_rate:g}, "
+        schedule += f"backbone {backbone_rate:g} × {args.llrd:g} per block"
     evaluated = len(trainer.eval_dataset) if trainer.eval_dataset is not None else "none"
     lines = [
         f"task       {config.task}, {config.num_labels} classes, {len(config.stuff_label_ids)} of them stuff",
@@ -163,10 +167,11 @@ def summary(trainer: EoMTTrainer) -> str:
 
 
 def _write_split(trainer: EoMTTrainer) -> None:
+    """Record the held-out images in split.json, for `eomt evaluate`."""
     splits = {"train": trainer.train_dataset, "val": trainer.eval_dataset}
     names = {split: rows.with_format(None)["file_name"][:] for split, rows in splits.items()}
     if names["train"] == names["val"]:
-        print(f"split      none: {len(names['val'])} images are too few for held-out ones", flush=True)
+        print(f"split      none: {len(names['val'])} images are too few to hold out any", flush=True)
         return
     write_json(Path(trainer.args.output_dir, "split.json"), names, indent=1)
     images = sum(map(len, names.values()))
@@ -174,6 +179,7 @@ def _write_split(trainer: EoMTTrainer) -> None:
 
 
 def _finish(trainer: EoMTTrainer) -> None:
+    """Evaluate the model unless the last step did, and save everything."""
     folder = Path(trainer.args.output_dir)
     results = {}
     if trainer.eval_dataset is not None:

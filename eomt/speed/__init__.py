@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, repeat
 from pathlib import Path
 
 import torch
@@ -24,11 +24,13 @@ from .measure import device_name, measure_seconds, peak_bytes, text_table
 
 
 def benchmark(models: Sequence[str], options: BenchmarkOptions) -> int:
-    """Measure and report. Returns the exit code: 1 if some models failed (for example out of memory), 2 if all did."""
+    """Measure the models and print a table. Returns the exit code: 1 if some models failed, 2 if all did."""
     require_options(options)
     logging.set_verbosity_error()
-    overrides = {name: getattr(options, name) for name in ("num_labels", "num_queries", "num_blocks")}
-    overrides = {name: value for name, value in overrides.items() if value is not None}
+    overrides = {}
+    for name in ("num_labels", "num_queries", "num_blocks"):
+        if getattr(options, name) is not None:
+            overrides[name] = getattr(options, name)
     candidates = [
         Candidate.find(model, size, task=options.task, masked=options.masked, step=step, **overrides)
         for model in models
@@ -39,10 +41,10 @@ def benchmark(models: Sequence[str], options: BenchmarkOptions) -> int:
     rows = []
     for candidate in tqdm(candidates, desc="benchmark", unit="model", disable=len(candidates) == 1):
         reported = candidate.reported()
-        row = {"model": candidate.name, "label": candidate.label, "reported": reported and reported.value}
+        row = {"model": candidate.name, "label": candidate.label, "reported": reported.value if reported else None}
         try:
             row |= measure_candidate(candidate, options, device)
-        except (*FAILS_ALONE, ImportError) as error:  # measure the other models
+        except (*FAILS_ALONE, ImportError) as error:  # the other models are still measured
             row["error"] = error_line(error)
         rows.append(row)
     print(report(rows, options.batch_size))
@@ -60,7 +62,7 @@ def benchmark(models: Sequence[str], options: BenchmarkOptions) -> int:
 
 
 def require_options(options: BenchmarkOptions) -> None:
-    """`ValueError` for options that contradict each other."""
+    """Raises `ValueError` for options that contradict each other."""
     if options.token_merging is not None and not options.images:
         raise ValueError("--token-merging needs --images: how many tokens merge depends on the image")
     if options.autocast and options.dtype == "float32":
@@ -68,7 +70,7 @@ def require_options(options: BenchmarkOptions) -> None:
 
 
 def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: torch.device) -> dict:
-    """Measurements of one model, a row of the report."""
+    """Measure one model. Returns a row of the report."""
     row = {"image_size": list(candidate.image_size), "inputs_per_image": 1, "batch_size": options.batch_size}
     if options.count_only and not options.images:
         parameters, flops = candidate.count()
@@ -83,7 +85,7 @@ def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: t
         if options.token_merging is not None:
             model.set_token_merging(layers=options.merging_layers, threshold=options.token_merging)
         row["inputs_per_image"] = sum(map(len, images)) / len(images)
-        if candidate.exported:  # engines cannot be counted, and each of their inputs costs the same
+        if candidate.exported:  # an engine cannot be counted, but its inputs all cost the same
             flops *= row["inputs_per_image"]
         else:
             flops = sum(count_flops(model, pixel_values=pixels) for pixels in images) / len(images)
@@ -95,12 +97,12 @@ def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: t
     mixed = options.autocast and not candidate.exported
 
     def forward(batch: int) -> Callable[[], None]:
-        inputs = None if images else candidate.inputs(batch, device, weights)
-        batches = endless_batches(images, batch) if images else None
+        """A function that runs the model on the next batch."""
+        inputs = batches(images, batch) if images else repeat(candidate.inputs(batch, device, weights))
 
         def run() -> None:
             with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=mixed):
-                called(**(inputs or {"pixel_values": next(batches)}))
+                called(**next(inputs))
 
         return run
 
@@ -124,7 +126,7 @@ def measure_candidate(candidate: Candidate, options: BenchmarkOptions, device: t
 
 
 def image_inputs(candidate: Candidate, paths: Sequence[str], device, dtype: torch.dtype) -> list[Tensor]:
-    """Model inputs (V, 3, H, W) of each image, by the processor of the model. Takes image files and folders."""
+    """Model inputs (V, 3, H, W) of each image, by the model's processor. Paths are image files and folders."""
     if not candidate.is_eomt:
         raise ValueError(f"--images: {candidate.name} is a {candidate.config.model_type!r}; images are for EoMT only")
     if candidate.pretrained and Path(candidate.name, "preprocessor_config.json").is_file():
@@ -135,11 +137,11 @@ def image_inputs(candidate: Candidate, paths: Sequence[str], device, dtype: torc
     return [processor(image, return_tensors="pt")["pixel_values"].to(device, dtype) for image in images]
 
 
-def endless_batches(images: Sequence[Tensor], size: int) -> Iterator[Tensor]:
-    """Inputs (V, 3, H, W) of the next `size` images, in an endless cycle."""
+def batches(images: Sequence[Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of `size` images: their inputs (V, 3, H, W)."""
     source = cycle(images)
     while True:
-        yield torch.cat([next(source) for _ in range(size)])
+        yield {"pixel_values": torch.cat([next(source) for _ in range(size)])}
 
 
 def report(rows: list[dict], batch_size: int) -> str:

@@ -16,12 +16,12 @@ from ..engines import ExportedEoMT, exported_engines
 from .flops import count_flops
 
 DATASETS = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}
-"""The paper's data set for each task; its classes are those of models with random weights."""
+"""The paper's data set for each task. Models with random weights have its classes."""
 DEFAULT_SIZE = 640  # pixels, for configurations without an image size
 
 
 def is_backbone(name: str) -> bool:
-    """Whether a name is that of a backbone. `ValueError` if it cannot be a hub name either."""
+    """Whether this is the name of a backbone. Raises `ValueError` if it cannot be a hub name either."""
     try:
         find_backbone(name)
     except ValueError as unknown:
@@ -33,12 +33,14 @@ def is_backbone(name: str) -> bool:
 
 @dataclass
 class Candidate:
-    """One model at one image size, without weights until `load`."""
+    """One model at one image size. `load` returns it with weights."""
 
     name: str
     config: object
     image_size: tuple[int, int]
+    "(height, width) in pixels."
     pretrained: bool
+    "From a folder or the hub, otherwise with random weights."
     masked: bool | None = None
     "Masked attention at inference; None: as saved."
     exported: bool = False
@@ -50,14 +52,15 @@ class Candidate:
         """The model in a folder or on the hub, or an EoMT with random weights for a backbone of `BACKBONES`.
 
         Args:
-            image_size: side or (height, width) in pixels; the model's own by default.
+            image_size: side or (height, width) in pixels; by default the model's own.
+            task: of a backbone's model.
             masked: masked attention at inference on or off. By default as in the paper: on in steps 0 to 4, off in
-                step 5; saved models: as trained.
-            step: for backbones, step of the paper's Table 1: 0 to 3 are `LadderConfig`'s, 4 and 5 are EoMT.
+                step 5. Saved models: as trained.
+            step: for backbones, step of the paper's Table 1. Steps 0 to 3 are `LadderConfig`'s, 4 and 5 are EoMT.
             **overrides: for backbones, fields of the configuration.
 
         Raises:
-            ValueError: when there is no such model, or it is not for universal segmentation.
+            ValueError: for an unknown model, or one that is not for universal segmentation.
         """
         if not Path(name).exists() and is_backbone(name):
             return cls._of_backbone(name, image_size, task, masked, step, overrides)
@@ -98,13 +101,17 @@ class Candidate:
     def label(self) -> str:
         """Name in the table."""
         name = Path(self.name).name if self.pretrained else self.name
-        step = f" step {self.config.step}" if self.is_ladder else ""
-        masked = " masked" if self.masked and not (self.is_ladder and not self.pretrained) else ""
-        engine = f" {exported_engines(self.name)[0]}" if self.exported else ""
-        return f"{name}{step} {'×'.join(map(str, self.image_size))}{masked}{engine}"
+        parts = [name, "×".join(map(str, self.image_size))]
+        if self.is_ladder:
+            parts.insert(1, f"step {self.config.step}")
+        if self.masked and (self.pretrained or not self.is_ladder):  # steps 0 to 3 are always masked
+            parts.append("masked")
+        if self.exported:
+            parts.append(exported_engines(self.name)[0])
+        return " ".join(parts)
 
     def reported(self) -> Reported | None:
-        """The result for this model in the paper or the authors' model zoo."""
+        """The result of this model in the paper or the authors' model zoo."""
         if not self.is_eomt or self.is_ladder or self.masked:
             return None
         if self.pretrained:
@@ -135,8 +142,11 @@ class Candidate:
         return {"pixel_values": torch.rand(batch, channels, *self.image_size, device=device, dtype=dtype)}
 
     def count(self, model: nn.Module | None = None) -> tuple[int, int]:
-        """Number of parameters, and of multiply-adds for one input. EoMT is counted on the meta device; the code of
-        others needs values, so they are counted by a forward pass of `model`, or of a copy with random weights."""
+        """Number of parameters, and of multiply-adds for one input.
+
+        EoMT is counted on the meta device. Other models need values: they are counted in a forward pass of `model`, or
+        of a model with random weights.
+        """
         if self.is_eomt:
             with torch.device("meta"):
                 counted = AutoModelForUniversalSegmentation._model_mapping[type(self.config)](self.config)

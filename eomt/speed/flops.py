@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def count_flops(model: nn.Module, *inputs: Tensor, **named: Tensor) -> int:
-    """Multiply-adds of a forward pass of `model` on these inputs. On the meta device nothing is computed."""
+    """Multiply-adds of a forward pass of `model`, in evaluation mode. On the meta device nothing is computed."""
     was_training = model.training
     model.eval()
     try:
@@ -33,13 +33,13 @@ def count_flops(model: nn.Module, *inputs: Tensor, **named: Tensor) -> int:
 
 @contextmanager
 def counting() -> Iterator["_Counter"]:
-    """Count the operations inside the block; the yielded object has the sum as `multiply_adds`."""
+    """Count the operations in a `with` block. Its target has the sum as `multiply_adds`."""
     with _Counter() as counter, _Attention(counter):
         yield counter
 
 
 class CountedModel:
-    """A model with the multiply-adds of all its calls in `flops`, for counts that depend on the image."""
+    """A model with the multiply-adds of all its calls in `flops`. For counts that depend on the image."""
 
     def __init__(self, model: nn.Module):
         self.model, self.flops = model, 0
@@ -55,8 +55,10 @@ class CountedModel:
 
 
 class _Attention(TorchFunctionMode):
-    """Counts both products of `scaled_dot_product_attention` by their shapes: `_Counter` would see kernels that depend
-    on the device, the mask and the version of torch."""
+    """Counts both products of `scaled_dot_product_attention` by their shapes.
+
+    `_Counter` would see its kernels, which depend on the device, the mask and the version of torch.
+    """
 
     def __init__(self, counter: "_Counter"):
         super().__init__()
@@ -68,14 +70,17 @@ class _Attention(TorchFunctionMode):
         before = self.counter.flops
         result = func(*args, **(kwargs or {}))
         given = dict(zip(("query", "key", "value"), args)) | (kwargs or {})
-        weights = given["query"].shape[:-1].numel() * given["key"].shape[-2]
-        self.counter.flops = before + 2 * weights * (given["query"].shape[-1] + given["value"].shape[-1])
+        query, key, value = given["query"], given["key"], given["value"]
+        weights = query.shape[:-1].numel() * key.shape[-2]
+        self.counter.flops = before + 2 * weights * (query.shape[-1] + value.shape[-1])  # in place of the kernels'
         return result
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the counts of all operations on the device. (torch's FlopCounterMode also attributes counts to modules,
-    by hooks that fail for models that enable gradients themselves.)"""
+    """Adds up the counts of all operations.
+
+    Not torch's FlopCounterMode: it also counts by module, with hooks that fail if a model enables gradients itself.
+    """
 
     def __init__(self):
         super().__init__()
@@ -100,7 +105,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _per_element(count: int, of_output: bool = False):
-    """A rule with this number of multiply-adds for each element of the first input, or of the output."""
+    """The rule of a number of multiply-adds for each element of the first input, or of the output."""
 
     def rule(shape, *args, out_shape=None, **kwargs) -> int:
         return 2 * count * math.prod(out_shape if of_output else shape)

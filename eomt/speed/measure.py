@@ -1,4 +1,4 @@
-"""Time and memory of a forward pass (paper, Section 4.1: batch 1, warmed up, synchronized)."""
+"""Time and memory of a forward pass, as in the paper (Section 4.1): batch 1, warmed up, synchronized."""
 
 import platform
 import re
@@ -20,9 +20,11 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    file = Path("/proc/cpuinfo")  # Linux, where Python does not know the name
+    file = Path("/proc/cpuinfo")  # on Linux Python does not know the name
     found = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    if found:
+        return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def synchronize(device: torch.device) -> None:
@@ -32,7 +34,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure_seconds(run: Callable, device: torch.device, warm_up: int, repeats: int) -> dict[str, float]:
-    """Seconds {"median", "p10", "p90"} of `repeats` runs, after `warm_up` runs that compile and fill caches."""
+    """Seconds {"median", "p10", "p90"} of `repeats` runs, after `warm_up` runs for compilation and caches."""
     for _ in range(warm_up):
         run()
     times = []
@@ -48,7 +50,7 @@ def measure_seconds(run: Callable, device: torch.device, warm_up: int, repeats: 
 
 
 def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | None:
-    """Peak bytes of tensors during `run`, weights included; None if unknown (engines allocate by themselves)."""
+    """Peak bytes of tensors during `run`, weights included. None if unknown: engines allocate by themselves."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
@@ -61,7 +63,7 @@ def peak_bytes(run: Callable, model: nn.Module, device: torch.device) -> int | N
 
 
 def extra_cpu_bytes(run: Callable) -> int:
-    """Peak bytes of CPU tensors during a call, without those alive before it."""
+    """Peak bytes of the CPU tensors that a call allocates."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     alive = peak = 0
@@ -79,7 +81,10 @@ def text_table(rows: Sequence[Sequence[str]], align_right: bool = False) -> str:
         align_right: align all columns but the first to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows)]
-    justify = [str.ljust, *[str.rjust if align_right else str.ljust] * (len(widths) - 1)]
-    lines = ["  ".join(write(*cell) for write, *cell in zip(justify, row, widths)).rstrip() for row in rows]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) if align_right else cell.ljust(width) for cell, width in zip(row, widths)]
+        cells[0] = row[0].ljust(widths[0])
+        lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)

@@ -3,8 +3,8 @@
 H, W image (pixels) · h, w tile
 
 Tiles show small objects at full resolution; the whole image shows objects larger than a tile (semantic: tiles alone).
-Memory beyond the image and the result grows with the width of the image only: one row of tiles is kept. Rasters stay on
-the disk.
+One row of tiles is kept: memory beyond the image and the result grows with the width of the image only. Rasters are
+read tile by tile.
 """
 
 import math
@@ -40,7 +40,7 @@ def infer_tiled(
     show_progress: bool = False,
     **rules,
 ) -> Iterator[Inferred]:
-    """`infer` in tiles, image by image. `batch_size` counts tiles; other arguments as for `infer_tiles`."""
+    """`infer` in tiles, image by image. `batch_size` counts tiles; further arguments as for `infer_tiles`."""
     for item in items:
         try:
             image = read(item)
@@ -111,7 +111,7 @@ def infer_tiles(
 
 
 def require_tiles(side: int, overlap: float, patch_size) -> None:
-    """`ValueError` unless this tiling can be used with the patch size."""
+    """Raises `ValueError` for a tile smaller than a patch, or an overlap outside 0 to 0.5."""
     patch = int(np.max(patch_size))
     if side < patch:
         raise ValueError(f"a tile of {side} pixels is smaller than a patch of the model; give {patch} or more")

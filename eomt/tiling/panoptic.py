@@ -10,18 +10,21 @@
 A node is a segment of one tile; nodes of one object have one root. A stuff class has one node.
 """
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from ..configuration.labels import VOID
-from .tiles import Tile, common_span, root_of, within_span
+from .tiles import Tile, common_span, root_of, source_indices, within_span
 
 _BLOCK = 256
 """Rows of the image that are processed in one step."""
 _FILLS, _CUT, _BEYOND, _UNCUT = 1, 2, 3, 4
-"""Ranks of drawn pixels: outside the core; stuff or a cut thing in it; an uncut thing outside the core, and in it."""
+"""Ranks of drawn pixels: outside the core; stuff or a cut thing in it; an uncut thing outside the core, and in it.
+Void pixels have rank 0."""
 
 
 @dataclass
@@ -34,6 +37,7 @@ class _Nodes:
     stuff: dict[int, int] = field(default_factory=dict)  # label → its node
 
     def add(self, segment: dict) -> int:
+        """The node of a segment: a new one, or the node of its stuff class."""
         label, score = segment["label_id"], segment.get("score", 1.0)
         if label in self.stuff:
             node = self.stuff[label]
@@ -57,6 +61,39 @@ class _Nodes:
         return np.array([*(root_of(self.parent, node) for node in range(len(self.parent))), VOID], np.int32)
 
 
+@dataclass
+class _Drawn:
+    """A tile that a later one may overlap."""
+
+    tile: Tile
+    found: np.ndarray  # (h, w) nodes
+    uncut: set[int]  # things that no side of the tile cuts
+
+
+@dataclass
+class _Whole:
+    """The prediction for the whole image. Its map is scaled to the image by the indices."""
+
+    ids: np.ndarray  # (h, w) index of a segment, or void
+    rows: np.ndarray  # (H,) row of `ids` for each row of the image
+    columns: np.ndarray  # (W,)
+    segments: list[dict]
+
+    def block(self, rows: slice) -> np.ndarray:
+        """The map in these rows of the image."""
+        return self.ids[self.rows[rows]][:, self.columns]
+
+    def longest_side(self, k: int) -> float:
+        """Longest side of the box of segment k, in pixels of the image."""
+        mask = self.ids == k
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            return 0.0
+        height = (rows[-1] - rows[0] + 1) * len(self.rows) / mask.shape[0]
+        width = (columns[-1] - columns[0] + 1) * len(self.columns) / mask.shape[1]
+        return max(height, width)
+
+
 class PanopticJoin:
     """Joins the predictions for the tiles, added row by row, and for the whole image.
 
@@ -70,15 +107,15 @@ class PanopticJoin:
         self.nodes = _Nodes()
         self.map = np.full(size, VOID, np.int32)  # nodes
         self.rank = np.zeros(size, np.uint8)
-        self._recent: list[tuple] = []  # (tile, map of nodes, uncut things) that a later tile may overlap
-        self._whole = None
+        self._recent: list[_Drawn] = []
+        self._whole: _Whole | None = None
 
     def add_whole(self, size: tuple[int, int], prediction: dict) -> None:
         """Add the prediction for the whole image at any size (h, w); its map is scaled to the image."""
         segments = prediction["segments_info"]
         ids = _renumbered(prediction, range(len(segments))).astype(np.int16)
-        rows, columns = (np.arange(out) * length // out for out, length in zip(self.size, size))
-        self._whole = (ids, rows, columns, segments)
+        rows, columns = source_indices(size, self.size)
+        self._whole = _Whole(ids, rows, columns, segments)
 
     def add(self, tile: Tile, prediction: dict) -> None:
         """Add the prediction for a tile: {"segmentation" (h, w), "segments_info"}."""
@@ -87,21 +124,23 @@ class PanopticJoin:
         found = _renumbered(prediction, own)  # [h, w] nodes
         things = {node for node, segment in zip(own, segments) if not segment.get("was_fused")}
         uncut = things - _cut(found, tile)
-        self._recent = [other for other in self._recent if other[0].rows.stop > tile.rows.start]
-        pairs = [pair for other in self._recent for pair in self._matches(tile, found, things, other)]
-        for theirs, ours in pairs:
-            self.nodes.join(theirs, ours)
-        known = {node for _, _, others in self._recent for node in others}
-        settled = {ours for theirs, ours in pairs if theirs in known}
-        replaced = {theirs for theirs, ours in pairs if ours in uncut}
+        self._recent = [other for other in self._recent if other.tile.rows.stop > tile.rows.start]
+        settled, replaced = set(), set()
+        for other in self._recent:
+            for theirs, ours in self._matches(tile, found, things, other):
+                self.nodes.join(theirs, ours)
+                if theirs in other.uncut:
+                    settled.add(ours)
+                if ours in uncut:
+                    replaced.add(theirs)
         self._draw(tile, found, uncut, settled, replaced)
-        self._recent.append((tile, found, uncut))
+        self._recent.append(_Drawn(tile, found, uncut))
 
     def result(self) -> dict:
         """{"segmentation" (H, W) int32, "segments_info"}: ids 0, 1, … in reading order of the tiles, −1 is void."""
         self._resolve()
         if self._whole is not None:
-            self._add_from_whole()
+            self._add_from_whole(self._whole)
         areas = np.zeros(len(self.nodes.labels) + 1, np.int64)
         for rows in self._blocks():
             areas += np.bincount(self.map[rows].ravel() + 1, minlength=len(areas))
@@ -123,38 +162,36 @@ class PanopticJoin:
 
     # --- tiles -------------------------------------------------------------------------------------------------------
 
-    def _matches(self, tile: Tile, found: np.ndarray, things: set[int], other) -> list[tuple[int, int]]:
-        """Pairs (node of the other tile, node of this one) of one thing (rule 1)."""
-        theirs, map_of_theirs, _ = other
-        rows, columns = common_span(tile.rows, theirs.rows), common_span(tile.columns, theirs.columns)
+    def _matches(self, tile: Tile, found: np.ndarray, things: set[int], other: _Drawn) -> list[tuple[int, int]]:
+        """Pairs (node of the other tile, node of this one) of the same thing (rule 1)."""
+        rows, columns = common_span(tile.rows, other.tile.rows), common_span(tile.columns, other.tile.columns)
         if rows is None or columns is None:
             return []
-        a = map_of_theirs[within_span(rows, theirs.rows), within_span(columns, theirs.columns)].ravel()
-        b = found[within_span(rows, tile.rows), within_span(columns, tile.columns)].ravel()
-        area_a, area_b = (dict(zip(*map(np.ndarray.tolist, np.unique(x, return_counts=True)))) for x in (a, b))
-        pairs, counts = np.unique(np.stack([a, b]), axis=1, return_counts=True)
-        labels = self.nodes.labels
-        return [
-            (m, n)
-            for (m, n), common in zip(pairs.T.tolist(), counts.tolist())
-            if n in things
-            and m != VOID
-            and labels[m] == labels[n]
-            and m not in self.nodes.stuff.values()
-            and 2 * common > area_a[m] + area_b[n] - common
-        ]
+        theirs = other.found[within_span(rows, other.tile.rows), within_span(columns, other.tile.columns)].ravel()
+        ours = found[within_span(rows, tile.rows), within_span(columns, tile.columns)].ravel()
+        area_of_theirs, area_of_ours = _areas(theirs), _areas(ours)
+        stuff_and_void = {VOID, *self.nodes.stuff.values()}
+        pairs, counts = np.unique(np.stack([theirs, ours]), axis=1, return_counts=True)
+        matches = []
+        for (a, b), common in zip(pairs.T.tolist(), counts.tolist()):
+            if a in stuff_and_void or b not in things or self.nodes.labels[a] != self.nodes.labels[b]:
+                continue
+            union = area_of_theirs[a] + area_of_ours[b] - common
+            if 2 * common > union:
+                matches.append((a, b))
+        return matches
 
     def _draw(self, tile: Tile, found: np.ndarray, uncut: set[int], settled: set[int], replaced: set[int]) -> None:
-        """Draw a tile. settled: things drawn uncut by an earlier tile; replaced: drawn things, uncut in this tile."""
-        inside = np.zeros(found.shape, bool)
+        """Draw a tile (rule 2). settled: things drawn uncut by an earlier tile; replaced: drawn things, uncut here."""
         core = (within_span(tile.core_rows, tile.rows), within_span(tile.core_columns, tile.columns))
+        inside = np.zeros(found.shape, bool)
         inside[core] = True
+        reaching = uncut.intersection(np.unique(found[core]).tolist())  # others are in the core of a neighbor
         rank = np.where(inside, np.uint8(_CUT), np.uint8(_FILLS))
         rank[np.isin(found, list(uncut)) & inside] = _UNCUT
-        reaching = uncut.intersection(np.unique(found[core]).tolist())  # others are in the core of a neighbor
         rank[np.isin(found, list(reaching - settled)) & ~inside] = _BEYOND
         rank[found == VOID] = 0
-        drawn, ranks = self.map[tile.rows, tile.columns], self.rank[tile.rows, tile.columns]
+        drawn, ranks = self.map[tile.rows, tile.columns], self.rank[tile.rows, tile.columns]  # views
         if replaced:
             forgotten = np.isin(drawn, list(replaced)) & inside
             drawn[forgotten], ranks[forgotten] = VOID, 0
@@ -163,93 +200,77 @@ class PanopticJoin:
 
     # --- the whole image -------------------------------------------------------------------------------------------
 
-    def _blocks(self):
+    def _blocks(self) -> Iterator[slice]:
         return (slice(top, top + _BLOCK) for top in range(0, self.size[0], _BLOCK))
 
     def _resolve(self) -> None:
+        """Replace the nodes of the map by their roots."""
         roots = self.nodes.roots()
         for rows in self._blocks():
             self.map[rows] = roots[self.map[rows]]
 
-    def _whole_block(self, rows: slice) -> np.ndarray:
-        ids, index, columns, _ = self._whole
-        return ids[index[rows]][:, columns]
-
-    def _add_from_whole(self) -> None:
-        segments = self._whole[3]
-        if not segments:
-            return
-        shares = self._shares()
-        over, joined = {}, []  # over: {segment: (its node, the rank below which it is drawn)}
-        areas: dict[int, int] = {}
-        for (_, node), count in shares.items():
-            areas[node] = areas.get(node, 0) + count
-        for k, segment in enumerate(segments):
-            here = {node: count for (w, node), count in shares.items() if w == k}
-            total = sum(here.values())
-            void = here.get(VOID, 0)
-            if segment.get("was_fused"):
-                if segment["label_id"] in self.nodes.stuff or 2 * void > total:
-                    over[k] = (self.nodes.add(segment), 1)
-                continue
-            if not self._longer_than_a_tile(k):
-                if 2 * void > total:
-                    over[k] = (self.nodes.add(segment), 1)
+    def _add_from_whole(self, whole: _Whole) -> None:
+        """Draw segments of the whole image (rules 3 and 4)."""
+        shares, areas = self._shares(whole)
+        count = len(whole.segments)
+        node_of = np.full(count + 1, VOID, np.int32)  # of each segment; [-1] stays void
+        below = np.zeros(count + 1, np.uint8)  # rank of a pixel below which the segment is drawn
+        joined = []
+        for k, segment in enumerate(whole.segments):
+            here, label = shares[k], segment["label_id"]
+            total, void = sum(here.values()), here[VOID]
+            is_stuff = segment.get("was_fused")
+            if is_stuff or whole.longest_side(k) <= self.side:
+                if 2 * void > total or (is_stuff and label in self.nodes.stuff):
+                    node_of[k], below[k] = self.nodes.add(segment), _FILLS
                 continue
             pieces = [
                 node
-                for node, count in here.items()
-                if node != VOID and self.nodes.labels[node] == segment["label_id"] and 2 * count >= areas[node]
+                for node, common in here.items()
+                if node != VOID and self.nodes.labels[node] == label and 2 * common >= areas[node]
             ]
             same = sum(here[node] for node in pieces)
             if 2 * (same + void) < total:
                 continue  # the tiles have other segments there
             node = self.nodes.add(segment)
             joined += [(piece, node) for piece in pieces]
-            over[k] = (node, 1 if 2 * same >= total else _BEYOND)  # else: also over stuff and cut things
-        self._paint(over)
+            # If the tiles have most of it, it only fills the void: their outlines are finer.
+            node_of[k], below[k] = node, _FILLS if 2 * same >= total else _BEYOND
+        for rows in self._blocks():
+            ids = whole.block(rows)
+            drawn = self.rank[rows] < below[ids]
+            self.map[rows][drawn] = node_of[ids][drawn]
         for piece, node in joined:
             self.nodes.join(piece, node)
         self._resolve()
 
-    def _shares(self) -> dict[tuple[int, int], int]:
-        """{(segment of the whole image or −1, node or −1): number of common pixels}."""
-        shares: dict[tuple[int, int], int] = {}
+    def _shares(self, whole: _Whole) -> tuple[list[Counter], Counter]:
+        """Pixels {node: count} of the map, −1 for void: in each segment of the whole image, and in all."""
+        shares, areas = [Counter() for _ in whole.segments], Counter()
         width = len(self.nodes.labels) + 1
         for rows in self._blocks():
-            code = (self._whole_block(rows).astype(np.int64) + 1) * width + self.map[rows] + 1
-            for value, count in zip(*map(np.ndarray.tolist, np.unique(code, return_counts=True))):
-                key = (value // width - 1, value % width - 1)
-                shares[key] = shares.get(key, 0) + count
-        return shares
-
-    def _longer_than_a_tile(self, k: int) -> bool:
-        ids, rows, columns, _ = self._whole
-        mask = ids == k
-        lengths = []
-        for axis, out in ((1, len(rows)), (0, len(columns))):
-            used = np.flatnonzero(mask.any(axis))
-            lengths.append((used[-1] - used[0] + 1) * out / mask.shape[1 - axis] if len(used) else 0)
-        return max(lengths) > self.side
-
-    def _paint(self, over: dict[int, tuple[int, int]]) -> None:
-        count = len(self._whole[3])
-        node_of, below = np.full(count + 1, VOID, np.int32), np.zeros(count + 1, np.uint8)
-        for k, (node, rank) in over.items():
-            node_of[k], below[k] = node, rank
-        for rows in self._blocks():
-            whole = self._whole_block(rows)
-            take = self.rank[rows] < below[whole]
-            self.map[rows][take] = node_of[whole][take]
+            code = (whole.block(rows).astype(np.int64) + 1) * width + self.map[rows] + 1
+            for value, count in _areas(code).items():
+                k, node = value // width - 1, value % width - 1
+                areas[node] += count
+                if k != VOID:
+                    shares[k][node] += count
+        return shares, areas
 
 
-def _renumbered(prediction: dict, numbers) -> np.ndarray:
+def _renumbered(prediction: dict, numbers: Sequence[int]) -> np.ndarray:
     """The (h, w) map of a prediction with the id of each segment replaced by its number; void stays."""
     segments = prediction["segments_info"]
     table = np.full(max((s["id"] for s in segments), default=-1) + 2, VOID, np.int32)
     for segment, number in zip(segments, numbers):
         table[segment["id"]] = number
     return table[np.asarray(prediction["segmentation"])]
+
+
+def _areas(values: np.ndarray) -> dict[int, int]:
+    """{value: number of its pixels}."""
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist()))
 
 
 def _cut(found: np.ndarray, tile: Tile) -> set[int]:
@@ -259,5 +280,5 @@ def _cut(found: np.ndarray, tile: Tile) -> set[int]:
     nodes: set[int] = set()
     for side, is_open in zip(sides, tile.open_sides):
         if is_open:
-            nodes |= set(np.unique(side).tolist())
+            nodes.update(np.unique(side).tolist())
     return nodes

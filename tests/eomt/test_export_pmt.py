@@ -68,8 +68,9 @@ def test_two_files_have_the_logits_of_one_and_decoders_share_an_encoder(engine, 
         out = exported(images)
         torch.testing.assert_close(out.masks_queries_logits, masks, rtol=0, atol=1e-4)
         torch.testing.assert_close(out.class_queries_logits, classes, rtol=0, atol=1e-4)
-    calls, run = [], split.engine.encoder.run
-    split.engine.encoder.run = lambda images: (calls.append(1), run(images))[1]
+    calls, encoder = [], split.engine.encoder.engine
+    run = encoder.run
+    encoder.run = lambda images: (calls.append(1), run(images))[1]
     for exported in (split, shared, split):
         exported(images.flip(0))
     assert len(calls) == 1
@@ -88,6 +89,9 @@ def test_two_files_have_the_logits_of_one_and_decoders_share_an_encoder(engine, 
         config.write_text(json.dumps(fields | changed))
         with pytest.raises(ValueError, match=word):
             ExportedEoMT.from_pretrained(config.parent, encoder=split)
+    tiny_model().save_pretrained(tmp_path / "eomt")
+    with pytest.raises(ValueError, match="encoder"):
+        ExportedEoMT.from_pretrained(tmp_path / "eomt", encoder=split)
 
 
 def test_what_cannot_be_split_is_refused(tmp_path):

@@ -79,12 +79,14 @@ def test_confusion_of_instances_matches_by_overlap_whatever_the_class():
 
 
 def test_table_in_percent_with_blocks_and_the_papers_numbers():
-    result = {"mean_iou": 0.512345, "mean_accuracy": math.nan, "overall_accuracy": 0.9, "mean_iou_block_0": 0.25}
+    result = {"mean_iou": 0.512345, "mean_accuracy": math.nan, "overall_accuracy": 0.9}
+    result |= {"mean_iou_block_2": 0.25, "mean_iou_block_10": 0.5}
     lines = metric_table(result, "semantic", [("mIoU, Table 5: a_recipe", 58.4)]).splitlines()
     assert lines[0].split() == ["mIoU", "mAcc", "aAcc"]
     assert lines[1].split() == ["51.23", "–", "90.00"]
-    assert lines[2].split() == ["25.00", "before", "block", "0"]
-    assert lines[3].split() == ["58.40", "mIoU,", "Table", "5:", "a_recipe"]
+    assert lines[2].split() == ["25.00", "before", "block", "2"]
+    assert lines[3].split() == ["50.00", "before", "block", "10"]
+    assert lines[4].split() == ["58.40", "mIoU,", "Table", "5:", "a_recipe"]
 
 
 def test_csv_of_the_classes_is_blank_where_there_is_nothing(tmp_path):
