@@ -1,1 +1,1 @@
-"""What `make bench` runs: ratios against the model and processor built into transformers, same work, one run."""
+"""`make bench` and further measurements: this implementation beside the model and processor built into transformers."""

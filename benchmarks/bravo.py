@@ -1,4 +1,4 @@
-"""The BRAVO benchmark (valeoai/bravo_challenge): the paper's Tables 8 and E for a model, or for the challenge's files.
+"""The BRAVO benchmark (valeoai/bravo_challenge): the paper's Tables 8 and E, for a model or for prediction files.
 
 python -m benchmarks.bravo --data BRAVO --model runs/cityscapes --save-predictions raw
 python -m benchmarks.bravo --data BRAVO --predictions raw
@@ -9,9 +9,11 @@ python -m benchmarks.bravo --data BRAVO --predictions raw
     bravo_SMIYC/RoadAnomaly21/images/X.jpg                     X_labels_semantic_fake.png   X_labels_semantic.png
     (any of them)                                                      X_samples.bin
 
-The archives' own layout, extracted into one folder; ground truth and bravo_SAMPLING.tar over the images, or in a
-folder of its own beside them. Predictions have the image's name, `_pred.png` (8 bit, train ids), `_conf.png` (16 bit).
-Every measure is over Cityscapes' 19 classes. H, W image
+Extract all archives into one folder. Ground truth and bravo_SAMPLING.tar may also lie in folders of their own beside
+the images. Predictions are the challenge's raw files: the name of the image with `_pred.png` (train ids, 8 bit) and
+`_conf.png` (confidence, 16 bit). Every metric is over Cityscapes' 19 classes.
+
+H, W image
 """
 
 import argparse
@@ -34,16 +36,17 @@ from eomt.training.metrics.out_of_distribution import confidence_levels
 
 CITYSCAPES = label_space("cityscapes_semantic")
 SAMPLES = 100_000
-"""Pixels of an image that the out-of-distribution score is taken over, at most."""
+"""Largest number of pixels of an image in the out-of-distribution score."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The folder and the endings of its files; an image's is before the suffix."""
+    """The folder of a subset and the endings of its files."""
 
     name: str
     folder: str
     image: str
+    "Without the suffix."
     labels: str
     invalid: str
 
@@ -61,14 +64,14 @@ SUBSETS = (
     Subset("SMIYC", "bravo_SMIYC", "", "_labels_semantic_fake.png", "_labels_semantic.png"),
 )
 WITHOUT_CLASSES = ("SMIYC",)
-"""Its labels say which pixels count, and nothing of the 19 classes."""
+"""Subsets with labels for valid pixels only, not for the 19 classes."""
 WITH_OBJECTS = ("synobjs", "SMIYC")
-"""They count for the detection of objects of no class."""
+"""Subsets with objects of none of the classes."""
 
 
 @dataclass(frozen=True)
 class BravoImage:
-    """One image: its files and its name from `bravo_…/` on, without suffix."""
+    """An image: its files, and its path from `bravo_…/` on without suffix as its name."""
 
     subset: Subset
     name: str
@@ -90,14 +93,16 @@ def find_images(folder: Path, subsets: Iterable[str] = ()) -> list[BravoImage]:
     """The images of the named subsets, by default of all.
 
     Raises:
-        ValueError: for a subset that is unknown or missing, and an image without ground truth.
+        ValueError: for an unknown or missing subset, or an image without ground truth.
     """
     known = {subset.name: subset for subset in SUBSETS}
-    if unknown := set(subsets) - set(known):
+    unknown = set(subsets) - set(known)
+    if unknown:
         raise ValueError(f"BRAVO has no subset {min(unknown)!r}; choose from {', '.join(known)}")
     files = files_from_bravo(folder)
     images = []
-    for subset in (known[name] for name in subsets or known):
+    for name in subsets or known:
+        subset = known[name]
         found = subset_images(subset, files)
         if not found:
             raise ValueError(f"{folder} has no {subset.name} ({subset.folder}/); extract its archive there")
@@ -107,23 +112,24 @@ def find_images(folder: Path, subsets: Iterable[str] = ()) -> list[BravoImage]:
 
 def subset_images(subset: Subset, files: dict[str, Path]) -> list[BravoImage]:
     images = []
-    others = (subset.labels, subset.invalid, "_pred.png", "_conf.png")
+    not_images = (subset.labels, subset.invalid, "_pred.png", "_conf.png")
     for name in sorted(files):
         stem, _, suffix = name.rpartition(".")
         of_subset = name.startswith(f"{subset.folder}/") and suffix.lower() in ("png", "jpg")
-        if not of_subset or name.endswith(others) or not stem.endswith(subset.image):
+        if not of_subset or name.endswith(not_images) or not stem.endswith(subset.image):
             continue
         base = stem.removesuffix(subset.image)
         labels, invalid = base + subset.labels, base + subset.invalid
-        if missing := {labels, invalid} - set(files):
-            raise ValueError(f"{name} has no ground truth {min(missing)}; extract it there")
+        for file in (labels, invalid):
+            if file not in files:
+                raise ValueError(f"{name} has no ground truth {file}; extract it there")
         samples = files.get(f"{base}_samples.bin")
         images.append(BravoImage(subset, stem, files[name], files[labels], files[invalid], samples))
     return images
 
 
 def files_from_bravo(folder: Path) -> dict[str, Path]:
-    """{path from `bravo_…/` on: file} of all files below such folders."""
+    """{path from `bravo_…/` on: file} of all files in these folders."""
     folders = {subset.folder.partition("/")[0] for subset in SUBSETS}
     found = {}
     for file in Path(folder).rglob("*"):
@@ -135,9 +141,10 @@ def files_from_bravo(folder: Path) -> dict[str, Path]:
 
 
 def draw_samples(labels: np.ndarray) -> np.ndarray:
-    """Train ids (H, W) → the flat indices the challenge draws: all that count, at most 100,000, always the same.
+    """Train ids (H, W) → flat indices of the pixels in the score: all labeled ones, or 100,000 of them at random.
 
-    Its tool's rule and seed; the official bravo_SAMPLING.tar, where it is extracted, comes first.
+    The rule and the seed are those of the challenge's tool. The files of bravo_SAMPLING.tar are used instead if they
+    are there.
     """
     counted = np.flatnonzero(labels != IGNORE_INDEX)
     if len(counted) <= SAMPLES:
@@ -148,20 +155,25 @@ def draw_samples(labels: np.ndarray) -> np.ndarray:
 def read_samples(file: Path) -> np.ndarray:
     """A file of bravo_SAMPLING.tar → flat indices, ascending.
 
-    Zstandard over: number of indices and the first one in 3 bytes each, little-endian, then the differences in a byte,
-    or from 256 on a zero and 3 bytes.
+    Compressed by Zstandard: the number of indices and the first index in 3 bytes each, little-endian, then the
+    differences in one byte each, or in a zero and 3 bytes from 256 on.
     """
     import zstandard
 
     data = zstandard.ZstdDecompressor().decompress(file.read_bytes(), max_output_size=1 << 24)
-    count, steps, at = int.from_bytes(data[:3], "little"), [int.from_bytes(data[3:6], "little")], 6
-    while at < len(data):
-        wide = data[at] == 0
-        steps.append(int.from_bytes(data[at + 1 : at + 4], "little") if wide else data[at])
-        at += 4 if wide else 1
+    count = int.from_bytes(data[:3], "little")
+    steps = [int.from_bytes(data[3:6], "little")]
+    position = 6
+    while position < len(data):
+        if data[position] == 0:
+            steps.append(int.from_bytes(data[position + 1 : position + 4], "little"))
+            position += 4
+        else:
+            steps.append(data[position])
+            position += 1
     if len(steps) != count:
         raise ValueError(
-            f"{file} holds {len(steps)} indices, and {count} by its header; extract bravo_SAMPLING.tar again"
+            f"{file} has {len(steps)} indices, but {count} in its header; extract bravo_SAMPLING.tar again"
         )
     return np.cumsum(steps)
 
@@ -170,7 +182,7 @@ def predict_images(model, processor, images: list[BravoImage]) -> Iterator[dict]
     """{"segmentation" (H, W) train ids, "confidence" (H, W)} of each image.
 
     Raises:
-        ValueError: when the model's classes are not Cityscapes' 19.
+        ValueError: if the model's classes are not Cityscapes' 19.
     """
     names = [model.config.id2label[label] for label in range(model.config.num_labels)]
     if sorted(names) != sorted(CITYSCAPES.names):
@@ -182,7 +194,11 @@ def predict_images(model, processor, images: list[BravoImage]) -> Iterator[dict]
 
 
 def read_predictions(folder: Path, images: list[BravoImage]) -> Iterator[dict]:
-    """{"segmentation" (H, W) train ids, "confidence" (H, W) uint16} of each image, from the challenge's raw files."""
+    """{"segmentation" (H, W) train ids, "confidence" (H, W) uint16} of each image, from the challenge's raw files.
+
+    Raises:
+        ValueError: for a missing file, or one of another format.
+    """
     files = files_from_bravo(folder)
     for image in images:
         found = {}
@@ -197,11 +213,14 @@ def read_predictions(folder: Path, images: list[BravoImage]) -> Iterator[dict]:
 
 
 def bravo_scores(images: list[BravoImage], predictions: Iterable[dict]) -> dict:
-    """→ {"subsets": {name: {"mean_iou", "auprc", "images", "per_category_iou"}}, and over them "mean_iou" and
-    "auprc": {"arithmetic", "harmonic"}}; fractions 0 … 1, `None` where a subset has no such figure.
+    """Score the predictions of each subset.
 
-    The mean IoU is over the eight subsets with classes, the AUPRC over the two with objects of none, as in the paper.
-    It does not say how it averages: both ways are given.
+    As in the paper, the mean IoU is averaged over the eight subsets with classes, the AUPRC over the two with objects
+    of none. The paper does not name the mean, so both are computed.
+
+    Returns:
+        {"subsets": {name: {"mean_iou", "auprc", "images", "per_category_iou"}}, "mean_iou" and "auprc":
+        {"arithmetic", "harmonic"}}: fractions in [0, 1], None for a subset without classes or objects.
     """
     metrics: dict[str, OutOfDistribution] = {}
     for image, prediction in zip(tqdm(images, "BRAVO", leave=False), predictions, strict=True):
@@ -230,8 +249,10 @@ def means(values: Iterable[float | None]) -> dict[str, float | None]:
 
 
 def save_predictions(folder: Path, images: list[BravoImage], predictions: Iterable[dict]) -> Iterator[dict]:
-    """Write the challenge's two raw files of each prediction that passes: `_pred.png` of train ids, `_conf.png` of
-    floor(65535 · confidence)."""
+    """Write the challenge's two raw files for each prediction, and yield it.
+
+    `_pred.png` has the train ids, `_conf.png` floor(65535 · confidence).
+    """
     for image, prediction in zip(images, predictions):
         labels = np.asarray(prediction["segmentation"]).astype(np.uint8)
         levels = confidence_levels(prediction["confidence"]).astype(np.uint16)
@@ -241,7 +262,7 @@ def save_predictions(folder: Path, images: list[BravoImage], predictions: Iterab
 
 
 def bravo_report(result: dict) -> str:
-    """Percent; a dash where a subset has no such figure. The paper's rows below."""
+    """The scores as text in percent, then the paper's rows."""
 
     def line(name: str, iou: float | None, auprc: float | None, images="") -> str:
         cells = ["–" if value is None else f"{100 * value:.2f}" for value in (iou, auprc)]
@@ -253,7 +274,7 @@ def bravo_report(result: dict) -> str:
     for row in REPORTED:
         if row.dataset == "bravo" and "in-distribution" not in row.metric:
             lines.append(f"{row.value:9.2f}  {row.metric}, {row.table}: {row.method}, {row.backbone}")
-    return "\n".join([*lines, "AUPRC is averaged over synobjs and SMIYC; which mean the paper prints, it does not say"])
+    return "\n".join([*lines, "AUPRC is averaged over synobjs and SMIYC; the paper does not name its mean"])
 
 
 def main(argv: list[str] | None = None) -> None:

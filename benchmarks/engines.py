@@ -1,6 +1,6 @@
-"""A photo to segments through `pipeline`: the built-in, this implementation, exported engines, cheaper models.
+"""Photo to segments by `pipeline`: the built-in model, this implementation, exported engines and cheaper models.
 
-Each row is measured in a process of its own. Writes docs/benchmarks.md and its excerpt in the README.
+Each row is measured in a process of its own. Fills docs/benchmarks.md and the table of the README.
 
 python -m benchmarks engines
 """
@@ -64,10 +64,10 @@ CHEAPER = {  # fields of the configuration
 @dataclass(frozen=True)
 class Row:
     engine: str
-    "Of `TITLES`."
+    "A key of `TITLES`."
     precision: str
     model: str = ""
-    "Of `CHEAPER`, or Mask2Former's backbone; ViT-B at 640² with 200 queries by default."
+    "A key of `CHEAPER`, or Mask2Former's backbone. By default ViT-B at 640² with 200 queries."
 
     @property
     def title(self) -> str:
@@ -75,7 +75,7 @@ class Row:
 
     @property
     def folder(self) -> str:
-        """Of its files: OpenVINO computes in bf16 from the fp32 file."""
+        """Folder of the saved model. The bf16 rows share it with fp32: OpenVINO computes in bf16 from the fp32 file."""
         return f"{self.title}, int8" if self.precision == "int8" else self.title
 
 
@@ -96,7 +96,7 @@ PEER_ROWS = [Row("mask2former", "fp32", swin) for swin in ("Swin-T", "Swin-L")]
 
 
 def save_models(folder: Path, rows: Sequence[Row], backbone: str, image_size: int) -> None:
-    """What the rows load: the same weights for every engine, random ones for the cheaper models."""
+    """Save the models of the rows: the same weights for every engine, other random weights for the cheaper models."""
     ours, theirs = model_pair(backbone, image_size)
     theirs.save_pretrained(folder / BUILT_IN["fp32"].folder)
     EomtImageProcessor(do_pad=True, size=square(image_size)).save_pretrained(folder / BUILT_IN["fp32"].folder)
@@ -145,9 +145,11 @@ def load_pipeline(folder: Path, row: Row):
 
 
 def measure_row(folder: Path, row: Row, repeats: int) -> dict:
-    """In a process of its own → {"seconds" and "maps", each photo's; "memory" GiB or None; "rates"}.
+    """Measure a row, in a process of its own.
 
-    "maps": the segment of each pixel (H, W), −1 for none. "rates": of `predict_rates`, where it is measured.
+    Returns:
+        {"seconds" of each photo, "maps" of each photo: (H, W) segment of each pixel or −1, "memory": GiB or None,
+        "rates": result of `predict_rates`, for some rows}.
     """
     segment = load_pipeline(folder, row)
     seconds, maps = [], []
@@ -166,13 +168,15 @@ def measure_row(folder: Path, row: Row, repeats: int) -> dict:
 
 
 def peak_memory() -> float | None:
-    """GiB that this process had in use at most; None where the system is not Linux."""
+    """Peak memory of this process in GiB; None unless the system is Linux."""
     status = Path("/proc/self/status")
-    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**20 if status.exists() else None
+    if not status.exists():
+        return None
+    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**20
 
 
 def predict_rates(model: Path, engine, photos: int = 50) -> tuple[float, float]:
-    """Images a second: of `eomt predict` over a folder of photos, in the file's own number type, and of the engine."""
+    """Images per second, in the exported precision: `eomt predict` over a folder of photos, and the engine alone."""
     pixels = np.zeros((1, 3, *engine.size), np.float32)
     alone = measure_seconds(lambda: engine.run(pixels), CPU, 1, 9)["median"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -190,6 +194,7 @@ def predict_rates(model: Path, engine, photos: int = 50) -> tuple[float, float]:
 
 
 def rate_table(found: dict[Row, dict]) -> str:
+    """Rates of `eomt predict` and of the engine alone."""
     lines = []
     for row, measured in found.items():
         if "rates" in measured:
@@ -199,7 +204,7 @@ def rate_table(found: dict[Row, dict]) -> str:
 
 
 def engine_table(found: dict[Row, dict], rows: Sequence[Row]) -> str:
-    """Seconds, and how many times as fast as the built-in in the same number type and in fp32."""
+    """Seconds, and the speed relative to the built-in in the same number type and in fp32."""
     expected, lines = found[BUILT_IN["fp32"]], []
     for row in rows:
         measured, cells = found[row], []
@@ -217,7 +222,7 @@ def engine_table(found: dict[Row, dict], rows: Sequence[Row]) -> str:
 
 
 def describe_machine() -> str:
-    """The processor, its speed at matrix products as in ViT-B's MLP, and the packages' versions."""
+    """The processor, its rate for the matrix products of ViT-B's MLP, and the versions of the packages."""
     rates = []
     for name, dtype in DTYPES.items():
         a, b = torch.randn(1805, 768, dtype=dtype), torch.randn(768, 3072, dtype=dtype)

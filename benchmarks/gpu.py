@@ -1,11 +1,11 @@
 """The paper's protocol (Section 4.1) on a GPU, ours beside the models built into transformers: fills docs/gpu.md.
 
-python -m benchmarks.gpu                             # 8 minutes at most; again: the rows that are still missing
+python -m benchmarks.gpu                             # at most 8 minutes; call it again for the missing rows
 python -m benchmarks.gpu --data DATA                 # and a default run of `eomt train` on this data
-python -m benchmarks.gpu --tiny --page COPY          # tiny models, not compiled: shows that it runs
+python -m benchmarks.gpu --tiny --page COPY          # tiny models, not compiled, to test the script
 
-Batch 1, mixed precision, compiled for the shape, attention by sdpa (FlashAttention where the GPU has it), random
-weights. Every row is written as soon as it is measured, and the page is filled anew.
+Batch 1, mixed precision, compiled for the shape, attention by sdpa (FlashAttention if the GPU has it), random weights.
+Each row is written to the report and the page as soon as it is measured.
 """
 
 import argparse
@@ -37,13 +37,13 @@ from .paired import built_in
 from .reproduce import BACKBONES, SIZES, ladder_step, peer_config, peer_size
 from .speed import TASKS, postprocessing, rectangles
 
-PRINTED = [  # (table, backbone, image size): rows of the paper that are measured
+PRINTED = [  # (table, backbone, image size) of the measured rows of the paper
     ("Table 1", "ViT-L", "640²"),
     *(("Table 3", backbone, "640²") for backbone in ("ViT-S", "ViT-B", "ViT-g")),
     ("Table 4", "ViT-L", "1280²"),
     ("Table 4", "Swin-L", "800²"),
 ]
-COMPARED = ("(", "EoMT", "Mask2Former")  # starts of their methods: ViT-Adapter is measured once, as step 0
+COMPARED = ("(", "EoMT", "Mask2Former")  # first letters of their methods; ViT-Adapter is measured as step 0 only
 OURS, BUILT_IN = "ours", "built-in"
 BATCH, TRAINING_BATCH, SEGMENTS = 32, 4, 12
 TINY_SIDE = 64
@@ -65,9 +65,9 @@ class Row:
     table: str
     name: str
     whose: str
-    "OURS or BUILT_IN: the column."
+    "The column: OURS or BUILT_IN."
     measure: Callable[[], dict]
-    "Returns figures, or raises."
+    "Returns the figures."
     printed: float | None = None
     "Images per second in the paper."
 
@@ -77,14 +77,14 @@ class Row:
 
 
 class Bench:
-    """What is measured on a device, in the real size or tiny."""
+    """The measurements on a device, of real or tiny models."""
 
     def __init__(self, device: torch.device, tiny: bool):
         self.device, self.tiny = device, tiny
         self.dtype = torch.float16 if device.type == "cuda" else torch.bfloat16  # of the mixed precision
 
     def rows(self) -> list[Row]:
-        """All measurements, the most telling ones first."""
+        """All measurements, the most important ones first."""
         speed, rows = self.speed_rows(), []
         for task in TASKS:
             *calls, outputs = postprocessing(task, TINY_SIDE if self.tiny else 640)
@@ -135,7 +135,7 @@ class Bench:
 
     def build(self, build: Callable[[], nn.Module]) -> nn.Module:
         torch.manual_seed(0)
-        with self.device:  # random numbers of a large model take the CPU half a minute
+        with self.device:  # on the CPU, the random weights of a large model take half a minute
             return build().to(self.device)
 
     def speed(self, build: Callable[[], nn.Module], size: tuple[int, int], batch: int = 1) -> dict:
@@ -170,7 +170,7 @@ class Bench:
         return self.measured(run, 10) | {"images": batch, "bytes": peak_bytes(run, model, self.device)}
 
     def post_processing(self, process: Callable, outputs: SimpleNamespace) -> dict:
-        """Logits that lie on the device → the segments of a photo of 3 megapixels."""
+        """Logits on the device to the segments of a photo of 3 megapixels."""
         values = vars(outputs).items()
         placed = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in values}
         return self.measured(partial(process, SimpleNamespace(**placed)), 20) | {"images": 1}
@@ -180,18 +180,25 @@ class Bench:
 
 
 def printed_rows() -> list[Reported]:
-    """The paper's rows that are measured, in its order."""
+    """The measured rows of the paper, in its order."""
     rows = [row for row in REPORTED if (row.table, row.backbone, row.image_size) in PRINTED]
     return [row for row in rows if (row.dataset, row.metric) == ("coco", "PQ") and row.method.startswith(COMPARED)]
 
 
 def training_run(data: str, weights: str | None, output: Path) -> dict:
-    """A default run of `eomt train`, or its rest: seconds a step, evaluations included, and the metrics."""
+    """A default run of `eomt train`, resumed if it was interrupted.
+
+    Returns:
+        {"seconds": per step, evaluations included, "steps", "results": metrics}.
+    """
     done = max((int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*")), default=0)
     command = ["train", "--data", data, "--output-dir", str(output)]
-    command += ["--backbone-weights", weights] if weights else []
-    command += ["--resume"] if done else []
-    if code := eomt(command):
+    if weights:
+        command += ["--backbone-weights", weights]
+    if done:
+        command.append("--resume")
+    code = eomt(command)
+    if code:
         raise RuntimeError(f"eomt train ended with exit code {code}")
     state = read_json(output / "trainer_state.json")
     seconds = next(entry["train_runtime"] for entry in reversed(state["log_history"]) if "train_runtime" in entry)
@@ -201,7 +208,7 @@ def training_run(data: str, weights: str | None, output: Path) -> dict:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """`TimeoutError` inside the block after this time, compilers included."""
+    """Raises `TimeoutError` in the `with` block after this time, also in a compiler."""
 
     def stop(*args) -> None:
         raise TimeoutError
@@ -221,7 +228,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def page_parts(rows: list[Row], report: dict) -> dict[str, str]:
-    """The tables, by their marks on the page; "–" where nothing is measured yet."""
+    """{mark on the page: table}, with "–" for rows that are not measured yet."""
     parts = {"machine": ", ".join(report["setting"].values())}
     for table in dict.fromkeys(row.table for row in rows):
         lines = ["| | ours | built-in | paper, H100 |", "|---|---:|---:|---:|"]
@@ -238,7 +245,7 @@ def page_parts(rows: list[Row], report: dict) -> dict[str, str]:
 
 
 def figures(table: str, found: dict | None) -> str:
-    """One cell. The speed is in images per second, as in the paper."""
+    """One cell: the speed in images per second as in the paper, the time and the memory."""
     if found is None:
         return "–"
     if "error" in found:
@@ -254,8 +261,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/gpu.md"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=8, help="for all rows of this call")
-    parser.add_argument("--data", help="also train on this data, however long it takes")
-    parser.add_argument("--backbone-weights", help="for --data, where the default backbone cannot be downloaded")
+    parser.add_argument("--data", help="also train on this data, without a limit of time")
+    parser.add_argument("--backbone-weights", help="for --data, if the default backbone cannot be downloaded")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(argv)
     device, file = torch.device(options.device), options.output / "rows.json"
@@ -278,9 +285,9 @@ def main(argv: list[str] | None = None) -> None:
             with time_limit(end - time.monotonic()):
                 report["rows"][row.key] = row.measure()
         except TimeoutError:
-            print("the time is up; the same command measures the other rows", flush=True)
+            print("out of time; the same command measures the other rows", flush=True)
             break
-        except Exception as error:  # whatever a compiler raises for one model; the others are measured
+        except Exception as error:  # a compiler may raise anything for one model; the others are still measured
             report["rows"][row.key] = {"error": error_line(error)}
         torch._dynamo.reset()
         gc.collect()

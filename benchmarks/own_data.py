@@ -1,10 +1,10 @@
-"""docs/results.md: short trainings on own data, ours and the built-in model in the stock Trainer.
+"""Short trainings on own data, ours and the built-in model in the stock Trainer: fills docs/results.md.
 
 python -m benchmarks.own_data train VARIANT --data DATA --task TASK --weights FILE --output FOLDER     # one run
-python -m benchmarks.own_data page RUNS                          # all runs below a folder to docs/results.md
+python -m benchmarks.own_data page RUNS                                # all runs below a folder to docs/results.md
 
-Every variant sees the same images in batches of the same size, makes the same number of steps and is evaluated by
-`evaluate_model` on the same held-out images. No figure on the page is typed by hand.
+All variants train on the same images, with the same batch size and number of steps, and are evaluated by
+`evaluate_model` on the same held-out images. All figures on the page are written by this script.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PICTURES = ("worst", "median", "best")
 class Variant:
     title: str
     options: dict
-    "Of `eomt train`, in place of its defaults; of the built-in, the learning rate and its schedule."
+    "Options of `eomt train` other than its defaults; for the built-in, learning rate and schedule."
 
 
 OURS = {
@@ -75,11 +75,11 @@ VARIANTS = OURS | BUILT_IN
 
 
 def train_variant(options) -> None:
-    """Train and evaluate; the output folder gets run.json and the pictures."""
+    """Train and evaluate a variant. Writes run.json and drawn images to the output folder."""
     if (options.variant == "pseudo-labels") != bool(options.more_data):
         raise SystemExit("the variant pseudo-labels and --more-data belong together")
     if (options.output / "run.json").exists():
-        raise SystemExit(f"{options.output} holds a finished run; choose another --output")
+        raise SystemExit(f"{options.output} has a finished run; choose another --output")
     options.output.mkdir(parents=True, exist_ok=True)
     register()
     train = train_built_in if options.variant in BUILT_IN else train_ours
@@ -118,7 +118,7 @@ def load_split(options, split: str):
 
 
 def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]]:
-    """`eomt train` with its defaults for own data, and the variant's options → model, processor, log."""
+    """`eomt train` with its defaults for own data and the variant's options. Returns model, processor and log."""
     added = dict(OURS[options.variant].options)
     data = DataOptions(
         data=options.data,
@@ -153,8 +153,11 @@ def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]
 
 
 def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]]:
-    """transformers' EoMT from the same backbone in the stock Trainer, as its instance segmentation example trains
-    Mask2Former: every image resized to the input size, flipped, its colors jittered; one rate for all parameters."""
+    """transformers' EoMT from the same backbone in the stock Trainer. Returns model, processor and log.
+
+    The training is that of Mask2Former in transformers' example of instance segmentation: images resized to the input
+    size, flipped, with color jitter; one learning rate for all parameters.
+    """
     train, space = load_split(options, "train")
     set_seed(options.seed)
     stuff = list(space.stuff_label_ids)
@@ -164,7 +167,7 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
         task=options.task,
         **space.config_fields,
         stuff_label_ids=stuff,
-        num_queries=100,  # as ours has for these data, whose images hold few segments
+        num_queries=100,  # as ours: these images have few segments
         train_num_points=2048,
     )
     start = options.output / "start"
@@ -211,7 +214,7 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
 
 
 def write_page(options) -> None:
-    """Its tables and pictures; photographs only of the data sets named, by default of all."""
+    """Write the tables, images and curves of all runs. Photographs are of the named data sets, by default of all."""
     tables = read_runs(options.runs)
     folder, parts = options.page.parent, []
     for (data, task, steps, batch, size), variants in tables.items():
@@ -225,17 +228,17 @@ def write_page(options) -> None:
             parts.append(f"Worst, median and best held-out image of “{shown}”, seed {runs[0]['seed']}:")
             parts.append(f"![photo, ground truth and prediction]({name})")
     draw_curves(tables, folder / "results-curves.png")
-    note = "Mean over the seeds; dashed: built-in. “never” is left out: its loss is one prediction's, not a sum."
+    note = "Mean over the seeds; dashed: built-in. “never” is left out: its loss is of one prediction, not a sum."
     parts += ["## Curves", note, "![training loss](results-curves.png)"]
     fill_parts(options.page, runs="\n\n".join(part for part in parts if part))
     print(options.page)
 
 
 def read_runs(folder: Path) -> dict[tuple, dict[str, list[dict]]]:
-    """(data, task, steps, batch, image size) → variant → its runs: only what is alike is in one table.
+    """{(data, task, steps, batch, image size): {variant: its runs}}, one table for each key.
 
     Raises:
-        ValueError: where there is no finished run below the folder.
+        ValueError: if there is no finished run below the folder.
     """
     runs = [read_json(file) | {"folder": file.parent} for file in folder.rglob("run.json")]
     if not runs:
@@ -250,7 +253,7 @@ def read_runs(folder: Path) -> dict[tuple, dict[str, list[dict]]]:
 
 
 def spread(values: list[float]) -> str:
-    """Percent: the mean, and the extremes where there are several."""
+    """The mean in percent, and the extremes of several values."""
     mean = f"{100 * statistics.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f} … {100 * max(values):.1f})"
 
@@ -280,15 +283,16 @@ def mean_value(runs: list[dict]) -> float:
 
 
 def verdict(variants: dict[str, list[dict]], metric: str) -> str:
-    """Ours against the built-in at its best rate, seed by seed where both have several."""
+    """One sentence on ours against the built-in at its best rate, seed by seed."""
     theirs = {name: runs for name, runs in variants.items() if name in BUILT_IN}
     if "ours" not in variants or not theirs:
         return ""
     best = max(theirs, key=lambda name: mean_value(theirs[name]))
-    ours, other = ({run["seed"]: run["value"] for run in variants[name]} for name in ("ours", best))
+    ours = {run["seed"]: run["value"] for run in variants["ours"]}
+    other = {run["seed"]: run["value"] for run in variants[best]}
     seeds = sorted(ours.keys() & other.keys())
-    won = sum(round(100 * (ours[seed] - other[seed]), 1) > 0 for seed in seeds)  # as far as the table shows
-    count = f"{len(seeds)} seed" + ("s" if len(seeds) != 1 else "")
+    won = sum(round(100 * (ours[seed] - other[seed]), 1) > 0 for seed in seeds)  # rounded as in the table
+    count = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     rate = "its best rate here" if len(theirs) > 1 else "the only rate tried here"
     return (
         f"Ours {spread(list(ours.values()))} {metric}; the built-in at {rate} "
@@ -296,29 +300,29 @@ def verdict(variants: dict[str, list[dict]], metric: str) -> str:
     )
 
 
-def stack(pictures: list[Image.Image], width: int = 900) -> Image.Image:
-    """One below the other, all at one width."""
-    scaled = [picture.resize((width, round(picture.height * width / picture.width))) for picture in pictures]
-    sheet = Image.new("RGB", (width, sum(picture.height for picture in scaled)))
+def stack(images: list[Image.Image], width: int = 900) -> Image.Image:
+    """Join images below each other, all at one width (pixels)."""
+    scaled = [image.resize((width, round(image.height * width / image.width))) for image in images]
+    sheet = Image.new("RGB", (width, sum(image.height for image in scaled)))
     top = 0
-    for picture in scaled:
-        sheet.paste(picture, (0, top))
-        top += picture.height
+    for image in scaled:
+        sheet.paste(image, (0, top))
+        top += image.height
     return sheet
 
 
-def save_small(picture: Image.Image, path: Path, most_bytes: int = 150_000) -> None:
-    """As JPEG, in less quality until it is small."""
+def save_small(image: Image.Image, path: Path, most_bytes: int = 150_000) -> None:
+    """Write a JPEG file with the best quality below `most_bytes`."""
     for quality in range(90, 20, -5):
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality, optimize=True)
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() < most_bytes:
             break
     write_atomic(path, lambda part: part.write_bytes(buffer.getvalue()))
 
 
 def draw_curves(tables: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
-    """Training loss of every variant, a panel for each table."""
+    """Draw the training loss of all variants, one panel for each table."""
     from matplotlib import pyplot as plt
 
     columns = min(3, len(tables))
@@ -358,13 +362,15 @@ def main(argv: list[str] | None = None) -> None:
     train.add_argument("--steps", type=int, default=120)
     train.add_argument("--batch", type=int, default=4)
     train.add_argument("--image-size", type=int, default=224)
-    train.add_argument("--ignore-ids", metavar="IDS", help="label png values that mean unlabeled, as in eomt train")
-    train.add_argument("--more-data", help="folder of pseudo-labels, for the variant of that name")
+    train.add_argument(
+        "--ignore-ids", metavar="IDS", help="values of label images for unlabeled pixels, as in eomt train"
+    )
+    train.add_argument("--more-data", help="folder of pseudo-labels, for the variant pseudo-labels")
     page = commands.add_parser("page", help="all runs below a folder to docs/results.md")
     page.set_defaults(call=write_page)
     page.add_argument("runs", type=Path)
-    page.add_argument("--page", type=Path, default=Path("docs/results.md"), help="file whose part `runs` is replaced")
-    page.add_argument("--pictures", nargs="+", metavar="DATA", help="data sets of which photographs may be shown")
+    page.add_argument("--page", type=Path, default=Path("docs/results.md"), help="file with the mark `runs`")
+    page.add_argument("--pictures", nargs="+", metavar="DATA", help="data sets with photographs that may be shown")
     options = parser.parse_args(argv)
     options.call(options)
 

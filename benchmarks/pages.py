@@ -1,4 +1,4 @@
-"""Parts of Markdown files that scripts write; the prose around them is the file's own."""
+"""Parts of Markdown files that scripts write, between prose that they leave alone."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from eomt.training.files import write_text
 
 
 def fill_parts(file: Path, **parts: str) -> None:
-    """Replace what lies between `<!-- name -->` and `<!-- /name -->`, for each name.
+    """Replace the text between `<!-- name -->` and `<!-- /name -->`, for each name.
 
     Raises:
-        ValueError: where the file has no such marks.
+        ValueError: if the file has no such marks.
     """
     text = file.read_text(encoding="utf-8")
     for name, part in parts.items():

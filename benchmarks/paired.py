@@ -1,4 +1,4 @@
-"""Our model and the built-in one with the same weights, and their times in turn."""
+"""Our model and the built-in one with the same weights, timed in turn."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def model_pair(backbone: str, image_size: int = 640, num_labels: int = 133, num_queries: int = 200):
-    """(ours, the built-in): the same random weights, in evaluation mode, without masked attention."""
+    """Our model and the built-in one: the same random weights, in evaluation mode, without masked attention."""
     torch.manual_seed(0)
     config = EoMTConfig.for_backbone(
         backbone, image_size=image_size, num_labels=num_labels, num_queries=num_queries, layerscale_value=1.0
@@ -43,7 +43,7 @@ def seconds(run: Callable) -> float:
 def paired_seconds(ours: Callable, theirs: Callable, repeats: int) -> tuple[float, float, float]:
     """Median seconds of both, and the median of the ratios theirs / ours.
 
-    They run in turn, so that both see the same machine; an uncounted run of each comes first.
+    They run in turn, so that the load of the machine is the same for both, after one untimed run of each.
     """
     ours()
     theirs()

@@ -1,4 +1,4 @@
-"""What a frozen, shared encoder saves: fills docs/pmt.md.
+"""Time and memory with a frozen, shared encoder: fills docs/pmt.md.
 
 python -m benchmarks.pmt                  # three tasks of one image, and a training step; minutes on two CPU cores
 python -m benchmarks.pmt runs FOLDER      # the table of trainings by `python -m benchmarks.own_data train`
@@ -10,6 +10,7 @@ import argparse
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -53,7 +54,7 @@ def segment_three(kind: str, side: int) -> float:
         for model in models[1:]:
             model.encoder.load_state_dict(models[0].encoder.state_dict())
             model.share_encoder(models[0])
-    return median([seconds(lambda: eomt.segment(image, models, processor=processors)) for _ in range(REPEATS + 1)][1:])
+    return median_seconds(lambda: eomt.segment(image, models, processor=processors))
 
 
 def training_step(kind: str, side: int) -> float:
@@ -77,7 +78,13 @@ def training_step(kind: str, side: int) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
-    return median([seconds(step) for _ in range(REPEATS + 1)][1:])
+    return median_seconds(step)
+
+
+def median_seconds(run: Callable) -> float:
+    """Median of `REPEATS` runs, after one that warms up."""
+    times = [seconds(run) for _ in range(REPEATS + 1)]
+    return median(times[1:])
 
 
 def measured(what: str, kind: str, side: int) -> tuple[float, float]:
@@ -89,6 +96,7 @@ def measured(what: str, kind: str, side: int) -> tuple[float, float]:
 
 
 def ratios(head: str, rows: dict[str, tuple[float, float]]) -> str:
+    """A Markdown table of {name: (seconds, GiB)}."""
     first = next(iter(rows.values()))[0]
     cells = [(name, f"{took:.2f}", f"{took / first:.2f}", f"{gib:.1f} GiB") for name, (took, gib) in rows.items()]
     return table((head, "seconds", "of the first row", "peak memory"), cells)

@@ -1,4 +1,4 @@
-"""A table of the paper beside what is counted here, and beside the results of own runs.
+"""A table of the paper beside our counts and beside the results of own runs.
 
 python -m benchmarks.reproduce 3                       # parameters and GFLOPs of Table 3, printed | here
 python -m benchmarks.reproduce 2 --run 5=runs/mine     # with results of `eomt train` or `eomt evaluate --output`
@@ -31,8 +31,8 @@ SIZES = {"ViT-S": "small", "ViT-B": "base", "ViT-L": "large", "ViT-g": "giant"}
 LABELS = {("coco", "AP"): 80, "coco": 133, "ade20k": 150, "cityscapes": 19, "bravo": 19}
 CITYSCAPES_IMAGE = (1024, 2048)
 ADE20K_WINDOWS = 1.828
-"""Windows of 512² an image of ADE20K val, on average: 721 / 394.44 GFLOPs."""
-DEVIATIONS = {  # (method, backbone, pre-training, data set): why a printed count is not ours, as far as is known
+"""Mean number of 512² windows per image of ADE20K val: 721 / 394.44 GFLOPs."""
+DEVIATIONS = {  # (method, backbone, pre-training, data set): known reason for a printed count that is not ours
     ("(1) w/o ViT-Adapter", "ViT-L", "DINOv2", "coco"): "the printed 700 does not follow from the description",
     ("(1) of Table 1", "ViT-L", "DINOv2", "coco"): "the printed 700 does not follow from the description",
     ("EoMT", "ViT-L", "DINOv2", "ade20k"): "319 is the model of 1024², which has more positions",
@@ -48,25 +48,25 @@ METRIC_KEYS = {
 
 @dataclass
 class PaperRow:
-    """One line of a table: what the paper prints, and what is found here."""
+    """One row of a table: the printed figures and ours."""
 
     number: int
     printed: Reported
-    "Of the first metric."
+    "The row of the first metric."
     metrics: dict[str, float]
-    "Printed results, percent."
+    "Printed results (percent)."
     model: Candidate | None = None
     inputs: float = 1.0
-    "Model inputs an image."
+    "Model inputs per image."
     parameters: int | None = None
     gflops: float | None = None
     run: dict[str, float] = field(default_factory=dict)
-    "Results of a run's folder, percent."
+    "Results of a run (percent)."
     notes: list[str] = field(default_factory=list)
 
 
 def read_table(table: str) -> list[PaperRow]:
-    """Name of a table ("Table 4") → its rows, with models where there are such."""
+    """The rows of a table ("Table 4"), with their models if they exist here."""
     grouped: dict[tuple, list[Reported]] = {}
     for reported in REPORTED:
         if reported.table == table:
@@ -75,8 +75,8 @@ def read_table(table: str) -> list[PaperRow]:
     rows = []
     for number, group in enumerate(grouped.values(), start=1):
         row = PaperRow(number, group[0], {reported.metric: reported.value for reported in group})
-        row.model, why_not = find_model(group[0])
-        row.notes += [note for note in (group[0].note, why_not) if note]
+        row.model, note = find_model(group[0])
+        row.notes += [text for text in (group[0].note, note) if text]
         if row.model and row.model.is_eomt:
             row.inputs = inputs_per_image(group[0])
         rows.append(row)
@@ -84,7 +84,7 @@ def read_table(table: str) -> list[PaperRow]:
 
 
 def find_model(row: Reported) -> tuple[Candidate | None, str]:
-    """The row's model and a note, or None and the reason."""
+    """The model of a row and a note, or None and the reason."""
     task = {"PQ": "panoptic", "AP": "instance"}.get(row.metric.split()[0], "semantic")
     labels = LABELS.get((row.dataset, row.metric)) or LABELS[row.dataset]
     if row.method in ("kMaX-DeepLab", "MaskDINO", "OneFormer"):
@@ -100,22 +100,26 @@ def find_model(row: Reported) -> tuple[Candidate | None, str]:
             return None, "GFLOPs depend on weights and images: --run with a report of eomt evaluate --token-merging"
         return None, "token merging is for EoMT here"
     options: dict = {"task": task, "num_labels": labels}
-    if match := re.search(r"L2 = (\d+)", row.method):
-        options["num_blocks"] = int(match[1])
+    blocks = re.search(r"L2 = (\d+)", row.method)
+    if blocks:
+        options["num_blocks"] = int(blocks[1])
     name = BACKBONES[row.pretraining].format(SIZES[row.backbone])
     return Candidate.find(name, int(row.image_size.removesuffix("²")), step=ladder_step(row.method), **options), ""
 
 
 def ladder_step(method: str) -> int:
-    if match := re.match(r"\((\d)\)", method):
-        return int(match[1])
+    """The step of Table 1 for the name of a method."""
+    numbered = re.match(r"\((\d)\)", method)
+    if numbered:
+        return int(numbered[1])
     if method.startswith("ViT-Adapter"):
         return 0
-    return 4 if "masked attention at inference" in method or "masked in training and inference" in method else 5
+    is_masked = "masked attention at inference" in method or "masked in training and inference" in method
+    return 4 if is_masked else 5
 
 
 def peer_size(row: Reported) -> tuple[int, int]:
-    """A peer's input: as printed, BRAVO's as Cityscapes', or an image of 3:4 by its shortest side."""
+    """Input size of a peer: as printed; for BRAVO that of Cityscapes; otherwise 3:4 with the printed shortest side."""
     if row.dataset == "bravo":
         return CITYSCAPES_IMAGE
     if "×" in row.image_size:
@@ -133,26 +137,26 @@ def inputs_per_image(row: Reported) -> float:
 
 
 def deviates(found: float | None, printed: float | None) -> bool:
-    """Whether a count is not what the paper prints: it rounds some figures up, some down and some to the nearest."""
+    """Whether a count is not the printed figure. The paper rounds up, down and to the nearest, so by 1 or more."""
     return found is not None and printed is not None and abs(found - printed) >= 1
 
 
 def why_deviates(row: PaperRow) -> str | None:
-    """What is known about a count of this row that is not the printed one."""
+    """The known reason for a count of this row that is not the printed one."""
     printed = row.printed
-    millions = row.parameters and row.parameters / 1e6
+    millions = None if row.parameters is None else row.parameters / 1e6
     if not deviates(row.gflops, printed.gflops) and not deviates(millions, printed.parameters):
         return None
     if printed.pretraining.startswith("DeiT-III"):
-        return None if printed.note else "GFLOPs are printed as DINOv2's, which has four tokens more"
+        return None if printed.note else "the printed GFLOPs are DINOv2's, with four tokens more"
     return DEVIATIONS.get((printed.method, printed.backbone, printed.pretraining, printed.dataset))
 
 
 def add_run(row: PaperRow, folder: Path) -> None:
-    """Take the results of `eomt train` (results.json) or `eomt evaluate --output` (metrics.json) into a row.
+    """Add the results of `eomt train` (results.json) or `eomt evaluate --output` (metrics.json) to a row.
 
     Raises:
-        ValueError: when the folder has no result of the row's metrics.
+        ValueError: if the folder has no result for the metrics of the row.
     """
     metrics, results = folder / "metrics.json", folder / "results.json"
     if metrics.is_file():
@@ -163,7 +167,7 @@ def add_run(row: PaperRow, folder: Path) -> None:
     taken = {}
     for metric in row.metrics:
         value = found.get(METRIC_KEYS.get(metric))
-        if isinstance(value, dict):  # BRAVO's are averaged over its subsets; the paper does not say how
+        if isinstance(value, dict):  # means over the subsets of BRAVO; the paper does not name its mean
             value = value["arithmetic"]
         elif metric.endswith("out-of-distribution"):
             continue
@@ -172,12 +176,12 @@ def add_run(row: PaperRow, folder: Path) -> None:
     if not taken:
         raise ValueError(f"{folder}: its results have none of {', '.join(row.metrics)}")
     row.run |= taken
-    if row.model is None and "gflops_per_image" in found:  # of token merging: by the tokens really left
+    if row.model is None and "gflops_per_image" in found:  # counted during the evaluation: tokens merge by image
         row.gflops = found["gflops_per_image"]
 
 
 def count(row: PaperRow) -> None:
-    """Fill in parameters and GFLOPs of an image; nothing is computed."""
+    """Fill in parameters and GFLOPs per image. Nothing is computed."""
     if row.model is None:
         return
     if row.model.is_eomt:
@@ -188,12 +192,13 @@ def count(row: PaperRow) -> None:
         with WithoutValues():
             row.parameters, flops = row.model.count(peer)
     row.gflops = row.inputs * flops / 1e9
-    if known := why_deviates(row):
-        row.notes.append(known)
+    reason = why_deviates(row)
+    if reason:
+        row.notes.append(reason)
 
 
 def paper_report(rows: list[PaperRow]) -> str:
-    """Aligned text: printed figures, ours beside them, and marks where a count is another."""
+    """The table as aligned text: printed figures, ours beside them, and ≠ for other counts."""
 
     def pair(printed, found) -> str:
         if printed is None and found is None:
@@ -227,7 +232,7 @@ def paper_report(rows: list[PaperRow]) -> str:
 
 
 def peer_config(backbone: str, num_labels: int) -> Mask2FormerConfig:
-    """transformers' Mask2Former in the published sizes."""
+    """transformers' Mask2Former with Swin-T or Swin-L, in the published sizes."""
     stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
     if backbone == "Swin-T":
         encoder = SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, **stages)
@@ -238,7 +243,7 @@ def peer_config(backbone: str, num_labels: int) -> Mask2FormerConfig:
 
 
 class WithoutValues(TorchFunctionMode):
-    """Answers what these models ask of values, which meta tensors have not: checks pass, and no mask is empty."""
+    """Answers questions about the values of meta tensors, which have none: checks pass, and no mask is empty."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.where and len(args) == 1 and args[0].is_meta:

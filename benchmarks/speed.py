@@ -1,17 +1,17 @@
 """Ours against the model and the processor built into transformers: the same weights, inputs and results, in turn.
 
 python -m benchmarks speed
-python -m benchmarks.speed --image-size 64 --repeats 1      # small: shows that it runs, its ratios mean nothing
+python -m benchmarks.speed --image-size 64 --repeats 1      # small, to test the script; its ratios mean nothing
 
-Each row: median seconds of ours and of the other, their ratio, and the most memory of CPU tensors beyond those alive
-before; in bf16, too, where the processor has it. What is compared:
+Each row has the median seconds of ours and of the other, their ratio, and the peak memory of the CPU tensors that they
+allocate. In bf16, too, if the processor has it. The comparisons:
 
-- a photo to panoptic segments, padding to post-processing, ViT-B, a quarter of the queries confident; COCO's size and
-  3 megapixels; the forward pass alone
-- post-processing for the larger photo, 20 of 200 queries confident as on COCO, or all. Targets: 10 × for panoptic and
-  instance, below 1 GiB for every task
-- a training step of ViT-S: 2 images of 12 segments, masked, called as `EoMTTrainer` does
-- augmentation of an id map against one mask a segment, large-scale jitter of a COCO-sized image, one thread
+- photo to panoptic segments, from padding to post-processing: ViT-B, a quarter of the queries confident, photos of
+  COCO's size and of 3 megapixels; the forward pass alone
+- post-processing for the larger photo, with 20 of 200 queries confident as on COCO, or all. Targets: 10 × for panoptic
+  and instance, below 1 GiB for every task
+- a training step of ViT-S: 2 images of 12 segments, masked attention, called as in `EoMTTrainer`
+- augmentation of an id map against one mask per segment: large-scale jitter of an image of COCO's size, one thread
 """
 
 import argparse
@@ -41,16 +41,17 @@ HEADER = f"{'':44}{'ours':>9}{'other':>9}{'ratio':>9}{'MiB ours':>10}{'other':>7
 
 
 def compare(work: str, ours: Callable, theirs: Callable | None, repeats: int, memory: bool = False) -> None:
-    """Time ours and, in turn, the other; print the row."""
+    """Time ours and the other in turn, and print the row."""
     if theirs:
         fast, slow, ratio = paired_seconds(ours, theirs, repeats)
         cells = [f"{fast:.3f} s", f"{slow:.3f} s", f"{ratio:.2f} ×"]
     else:
         cells = [f"{seconds(ours):.3f} s", "", ""]
-    mib = [extra_cpu_bytes(run) / 2**20 for run in (ours, theirs) if run] if memory else []
-    cells += [f"{value:.0f}" for value in mib]
-    if len(mib) == 2:
-        cells.append(f"{mib[0] / mib[1]:.2f}")
+    if memory:
+        mib = [extra_cpu_bytes(run) / 2**20 for run in (ours, theirs) if run]
+        cells += [f"{value:.0f}" for value in mib]
+        if theirs:
+            cells.append(f"{mib[0] / mib[1]:.2f}")
     row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 9, 9, 10, 7, 7)))
     print(f"{work:44}{row}", flush=True)
 
@@ -59,7 +60,7 @@ def compare(work: str, ours: Callable, theirs: Callable | None, repeats: int, me
 
 
 def photo(size: tuple[int, int]) -> Image.Image:
-    """(height, width) → smooth noise."""
+    """Smooth noise of this (height, width)."""
     noise = torch.rand(1, 3, 30, 40, generator=torch.Generator().manual_seed(0))
     pixels = F.interpolate(noise, size, mode="bicubic").clamp(0, 1) * 255
     return Image.fromarray(pixels[0].permute(1, 2, 0).byte().numpy())
@@ -67,7 +68,7 @@ def photo(size: tuple[int, int]) -> Image.Image:
 
 @torch.no_grad()
 def make_confident(model, share: float = 0.25) -> None:
-    """Class logits as of a trained model: `share` of the queries has a class, the others none."""
+    """Class logits like those of a trained model: `share` of the queries has a class, the others have none."""
     queries = int(model.config.num_queries * share)
 
     def sharpen(module, inputs, logits):
@@ -80,8 +81,9 @@ def make_confident(model, share: float = 0.25) -> None:
 
 
 def panoptic_segments(model, processor, image: Image.Image, dtype: torch.dtype) -> list[dict]:
-    """Photo → panoptic segments at the photo's size; masks of random weights overlap more than the paper's 0.8."""
+    """Panoptic segments of a photo at its size."""
     inputs = processor(image, return_tensors="pt").to(dtype)
+    # masks of random weights overlap more than the paper's threshold allows
     rules = {"threshold": 0.8, "overlap_mask_area_threshold": 0.0, "target_sizes": [image.size[::-1]]}
     return processor.post_process_panoptic_segmentation(model(inputs.pixel_values), **rules)
 
@@ -115,7 +117,7 @@ def compare_inference(name: str, size: int, repeats: int) -> None:
 
 
 def model_outputs(confident: int, size: int, seed: int = 0) -> SimpleNamespace:
-    """Logits (1, Q, size/4, size/4) and (1, Q, C + 1): each query a blob, `confident` of them with a class."""
+    """Logits (1, Q, size/4, size/4) and (1, Q, C + 1). Each mask is a blob; `confident` of the queries have a class."""
     generator, grid = torch.Generator().manual_seed(seed), size // 4
     y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     center = torch.rand(QUERIES, 2, 1, 1, generator=generator) * torch.tensor([grid * 0.75, grid]).view(2, 1, 1)
@@ -129,12 +131,15 @@ def model_outputs(confident: int, size: int, seed: int = 0) -> SimpleNamespace:
 
 
 def require_same_result(task: str, ours, theirs) -> None:
-    """Instances are ordered by other rules (ours: best first), which decides who wins a pixel in the built-in's map."""
+    """Raises `AssertionError` unless segments and pixels agree.
+
+    Pixels of instances are not compared: in the built-in's map, overlaps depend on the order, which is not ours.
+    """
     if task != "semantic":
-        found, expected = (
+        found, expected = [
             torch.tensor(sorted((entry["label_id"], entry["score"]) for entry in result["segments_info"]))
             for result in (ours, theirs)
-        )
+        ]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         ours, theirs = ours["segmentation"], theirs["segmentation"]
     if task != "instance":
@@ -143,9 +148,9 @@ def require_same_result(task: str, ours, theirs) -> None:
 
 
 def postprocessing(task: str, size: int) -> tuple[Callable, Callable, SimpleNamespace]:
-    """Ours and the built-in's post-processing for the larger photo, and the outputs that both take.
+    """Our and the built-in's post-processing for the larger photo, and the outputs for both.
 
-    Semantic: of two windows, stitched, which every query takes part in.
+    Semantic: outputs of two windows, with a class for every query.
     """
     shape = scaled_photos(size)[1]
     name = f"post_process_{task}_segmentation"
@@ -200,7 +205,7 @@ def compare_training(name: str, size: int, repeats: int) -> None:
 
     def step(model, **inputs) -> float:
         model.train()
-        model.zero_grad(set_to_none=False)  # gradients stay allocated: both are measured beyond them
+        model.zero_grad(set_to_none=False)  # gradients stay allocated, so that their memory is not counted
         with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
             loss = model(pixels, class_labels=list(labels), **inputs).loss
         loss.backward()
@@ -219,7 +224,7 @@ def compare_training(name: str, size: int, repeats: int) -> None:
 
 
 def colored_cells(count: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 (3, H, W), id map int32 (H, W) of random cells, ids (n,)."""
+    """An image (3, H, W) uint8, an id map (H, W) int32 of random cells, and their ids (n,)."""
     generator = torch.Generator().manual_seed(count)
     image = torch.randint(0, 256, (3, *shape), generator=generator, dtype=torch.uint8)
     y, x = torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij")
@@ -230,13 +235,13 @@ def colored_cells(count: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor, T
 
 
 def augment_map(geometry: Geometry, id_map: Tensor, ids: Tensor) -> Tensor:
-    """Ours: the id map shrinks to positions, is gathered at its final size, then becomes masks."""
+    """Ours: the ids become positions, are gathered at the final size, and become masks."""
     positions = ids_to_positions(id_map.numpy(), ids.tolist())
     return positions_to_masks(geometry.target(positions, 0), len(ids))[0]
 
 
 def augment_masks(geometry: Geometry, id_map: Tensor, ids: Tensor) -> Tensor:
-    """The usual way: one mask a segment, each flipped, resized, padded and cropped."""
+    """The usual way: one mask per segment, each flipped, resized, padded and cropped."""
     masks = id_map[None] == ids[:, None, None]  # [n, H, W]
     if geometry.flip:
         masks = V2.horizontal_flip(masks)
@@ -247,7 +252,7 @@ def augment_masks(geometry: Geometry, id_map: Tensor, ids: Tensor) -> Tensor:
 
 
 def compare_augmentation(segments: int, size: int, repeats: int) -> None:
-    """24 draws, with the image and of the target alone; reading files is left out."""
+    """24 augmentations of image and target, and of the target alone. Files are not read."""
     shape = (size * 3 // 4, size)
     image, id_map, ids = colored_cells(segments, shape)
     torch.manual_seed(0)
@@ -274,7 +279,7 @@ def scaled_photos(size: int) -> list[tuple[int, int]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-size", type=int, default=640, help="of the model; photos shrink with it")
+    parser.add_argument("--image-size", type=int, default=640, help="of the model; photos are scaled with it")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args(argv)
     size, repeats = options.image_size, options.repeats

@@ -121,7 +121,7 @@ def draw_confidence(confidence) -> Image.Image:
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480, gap: int = 12) -> Image.Image:
-    """Join (title, image) panels on white, titles above. All have one height (pixels), lower if a panel is very wide."""
+    """Join (title, image) panels on white, titles above. All have one height (pixels), smaller if one is very wide."""
     font = make_font(max(14, height // 26))
     for _, panel in panels:
         height = max(1, min(height, SHEET_WIDTH * panel.height // panel.width))
