@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 
 def is_coco(tree: Tree, task: str) -> bool:
-    """For semantic segmentation: COCO JSON files without label images. For other tasks: the last format to match."""
+    """Whether there are COCO JSON files but no label images (semantic). Other tasks fall back to COCO."""
     if task != "semantic":
         return True
     names = [name for name in tree.names if name.endswith(".json") and PurePosixPath(name).name != "classes.json"]
@@ -76,7 +76,8 @@ def read_coco(path: Path, task: str, split: str, options: ReadOptions) -> tuple[
         with rows.problems.at(f"{rows.source}: image {key}"):
             location = find_image(file_name)
             if segments[key] or options.keep_empty:
-                rows.add(key, file_name, location, pngs.get(key, ""), "", segments[key], _size(images[key]))
+                png, size = pngs.get(key, ""), _size(images[key])
+                rows.add(key, file_name, location, png, segments=segments[key], size=size)
     return rows, space
 
 
@@ -125,7 +126,7 @@ def _segments(
 def instance_segments(
     annotations: list[dict], images: dict, space: LabelSpace, rows: Rows, crowds_as_instances: bool = False
 ) -> dict:
-    """{image id: segments} of instance annotations. The arguments are those of `panoptic_segments`."""
+    """{image id: segments} of instance annotations, with arguments as in `panoptic_segments`."""
     segments: dict = {key: [] for key in images}
     seen: set[int] = set()
     skipped = 0

@@ -121,7 +121,7 @@ def _report_doubles(images: dict, labels: dict, problems: Problems) -> None:
 
 
 def _report_unpaired(tree: Tree, found: list, unused: list[str], suffixes: tuple[str, ...], problems: Problems) -> None:
-    """Label files without an image: a problem if no image has a label, else a warning. JPEG labels, HEIC images."""
+    """Problems if no image has a label: label files of other names, JPEG labels. Otherwise warnings; also for HEIC."""
     paired = any(label for _, label in found)
     if unused and found and not paired:
         problems.append(f"{min(unused)}: no image has the name of a label file; give both the same name")
@@ -186,9 +186,10 @@ def _masks_beside(tree: Tree) -> set[str]:
     """Label images `a_mask.png` beside their image `a.jpg`, if there are no image and label folders."""
     if any(_role(name)[0] for name in tree.names):
         return set()
-    stems = {str(PurePosixPath(name).with_suffix("")) for name in tree.names}
-    masks = (name for name in tree.names if name.endswith(".png") and LABEL_ENDING.search(PurePosixPath(name).stem))
-    return {name for name in masks if LABEL_ENDING.sub("", str(PurePosixPath(name).with_suffix(""))) in stems}
+    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in tree.names}
+    known = set(stems.values())
+    masks = {name for name, stem in stems.items() if name.endswith(".png") and LABEL_ENDING.search(stem)}
+    return {name for name in masks if LABEL_ENDING.sub("", stems[name]) in known}
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

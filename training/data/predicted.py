@@ -80,6 +80,7 @@ def _confidence(tree: Tree, png: str) -> str:
 
 
 def _mark_uncertain(entries: Iterable[dict], score_floor: float) -> None:
+    """Make crowds of the entries with a score below `score_floor`, in place."""
     for entry in entries:
         score = entry.get("score", 1.0)
         if not is_number(score):

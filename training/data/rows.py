@@ -125,7 +125,7 @@ def make_row(image, annotation="", *, layout: str, segments: Iterable[dict] = ()
     Args:
         image: PIL image or path.
         annotation: PIL image or path of the label PNG (layouts "semantic" and "panoptic").
-        layout: A key of `LAYOUTS` in samples.py.
+        layout: a key of `LAYOUTS` in samples.py.
         segments: dicts with "label_id" and optionally "id" (in a panoptic PNG), "iscrowd" and "shape" (layout
             "instance": COCO polygons, or RLE {"size": [H, W], "counts": str or list}).
         file_name: name of the image in error messages.
