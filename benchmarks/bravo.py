@@ -35,8 +35,7 @@ from eomt.training.metrics import OutOfDistribution
 from eomt.training.metrics.out_of_distribution import confidence_levels
 
 CITYSCAPES = label_space("cityscapes_semantic")
-SAMPLES = 100_000
-"""Largest number of pixels of an image in the out-of-distribution score."""
+SAMPLES = 100_000  # pixels of an image in the out-of-distribution score, at most
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ class Subset:
 
     name: str
     folder: str
-    image: str
-    "Without the suffix."
+    image: str  # without the suffix
     labels: str
     invalid: str
 
@@ -63,10 +61,8 @@ SUBSETS = (
     Subset("outofcontext", "bravo_outofcontext", "_leftImg8bit", *_TRUTH),
     Subset("SMIYC", "bravo_SMIYC", "", "_labels_semantic_fake.png", "_labels_semantic.png"),
 )
-WITHOUT_CLASSES = ("SMIYC",)
-"""Subsets with labels for valid pixels only, not for the 19 classes."""
-WITH_OBJECTS = ("synobjs", "SMIYC")
-"""Subsets with objects of none of the classes."""
+WITHOUT_CLASSES = ("SMIYC",)  # labels for valid pixels only, not for the 19 classes
+WITH_OBJECTS = ("synobjs", "SMIYC")  # objects of none of the classes
 
 
 @dataclass(frozen=True)

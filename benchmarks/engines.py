@@ -63,11 +63,9 @@ CHEAPER = {  # fields of the configuration
 
 @dataclass(frozen=True)
 class Row:
-    engine: str
-    "A key of `TITLES`."
+    engine: str  # a key of `TITLES`
     precision: str
-    model: str = ""
-    "A key of `CHEAPER`, or Mask2Former's backbone. By default ViT-B at 640² with 200 queries."
+    model: str = ""  # a key of `CHEAPER`, or Mask2Former's backbone; by default ViT-B at 640² with 200 queries
 
     @property
     def title(self) -> str:

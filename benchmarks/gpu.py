@@ -64,16 +64,13 @@ class Row:
 
     table: str
     name: str
-    whose: str
-    "The column: OURS or BUILT_IN."
-    measure: Callable[[], dict]
-    "Returns the figures."
-    printed: float | None = None
-    "Images per second in the paper."
+    column: str  # OURS or BUILT_IN
+    measure: Callable[[], dict]  # returns the figures
+    printed: float | None = None  # images per second in the paper
 
     @property
     def key(self) -> str:
-        return f"{self.table}: {self.name}, {self.whose}"
+        return f"{self.table}: {self.name}, {self.column}"
 
 
 class Bench:
@@ -88,14 +85,14 @@ class Bench:
         speed, rows = self.speed_rows(), []
         for task in TASKS:
             *calls, outputs = postprocessing(task, TINY_SIDE if self.tiny else 640)
-            for whose, process in zip((OURS, BUILT_IN), calls):
-                rows.append(Row("post-processing", task, whose, partial(self.post_processing, process, outputs)))
+            for column, process in zip((OURS, BUILT_IN), calls):
+                rows.append(Row("post-processing", task, column, partial(self.post_processing, process, outputs)))
         large = self.candidate("ViT-L", "DINOv2", "640²", step=5)
         size, batch = large.image_size, 2 if self.tiny else BATCH
-        for whose, build in self.builders(large).items():
-            rows.append(Row("training", "ViT-L, 640²", whose, partial(self.training_step, build, size, whose)))
-            rows.append(Row("throughput", "ViT-L, 640²", whose, partial(self.speed, build, size, batch)))
-        return [*(r for r in speed if r.whose == OURS), *rows, *(r for r in speed if r.whose == BUILT_IN)]
+        for column, build in self.builders(large).items():
+            rows.append(Row("training", "ViT-L, 640²", column, partial(self.training_step, build, size, column)))
+            rows.append(Row("throughput", "ViT-L, 640²", column, partial(self.speed, build, size, batch)))
+        return [*(r for r in speed if r.column == OURS), *rows, *(r for r in speed if r.column == BUILT_IN)]
 
     def speed_rows(self) -> list[Row]:
         rows = []
@@ -108,10 +105,10 @@ class Bench:
                 continue
             step = ladder_step(printed.method)
             candidate = self.candidate(printed.backbone, printed.pretraining, printed.image_size, step)
-            for whose, build in self.builders(candidate).items():
-                if whose == OURS or step == 5:
+            for column, build in self.builders(candidate).items():
+                if column == OURS or step == 5:
                     measure = partial(self.speed, build, candidate.image_size)
-                    rows.append(Row("speed", name, whose, measure, printed.fps))
+                    rows.append(Row("speed", name, column, measure, printed.fps))
         return rows
 
     def candidate(self, backbone: str, pretraining: str, image_size: str, step: int) -> Candidate:
@@ -150,12 +147,12 @@ class Bench:
 
         return self.measured(run, 50) | {"images": batch, "bytes": peak_bytes(run, model, self.device)}
 
-    def training_step(self, build: Callable[[], nn.Module], size: tuple[int, int], whose: str) -> dict:
+    def training_step(self, build: Callable[[], nn.Module], size: tuple[int, int], column: str) -> dict:
         """Forward, loss, backward and AdamW; masked attention in every block; not compiled."""
         model, batch = self.build(build).train(), 2 if self.tiny else TRAINING_BATCH
         model.attn_mask_probs.fill_(1)
         masks, labels = rectangles(SEGMENTS, size[0])
-        masks = masks if whose == OURS else masks.float()  # the built-in takes no bool masks
+        masks = masks if column == OURS else masks.float()  # the built-in takes no bool masks
         inputs = {"pixel_values": torch.rand(batch, 3, *size, device=self.device)}
         inputs |= {"mask_labels": [masks.to(self.device)] * batch, "class_labels": [labels.to(self.device)] * batch}
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
@@ -235,7 +232,7 @@ def page_parts(rows: list[Row], report: dict) -> dict[str, str]:
         own = [row for row in rows if row.table == table]
         for name in dict.fromkeys(row.name for row in own):
             printed = next(row.printed for row in own if row.name == name)
-            cells = [figures(table, report["rows"].get(f"{table}: {name}, {whose}")) for whose in (OURS, BUILT_IN)]
+            cells = [figures(table, report["rows"].get(f"{table}: {name}, {column}")) for column in (OURS, BUILT_IN)]
             lines.append(f"| {name} | {cells[0]} | {cells[1]} | {f'{printed:g}' if printed else '–'} |")
         parts[table] = "\n".join(lines)
     if "run" in report:

@@ -42,8 +42,7 @@ PICTURES = ("worst", "median", "best")
 @dataclass(frozen=True)
 class Variant:
     title: str
-    options: dict
-    "Options of `eomt train` other than its defaults; for the built-in, learning rate and schedule."
+    options: dict  # of `eomt train` instead of its defaults; for the built-in, learning rate and schedule
 
 
 OURS = {

@@ -87,9 +87,9 @@ def median_seconds(run: Callable) -> float:
     return median(times[1:])
 
 
-def measured(what: str, kind: str, side: int) -> tuple[float, float]:
+def measured(part: str, kind: str, side: int) -> tuple[float, float]:
     """(seconds, peak GiB) of a case in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.pmt", what, kind, "--side", str(side)]
+    command = [sys.executable, "-m", "benchmarks.pmt", part, kind, "--side", str(side)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     took, memory = map(float, done.stdout.split()[-2:])
     return took, memory / 2**30
@@ -104,15 +104,15 @@ def ratios(head: str, rows: dict[str, tuple[float, float]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="all", choices=("all", "three", "step", "runs"))
+    parser.add_argument("part", nargs="?", default="all", choices=("all", "three", "step", "runs"))
     parser.add_argument("kind", nargs="?", help="a case of three or step, or the folder of runs")
     parser.add_argument("--side", type=int, help=f"of the images; {SIDE}, {TRAINED_SIDE} for a step")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(argv)
-    if options.what in ("three", "step"):
-        case = segment_three if options.what == "three" else training_step
+    if options.part in ("three", "step"):
+        case = segment_three if options.part == "three" else training_step
         print(case(options.kind, options.side), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    elif options.what == "runs":
+    elif options.part == "runs":
         parts = []
         for (data, task, steps, batch, size), variants in read_runs(Path(options.kind)).items():
             title = f"{data}, {task}: {steps} steps of {batch} images at {size} × {size}."

@@ -30,8 +30,7 @@ BACKBONES = {
 SIZES = {"ViT-S": "small", "ViT-B": "base", "ViT-L": "large", "ViT-g": "giant"}
 LABELS = {("coco", "AP"): 80, "coco": 133, "ade20k": 150, "cityscapes": 19, "bravo": 19}
 CITYSCAPES_IMAGE = (1024, 2048)
-ADE20K_WINDOWS = 1.828
-"""Mean number of 512² windows per image of ADE20K val: 721 / 394.44 GFLOPs."""
+ADE20K_WINDOWS = 1.828  # of 512² per image of ADE20K val, on average: 721 / 394.44 GFLOPs
 DEVIATIONS = {  # (method, backbone, pre-training, data set): known reason for a printed count that is not ours
     ("(1) w/o ViT-Adapter", "ViT-L", "DINOv2", "coco"): "the printed 700 does not follow from the description",
     ("(1) of Table 1", "ViT-L", "DINOv2", "coco"): "the printed 700 does not follow from the description",
@@ -51,17 +50,13 @@ class PaperRow:
     """One row of a table: the printed figures and ours."""
 
     number: int
-    printed: Reported
-    "The row of the first metric."
-    metrics: dict[str, float]
-    "Printed results (percent)."
+    printed: Reported  # of the first metric
+    metrics: dict[str, float]  # printed results (percent)
     model: Candidate | None = None
-    inputs: float = 1.0
-    "Model inputs per image."
+    inputs: float = 1.0  # per image
     parameters: int | None = None
     gflops: float | None = None
-    run: dict[str, float] = field(default_factory=dict)
-    "Results of a run (percent)."
+    run: dict[str, float] = field(default_factory=dict)  # results of a run (percent)
     notes: list[str] = field(default_factory=list)
 
 

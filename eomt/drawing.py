@@ -17,18 +17,12 @@ from .results import segment_boxes
 from .training.files import write_atomic
 
 Color = tuple[int, int, int]
-SHORT_SIDE = 480
-"""Images with a shorter side are enlarged by an integer factor before drawing (pixels)."""
-BAND_PIXELS = 2**21
-"""Pixels that are tinted in one step."""
-NAME_INSIDE = 0.72
-"""Least share of a name's box inside its segment. Names without such a place are in the legend only."""
-NAME_AREA = 0.25
-"""Largest share of a segment that its name may cover, so that small objects stay visible."""
-SHEET_WIDTH = 8000
-"""Largest width of a panel (pixels): a panel of 1 × 3000 is not enlarged to 480 × 1.4 million."""
-JPEG_SIDE = 65500
-"""Longest side of a JPEG file (pixels)."""
+SHORT_SIDE = 480  # pixels; images with a shorter side are enlarged by an integer factor before drawing
+BAND_PIXELS = 2**21  # tinted in one step
+NAME_INSIDE = 0.72  # least share of a name's box inside its segment; other names are in the legend only
+NAME_AREA = 0.25  # largest share of a segment under its name, so that small objects stay visible
+SHEET_WIDTH = 8000  # pixels; widest panel: one of 1 × 3000 is not enlarged to 480 × 1.4 million
+JPEG_SIDE = 65500  # pixels; longest side of a JPEG file
 
 
 def draw_segments(
@@ -153,8 +147,7 @@ _TINTS = """
 """
 PALETTE: list[Color] = [tuple(bytes.fromhex(tint)) for tint in _TINTS.split()]
 """30 tints in three lightnesses. Hues are a golden angle apart, so that neighbors look different."""
-_CLOSE = 60
-"""Two tints over an image look the same below this RGB distance."""
+_CLOSE = 60  # RGB distance below which two tints over an image look the same
 
 
 def class_colors(labels: Iterable[int]) -> dict[int, Color]:
@@ -192,10 +185,8 @@ def segment_colors(labels: Sequence[int], class_color: Mapping[int, Color]) -> l
 
 # --- one mask per segment, from any form of segmentation -------------------------------------------------------------
 
-_KEPT_PIXELS = 2**18
-"""Masks with a box of at most this number of pixels stay in memory; others are read again for drawing."""
-_MANY_IDS = 2**16
-"""Larger ids are located one by one: a table of COCO's ids could have 2²⁴ rows."""
+_KEPT_PIXELS = 2**18  # of the box of a mask that stays in memory; larger ones are read again for drawing
+_MANY_IDS = 2**16  # larger ids are located one by one: a table of COCO's ids could have 2²⁴ rows
 
 
 class EncodedMasks(Sequence):

@@ -29,8 +29,7 @@ from .training.evaluation import evaluate_model, metric_for, score
 from .training.files import finite, read_json, require_writable, write_json
 from .training.processes import gather, rank
 
-SHOWN_CLASSES = 40
-"""Largest number of classes in the printed table; per_class.csv has all."""
+SHOWN_CLASSES = 40  # at most in the printed table; per_class.csv has all
 COLUMNS = {  # of the printed table: keys of the metric and their names in papers
     "panoptic": [
         ("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ"),

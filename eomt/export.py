@@ -175,14 +175,10 @@ def summary(file: Path, sides: str) -> str:
 class Difference:
     """Largest differences between an exported file and the model over several batch sizes."""
 
-    logits: float
-    """Largest difference of a logit."""
-    relative: float
-    """The same, divided by the largest logit of its output."""
-    pixels: float
-    """Share of mask logits with the opposite sign."""
-    classes: float
-    """Share of queries with another class."""
+    logits: float  # difference of a logit
+    relative: float  # the same, divided by the largest logit of its output
+    pixels: float  # share of mask logits with the other sign
+    classes: float  # share of queries with another class
 
 
 def compare(exported, model: "Exportable", pixels: Tensor) -> Difference:

@@ -29,20 +29,15 @@ from .loading import load_for_inference, require_model
 from .options import ServeOptions
 from .results import Results
 
-VIEWS = {
+VIEWS = {  # by the task of the model, the task itself first
     "panoptic": ("panoptic", "instance", "semantic", "confidence"),
     "instance": ("instance", "semantic", "confidence"),
     "semantic": ("semantic", "confidence"),
 }
-"""Views by the task of the model, the task itself first."""
-KEPT_IMAGES = 8
-"""Largest number of images with kept logits; the least recently used are dropped."""
-SHOWN_SIDE = 1280
-"""Longest side of a view (pixels)."""
-WAITING = 32
-"""Largest number of waiting requests. Further requests are refused."""
-KEPT_SECONDS = 3600
-"""Uploads and results are deleted at this age (seconds)."""
+KEPT_IMAGES = 8  # with logits; the least recently used are dropped
+SHOWN_SIDE = 1280  # pixels; longest side of a view
+WAITING = 32  # requests at most; further ones are refused
+KEPT_SECONDS = 3600  # age of deleted uploads and results
 
 
 def serve(models: Sequence[str], options: ServeOptions) -> int:

@@ -12,11 +12,10 @@ from ..configuration.families import nearest_backbone
 from ..configuration.labels import label_space
 from ..configuration.ladder import LadderConfig
 from ..configuration.recipes import Reported, reported_for
-from ..engines import ExportedEoMT, exported_engines
+from ..engines import ExportedEoMT, exported_engines, is_installed
 from .flops import count_flops
 
-DATASETS = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}
-"""The paper's data set for each task. Models with random weights have its classes."""
+DATASETS = {"panoptic": "coco", "instance": "coco", "semantic": "ade20k"}  # the paper's, for models with random weights
 DEFAULT_SIZE = 640  # pixels, for configurations without an image size
 
 
@@ -37,12 +36,9 @@ class Candidate:
 
     name: str
     config: object
-    image_size: tuple[int, int]
-    "(height, width) in pixels."
-    pretrained: bool
-    "From a folder or the hub, otherwise with random weights."
-    masked: bool | None = None
-    "Masked attention at inference; None: as saved."
+    image_size: tuple[int, int]  # (height, width) in pixels
+    pretrained: bool  # from a folder or the hub, otherwise with random weights
+    masked: bool | None = None  # masked attention at inference; None: as saved
     exported: bool = False
 
     @classmethod
@@ -106,8 +102,8 @@ class Candidate:
             parts.insert(1, f"step {self.config.step}")
         if self.masked and (self.pretrained or not self.is_ladder):  # steps 0 to 3 are always masked
             parts.append("masked")
-        if self.exported:
-            parts.append(exported_engines(self.name)[0])
+        installed = [engine for engine in exported_engines(self.name) if is_installed(engine)]
+        parts += installed[:1]  # `load` opens the first
         return " ".join(parts)
 
     def reported(self) -> Reported | None:

@@ -22,8 +22,7 @@ from .panoptic import PanopticJoin
 from .semantic import SemanticJoin
 from .tiles import Tile, cut
 
-WHOLE_SIDE = 4096
-"""Longest side at which the whole image is segmented (pixels)."""
+WHOLE_SIDE = 4096  # pixels; longest side at which the whole image is segmented
 JOINS = {"panoptic": PanopticJoin, "instance": InstanceJoin, "semantic": SemanticJoin}
 
 
@@ -88,19 +87,20 @@ def infer_tiles(
     size = (image.height, image.width)
     tiles = cut(size, tile, overlap)
 
-    def part(tile: Tile | None) -> Image.Image | Tensor:
-        if tile is None:
+    def read(part: Tile | None) -> Image.Image | Tensor:
+        """A tile, or the whole image for None."""
+        if part is None:
             factor = math.ceil(max(size) / WHOLE_SIDE)
             return image.reduce(factor) if isinstance(image, Image.Image) else image.reduced(factor)
         if isinstance(image, Image.Image):
-            return image.crop((tile.columns.start, tile.rows.start, tile.columns.stop, tile.rows.stop))
-        return image.read(tile.rows, tile.columns)
+            return image.crop((part.columns.start, part.rows.start, part.columns.stop, part.rows.stop))
+        return image.read(part.rows, part.columns)
 
     if len(tiles) == 1:
-        return next(infer(model, processor, tiles, read=part, **rules)).prediction
+        return next(infer(model, processor, tiles, read=read, **rules)).prediction
     join = JOINS[processor.task](size, tile)
     parts = tiles if processor.task == "semantic" else [None, *tiles]
-    for result in infer(model, processor, parts, batch_size=batch_size, read=part, **rules):
+    for result in infer(model, processor, parts, batch_size=batch_size, read=read, **rules):
         if result.item is None:
             join.add_whole(result.size, result.prediction)
         else:

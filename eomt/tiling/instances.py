@@ -19,8 +19,7 @@ from pycocotools import mask as rle
 from ..image_processing.rle import encode_window
 from .tiles import Tile, common_span, root_of, source_indices, within_span
 
-MIN_SCORE = 0.05
-"""Least score of an instance: a tile returns its best hundred, and most of those of an empty tile are noise."""
+MIN_SCORE = 0.05  # of an instance: a tile returns its best hundred, and most of those of an empty tile are noise
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right (pixels)
 

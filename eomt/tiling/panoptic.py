@@ -20,8 +20,7 @@ import torch
 from ..configuration.labels import VOID
 from .tiles import Tile, common_span, root_of, source_indices, within_span
 
-_BLOCK = 256
-"""Rows of the image that are processed in one step."""
+_BLOCK = 256  # rows of the image that are processed in one step
 _FILLS, _CUT, _BEYOND, _UNCUT = 1, 2, 3, 4
 """Ranks of drawn pixels: outside the core; stuff or a cut thing in it; an uncut thing outside the core, and in it.
 Void pixels have rank 0."""

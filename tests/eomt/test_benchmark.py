@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from eomt.cli import main
+from eomt.engines import OpenVINOEngine
 from eomt.speed.candidates import Candidate
 from eomt.speed.measure import measure_seconds, peak_bytes
 from tests.modeling_eomt.ladder.test_ladder import ladder
@@ -63,6 +64,12 @@ def test_side_by_side(models, tmp_path, capsys):
         assert 0 < row["latency_ms"]["p10"] <= row["latency_ms"]["median"] <= row["latency_ms"]["p90"]
         assert row["images_per_second"] == pytest.approx(1000 / row["latency_ms"]["median"])
         assert row["peak_memory_bytes"] > 4 * row["parameters"]
+
+
+def test_the_label_has_the_engine_in_use(exported, monkeypatch):
+    assert Candidate.find(str(exported / "out")).label.endswith(" openvino")
+    monkeypatch.setattr(OpenVINOEngine, "package", "no_such_package")
+    assert Candidate.find(str(exported / "out")).label.endswith(" onnx")
 
 
 def test_exported_folders_run_on_their_engine(exported, tmp_path, capsys):
