@@ -261,7 +261,7 @@ def segment_masks(segmentation, segments_info, ignore_index: int) -> list[Segmen
 def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: float, line: int, factor: int) -> None:
     """Blend the color into the mask: opaque along the outline, with a fine light edge around it.
 
-    Works in bands of rows. A margin of rows around each band shows where the mask ends.
+    Works in bands of rows. A margin of rows around each band has the outline of the mask nearby.
     """
     rows, columns = mask.box
     pixels = mask.pixels()
@@ -272,8 +272,9 @@ def _tint(canvas: np.ndarray, mask: SegmentMask, color: np.ndarray, opacity: flo
         first, last = max(0, top - line - 1), min(height, bottom + line + 1)
         part = pixels[first // factor : -(-last // factor)].repeat(factor, 0).repeat(factor, 1)
         part = part[first % factor : first % factor + last - first]
-        part = np.pad(part, ((int(first == 0), int(last == height)), (1, 1)))  # background around the box
-        start = top - first + int(first == 0)
+        above, below = int(first == 0), int(last == height)  # rows of background around the box
+        part = np.pad(part, ((above, below), (1, 1)))
+        start = top - first + above
         depth = ndimage.distance_transform_cdt(part, "chessboard")[start : start + bottom - top, 1:-1]  # background: 0
         area = canvas[rows.start * factor + top : rows.start * factor + bottom, left:right]
         weight = (np.where(depth > line, opacity, 0.9) * (depth > 0)).astype(np.float32)
