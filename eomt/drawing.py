@@ -315,6 +315,8 @@ def _name_place(mask: SegmentMask, width: float, height: float) -> tuple[float, 
     part = mask.pixels()
     step = max(1, max(part.shape) // 160)
     small = np.pad(part[::step, ::step], 1).astype(np.float32)
+    if not small.any():  # a thin mask between the sampled pixels
+        return None
     size = (max(1, round(height / step)), max(1, round(width / step)))
     inside = ndimage.uniform_filter(small, size, mode="constant")
     depth = ndimage.distance_transform_edt(small > 0)

@@ -11,7 +11,7 @@ from transformers.utils import WEIGHTS_NAME, logging
 from .auto import MODEL_OF_CONFIG
 from .configuration import as_pair
 from .configuration.checkpoint import read_beside
-from .engines import DTYPES, ExportedEoMT, exported_engines
+from .engines import DTYPES, ENCODER, ExportedEoMT, exported_engines
 from .image_processing import EoMTImageProcessor
 from .modeling_eomt.pretrained import load_config
 from .modeling_eomt.weights.state_dicts import require_all_weights
@@ -50,8 +50,9 @@ def require_model(name: str) -> None:
 
 def weight_files(model: str | Path) -> dict[str, list[int]]:
     """{name: [size, mtime_ns]} of the weight files in a folder, to recognize a retrained model. Empty for hub names."""
-    files = [file for suffix in ("safetensors", "bin", "onnx") for file in sorted(Path(model).glob(f"*.{suffix}"))]
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    patterns = ("*.safetensors", "*.bin", "*.onnx", f"{ENCODER}/*.bin", f"{ENCODER}/*.onnx")
+    files = [file for pattern in patterns for file in sorted(Path(model).glob(pattern))]
+    return {str(file.relative_to(model)): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def load_model(name: str, num_requests: int | None = 1, **options):

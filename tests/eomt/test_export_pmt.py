@@ -11,6 +11,7 @@ from eomt.cli import main
 from eomt.engines import ENCODER, ENGINES, OpenVINOEngine, SplitEngine
 from eomt.export import WRITERS
 from eomt.inference import ExportedEoMT
+from eomt.loading import weight_files
 from tests.modeling_eomt.test_pmt import logits, pixels, tiny_pmt
 from tests.models import tiny_model
 
@@ -92,6 +93,13 @@ def test_two_files_have_the_logits_of_one_and_decoders_share_an_encoder(engine, 
     tiny_model().save_pretrained(tmp_path / "eomt")
     with pytest.raises(ValueError, match="encoder"):
         ExportedEoMT.from_pretrained(tmp_path / "eomt", encoder=split)
+
+
+def test_a_replaced_encoder_is_another_model(tmp_path):
+    (tmp_path / ENCODER).mkdir()
+    for name in ("model.onnx", f"{ENCODER}/model.onnx"):
+        (tmp_path / name).touch()
+    assert set(weight_files(tmp_path)) == {"model.onnx", f"{ENCODER}/model.onnx"}
 
 
 def test_what_cannot_be_split_is_refused(tmp_path):
