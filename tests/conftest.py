@@ -1,4 +1,4 @@
-"""What several folders of tests share. Imported inside, as the process that deals out the tests needs none of it."""
+"""Fixtures of several folders of tests. They import inside, because pytest-xdist's main process needs none of it."""
 
 import gc
 
@@ -8,13 +8,13 @@ from tests.once import once
 
 
 def pytest_collection_finish():
-    """What was imported is not looked through again at every collection; each training makes several."""
+    """Exclude imported objects from garbage collection, which runs several times in each training."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def undrawn_curves():
-    """Drawing takes most of a tiny run; only that of `demo_folder` is drawn. Yields what draws."""
+    """Turn the drawing of curves off, which takes most of a tiny run. Yields the function, for `demo_folder`."""
     from eomt.training import callbacks
 
     draw = callbacks.plot_curves
@@ -25,7 +25,7 @@ def undrawn_curves():
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory, undrawn_curves):
-    """What `eomt demo` writes, with a handful of images and steps."""
+    """The folder of `eomt demo` with a few images and steps."""
     from eomt.cli import main
     from eomt.training import callbacks
 
@@ -40,13 +40,13 @@ def demo_folder(tmp_path_factory, undrawn_curves):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """`model`, saved with its masks on, and `out`: exported for every engine."""
+    """A folder with `model`, saved with masks on, and `out`, its export for every engine."""
     from eomt.cli import main
     from eomt.engines import ENGINES
     from tests.models import save_confident
 
     def make(folder):
-        save_confident(folder / "model", num_labels=8, masking=1.0)  # as many labels as the synthetic shapes have
+        save_confident(folder / "model", num_labels=8, masking=1.0)  # the synthetic shapes have 8 classes
         assert main(["export", str(folder / "model"), str(folder / "out"), "--format", *ENGINES]) == 0
 
     return once(tmp_path_factory, "exported", make)
@@ -54,20 +54,21 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Tiny models that are sure of their classes, by task: folders."""
+    """{task: folder of a tiny confident model}."""
     from eomt import EoMTImageProcessor
     from tests.models import make_confident, tiny_model
     from tests.predicting import STUFF
 
-    directories = {}
+    folders = {}
     for task in ("panoptic", "instance", "semantic"):
-        queries = 3 if task == "panoptic" else 12  # few do not cover each other
+        queries = 3 if task == "panoptic" else 12  # masks of few queries do not cover each other
         model = tiny_model(num_queries=queries, seed=3, task=task, stuff_label_ids=STUFF if task == "panoptic" else [])
         make_confident(model)
         model.set_attn_mask_probs([0.0] * 2)
-        model.save_pretrained(directories.setdefault(task, tmp_path_factory.mktemp(task)))
-        EoMTImageProcessor(task=task, size=64, stuff_label_ids=STUFF).save_pretrained(directories[task])
-    return directories
+        folders[task] = tmp_path_factory.mktemp(task)
+        model.save_pretrained(folders[task])
+        EoMTImageProcessor(task=task, size=64, stuff_label_ids=STUFF).save_pretrained(folders[task])
+    return folders
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def tiny_model(kind: str = "dinov2", seed: int = 0, **overrides) -> EoMTForUnive
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module, std: float = 0.05) -> None:
-    """No parameter at its initial value, so that none can be left out unnoticed."""
+    """Change every parameter from its initial value, so that a test notices one that is missing."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * std)
 
@@ -60,7 +60,7 @@ def make_confident(model: torch.nn.Module) -> None:
 def save_confident(
     folder: Path, kind: str = "dinov2", task: str = "panoptic", masking: float = 0.0, **overrides
 ) -> Path:
-    """A saved model of two layers, one of them masked, with its processor: with seed 11 it finds several segments."""
+    """Save a model of two layers, one of them masked, and its processor. With seed 11 it finds several segments."""
     small = {"seed": 11, "num_hidden_layers": 2, "num_blocks": 1, "num_queries": 4}
     model = tiny_model(kind, task=task, **{**small, **overrides})
     make_confident(model)

@@ -1,4 +1,4 @@
-"""Seeded damage to files, for test_hostile_files.py: bytes of any file, and values of a json."""
+"""Seeded damage to files, for test_hostile_files.py: bytes of any file, and values of a JSON."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ VALUES = (
 
 
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Flipped, cut, inserted, repeated or removed."""
+    """Flip, cut, insert, repeat or remove bytes."""
     for _ in range(rng.choice((1, 1, 2, 8))):
         at = rng.randrange(len(data) + 1)
         end = at + rng.choice((1, 2, 4, 16, 256))
@@ -27,7 +27,7 @@ def damage_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def damage_json(data: bytes, rng: random.Random) -> bytes:
-    """One or more values replaced, removed, repeated or renamed; or its bytes damaged."""
+    """Replace, remove or repeat values, or damage the bytes."""
     if rng.random() < 0.15:
         return damage_bytes(data, rng)
     value = json.loads(data)
@@ -57,7 +57,12 @@ def _changed(value, rng: random.Random):
 
 
 def _places(value):
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    """(container, key) of every value inside."""
+    items = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
     for key, part in list(items):
         yield value, key
         yield from _places(part)

@@ -1,6 +1,6 @@
-"""Two processes that find each other as torchrun's do, forked from one that has imported what takes longest.
+"""Pairs of processes in torchrun's environment, forked from a process that has imported everything already.
 
-`python -m tests.pairs '[[MODULE, ARGUMENT, …], …]'`: each MODULE as `python -m` runs it, one pair after the other.
+`python -m tests.pairs '[[MODULE, ARGUMENT, …], …]'` runs each MODULE as `python -m`, one pair after the other.
 """
 
 import json
@@ -14,12 +14,12 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 150  # of a process; one that waits for a dead one ends here
+SECONDS = 150  # limit for a process, which may wait for a dead one
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run_pairs(*jobs: list) -> tuple[list[int], subprocess.CompletedProcess]:
-    """Jobs [module, argument, …] in pairs of processes → the larger exit code of each pair, and what all printed."""
+    """Run jobs [module, argument, …] in pairs of processes. Returns the larger exit code of each pair, and all output."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.pairs", json.dumps(jobs, default=str)],
         cwd=ROOT,
@@ -32,7 +32,7 @@ def run_pairs(*jobs: list) -> tuple[list[int], subprocess.CompletedProcess]:
 
 
 def pair(module: str, arguments: list[str]) -> int:
-    """The larger of two exit codes."""
+    """Run a module in two processes. Returns the larger exit code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -64,6 +64,6 @@ def code_of(module: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    import tests.training.runs  # noqa: F401 (imports take longest: once for all that are forked)
+    import tests.training.runs  # noqa: F401 (once for all forks)
 
     print(json.dumps([pair(module, arguments) for module, *arguments in json.loads(sys.argv[1])]))

@@ -1,4 +1,4 @@
-"""`eomt predict` on the `photos` and `models` of conftest.py."""
+"""Helpers for tests of `eomt predict`, also on the `photos` and `models` of conftest.py."""
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ def predict(photos, model, output, *options):
 
 
 def write_photos(folder):
-    """Three small pictures, of SIZES."""
+    """Write three small images, of SIZES."""
     folder.mkdir()
     for seed, (name, (height, width)) in enumerate(SIZES.items()):
         noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)

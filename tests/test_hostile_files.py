@@ -1,7 +1,7 @@
-"""Damaged files of every kind that a command reads: one line that says so or a result, never a traceback, a hang, more
-memory than the input warrants, or a file outside of the output folder.
+"""Damaged files of every kind that a command reads: the command ends with one line or a result, without a traceback, a
+hang, too much memory, or a file outside of the output folder.
 
-One of each kind runs by default, `pytest -m slow` runs a hundred of each. A failure names its seed.
+One case of each kind runs by default, a hundred with `pytest -m slow`. A failure names its seed.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ from tests.training.data import synthetic
 from tests.training.data.synthetic import SIZE, picture, png, write
 
 SECONDS = 30  # a case takes a fraction of one
-MEGABYTES = 1500  # more than the process had before
+MEGABYTES = 1500  # growth of the process
 ON_CPU = "--workers 0 --device cpu"
-DATA = {  # → task
+DATA = {  # name: task
     "panoptic": "panoptic", "instance": "instance", "semantic": "semantic", "yolo": "instance",
     "semantic.zip": "semantic",
 }  # fmt: skip
@@ -45,7 +45,7 @@ COMMANDS = {
 }
 LABEL_MAPS = ["semantic/images/a.jpg", "semantic/labels/a.png", "semantic/classes.json"]
 PHOTOS = ["photos/a.jpg", "photos/b.png", "photos/c.tif", "photos/d.gif"]
-KINDS = {  # name → (command, files to damage, how)
+KINDS = {  # name: command, files to damage, function that damages one
     "config": ("predict", ["model/config.json"], damage_json),
     "processor": ("predict", ["model/preprocessor_config.json"], damage_json),
     "weights": ("predict", ["model/model.safetensors"], damage_bytes),
@@ -74,7 +74,7 @@ def good(tmp_path_factory):
         write_predictions(root / name, root / f"{name}-out", task)
     for name, command in COMMANDS.items():
         with contextlib.chdir(shutil.copytree(root, tmp_path_factory.mktemp("works") / "copy")):
-            assert run(command) == "", f"{name}: the command works on what is not damaged"
+            assert run(command) == "", name
     return root
 
 
@@ -104,7 +104,7 @@ def write_inputs(root) -> None:
 
 
 def write_predictions(data, folder, task: str) -> None:
-    """What `eomt predict` would have written for a data set: its left third and the rest."""
+    """Write the files of `eomt predict` for a data set, with two segments: the left third of each image, and the rest."""
     dataset, space = load_data(data, task=task, split="val")
     results = Results(folder, task, space)
     left = torch.arange(SIZE[1])[None].repeat(SIZE[0], 1) < 5
@@ -120,13 +120,13 @@ def write_predictions(data, folder, task: str) -> None:
 
 
 def run(command: str) -> str:
-    """What is wrong with how a command ended, "" where nothing is."""
+    """Run a command. Returns its fault: a traceback, a hang, too much memory, an exit code without a line; else ""."""
 
-    def late(*_):
+    def end(*_):
         raise TimeoutError("took too long")
 
     error = io.StringIO()
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGALRM, end)
     signal.alarm(SECONDS)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -136,10 +136,10 @@ def run(command: str) -> str:
         return traceback.format_exc()
     finally:
         signal.alarm(0)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     lines = [line for line in error.getvalue().replace("\r", "\n").splitlines() if line.startswith("eomt ")]
-    if "took too long" in error.getvalue() or grown > MEGABYTES:
-        return f"{grown:.0f} MB more, {error.getvalue()[-300:]}"
+    if "took too long" in error.getvalue() or growth > MEGABYTES:
+        return f"{growth:.0f} MB more, {error.getvalue()[-300:]}"
     if code not in (0, 1, 2) or "Traceback" in error.getvalue() or (code and not lines):
         return f"exit code {code}: {error.getvalue()[-2000:]}"
     return ""
@@ -147,19 +147,19 @@ def run(command: str) -> str:
 
 @pytest.mark.parametrize("cases", [1, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files(good, tmp_path, kind, cases):
+def test_damaged_files_are_one_line_or_a_result(good, tmp_path, kind, cases):
     command, files, damage = KINDS[kind]
     failures = []
     for seed in range(cases):
         rng = random.Random(f"{kind} {seed}")
-        folder = tmp_path / f"case-{seed}"  # a new path: archives stay open
+        folder = tmp_path / f"case-{seed}"  # always a new path, because archives stay open
         shutil.copytree(good, folder)
         name = rng.choice(files)
         (folder / name).write_bytes(damage((folder / name).read_bytes(), rng))
         with contextlib.chdir(folder):
-            wrong = run(COMMANDS[command])
-        beside = {path.name for path in tmp_path.iterdir()} - {folder.name}
-        if wrong or beside:
-            failures.append(f"{kind}, seed {seed}, {name}: {wrong}, wrote {beside}")
+            fault = run(COMMANDS[command])
+        outside = {path.name for path in tmp_path.iterdir()} - {folder.name}
+        if fault or outside:
+            failures.append(f"{kind}, seed {seed}, {name}: {fault}, wrote {outside}")
         shutil.rmtree(folder)
     assert not failures, f"{len(failures)} failures\n" + "\n".join(failures[:20])

@@ -1,4 +1,4 @@
-"""The hub's checkpoints as they are: configurations and processors of plain transformers, which know no task."""
+"""Checkpoints of the hub: configurations and processors of plain transformers, without a task."""
 
 import json
 import re
@@ -34,8 +34,7 @@ SMALL = {
 }
 PADDED = {"do_pad": True, "do_split_image": False, "size": {"shortest_edge": 32, "longest_edge": 32}}
 WINDOWS = {"do_pad": False, "do_split_image": True, "size": {"shortest_edge": 32, "longest_edge": None}}
-# As the hub has them: (family, label space, queries, processor) and what they were trained for. The DINOv3 model for
-# ADE20K pads.
+# Family, label space, queries and processor on the hub, and the task. The DINOv3 model for ADE20K pads.
 HUB = {
     "coco_panoptic_eomt_large_640": ("dinov2", "coco_panoptic", 200, PADDED, "panoptic"),
     "coco_instance_eomt_large_640": ("dinov2", "coco_instance", 200, PADDED, "instance"),
@@ -48,7 +47,7 @@ HUB = {
 
 
 def write_hub_folder(folder, family, space, queries, processor, weights=True, **fields):
-    """A repository as transformers' own classes write it."""
+    """Write a repository with transformers' classes."""
     names = label_space(space).id2label if isinstance(space, str) else dict(enumerate(space))
     config_class = EomtDinov3Config if family == "dinov3" else EomtConfig
     labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
@@ -82,9 +81,9 @@ def test_the_task_is_inferred_and_saved(name, renamed, tmp_path, caplog):
         assert (config.task, processor.task) == (task, task)
         assert (config.stuff_label_ids, processor.stuff_label_ids or []) == (stuff, stuff)
         assert (processor.do_split_image, processor.do_pad) == (task == "semantic", task != "semantic")
-        config.save_pretrained(tmp_path / "again")
-        processor.save_pretrained(tmp_path / "again")
-        config, processor = loaded(tmp_path / "again")
+        config.save_pretrained(tmp_path / "saved")
+        processor.save_pretrained(tmp_path / "saved")
+        config, processor = loaded(tmp_path / "saved")
     assert "task=" not in caplog.text
     assert eomt.EoMTImageProcessor.from_pretrained(folder).task == task
     other = "instance" if task == "panoptic" else "panoptic"
@@ -101,12 +100,12 @@ CARDS = {
 
 
 @pytest.mark.parametrize("recipe", CARDS)
-def test_the_code_of_a_card_runs_on_a_folder_of_its_hub_name(recipe, tmp_path, monkeypatch):
+def test_the_code_of_a_card_runs(recipe, tmp_path, monkeypatch):
     card = (Path(__file__).parent.parent / "model_cards" / f"{recipe}.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     name = CARDS[recipe]
     *contents, task = HUB[name]
-    write_hub_folder(tmp_path / "tue-mps" / name, *contents)  # in place of the download
+    write_hub_folder(tmp_path / "tue-mps" / name, *contents)  # a folder with the name of the repository
     Image.new("RGB", (60, 32), "white").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     found = {}
@@ -115,7 +114,7 @@ def test_the_code_of_a_card_runs_on_a_folder_of_its_hub_name(recipe, tmp_path, m
     assert found["segment"].image_processor.task == task
 
 
-def test_each_file_knows_what_only_the_other_says(tmp_path):
+def test_the_task_is_inferred_from_either_file(tmp_path):
     folder = write_hub_folder(tmp_path / "a", "dinov2", ["cell", "tissue"], 200, WINDOWS, weights=False)
     assert [part.task for part in loaded(folder)] == ["semantic", "semantic"]  # by the windows
     folder = write_hub_folder(tmp_path / "nuclei-instance", "dinov2", ["cell", "tissue"], 200, PADDED, weights=False)
@@ -128,17 +127,17 @@ def test_each_file_knows_what_only_the_other_says(tmp_path):
     assert [part.task for part in loaded(tmp_path / "b")] == ["semantic", "semantic"]
 
 
-def test_where_nothing_decides_the_choice_is_logged(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(checkpoint.logger, "warning_once", said.append)
+def test_an_undecided_task_is_logged(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(checkpoint.logger, "warning_once", warnings.append)
     folder = write_hub_folder(tmp_path / "cells", "dinov2", ["cell", "tissue"], 200, PADDED, weights=False)
     config, processor = loaded(folder)
     assert (config.task, processor.task) == ("panoptic", "panoptic")
-    assert len(set(said)) == 1
-    assert "task='panoptic'" in said[0]
+    assert len(set(warnings)) == 1
+    assert "task='panoptic'" in warnings[0]
 
 
-def test_names_spelled_otherwise_and_other_data_sets():
+def test_known_labels_are_recognized_in_other_spellings():
     ade = label_space("ade20k_semantic").names
     spelled = {str(i): f"{name.title()}, something " for i, name in enumerate(ade)}
     assert known_labels(spelled).dataset == "ade20k"
@@ -146,7 +145,7 @@ def test_names_spelled_otherwise_and_other_data_sets():
     assert known_labels(dict(enumerate(ade[:149]))) is None
 
 
-def test_the_pipeline_and_predict_take_the_task(tmp_path):
+def test_the_pipeline_and_predict_use_the_task(tmp_path):
     *contents, task = HUB["coco_instance_eomt_large_640"]
     folder = write_hub_folder(tmp_path / "model", *contents)
     segment = pipeline("image-segmentation", model=str(folder))
@@ -158,5 +157,5 @@ def test_the_pipeline_and_predict_take_the_task(tmp_path):
     assert main([*run, "--output", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "run.json").read_text())["task"] == task
     model = AutoModelForUniversalSegmentation.from_pretrained(folder)
-    model.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["task"] == task
+    model.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["task"] == task

@@ -1,4 +1,4 @@
-"""Tiny runs in processes of their own: `python -m tests.training.runs kill FOLDER`, `… ddp FOLDER`, …"""
+"""Tiny runs in separate processes: `python -m tests.training.runs kill FOLDER`, `… ddp FOLDER`, …"""
 
 import json
 import math
@@ -23,47 +23,47 @@ KILLS = ("in a step", "before a save", "half an optimizer", "before the rename",
 
 
 def fixed_points(*size, device=None, **kwargs):
-    """In place of `torch.rand`: the same points for each mask, so that which batch a mask is in cannot matter."""
+    """Instead of `torch.rand`: the same points for each mask, whatever its batch."""
     last = size[-2:] if len(size) > 1 else size
     steps = torch.arange(math.prod(last), dtype=torch.float32)
     return (steps * 0.6180339887).frac().reshape(last).expand(size).clone()
 
 
-LONG = {"images": 60, "max_steps": 10, "save_strategy": "no"}  # not all of its batches are read ahead
+LONG = {"images": 60, "max_steps": 10, "save_strategy": "no"}  # too many batches for workers to read all ahead
 
 
 def resumable(folder, images=7, **overrides) -> EoMTTrainer:
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
     trainer = EoMTTrainer(tiny_model(), tiny_arguments(folder, **(options | overrides)), train_dataset=Samples(images))
-    trainer.remove_callback(CurvesCallback)  # they take most of a tiny run
+    trainer.remove_callback(CurvesCallback)  # drawing takes most of a tiny run
     return trainer
 
 
 def losses(trainer) -> dict[int, tuple]:
-    return {
-        row["step"]: (row["loss"], row["grad_norm"], row["epoch"]) for row in trainer.state.log_history if "loss" in row
-    }
+    """{step: (loss, gradient norm, epoch)} from the log."""
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return {row["step"]: (row["loss"], row["grad_norm"], row["epoch"]) for row in rows}
 
 
-class Noting(EoMTTrainer):
-    """Notes the file names of each step."""
+class RecordingTrainer(EoMTTrainer):
+    """Records the file names of each step in `seen`."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.seen = [*getattr(self, "seen", []), inputs["file_name"]]
         return super().training_step(model, inputs, num_items_in_batch)
 
 
-def streaming(folder, dataset=None, **overrides) -> Noting:
-    """Four steps on a stream read by two workers."""
+def streaming(folder, dataset=None, **overrides) -> RecordingTrainer:
+    """A trainer of four steps on a stream with two workers."""
     args = tiny_arguments(folder, **({"max_steps": 4, "dataloader_num_workers": 2} | overrides))
-    trainer = Noting(tiny_model(), args, train_dataset=streamed() if dataset is None else dataset)
+    trainer = RecordingTrainer(tiny_model(), args, train_dataset=streamed() if dataset is None else dataset)
     trainer.remove_callback(CurvesCallback)
     return trainer
 
 
 def stream(folder: Path) -> None:
-    """One pass of a stream in two processes of two workers each, and its end again from a checkpoint; each notes what
-    it saw."""
+    """One pass of a stream in two processes with two workers each, and its second half from a checkpoint. Each process
+    writes the file names of both."""
     trainer = streaming(folder, save_strategy="steps", save_steps=2)
     trainer.train()
     resumed = streaming(folder, save_strategy="no")
@@ -78,7 +78,7 @@ def die(*args, **kwargs):
 def arm(when: str, trainer: EoMTTrainer) -> None:
     """Make this process kill itself at its second checkpoint, or in a step after it."""
     if when == "in a step":
-        trainer.add_callback(type("InStep", (TrainerCallback,), {"on_pre_optimizer_step": staticmethod(at_step(5))})())
+        trainer.add_callback(InStep(5, die))
     elif when == "before a save":
         trainer.save_model = at_step(4, trainer, trainer.save_model)
     elif when == "half an optimizer":
@@ -103,16 +103,28 @@ def arm(when: str, trainer: EoMTTrainer) -> None:
         checkpoints.rotate_checkpoints = at_step(4, trainer, checkpoints.rotate_checkpoints, half_gone)
 
 
-def at_step(step, trainer=None, real=None, act=die):
-    def maybe(*args, **kwargs):
-        state = trainer.state if trainer else args[1]
-        return act() if state.global_step == step else real(*args, **kwargs) if real else None
+def at_step(step, trainer, real, act=die):
+    """`real`, but `act` at this step."""
 
-    return maybe
+    def either(*args, **kwargs):
+        return act() if trainer.state.global_step == step else real(*args, **kwargs)
+
+    return either
+
+
+class InStep(TrainerCallback):
+    """Calls `act` in the step after this one."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.act()
 
 
 def kill(folder: Path) -> None:
-    """A child per kill, forked before torch has computed anything; each trains until it kills itself. Then `group`."""
+    """A child for each kill, forked before torch has computed anything, trains until it kills itself. Then `group`."""
     for index, when in enumerate(KILLS):
         child = os.fork()
         if not child:
@@ -135,7 +147,7 @@ def kill(folder: Path) -> None:
 
 
 def train_on_full_batches(folder, device_batch: int) -> EoMTTrainer:
-    """Two steps on 4 images, whatever the number of processes; notes the first step's gradients."""
+    """Two steps on 4 images in any number of processes. `gradients` are those of the first step."""
     torch.rand = fixed_points
     args = tiny_arguments(
         folder,
@@ -168,8 +180,7 @@ def ddp(folder: Path) -> None:
 
 
 def nan(folder: Path) -> None:
-    """One rank's images are NaN; each notes the error it ends with."""
-
+    """The images of one rank are NaN. Each rank writes its error."""
     args = tiny_arguments(folder, per_device_train_batch_size=1, max_steps=1)
     try:
         EoMTTrainer(tiny_model(), args, train_dataset=Broken(2, broken=[0])).train()
@@ -178,7 +189,7 @@ def nan(folder: Path) -> None:
 
 
 def cli(folder: Path) -> None:
-    """`eomt train` as a user starts it on two processes, in bf16 and without a word about the CPU."""
+    """`eomt train` on two processes, in bf16 and without --use-cpu."""
     from eomt.cli import main
     from eomt.training.data.shapes import make_shapes
 
@@ -195,7 +206,7 @@ def cli(folder: Path) -> None:
 
 
 def fsdp(folder: Path) -> None:
-    """One sharded step: the Trainer ignores FSDP on a CPU, so what the model and the optimizer need is called here."""
+    """One sharded step, without the Trainer, which ignores FSDP on a CPU."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -222,7 +233,7 @@ def fsdp(folder: Path) -> None:
 
 
 def pmt(folder: Path) -> None:
-    """One step of PMT in DDP: the batch norm's statistics are those of both processes."""
+    """One step of PMT in DDP. The batch norm has the statistics of both processes."""
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
@@ -247,20 +258,18 @@ def one_step(model, optimizer, samples) -> torch.Tensor:
 
 
 def group(folder: Path) -> None:
-    """A run with workers whose whole process group is signalled in its third step, as by Ctrl-C in a terminal."""
+    """A run with workers. In its third step its process group gets a signal, as by Ctrl-C in a terminal."""
     trainer = resumable(folder, **LONG, dataloader_num_workers=2)
-    trainer.add_callback(
-        type("Signal", (TrainerCallback,), {"on_pre_optimizer_step": staticmethod(at_step(2, act=signal_group))})()
-    )
+    trainer.add_callback(InStep(2, signal_group))
     trainer.train()
 
 
 def signal_group() -> None:
-    """From another process, since workers spare their parent's signals. Only ever the group this test created."""
+    """Signal this process group, which `kill` made, from another process: workers ignore signals of their parent."""
     assert os.getpgrp() == os.getpid()
     sender = f"import os, signal; os.killpg({os.getpgrp()}, signal.SIGTERM)"
     subprocess.run([sys.executable, "-c", sender], start_new_session=True, check=True)
-    time.sleep(1)  # what the signal does to workers shows in this step
+    time.sleep(1)  # for the workers to get it in this step
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+"""Mask annealing: steps and probabilities, in the stock Trainer, too."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""`EoMTTrainingArguments`: defaults of the recipes, batch sizes, and errors."""
+
 import pytest
 from transformers import HfArgumentParser
 

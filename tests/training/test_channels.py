@@ -1,4 +1,4 @@
-"""`eomt train` on images of four channels, from a checkpoint of RGB, and what the commands make of the result."""
+"""`eomt train` on images of four channels from an RGB checkpoint, and the other commands with the result."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.models import tiny_model
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Scenes of two classes, which only the fourth band tells apart."""
+    """Images of two classes, which differ in the fourth band only."""
     folder = tmp_path_factory.mktemp("bands")
     random = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
@@ -50,7 +50,7 @@ def test_the_result_has_four_channels(trained):
     assert processor["image_std"][3] > 5 * processor["image_std"][0]
 
 
-def test_predict_evaluate_and_time(data, trained, tmp_path, capsys):
+def test_the_commands_run_on_four_channels(data, trained, tmp_path, capsys):
     images = str(data / "images/val")
     assert main(["predict", images, "--model", str(trained), "--output", str(tmp_path / "out"), "--workers", "0"]) == 0
     assert Image.open(next((tmp_path / "out").rglob("*.jpg"))).mode == "RGB"
@@ -64,14 +64,13 @@ def test_predict_evaluate_and_time(data, trained, tmp_path, capsys):
     capsys.readouterr()
     five = ["predict", str(tmp_path / "five.npy"), "--model", str(trained), "--output", str(tmp_path / "five")]
     assert main(five) == 1
-    said = capsys.readouterr()
-    line = next(line for line in (said.out + said.err).splitlines() if "5 channels" in line)
+    line = next(line for line in "".join(capsys.readouterr()).splitlines() if "5 channels" in line)
     assert "five.npy" in line
     assert "4" in line
 
 
-def test_segments_in_python(data, trained):
-    """Of a file, an array and a tensor; the picture has the first three bands."""
+def test_segment_accepts_four_channels(data, trained):
+    """From a file, an array and a tensor. The picture shows the first three bands."""
     file = data / "images/val/0.npy"
     image = np.load(file)
     found = [eomt.segment(source, str(trained)) for source in (file, image, torch.from_numpy(image).permute(2, 0, 1))]
@@ -89,7 +88,7 @@ def test_export(data, trained, tmp_path):
     assert main([*predict, "--output", str(tmp_path / "out")]) == 0
 
 
-def test_training_names_the_image_with_other_channels(data, tmp_path, capsys):
+def test_an_image_of_other_channels_is_named(data, tmp_path, capsys):
     command = f"train --data {data} --task semantic --output-dir {tmp_path} --backbone-weights scratch --check"
     assert main([*command.split(), "--dataloader-num-workers", "0"]) == 1
     line = next(line for line in "".join(capsys.readouterr()).splitlines() if "4 channels" in line)

@@ -1,4 +1,4 @@
-"""LoRA, the average of the weights, the best checkpoint and early stopping, on a tiny model."""
+"""LoRA, the average of the weights, the best checkpoint and early stopping."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from tests.training.tiny import SIZE, Samples, tiny_arguments, tiny_model
 
 
 def trainer_of(folder, model=None, evaluated=(), **options) -> EoMTTrainer:
-    """A trainer whose evaluations give PQ `evaluated`, one after the other."""
+    """A trainer. Its evaluations have the PQs `evaluated`, one after the other."""
     named = {"metric_for_best_model": "pq"} if evaluated else {}
     model, args = model or tiny_model(), tiny_arguments(folder, **named, **options)
     held_out = Samples(1) if args.eval_strategy != "no" else None
@@ -51,7 +51,7 @@ def test_lora_trains_differences_and_heads_and_saves_a_plain_model(tmp_path):
     assert changed == {n for n in before if is_lora(n) or not n.startswith(backbone)}
     assert sum(is_lora(name) for name in changed) == 2 * 3 * 6  # A and B of three blocks' six matrices
     rates = {g["name"]: g["lr"] for g in trainer.optimizer.param_groups}
-    assert len(set(rates.values())) == 1  # no decay from block to block: all of it is new
+    assert len(set(rates.values())) == 1  # no decay from block to block
     trainer.save_model(tmp_path / "model")
     plain = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "model").eval()
     assert set(plain.state_dict()) == set(tiny_model().state_dict())
@@ -73,7 +73,7 @@ def test_lora_trains_every_block_with_reentrant_checkpointing(tmp_path):
     assert all(difference.any() for difference in differences.values())
 
 
-def test_average_follows_the_weights(tmp_path):
+def test_the_average_follows_the_weights(tmp_path):
     trainer = trainer_of(tmp_path, ema=0.5, max_steps=3, learning_rate=1e-2)
     seen = []
     real = AveragingCallback.on_step_end
@@ -94,51 +94,49 @@ def test_average_follows_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"ema": 0.9}, {"lora": 2}])
-def test_a_resumed_run_is_as_one_that_was_never_interrupted(tmp_path, options):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, options):
     if "lora" in options:
         pytest.importorskip("peft")
     options |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
-    whole = trainer_of(tmp_path / "whole", **options)
-    whole.train()
-    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    uninterrupted = trainer_of(tmp_path / "uninterrupted", **options)
+    uninterrupted.train()
     resumed = trainer_of(tmp_path / "resumed", **options)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    for trainer in (whole, resumed):
+    resumed.train(resume_from_checkpoint=str(tmp_path / "uninterrupted" / "checkpoint-2"))
+    states = []
+    for trainer in (uninterrupted, resumed):
         trainer.save_model(trainer.args.output_dir)
-    files = [tmp_path / name / "model.safetensors" for name in ("whole", "resumed")]
-    first, second = map(load_file, files)
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6, msg=name)
+        states.append(load_file(f"{trainer.args.output_dir}/model.safetensors"))
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_evaluation_sees_the_average(tmp_path):
+def test_the_average_is_evaluated(tmp_path):
     trainer = trainer_of(tmp_path, ema=0.9, max_steps=2, learning_rate=1e-2, eval_strategy="steps", eval_steps=2)
-    seen = {}
+    seen = []
 
-    class Note(type(trainer.averaging).__mro__[1]):
+    class Record(TrainerCallback):
         def on_evaluate(self, args, state, control, **kwargs):
-            seen["weight"] = trainer.model.query.weight.detach().clone()
+            seen.append(trainer.model.query.weight.detach().clone())
 
-    trainer.add_callback(Note())
+    trainer.add_callback(Record())
     trainer.train()
-    assert torch.equal(seen["weight"], trainer.averaging.average["query.weight"])
+    assert torch.equal(seen[-1], trainer.averaging.average["query.weight"])
 
 
 def test_the_best_average_becomes_the_model(tmp_path):
-    """What was evaluated: the average at that step, without masks, though the run was masked then."""
+    """Without masks, as it was evaluated."""
     options = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping": 9, "ema": 0.5, "learning_rate": 1e-2}
     trainer = trainer_of(tmp_path, evaluated=[0.2, 0.5, 0.5, 0.1], max_steps=4, **options)
     trainer.train()
-    best = load_file(tmp_path / "checkpoint-2" / "average.safetensors")
-    assert torch.equal(best["query.weight"], trainer.model.query.weight)
-    assert not torch.equal(
-        best["query.weight"], load_file(tmp_path / "checkpoint-2" / "model.safetensors")["query.weight"]
-    )
+    average = load_file(tmp_path / "checkpoint-2" / "average.safetensors")["query.weight"]
+    weights = load_file(tmp_path / "checkpoint-2" / "model.safetensors")["query.weight"]
+    assert torch.equal(average, trainer.model.query.weight)
+    assert not torch.equal(average, weights)
     assert not trainer.model.attn_mask_probs.any()
 
 
 def test_the_average_of_half_precision_weights_moves(tmp_path):
-    """In bfloat16 a thousandth of a difference would round to nothing."""
+    """In bfloat16 a thousandth of the difference would be rounded to zero."""
     model = tiny_model()
     model.query.weight.data = model.query.weight.data.bfloat16()
     average = AveragingCallback(0.999)
@@ -153,10 +151,10 @@ def test_the_average_of_half_precision_weights_moves(tmp_path):
 
 
 @pytest.mark.parametrize(("masking", "stops_at"), [
-    ("never", 4),  # best at 1; 2, 3, 4 are no better
-    ("annealed", 8),  # masks are annealed away at step 5: 6, 7, 8 count
+    ("never", 4),  # best at 1; 2, 3, 4 are not better
+    ("annealed", 8),  # annealing ends at step 5: 6, 7, 8 count
 ])  # fmt: skip
-def test_early_stopping_waits_for_the_masks(tmp_path, masking, stops_at):
+def test_early_stopping_waits_for_the_end_of_annealing(tmp_path, masking, stops_at):
     options = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping": 3, "masking": masking}
     trainer = trainer_of(tmp_path, evaluated=[0.5] + [0.1] * 20, max_steps=12, **options)
     if masking == "annealed":
@@ -167,7 +165,7 @@ def test_early_stopping_waits_for_the_masks(tmp_path, masking, stops_at):
     assert torch.equal(best["query.weight"], trainer.model.query.weight)
 
 
-def test_early_stopping_counts_what_was_evaluated_before_a_stop(tmp_path):
+def test_early_stopping_counts_evaluations_before_a_resume(tmp_path):
     options = {"masking": "never", "eval_strategy": "steps", "eval_steps": 1, "early_stopping": 3, "max_steps": 9}
     cut = trainer_of(tmp_path, evaluated=[0.5, 0.1, 0.1], **options)
     cut.add_callback(StopAt(3))
@@ -177,8 +175,8 @@ def test_early_stopping_counts_what_was_evaluated_before_a_stop(tmp_path):
     assert resumed.state.global_step == 4
 
 
-def test_what_the_best_is_measured_by(tmp_path):
-    """Samples with only a loss go by the loss; of several sets one has to be named."""
+def test_the_metric_for_the_best_checkpoint(tmp_path):
+    """The loss for training samples; for several sets it must be given."""
     options = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping": 1, "max_steps": 2}
     args = tiny_arguments(tmp_path, **options)
     trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(1))
@@ -196,7 +194,7 @@ def test_what_the_best_is_measured_by(tmp_path):
 
 @pytest.mark.parametrize("by", ["fsdp", "deepspeed"])
 @pytest.mark.parametrize("options", [{"ema": 0.9}, {"lora": 2}])
-def test_sharded_weights_are_neither_averaged_nor_merged(tmp_path, monkeypatch, by, options):
+def test_average_and_lora_are_refused_with_sharded_weights(tmp_path, monkeypatch, by, options):
     real = EoMTTrainer.create_accelerator_and_postprocess
 
     def sharded(self):

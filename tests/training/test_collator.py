@@ -1,4 +1,4 @@
-"""The collator: uint8 normalized, float as it is, the processor's samples too, and the stock Trainer takes it."""
+"""The collator: uint8 images are normalized, float images unchanged; samples of the processor are collated."""
 
 import numpy as np
 import pytest
@@ -33,14 +33,14 @@ def test_uint8_pixels_are_scaled_and_normalized_and_targets_stay_lists():
     assert "file_name" not in EoMTDataCollator()(samples)
 
 
-def test_float_pixels_pass_as_they_are():
+def test_float_pixels_are_not_changed():
     pixels = torch.randn(3, 16, 24)
     assert torch.equal(EoMTDataCollator()([sample() | {"pixel_values": pixels}])["pixel_values"][0], pixels)
 
 
 @pytest.mark.parametrize("tensors", ["pt", None])
-def test_samples_of_the_processor(tensors):
-    """One image a sample, with the processor's batch dimension; the same batch as the processor makes of all."""
+def test_samples_of_the_processor_are_collated(tensors):
+    """Samples of one image, with the processor's batch dimension, make the processor's batch of all images."""
     processor = EoMTImageProcessor(task="panoptic", size=32)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (20, 30, 3), dtype=np.uint8) for _ in range(3)]
@@ -60,7 +60,7 @@ def test_samples_of_the_processor(tensors):
     assert torch.equal(EoMTDataCollator()(unbatched)["pixel_values"], batch["pixel_values"])
 
 
-def test_what_does_not_fit_is_an_error():
+def test_incomplete_targets_are_refused():
     with pytest.raises(ValueError, match="0 class_labels"):
         EoMTDataCollator()([{k: v for k, v in sample().items() if k != "class_labels"}])
 
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_an_error():
     {"image_mean": 0.5, "image_std": 0.25}, {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, {"do_normalize": False},
     {"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False, "do_normalize": False},
 ])  # fmt: skip
-def test_it_normalizes_as_the_processor(settings):
+def test_the_normalization_is_the_processors(settings):
     processor = EoMTImageProcessor(task="panoptic", size=16, **settings)
     pixels = sample()["pixel_values"][:, :, :16]
     expected = processor(pixels, return_tensors="pt")["pixel_values"][0].float()

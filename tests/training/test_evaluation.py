@@ -1,4 +1,4 @@
-"""Streamed evaluation: batch = single, windows, intermediate predictions, processes, and memory that does not grow."""
+"""Evaluation: any batch size and number of workers, intermediate predictions, memory; a script of two processes."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from tests.models import make_confident, tiny_model
 
 
 def decided_model(task: str, num_blocks: int, num_labels: int) -> EoMTForUniversalSegmentation:
-    queries = 1 if task == "panoptic" else 8  # random masks of several would rule each other out
+    queries = 1 if task == "panoptic" else 8  # random masks of several queries would cover each other
     sizes = {"num_hidden_layers": 2, "num_blocks": num_blocks, "num_queries": queries, "num_labels": num_labels}
     model = tiny_model(task=task, **sizes)
     make_confident(model)
@@ -47,7 +47,7 @@ KEY = {"panoptic": "pq", "semantic": "mean_iou", "instance": "ap"}
 
 
 @pytest.mark.parametrize("task", list(KEY))
-def test_any_batch_size_and_workers_give_the_same(shapes, task):
+def test_results_do_not_depend_on_batch_size_or_workers(shapes, task):
     kept: dict[int, list] = {}
 
     def keep(sample, prediction):
@@ -77,14 +77,13 @@ def test_intermediate_predictions_exist_with_masking_only(shapes):
     assert masked["mean_iou_block_0"] != masked["mean_iou"]
 
 
-def test_intermediate_metrics_keep_their_blocks_name_when_another_is_annealed(shapes):
+def test_metrics_of_intermediate_predictions_have_the_number_of_their_block(shapes):
     metrics = evaluated(shapes, "panoptic", masking=(0.0, 1.0), intermediate=True)
     assert "pq_block_1" in metrics
     assert "pq_block_0" not in metrics
 
 
-def test_predictions_and_images_are_let_go(shapes):
-    """Whatever the number of images, those of one batch are in memory."""
+def test_only_one_batch_is_in_memory(shapes):
     kept = []
 
     def keep(sample, prediction):

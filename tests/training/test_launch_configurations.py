@@ -1,4 +1,4 @@
-"""training/configs: what accelerate launches from."""
+"""training/configs: the configurations of accelerate."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from eomt.modeling_eomt import EoMTForUniversalSegmentation
 CONFIGS = Path(__file__).parent.parent.parent / "training" / "configs"
 
 
-def test_launch_configurations_are_what_accelerate_reads():
+def test_accelerate_reads_the_launch_configurations():
     from accelerate.commands.config.config_args import load_config_from_file
 
     for name, kind in (("ddp", "MULTI_GPU"), ("fsdp", "FSDP"), ("deepspeed_zero2", "DEEPSPEED")):

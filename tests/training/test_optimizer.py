@@ -1,3 +1,5 @@
+"""Learning rates and schedules equal the authors'."""
+
 import json
 import random
 from pathlib import Path
@@ -16,10 +18,10 @@ CASES = json.loads((Path(__file__).parents[1] / "golden" / "optimizer.json").rea
 
 @pytest.mark.parametrize("case", CASES, ids=["l2 decayed", "l2 at full rate"])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_groups_and_schedule_are_the_authors(case, shuffled):
+def test_groups_and_schedule_equal_the_authors(case, shuffled):
     model = tiny_model(num_hidden_layers=case["depth"], num_blocks=case["num_blocks"])
     parameters = list(model.named_parameters())
-    if shuffled:  # the authors' rates depend on the order of named_parameters(), ours do not
+    if shuffled:  # unlike the authors' rates, ours do not depend on the order of named_parameters()
         random.Random(0).shuffle(parameters)
         model.named_parameters = lambda: iter(parameters)
     multipliers, places = case["lr_multiplier_by_parameter"], authors_table(model.config)
@@ -47,8 +49,8 @@ def test_groups_and_schedule_are_the_authors(case, shuffled):
         schedule.step()
 
 
-def test_paper_scale_check_values():
-    """T = 88,692 and lr 1e-4: the rates the authors' code gives (heads, backbone's last block)."""
+def test_rates_of_a_long_run_equal_the_authors():
+    """Rates of the heads and the last block in a run of 88,692 steps at 1e-4."""
     watched = ("query.weight", "layers.3.norm1.weight")
     groups = [group for group in layerwise_lr_groups(tiny_model()) if group["name"] in watched]
     optimizer = torch.optim.AdamW(sorted(groups, key=lambda group: group["is_backbone"]))
@@ -64,14 +66,21 @@ def test_paper_scale_check_values():
         assert rates == pytest.approx([head, backbone], rel=3e-4)
 
 
-def test_frozen_layers_and_bad_values():
+def test_frozen_layers_have_no_group():
     model = tiny_model()
     model.layers.requires_grad_(False)
     assert not [group for group in layerwise_lr_groups(model) if group["name"].startswith("layers.")]
+
+
+def test_wrong_rates_and_steps_are_refused():
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(ValueError, match=r"1\.5"):
         layerwise_lr_groups(model, llrd=1.5)
     with pytest.raises(ValueError, match="-1"):
-        two_stage_warmup_poly_schedule(torch.optim.AdamW(model.parameters()), (5, -1), total_steps=10)
+        two_stage_warmup_poly_schedule(optimizer, (5, -1), total_steps=10)
+    with pytest.raises(ValueError, match="-1"):
+        warmup_cosine_schedule(optimizer, -1, 10)
 
 
 def test_warmup_and_cosine_of_pmt():
@@ -79,5 +88,3 @@ def test_warmup_and_cosine_of_pmt():
     schedule = warmup_cosine_schedule(optimizer, 6000, 88_692)
     rates = [schedule.base_lrs[0] * schedule.lr_lambdas[0](step) for step in (0, 3000, 6000, 47_346, 88_692)]
     assert rates == pytest.approx([0, 1e-4, 2e-4, 1e-4 + 5e-10, 1e-9], rel=1e-6)
-    with pytest.raises(ValueError, match="-1"):
-        warmup_cosine_schedule(optimizer, -1, 10)

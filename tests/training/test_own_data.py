@@ -1,4 +1,4 @@
-"""Values for data without a recipe: from the data and from what the run starts with; whatever is given stays."""
+"""Defaults without a recipe, from the data and the initial weights; given options are kept."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ TINY_OBJECTS = DataFacts(9, 256, (30, 90), 0.005)
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])  # both from panoptic annotations
-def test_facts_are_those_of_the_training_images(tmp_path, task):
+def test_facts_of_the_training_images(tmp_path, task):
     root = make_shapes(tmp_path / "shapes", train=5, val=2)
     table, _ = load_data(root, task=task, split="train")
     facts = data_facts(table)
@@ -33,7 +33,7 @@ def test_facts_are_those_of_the_training_images(tmp_path, task):
 
 
 def test_objects_of_yolo_files_are_measured(tmp_path):
-    """Its text files have polygons and no areas: a square of half the height of an 80 × 40 image."""
+    """The polygon is a square of half the height of an 80 × 40 image. The text file has no area."""
     for folder in ("images", "labels"):
         (tmp_path / folder / "train").mkdir(parents=True)
     Image.new("RGB", (80, 40)).save(tmp_path / "images/train/a.png")
@@ -65,14 +65,14 @@ def test_objects_of_yolo_files_are_measured(tmp_path):
     (DataFacts(1000, 250, None), {"batch_size": 32}, {"total_batch_size": None, "num_train_epochs": 32}),
     (BUSY, {"fast_bf16": True}, {"precision": "bf16"}),
 ])  # fmt: skip
-def test_values_follow_the_data_and_the_start(facts, options, expected):
+def test_defaults_follow_the_data_and_the_initial_weights(facts, options, expected):
     choices = default_choices(facts, **({"task": "instance", "start": "backbone"} | options))
     values = {choice.name: choice.value for choice in choices}
     assert {name: values.get(name) for name in expected} == expected
     assert all(choice.reason for choice in choices)
 
 
-def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
+def test_the_batch_size_is_a_multiple_of_the_processes(tmp_path, monkeypatch):
     args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none")
     monkeypatch.setattr(EoMTTrainingArguments, "world_size", 3)
     monkeypatch.setattr(EoMTTrainingArguments, "with_defaults", lambda self, values: values)
@@ -80,7 +80,7 @@ def test_the_number_of_processes_reaches_the_choice(tmp_path, monkeypatch):
     assert choose_defaults(DataFacts(4, 250, None), *options, Start("backbone"))[2]["total_batch_size"] == 6
 
 
-def test_fewer_queries_than_segments_are_noticed(tmp_path, monkeypatch):
+def test_fewer_queries_than_segments_warn(tmp_path, monkeypatch):
     args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none")
     model = tiny_model()
     options = (DataOptions(data="data"), ModelOptions(), args, Start("eomt", "runs/old", model.config))
@@ -99,7 +99,7 @@ def test_fewer_queries_than_segments_are_noticed(tmp_path, monkeypatch):
     ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, 4, 2, 2),
     ({"total_batch_size": 6, "per_device_train_batch_size": 2}, 6, 2, 3),
 ])  # fmt: skip
-def test_a_given_share_of_the_batch_accumulates_the_rest(tmp_path, given, total, device, accumulated):
+def test_a_given_share_of_the_batch_decides_the_accumulation(tmp_path, given, total, device, accumulated):
     args = EoMTTrainingArguments(str(tmp_path / "run"), task="panoptic", use_cpu=True, report_to="none", **given)
     options = (DataOptions(data="data"), ModelOptions(), args)
     *_, args, _ = choose_defaults(DataFacts(20, 108, (3, 8)), *options, Start("backbone"))
@@ -113,19 +113,18 @@ def test_a_given_share_of_the_batch_accumulates_the_rest(tmp_path, given, total,
     (["images/1.jpg", "labels/1.png"], ["semantic"]),
     (["data.yaml", "images/1.jpg", "labels/1.txt"], ["instance"]),
 ])  # fmt: skip
-def test_the_tasks_that_data_has_ground_truth_for(tmp_path, files, tasks):
+def test_tasks_are_those_of_the_ground_truth(tmp_path, files, tasks):
     for file in map(tmp_path.joinpath, files):
         file.parent.mkdir(exist_ok=True)
         file.write_text('{"images": [], "annotations": [], "categories": []}')
     assert tasks_of(tmp_path) == tasks
 
 
-def test_the_checkpoints_own_processor_normalizes(tmp_path):
-    """A checkpoint that was trained with mean 0.5 is fine-tuned with it, too."""
+def test_the_normalization_of_the_checkpoint_is_kept(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
-    own = EoMTImageProcessor(task="panoptic", size=32, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    own.save_pretrained(tmp_path)
+    saved = EoMTImageProcessor(task="panoptic", size=32, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    saved.save_pretrained(tmp_path)
     processor = processor_of(Start("eomt", str(tmp_path), model.config), model)
     assert list(processor.image_mean) == list(processor.image_std) == [0.5] * 3
     assert processor.stuff_label_ids == [1]
@@ -134,11 +133,11 @@ def test_the_checkpoints_own_processor_normalizes(tmp_path):
 @pytest.mark.parametrize(("name", "mean"), [
     ("vit_large_patch16_dinov3.sat493m", 0.43), ("vit_large_patch16_dinov3", 0.485), (None, 0.485)
 ])  # fmt: skip
-def test_a_backbones_own_normalization(name, mean):
+def test_the_normalization_of_the_backbone_is_used(name, mean):
     assert processor_of(Start("backbone", backbone=name), tiny_model()).image_mean[0] == mean
 
 
-def test_what_is_given_is_not_chosen(tmp_path, capsys):
+def test_given_options_are_kept(tmp_path, capsys):
     tiny = (
         "--backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 "
         "--num-attention-heads 2 --num-blocks 2 --patch-size 8 --max-steps 1 --use-cpu --dataloader-num-workers 0 "

@@ -1,4 +1,4 @@
-"""PMT in the trainer and in `eomt train`: only the decoder learns."""
+"""PMT in the trainer and in `eomt train`: only the decoder is trained; cached features of the encoder."""
 
 import json
 import signal
@@ -44,7 +44,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(shapes, tmp_path_factory):
-    """(folder of a run of `eomt train --architecture pmt`, its backbone)."""
+    """The folder of a run of `eomt train --architecture pmt`, and its backbone."""
     root = tmp_path_factory.mktemp("pmt")
     backbone = tiny_pmt(image_size=64, patch_size=16)
     backbone.save_pretrained(root / "backbone")
@@ -77,13 +77,13 @@ def test_the_command_trains_predicts_and_evaluates(trained, shapes, tmp_path):
         "--architecture eomt --recipe coco_panoptic_pmt_small_640_dinov3",
     ],
 )
-def test_options_that_contradict_it_are_refused(options, shapes, tmp_path, capsys):
+def test_contradictory_options_are_refused(options, shapes, tmp_path, capsys):
     command = f"train --data {shapes} --task panoptic --output {tmp_path / 'run'} --use-cpu {options}"
     assert main(command.split()) == 2
     assert "pmt" in capsys.readouterr().err
 
 
-# --- features written once ----------------------------------------------------------------------------------------
+# --- cached features ------------------------------------------------------------------------------------------------
 
 
 def cached_trainer(folder, cache, model=None, images=4, **options):
@@ -92,10 +92,10 @@ def cached_trainer(folder, cache, model=None, images=4, **options):
     return EoMTTrainer(model or tiny_pmt(), args, train_dataset=Samples(images))
 
 
-def test_cached_features_are_those_of_the_encoder(tmp_path):
+def test_cached_features_equal_the_encoders(tmp_path):
     trainer = cached_trainer(tmp_path / "run", tmp_path / "cache")
-    trainer.model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
     calls = []
+    trainer.model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
     (batch, *_) = trainer.get_train_dataloader()
     assert len(calls) == 2  # four images at once, for two crops
     levels = trainer.model.encoder(batch["pixel_values"], [0, 1, 2], (4, 4))
@@ -105,7 +105,7 @@ def test_cached_features_are_those_of_the_encoder(tmp_path):
     assert not calls
 
 
-def test_training_with_cached_features_is_that_without(tmp_path):
+def test_training_with_cached_features_has_the_same_loss(tmp_path):
     """The first epoch has crop 0, which is the crop of the first epoch without a cache."""
     losses = []
     for name, cache in (("without", None), ("written", tmp_path / "cache"), ("read", tmp_path / "cache")):
@@ -116,19 +116,19 @@ def test_training_with_cached_features_is_that_without(tmp_path):
     assert losses[1] == losses[2]
 
 
-def test_what_a_killed_run_left_is_written_anew(tmp_path):
-    for name in ("whole", "partial"):
+def test_features_of_a_killed_run_are_completed(tmp_path):
+    for name in ("complete", "partial"):
         cached_trainer(tmp_path / "run", tmp_path / name).get_train_dataloader()
     np.lib.format.open_memmap(tmp_path / "partial" / "levels.npy", "r+")[1] = 0
     (tmp_path / "partial" / "crops.npy").unlink()
     (tmp_path / "partial" / "encoder.json").unlink()
     cached_trainer(tmp_path / "run", tmp_path / "partial").get_train_dataloader()
     for file in ("levels.npy", "crops.npy", "encoder.json"):
-        assert (tmp_path / "partial" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["partial", "run", "whole"]
+        assert (tmp_path / "partial" / file).read_bytes() == (tmp_path / "complete" / file).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["complete", "partial", "run"]
 
 
-def test_ctrl_c_ends_the_writing_and_leaves_no_file(tmp_path):
+def test_ctrl_c_leaves_no_features(tmp_path):
     trainer = cached_trainer(tmp_path / "run", tmp_path / "cache")
     trainer.model.encoder.layers[0].register_forward_hook(lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
@@ -154,7 +154,7 @@ def test_a_second_run_waits_for_the_first_to_write(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["encoder", "images", "crops", "pixels", "patch", "normalization", "damaged"])
-def test_a_cache_of_something_else_is_refused(other, tmp_path):
+def test_a_cache_of_other_features_is_refused(other, tmp_path):
     cached_trainer(tmp_path / "run", tmp_path / "cache").get_train_dataloader()
     model = tiny_pmt(seed=int(other == "encoder"))
     if other == "patch":
@@ -172,6 +172,6 @@ def test_a_cache_of_something_else_is_refused(other, tmp_path):
         next(iter(trainer.get_train_dataloader()))
 
 
-def test_only_a_frozen_backbone_has_features_to_cache(tmp_path):
+def test_features_of_a_trained_backbone_are_not_cached(tmp_path):
     with pytest.raises(ValueError, match="pmt"):
         cached_trainer(tmp_path, tmp_path / "cache", tiny_model()).get_train_dataloader()

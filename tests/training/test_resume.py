@@ -1,4 +1,4 @@
-"""Kill -9 in a step, during each stage of a save and while an old checkpoint goes: the rest of the run is the same."""
+"""Resume after kill -9 in a step, in each stage of a save, and in the deletion of an old checkpoint: bitwise equal."""
 
 import json
 import shutil
@@ -30,18 +30,18 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("when", KILLS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(killed, uninterrupted, when):
+def test_a_killed_run_resumes_bitwise(killed, uninterrupted, when):
     folder = killed / str(KILLS.index(when))
     step = 2 if when in ("before a save", "half an optimizer", "before the rename") else 4
     assert last_complete_checkpoint(folder) == str(folder / f"checkpoint-{step}")
     trainer = resumable(folder)
     trainer.train(resume_from_checkpoint=True)
-    assert losses(trainer) == uninterrupted  # before the kill as logged then, after it as computed now; bitwise
+    assert losses(trainer) == uninterrupted
     assert [path.name for path in folder.glob("*checkpoint*")] == ["checkpoint-6"]
     assert not (folder / ".saving").exists()
 
 
-def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_main_process(killed, tmp_path):
+def test_a_run_interrupted_with_its_workers_resumes_bitwise(killed, tmp_path):
     cut = killed / "group"
     assert [path.name for path in cut.glob("checkpoint-*")] == ["checkpoint-3"]
     resumed = resumable(cut, **LONG)
@@ -57,7 +57,7 @@ def test_workers_do_not_change_a_run(tmp_path, uninterrupted):
     assert losses(trainer) == uninterrupted
 
 
-def test_incomplete_checkpoints_are_passed_over(tmp_path):
+def test_incomplete_checkpoints_are_skipped(tmp_path):
     assert last_complete_checkpoint(tmp_path) is None
     trainer = resumable(tmp_path / "run", max_steps=2)
     trainer.train()
@@ -81,14 +81,14 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
     assert last_complete_checkpoint(tmp_path / "run") == str(good)
 
 
-def test_checkpoints_of_which_none_is_complete_are_not_trained_over(tmp_path):
+def test_a_run_with_incomplete_checkpoints_only_is_not_overwritten(tmp_path):
     resumable(tmp_path, max_steps=4, save_only_model=True, save_total_limit=None).train()
     with pytest.raises(ValueError, match=r"optimizer\.pt"):
         resumable(tmp_path).train(resume_from_checkpoint=True)
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
 
 
-def test_best_checkpoint_is_named_by_where_it_is_and_left_unmasked(tmp_path):
+def test_the_best_checkpoint_has_its_final_path_and_is_loaded_unmasked(tmp_path):
     class WorseAndWorse(EoMTTrainer):
         def evaluate(self, *args, **kwargs):
             return {"eval_loss": float(self.state.global_step)}
@@ -102,13 +102,13 @@ def test_best_checkpoint_is_named_by_where_it_is_and_left_unmasked(tmp_path):
     assert trainer.state.best_model_checkpoint == best
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     loaded = EoMTForUniversalSegmentation.from_pretrained(best)
-    assert loaded.attn_mask_probs.tolist() == [1, 1]  # it was saved before annealing began …
-    assert trainer.model.attn_mask_probs.tolist() == [0, 0]  # … but was evaluated, and is left, without masks
+    assert loaded.attn_mask_probs.tolist() == [1, 1]  # before annealing
+    assert trainer.model.attn_mask_probs.tolist() == [0, 0]  # as in evaluation
     assert torch.equal(trainer.model.query.weight, loaded.query.weight)
 
 
-def test_the_first_log_of_a_resumed_run_is_over_all_of_its_steps(tmp_path):
-    """A checkpoint between two logs: what was summed up to then is in it."""
+def test_the_first_log_of_a_resumed_run_covers_all_of_its_steps(tmp_path):
+    """A checkpoint between two logs holds the sums since the last one."""
     options = {"max_steps": 10, "logging_steps": 4}
     resumable(tmp_path / "uninterrupted", **options, save_steps=3, save_total_limit=None).train()
     shutil.copytree(tmp_path / "uninterrupted", tmp_path / "cut")
@@ -131,9 +131,9 @@ def test_a_finished_run_is_not_trained_further(tmp_path, options):
     options |= {"max_steps": 5, "save_steps": 0.5, "logging_steps": 1}
     first = resumable(tmp_path, **options)
     first.train()
-    again = resumable(tmp_path, **options)
-    again.train(resume_from_checkpoint=True)
-    assert again.state.global_step == 5
+    second = resumable(tmp_path, **options)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 5
     for name, value in first.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[name]), name
-    assert losses(again) == losses(first)
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert losses(second) == losses(first)

@@ -1,4 +1,4 @@
-"""Streams of the `datasets` library: each image once a pass, and resumed at their place without a second reading."""
+"""Streams of the `datasets` library: each image once per pass, and resume without reading earlier images."""
 
 import datasets
 import pytest
@@ -9,7 +9,7 @@ from tests.training.tiny import Samples, streamed, tiny_arguments, tiny_model
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_every_image_is_seen_once_a_pass(tmp_path, workers):
+def test_every_image_is_seen_once_per_pass(tmp_path, workers):
     trainer = streaming(tmp_path, max_steps=18, dataloader_num_workers=workers)
     trainer.train()
     names = [name for step in trainer.seen for name in step]
@@ -18,15 +18,15 @@ def test_every_image_is_seen_once_a_pass(tmp_path, workers):
 
 
 @pytest.mark.parametrize(("workers", "saved", "steps"), [(0, 2, 4), (2, 3, 5), (2, 9, 11)])
-def test_a_resumed_stream_is_that_of_an_uninterrupted_run(tmp_path, workers, saved, steps):
-    """Bitwise, in the middle of the workers' turn (3) and in the second pass (9), too."""
+def test_a_resumed_stream_equals_an_uninterrupted_one(tmp_path, workers, saved, steps):
+    """Bitwise; also after a step of one of two workers (3), and in the second pass (9)."""
     options = {"max_steps": steps, "dataloader_num_workers": workers, "save_strategy": "steps", "save_steps": saved}
-    whole = streaming(tmp_path, **options)
-    whole.train()
+    uninterrupted = streaming(tmp_path, **options)
+    uninterrupted.train()
     resumed = streaming(tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{saved}"))
-    assert resumed.seen == whole.seen[saved:]
-    assert losses(resumed) == losses(whole)
+    assert resumed.seen == uninterrupted.seen[saved:]
+    assert losses(resumed) == losses(uninterrupted)
 
 
 def test_a_resumed_stream_does_not_read_earlier_images(tmp_path):
@@ -51,12 +51,12 @@ def test_a_resumed_stream_does_not_read_earlier_images(tmp_path):
     (streamed(), {"cache_features": "features"}, "cache_features"),
     (streamed().filter(lambda sample: False), {}, "no batch"),
 ])  # fmt: skip
-def test_streams_that_cannot_be_trained_on(tmp_path, dataset, options, word):
+def test_impossible_streams_are_refused(tmp_path, dataset, options, word):
     with pytest.raises(ValueError, match=word):
         EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, **options), train_dataset=dataset).train()
 
 
-def test_a_stream_is_not_resumed_with_other_workers(tmp_path):
+def test_a_stream_cannot_be_resumed_with_other_workers(tmp_path):
     streaming(tmp_path, save_strategy="steps", save_steps=2).train()
     with pytest.raises(ValueError, match="2 workers"):
         streaming(tmp_path, dataloader_num_workers=1).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

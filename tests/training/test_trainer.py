@@ -1,4 +1,4 @@
-"""`EoMTTrainer` end to end on a tiny model: schedule, logs, accumulation, failures, what it leaves behind."""
+"""`EoMTTrainer` on a tiny model: schedule, logs, accumulation, failures, files."""
 
 import signal
 
@@ -44,10 +44,10 @@ def test_logs_have_every_part_rate_and_probability(run):
     parts = [f"loss_{part}{block}" for part in ("mask", "dice", "cross_entropy") for block in ("", "_0", "_1")]
     for row in logs:
         assert row["loss"] == pytest.approx(sum(row[part] for part in parts), rel=1e-5)
-    # the batch of step t (0-based) has the rate of t: 1 step of warm-up for the heads, another for the backbone
+    # step t (from 0) has the rate of t: the heads warm up in step 0, the backbone in step 1
     for t, row in enumerate(logs):
-        head = 1e-3 * (t if t < 1 else (1 - (t - 1) / 11) ** 0.9)
-        block = 1e-3 * (0 if t < 1 else t - 1 if t < 2 else (1 - (t - 2) / 10) ** 0.9)
+        head = 0 if t == 0 else 1e-3 * (1 - (t - 1) / 11) ** 0.9
+        block = 0 if t <= 1 else 1e-3 * (1 - (t - 2) / 10) ** 0.9
         assert row["learning_rate"] == pytest.approx(head)
         assert row["learning_rate_last_block"] == pytest.approx(block)
         assert row["learning_rate_first_block"] == pytest.approx(block * 0.8**2)
@@ -55,7 +55,7 @@ def test_logs_have_every_part_rate_and_probability(run):
         assert [row["attn_mask_prob_0"], row["attn_mask_prob_1"]] == pytest.approx(expected)
     assert trainer.model.attn_mask_probs.tolist() == [0, 0]
     steps = [row["step"] for row in trainer.state.log_history if "attn_mask_prob_0" in row]
-    assert steps == list(range(1, 13))  # one entry a step: neither the evaluation's nor the summary's repeats them
+    assert steps == list(range(1, 13))  # not in the entries of the evaluation and the summary
 
 
 def test_every_parameter_learns_and_decays(run):
@@ -65,7 +65,7 @@ def test_every_parameter_learns_and_decays(run):
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.05}
 
 
-def test_what_is_left_behind(run):
+def test_checkpoints_and_card_are_written(run):
     trainer, _, folder = run
     assert {path.name for path in folder.iterdir()} == {"checkpoint-6", "checkpoint-12", "README.md"}
     loaded = EoMTForUniversalSegmentation.from_pretrained(folder / "checkpoint-12")
@@ -77,7 +77,7 @@ def test_what_is_left_behind(run):
     assert "annealed; 2–4, 8–10" in card
 
 
-def test_evaluation_is_unmasked_and_leaves_training_as_it_was(tmp_path):
+def test_evaluation_is_unmasked_and_restores_the_masks(tmp_path):
     trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples(), eval_dataset=Samples(2))
     trainer.model.set_attn_mask_probs([1.0, 0.5])
     seen = []
@@ -92,7 +92,7 @@ def test_evaluation_is_unmasked_and_leaves_training_as_it_was(tmp_path):
     ("masking", "training", "left", "predictions"),
     [("always", [1, 1], [1, 1], 3), ("switched-off", [1, 1], [0, 0], 3), ("never", [0, 0], [0, 0], 1)],
 )
-def test_masking_modes(tmp_path, masking, training, left, predictions):
+def test_masking_modes_decide_masks_and_predictions(tmp_path, masking, training, left, predictions):
     args = tiny_arguments(tmp_path, max_steps=3, masking=masking)
     trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples())
     seen = []
@@ -107,7 +107,7 @@ def test_masking_modes(tmp_path, masking, training, left, predictions):
 
 
 @pytest.mark.parametrize("added_later", [False, True])
-def test_own_annealing_callback_takes_the_place_of_ours(tmp_path, added_later):
+def test_an_annealing_callback_replaces_the_default(tmp_path, added_later):
     own, args = MaskAnnealingCallback([0, 1], [2, 3], power=1.0), tiny_arguments(tmp_path, max_steps=3)
     callbacks = [] if added_later else [own]
     trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), callbacks=callbacks)
@@ -122,8 +122,8 @@ def test_own_annealing_callback_takes_the_place_of_ours(tmp_path, added_later):
     assert logged == [[0.5, 1.0], [0.0, 0.5], [0.0, 0.0]]
 
 
-def test_accumulated_batches_equal_the_whole_batch(tmp_path, monkeypatch):
-    """Images with 2 and 0 targets spread unevenly: a plain mean over the accumulated batches would differ."""
+def test_accumulated_batches_equal_one_batch(tmp_path, monkeypatch):
+    """Batches have different numbers of targets, so a mean over the accumulated batches would differ."""
     monkeypatch.setattr(torch, "rand", fixed_points)
     results = []
     for device, accumulation in [(4, 1), (1, 4)]:
@@ -142,15 +142,15 @@ def test_accumulated_batches_equal_the_whole_batch(tmp_path, monkeypatch):
         assert torch.allclose(one, other, atol=2e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_files(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_files(tmp_path):
     args = tiny_arguments(tmp_path, max_steps=8, per_device_train_batch_size=1, num_train_epochs=1)
     trainer = EoMTTrainer(tiny_model(), args, train_dataset=Broken(8, broken=[5]))
-    with pytest.raises(ValueError, match=r"loss is nan at step \d .*image5\.png"):
+    with pytest.raises(ValueError, match=r"nan .*\d .*image5\.png"):
         trainer.train()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_saves_and_the_rest_follows_on(tmp_path, number):
+def test_an_interrupted_run_saves_and_resumes(tmp_path, number):
     def options(folder):
         return tiny_arguments(tmp_path / folder, max_steps=8)
 
@@ -163,7 +163,7 @@ def test_interruption_saves_and_the_rest_follows_on(tmp_path, number):
                 signal.raise_signal(number)
             return super().__getitem__(index)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is started with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in background jobs of a script
     uninterrupted = EoMTTrainer(tiny_model(), options("uninterrupted"), train_dataset=Samples())
     uninterrupted.train()
     first = EoMTTrainer(tiny_model(), options("cut"), train_dataset=Interrupting())
@@ -178,7 +178,7 @@ def test_interruption_saves_and_the_rest_follows_on(tmp_path, number):
     assert [row["loss"] for row in logs_of(second)] == [row["loss"] for row in logs_of(uninterrupted)]
 
 
-def test_frozen_backbone(tmp_path):
+def test_a_frozen_backbone_does_not_change(tmp_path):
     model = tiny_model()
     args = tiny_arguments(tmp_path, max_steps=2, freeze_backbone=True, head_warmup_steps=0)
     trainer = EoMTTrainer(model, args, train_dataset=Samples())
@@ -189,24 +189,24 @@ def test_frozen_backbone(tmp_path):
     assert "learning_rate_last_block" not in logs_of(trainer)[0]
 
 
-def test_one_overflow_in_fp16_is_left_out_and_many_in_a_row_end_the_run(tmp_path):
-    """Where there is no GPU the scaler of fp16 runs on the CPU too; the loss overflows by an image of NaN."""
+def test_one_overflow_in_fp16_is_skipped_and_many_end_the_run(tmp_path):
+    """The scaler of fp16 runs on the CPU here; images of NaN stand for overflows."""
     for broken, steps in (([5], 8), (range(3, 40), 40)):
         args = tiny_arguments(tmp_path, max_steps=steps, per_device_train_batch_size=1, logging_steps=4)
         trainer = EoMTTrainer(tiny_model(), args, train_dataset=Broken(steps, broken))
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         if len(broken) > 1:
-            with pytest.raises(ValueError, match="loss is nan"):
+            with pytest.raises(ValueError, match="nan"):
                 trainer.train()
             continue
         trainer.train()
         assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
         losses = [row["loss"] for row in logs_of(trainer)]
         assert len(losses) == 2
-        assert max(losses) < 1.25 * min(losses)  # a mean over the three steps that were taken is no lower
+        assert max(losses) < 1.25 * min(losses)  # the mean is over the steps that were not skipped
 
 
-def test_position_augmentation_of_a_checkpoint_is_off_unless_asked(tmp_path):
+def test_position_augmentation_is_off_by_default(tmp_path):
     for asked in (False, True):
         torch.manual_seed(0)
         config = EoMTConfig.for_backbone("vit_small_patch16_dinov3", **TINY_DINOV3, pos_embed_rescale=2.0)
@@ -228,13 +228,13 @@ class Streamed(torch.utils.data.IterableDataset):
     {"train_dataset": Samples(0)},
     {"args": {"remove_unused_columns": True}},
 ])  # fmt: skip
-def test_what_would_not_be_heeded_is_refused(tmp_path, given):
+def test_arguments_without_effect_are_refused(tmp_path, given):
     args = given.pop("args", {})
     with pytest.raises(ValueError):  # noqa: PT011 — the words are not the point
         EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, **args), **({"train_dataset": Samples()} | given)).train()
 
 
-def test_an_optimizer_of_the_users_own(tmp_path):
+def test_an_optimizer_can_be_given(tmp_path):
     model = tiny_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     args = tiny_arguments(tmp_path, max_steps=2, head_warmup_steps=0)
@@ -244,8 +244,8 @@ def test_an_optimizer_of_the_users_own(tmp_path):
     assert [row["learning_rate"] for row in logs_of(trainer)] == pytest.approx([1e-3, 1e-3 * 0.5**0.9])
 
 
-def test_names_of_parameters_in_a_model_wrapped_by_peft(tmp_path):
-    """The same groups and the same frozen backbone as without the wrapper."""
+def test_a_model_wrapped_by_peft_has_the_same_groups(tmp_path):
+    """The same frozen backbone, too."""
     peft = pytest.importorskip("peft")
     plain = {g["name"]: (g["lr"], g["is_backbone"]) for g in layerwise_lr_groups(tiny_model(), 1e-3)}
     config = peft.LoraConfig(target_modules=["q_proj"], bias="all", modules_to_save=["class_predictor"], r=2)
@@ -261,7 +261,7 @@ def test_names_of_parameters_in_a_model_wrapped_by_peft(tmp_path):
     trainer.train()
 
 
-def test_the_processor_follows_the_models_task(tmp_path):
+def test_the_processor_gets_the_task_of_the_model(tmp_path):
     processor = EoMTImageProcessor(task="panoptic", size=SIZE, stuff_label_ids=[1])
     args = tiny_arguments(tmp_path, task="semantic")
     trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(), processing_class=processor)
@@ -271,7 +271,7 @@ def test_the_processor_follows_the_models_task(tmp_path):
     assert (saved.do_split_image, saved.do_pad) == (True, False)
 
 
-def test_a_run_that_diverged_says_so(tmp_path, caplog):
+def test_a_diverged_run_warns(tmp_path, caplog):
     trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples())
     trainer.state.log_history = [{"step": 1, "loss": 20.0}, {"step": 2, "loss": 5e10}]
     with caplog.at_level("WARNING"):
@@ -280,15 +280,15 @@ def test_a_run_that_diverged_says_so(tmp_path, caplog):
     assert any("5e+10" in message for message in caplog.messages)
 
 
-def test_evaluating_without_data_is_an_error(tmp_path):
+def test_evaluation_without_data_is_refused(tmp_path):
     trainer = EoMTTrainer(tiny_model(), tiny_arguments(tmp_path), train_dataset=Samples())
     with pytest.raises(ValueError, match="eval_dataset"):
         trainer.evaluate()
 
 
-def test_an_epochs_last_incomplete_step_is_dropped(tmp_path):
+def test_the_last_incomplete_step_of_an_epoch_is_dropped(tmp_path):
     options = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 3, "dataloader_drop_last": True}
     args = tiny_arguments(tmp_path, **options)
-    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(10))  # 5 batches of 2: 1 step of 3 of them
+    trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(10))  # 5 batches of 2, 3 of them in a step
     trainer.train()
     assert trainer.state.global_step == 2

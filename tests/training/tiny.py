@@ -1,4 +1,4 @@
-"""A tiny model and synthetic samples, shared by the trainer's tests (run as a script by some of them)."""
+"""A tiny model, synthetic samples and arguments for tests of the trainer."""
 
 import datasets
 import torch
@@ -37,9 +37,9 @@ def tiny_pmt(seed=0, **overrides):
 
 
 def overridden(command: str, options) -> list[str]:
-    """The words of a command without the options that are given again."""
-    words, kept = command.split(), []
-    for word in words:
+    """The words of a command, with some options replaced."""
+    kept, keep = [], True
+    for word in command.split():
         if word.startswith("--"):
             keep = word not in options
         if keep:
@@ -48,7 +48,7 @@ def overridden(command: str, options) -> list[str]:
 
 
 class Samples(Dataset):
-    """Squares on a background, with noise drawn anew on each access (augmentation); every fifth image is empty."""
+    """Squares on a background, with other noise on each access (as augmentation); every fifth image is empty."""
 
     def __init__(self, count=8, noise=0.1):
         self.count, self.noise = count, noise
@@ -72,14 +72,14 @@ class Samples(Dataset):
 
 
 def streamed(count=16, shards=4):
-    """The samples as a stream of `datasets`; its shards are shuffled in each pass."""
+    """The samples as a stream of the `datasets` library. Its shards are shuffled in each pass."""
     numbers = datasets.Dataset.from_dict({"number": range(count)}).to_iterable_dataset(num_shards=shards)
     numbers = numbers.shuffle(seed=1, buffer_size=1)
     return numbers.map(lambda row: Samples()[row["number"]], remove_columns=["number"])
 
 
 class Broken(Samples):
-    """Some images are NaN."""
+    """Samples, with some images of NaN."""
 
     def __init__(self, count, broken):
         super().__init__(count)
