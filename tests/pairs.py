@@ -19,7 +19,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run_pairs(*jobs: list) -> tuple[list[int], subprocess.CompletedProcess]:
-    """Run jobs [module, argument, …] in pairs of processes. Returns the larger exit code of each pair, and all output."""
+    """Run jobs [module, argument, …] in pairs of processes. Returns the larger exit code of each, and all output."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.pairs", json.dumps(jobs, default=str)],
         cwd=ROOT,

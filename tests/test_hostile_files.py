@@ -104,7 +104,7 @@ def write_inputs(root) -> None:
 
 
 def write_predictions(data, folder, task: str) -> None:
-    """Write the files of `eomt predict` for a data set, with two segments: the left third of each image, and the rest."""
+    """Write the files of `eomt predict` for a data set: the left third of each image is a segment, the rest another."""
     dataset, space = load_data(data, task=task, split="val")
     results = Results(folder, task, space)
     left = torch.arange(SIZE[1])[None].repeat(SIZE[0], 1) < 5
