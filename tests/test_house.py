@@ -37,9 +37,9 @@ MOST_LINES = {
     "image_processing": 2430,
     "modeling_eomt": 3920,
     "training": 6660,
-    "eomt": 5430,
+    "eomt": 5440,
     "benchmarks": 2030,
-    "tests": 13980,
+    "tests": 14000,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

@@ -1,4 +1,4 @@
-"""Own data and one trained run a task, made once and only read."""
+"""Own data and a trained run of each task, written once and only read."""
 
 import contextlib
 
@@ -10,13 +10,13 @@ from tests.once import once
 
 @pytest.fixture(scope="session")
 def own_data(tmp_path_factory):
-    """Folders "panoptic" (COCO), "semantic" (label maps) and "instance" (as Roboflow exports)."""
+    """A folder with "panoptic" (COCO), "semantic" (label maps) and "instance" (an export of Roboflow)."""
     return once(tmp_path_factory, "own-data", write_data)
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory, own_data, undrawn_curves):
-    """A folder a task: what `eomt train` left, and in printed.txt what it said."""
+    """A folder with the run of each task by `eomt train`, and its output in printed.txt."""
 
     def make(root):
         for task, options in OPTIONS.items():

@@ -1,4 +1,4 @@
-"""`eomt benchmark` as a user calls it: EoMT and Mask2Former side by side."""
+"""`eomt benchmark`: EoMT, Mask2Former, the ladder and exported models."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def benchmark(*arguments) -> int:
     return main(["benchmark", "--model", *map(str, arguments)])
 
 
-def test_side_by_side(models, tmp_path, capsys):
+def test_two_models_are_compared(models, tmp_path, capsys):
     names = [models / name for name in ("eomt", "mask2former")]
     options = ("--image-size", "64", "--batch-size", "2", "--json", tmp_path / "out.json", *QUICK)
     assert benchmark(*names, *options) == 0
@@ -72,7 +72,7 @@ def test_the_label_has_the_engine_in_use(exported, monkeypatch):
     assert Candidate.find(str(exported / "out")).label.endswith(" onnx")
 
 
-def test_exported_folders_run_on_their_engine(exported, tmp_path, capsys):
+def test_exported_folders_are_measured_on_their_engine(exported, tmp_path, capsys):
     folder, file = tmp_path / "exported", tmp_path / "out.json"
     shutil.copytree(exported / "out", folder, ignore=shutil.ignore_patterns("openvino*"))
     assert benchmark(exported / "model", folder, "--json", file, "--dtype", "bfloat16", "--no-masked", *QUICK) == 0
@@ -86,13 +86,13 @@ def test_exported_folders_run_on_their_engine(exported, tmp_path, capsys):
     assert benchmark(folder, "--images", tmp_path / "photo.png", "--json", file, *QUICK) == 0
     assert json.loads(file.read_text())["rows"][0]["gflops"] == model["gflops"]
     assert benchmark(folder, "--image-size", "32", *QUICK) == 2
-    assert "the file takes 64 × 64" in capsys.readouterr().err
+    assert "64 × 64" in capsys.readouterr().err
     assert benchmark(folder, "--masked", *QUICK) == 2
-    assert "leave out --masked" in capsys.readouterr().err
+    assert "--masked" in capsys.readouterr().err
 
 
-def test_masks_cost(tmp_path):
-    tiny_model().save_pretrained(tmp_path / "eomt")  # whose configuration says that it infers with masks
+def test_masked_inference_has_more_gflops(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "eomt")  # with masked_inference in its configuration
     rows = {}
     for options in ([], ["--masked"], ["--no-masked"]):
         file = tmp_path / "out.json"
@@ -103,7 +103,7 @@ def test_masks_cost(tmp_path):
     assert rows["--masked"]["gflops"] > rows["--no-masked"]["gflops"]
 
 
-def test_several_sizes_and_mixed_precision(models, tmp_path):
+def test_several_sizes_in_mixed_precision(models, tmp_path):
     file = tmp_path / "out.json"
     sizes = ("--image-size", "64", "32x96", "--dtype", "bfloat16", "--autocast")
     assert benchmark(models / "eomt", *sizes, "--json", file, *QUICK) == 0
@@ -116,17 +116,17 @@ def test_several_sizes_and_mixed_precision(models, tmp_path):
     ("vit_small_patch16_dinov3", 640, {"task": "panoptic"}, 47.2),
     ("vit_large_patch14_reg4_dinov2", 640, {"masked": True}, None),
 ])  # fmt: skip
-def test_the_papers_quality_stands_beside_its_models(name, size, options, value):
+def test_quality_is_that_of_the_paper(name, size, options, value):
     reported = Candidate.find(name, size, **options).reported()
     assert (reported and reported.value) == value
 
 
-def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, capsys, monkeypatch):
+def test_a_model_that_cannot_run_does_not_stop_the_others(models, tmp_path, capsys, monkeypatch):
     load = Candidate.load
 
     def too_large(self, *args):
         if "mask2former" in self.name:
-            raise RuntimeError("CUDA out of memory\nlong tale")
+            raise RuntimeError("CUDA out of memory\nmore lines")
         return load(self, *args)
 
     monkeypatch.setattr(Candidate, "load", too_large)
@@ -138,14 +138,14 @@ def test_one_that_cannot_run_leaves_the_others_their_turn(models, tmp_path, caps
     assert "mask2former 64×64: CUDA out of memory" in capsys.readouterr().err
 
 
-def test_timing_is_of_the_runs_after_warming_up():
+def test_times_exclude_the_warm_up():
     durations = iter([0.05, 0.05, 0.001, 0.002, 0.003])
     found = measure_seconds(lambda: time.sleep(next(durations)), CPU, warm_up=2, repeats=3)
     assert 0.002 <= found["median"] < 0.02
     assert found["p10"] <= found["median"] <= found["p90"]
 
 
-def test_peak_memory_counts_weights_and_what_is_alive_at_once():
+def test_peak_memory_is_that_of_weights_and_live_tensors():
     layer = torch.nn.Linear(4, 4, bias=False)  # 64 bytes
 
     def run():
@@ -158,8 +158,8 @@ def test_peak_memory_counts_weights_and_what_is_alive_at_once():
     assert peak_bytes(run, layer, CPU) == pytest.approx(6_000_064, rel=0.01)
 
 
-def test_steps_of_the_ladder(tmp_path):
-    """Table 3's ViT-S: parameters and GFLOPs as printed."""
+def test_counts_of_ladder_steps_equal_the_papers(tmp_path):
+    """ViT-S of Table 3."""
     file = tmp_path / "out.json"
     steps = ("--step", 0, 5, "--count-only", "--json", file)
     assert benchmark("vit_small_patch14_reg4_dinov2", *steps) == 0
@@ -169,11 +169,11 @@ def test_steps_of_the_ladder(tmp_path):
     assert [row["label"].split(" ", 1)[1] for row in rows] == ["step 0 640×640", "640×640"]
 
 
-def test_a_saved_step_is_run_and_counted(tmp_path, capsys):
+def test_a_saved_ladder_step_is_measured(tmp_path, capsys):
     ladder(2).save_pretrained(tmp_path / "step2")
     assert benchmark(tmp_path / "step2", "--json", tmp_path / "out.json", *QUICK) == 0
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["masked"]
     assert row["parameters"] == sum(parameter.numel() for parameter in ladder(2).parameters())
     assert benchmark(tmp_path / "step2", "--step", "3") == 2
-    assert "step can be set for backbones only" in capsys.readouterr().err
+    assert "step" in capsys.readouterr().err

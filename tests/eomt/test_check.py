@@ -1,4 +1,4 @@
-"""The check of a data set: counts by hand, unreadable files all listed, a sheet of samples."""
+"""The check of a data set: counts, unreadable files, a sheet of samples."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.training.data.synthetic import SIZE, annotation, extracted, instance_
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_counts_by_hand(tmp_path, task):
+def test_images_segments_and_pixels_are_counted(tmp_path, task):
     dataset, space = load_data(extracted(tmp_path / "data"), task=task, split="val")
     transform = TrainTransform(space, task=task, size=64)
     report = check_data(dataset, space, transform, tmp_path / "out", num_workers=1 if task == "instance" else 0)
@@ -34,8 +34,8 @@ def test_counts_by_hand(tmp_path, task):
     assert "dog" in text
 
 
-def test_an_image_with_more_instances_than_a_byte_counts(tmp_path, monkeypatch):
-    """pycocotools' own area of a list of masks overflows from 256 on (numpy 2.4)."""
+def test_an_image_of_300_instances_is_checked(tmp_path, monkeypatch):
+    """pycocotools' area overflows for lists of 256 masks or more (numpy 2.4)."""
     data = instance_json()
     squares = ((i % 16, i // 16 % 12) for i in range(300))
     data["annotations"] = [
@@ -50,21 +50,21 @@ def test_an_image_with_more_instances_than_a_byte_counts(tmp_path, monkeypatch):
     assert sample["reference"]["area"].tolist() == [1] * 300
     monkeypatch.setattr(samples, "MAX_MASK_BYTES", 299 * 96 * 96)
     transform = TrainTransform(space, task="instance", size=96, augment=False)
-    with pytest.raises(ValueError, match=dataset[1]["file_name"]):  # before the memory is taken
+    with pytest.raises(ValueError, match=dataset[1]["file_name"]):  # before the allocation
         dataset.with_transform(transform)[1]
 
 
-def test_every_unreadable_file_is_listed_and_the_rest_is_counted(tmp_path):
-    files = {f"images/{i}.jpg": picture(i) for i in range(4)} | {
-        f"labels/{i}.png": png(np.ones(SIZE)) for i in range(4)
-    }
+def test_unreadable_files_are_listed_and_others_counted(tmp_path):
+    files = {}
+    for i in range(4):
+        files |= {f"images/{i}.jpg": picture(i), f"labels/{i}.png": png(np.ones(SIZE))}
     files |= {"images/1.jpg": b"broken", "labels/3.png": png(np.ones((5, 5)))}
     dataset, space = load_data(write(tmp_path / "data", files), task="semantic")
     seen = {}
     report = check_data(dataset, space, TrainTransform(space, task="semantic", size=32), tmp_path, seen=seen)
     assert not report["repeated"]
-    again = check_data(dataset, space, TrainTransform(space, task="semantic", size=32), tmp_path, seen=seen)
-    assert again["repeated"] == ["images/0.jpg", "images/2.jpg"]
+    second = check_data(dataset, space, TrainTransform(space, task="semantic", size=32), tmp_path, seen=seen)
+    assert second["repeated"] == ["images/0.jpg", "images/2.jpg"]
     assert len(report["unreadable"]) == 2
     assert "images/1.jpg" in report["unreadable"][0]
     assert "images/3.jpg" in report["unreadable"][1]

@@ -1,4 +1,4 @@
-"""The command line: help, wrong options, one line for every error, exit codes, outputs that cannot be written."""
+"""The command line: help, wrong options, one line for every error, exit codes, impossible outputs."""
 
 import json
 import os
@@ -27,7 +27,7 @@ COMMANDS = ("demo", "predict", "train", "evaluate", "convert", "export", "benchm
 
 
 class Failing(Dataset):
-    """A data set whose worker raises, or is killed as by the out-of-memory killer."""
+    """A data set that raises an error in its worker, or kills it, as the system does without memory."""
 
     def __init__(self, error: Exception | None):
         self.error = error
@@ -42,7 +42,7 @@ class Failing(Dataset):
 
 
 def error_of(compute) -> Exception:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (any)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (any error)
         compute()
     return caught.value
 
@@ -61,7 +61,7 @@ def test_any_error_is_one_line(compute, word):
     assert "Traceback" not in line
 
 
-def test_every_command_is_there_and_helps(capsys):
+def test_every_command_has_help(capsys):
     assert {name for name in app if not name.startswith("-")} == set(COMMANDS)
     for name in COMMANDS:
         assert main([name, "--help"]) == 0
@@ -96,32 +96,33 @@ def test_every_command_is_there_and_helps(capsys):
     (["benchmark", "vit_small_patch14_reg4_dinov2", "--image-size", "100"], "96"),
     (["serve"], "models"),
 ])  # fmt: skip
-def test_wrong_options_are_one_line(argv, word, tmp_path, monkeypatch, capsys):
+def test_wrong_options_are_one_line_of_error(argv, word, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
-    said = capsys.readouterr().err
-    assert word in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert word in error
+    assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_pipe_is_no_error(monkeypatch):
-    """As of `eomt … | head`: of the help, which rich prints, and of a command."""
-    for argv, code in ((["--help"], 1), (["train", "--list-recipes"], 141)):
+def test_a_broken_pipe_prints_no_error(monkeypatch):
+    """As in `eomt … | head`, for the help, which rich prints, and for a command."""
+
+    def broken_pipe():
         read, write = os.pipe()
         os.close(read)
-        if argv == ["--help"]:
-            command = [sys.executable, "-m", "eomt", *argv]
-            done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=write, stderr=subprocess.PIPE)
-            assert (done.returncode, done.stderr) == (code, b"")
-            os.close(write)
-            continue
-        with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", pipe)
-            assert main(argv) == code
+        return os.fdopen(write, "w")
+
+    with broken_pipe() as pipe:
+        command = [sys.executable, "-m", "eomt", "--help"]
+        done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b"")
+    with broken_pipe() as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert main(["train", "--list-recipes"]) == 141
 
 
-def test_devices():
+def test_unusable_devices_are_refused():
     assert usable_device("cpu") == torch.device("cpu")
     for name in ("nonsense", *([] if torch.cuda.is_available() else ["cuda"])):
         with pytest.raises(ValueError, match=name):
@@ -129,7 +130,6 @@ def test_devices():
 
 
 def test_help_and_wrong_options_import_no_torch():
-    """Counted in modules, not in seconds."""
     script = "import sys; from eomt.cli import main\n"
     for argv in (["--help"], ["predict", "--help"], ["export", "--mdoel=x"]):
         script += f"sys.argv[0] = '/bin/eomt'; main({argv!r})\n"
@@ -171,14 +171,14 @@ def damage(model, tensor=None, **fields) -> None:
     ({}, "query.weight"), ({"tensor": float("nan")}, "query.weight"), ({"tensor": 0, "num_hidden_layers": 3}, "layers"),
     ({"tensor": 0, "model_type": "vit"}, "'vit'"), ({"tensor": 0, "hidden_size": 48_000}, "M parameters"),
 ], ids=["removed", "nan", "fewer layers", "another kind", "110 billion parameters"])  # fmt: skip
-def test_weights_that_are_not_the_models_are_refused(changes, word, folder, tmp_path):
+def test_weights_that_do_not_fit_are_refused(changes, word, folder, tmp_path):
     model = shutil.copytree(folder / "model", tmp_path / "model")
     damage(model, **changes)
     with pytest.raises(ValueError, match=word):
         load_model(str(model))
 
 
-def test_every_command_loads_through_the_same_check(folder, tmp_path, capsys):
+def test_every_command_checks_the_weights(folder, tmp_path, capsys):
     model = shutil.copytree(folder / "model", tmp_path / "model")
     damage(model)
     train = "--task semantic --class-head new --use-cpu --max-steps 1 --total-batch-size 1 --dataloader-num-workers 0"
@@ -198,7 +198,7 @@ def test_every_command_loads_through_the_same_check(folder, tmp_path, capsys):
 def full_disk():
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # bytes of a file: the weights do not fit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # bytes, less than the weights
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     signal.signal(signal.SIGXFSZ, before)
@@ -216,14 +216,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, full_disk,
 
 
 @pytest.mark.parametrize("option", ["--output", "--save-predictions"])
-def test_an_output_that_cannot_be_is_found_before_the_scoring(folder, tmp_path, capsys, option):
+def test_impossible_outputs_are_refused_before_the_evaluation(folder, tmp_path, capsys, option):
     (tmp_path / "file").write_text("")
     assert main(["evaluate", str(folder / "model"), "--data", "nowhere", option, str(tmp_path / "file/out")]) == 2
     assert "file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["run", "run/inner"])
-def test_force_replaces_no_model_by_what_is_made_from_it(folder, tmp_path, target):
+def test_force_does_not_replace_the_model_that_is_read(folder, tmp_path, target):
     shutil.copytree(folder / "model", tmp_path / "run/inner")
     shutil.copytree(folder / "model", tmp_path / "run", dirs_exist_ok=True)
     command = ["export", str(tmp_path / "run/inner"), str(tmp_path / target), "--format", "onnx", "--force"]
@@ -232,7 +232,7 @@ def test_force_replaces_no_model_by_what_is_made_from_it(folder, tmp_path, targe
 
 
 @pytest.mark.parametrize("work", ["trainer_state.json", "checkpoint-10/model.safetensors"])
-def test_force_replaces_no_training_run(folder, tmp_path, work):
+def test_force_does_not_replace_a_training_run(folder, tmp_path, work):
     shutil.copytree(folder / "model", tmp_path / "run")
     (tmp_path / "run" / work).parent.mkdir(exist_ok=True)
     (tmp_path / "run" / work).write_text("hours of work")

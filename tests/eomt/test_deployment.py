@@ -1,4 +1,4 @@
-"""The code of docs/deployment.md: without this package it gives the library's segments."""
+"""The code of docs/deployment.md has the library's segments, without this package."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ BLOCKS = re.findall(
 
 @pytest.fixture(scope="module", params=["openvino", "onnx"])
 def folder(request, exported, tmp_path_factory):
-    """One engine's files, and a photo."""
+    """A folder with the files of one engine, and a photo."""
     folder = tmp_path_factory.mktemp("deployment")
     (folder / "exported").mkdir()
     for file in exported.glob("out/*"):
@@ -39,10 +39,10 @@ def run(code: str, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_runner_gives_the_librarys_map(folder, exported):
+def test_the_runner_has_the_librarys_segments(folder, exported):
     code = BLOCKS[1]
     assert not re.search(r"\b(torch|transformers|eomt)\b", code.replace("as torch's", ""))
-    said = run(code, folder, "exported", "photo.png", "segments.png").splitlines()
+    printed = run(code, folder, "exported", "photo.png", "segments.png").splitlines()
     processor = AutoImageProcessor.from_pretrained(exported / "model")
     photo = Image.open(folder / "photo.png")
     with torch.no_grad():
@@ -50,9 +50,9 @@ def test_the_runner_gives_the_librarys_map(folder, exported):
     (result,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=[(60, 90)], stuff_classes=[])
     expected = [[str(s["id"] + 1), f"LABEL_{s['label_id']}", f"{s['score']:.3f}"] for s in result["segments_info"]]
     assert len(expected) > 1
-    assert [line.split() for line in said] == expected
+    assert [line.split() for line in printed] == expected
     found = np.asarray(Image.open(folder / "segments.png"))
-    assert (found != result["segmentation"].numpy() + 1).mean() < 2e-3  # a pixel whose logit is 0 within rounding
+    assert (found != result["segmentation"].numpy() + 1).mean() < 2e-3  # pixels with logits of 0, by rounding
 
 
 def test_the_pipeline_runs(folder, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Pictures: what is tinted, what is left alone, what is refused."""
+"""Drawing: colors, outlines, names, legends, confidence, sheets."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_segments_are_tinted_with_their_color_and_void_is_not():
     assert not outline[20:300].any()
 
 
-def test_names_stand_inside_their_segments():
+def test_names_are_drawn_inside_their_segments():
     ids, segments = two_segments()
     plain = np.asarray(draw_segments(GRAY, ids, segments, names=False), int)
     named = np.asarray(draw_segments(GRAY, ids, segments, {3: "tree", 7: "horse"}), int)
@@ -44,7 +44,7 @@ def test_names_stand_inside_their_segments():
     )
 
 
-def test_masks_labels_and_ids_give_the_same_picture():
+def test_masks_labels_and_ids_have_the_same_picture():
     ids, segments = two_segments()
     labels = np.where(ids == 0, 3, np.where(ids == 1, 7, 255))
     masks = np.stack([ids == 0, ids == 1])
@@ -53,14 +53,14 @@ def test_masks_labels_and_ids_give_the_same_picture():
     assert np.array_equal(by_ids, draw_segments(GRAY, labels))
 
 
-def test_legend_small_images_and_nothing_found():
+def test_legends_small_images_and_empty_results():
     ids, segments = two_segments()
     assert draw_segments(GRAY, ids, segments, legend=True).height > 500
     small = draw_segments(Image.new("RGB", (64, 48)), np.zeros((48, 64), int), [{"id": 0, "label_id": 1}])
     assert small.size == (640, 480)
-    nothing = draw_segments(GRAY, np.full((500, 640), -1), [], legend=True)
-    assert nothing.height > GRAY.height  # and says so
-    assert np.array_equal(nothing.crop((0, 0, *GRAY.size)), GRAY)
+    empty = draw_segments(GRAY, np.full((500, 640), -1), [], legend=True)
+    assert empty.height > GRAY.height  # the legend says that there are no segments
+    assert np.array_equal(empty.crop((0, 0, *GRAY.size)), GRAY)
     draw_segments(Image.new("L", (1, 1)), np.zeros((1, 1), int), [{"id": 0, "label_id": 1}], legend=True)
 
 
@@ -70,10 +70,10 @@ def test_side_by_side_and_confidence():
     assert sheet.width == 2 * 256 + 3 * 12
     ramp = np.asarray(draw_confidence(np.linspace(0, 1, 50)[None].repeat(4, 0)), int).sum(-1)[0]
     assert (np.diff(ramp) >= -8).all()
-    assert ramp[0] < 30  # darker where less certain
+    assert ramp[0] < 30  # dark for low confidence
 
 
-def test_very_long_pictures_stay_small_enough_for_a_file(tmp_path):
+def test_very_long_pictures_fit_into_a_file(tmp_path):
     line = Image.new("RGB", (3000, 1), "red")
     sheet = side_by_side([("image", line), ("prediction", line)])
     assert max(sheet.size) < 20_000
@@ -91,6 +91,6 @@ def test_colors_of_one_picture_differ():
         assert gaps.min() >= 40
 
 
-def test_wrong_size_is_an_error():
+def test_a_map_of_another_size_is_refused():
     with pytest.raises(ValueError, match="10 × 10"):
         draw_segments(GRAY, np.zeros((10, 10), int), [{"id": 0, "label_id": 0}])

@@ -1,4 +1,4 @@
-"""Exported folders in the model's place: same outputs, same segments, every engine and precision; bad folders."""
+"""Exported models: the outputs and segments of the model, every engine and precision, errors."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.pairs import ENVIRONMENT
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_outputs_are_the_models(exported, engine):
+def test_exported_models_have_the_models_outputs(exported, engine):
     model = ExportedEoMT.from_pretrained(exported / "out", engine=engine)
     assert (model.engine.name, model.engine.precision, model.engine.size) == (engine, "fp32", (64, 64))
     for batch in (1, 3):
@@ -40,8 +40,8 @@ def test_outputs_are_the_models(exported, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_calls_from_threads_give_the_same(exported, engine):
-    """As many at once as the engine takes, and more callers than that."""
+def test_calls_from_threads_have_the_same_results(exported, engine):
+    """From more threads than the engine has requests."""
     model = ExportedEoMT.from_pretrained(exported / "out", engine=engine, num_requests=None)
     assert model.num_requests >= 1
     images = torch.randn(12, 1, 3, 64, 64)
@@ -52,8 +52,8 @@ def test_calls_from_threads_give_the_same(exported, engine):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_the_pipeline_gives_the_same_segments(exported, task, tmp_path):
-    """The files hold no task: their folder's configuration says it."""
+def test_the_pipeline_has_the_same_segments(exported, task, tmp_path):
+    """The task is that of config.json, not of the exported files."""
     for name in ("model", "out"):
         shutil.copytree(exported / name, tmp_path / name)
         config = json.loads((exported / name / "config.json").read_text())
@@ -65,20 +65,20 @@ def test_the_pipeline_gives_the_same_segments(exported, task, tmp_path):
         processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
         segment = pipeline("image-segmentation", model=model, image_processor=processor)
         results += [[segment(photo, threshold=0.3) for photo in photos], segment(photos, batch_size=3, threshold=0.3)]
-    plain, *others = results
-    assert sum(map(len, plain)) > 0
-    for ours in others:
-        for found, expected in zip(ours, plain, strict=True):
+    first, *others = results
+    assert sum(map(len, first)) > 0
+    for other in others:
+        for found, expected in zip(other, first, strict=True):
             assert [segment["label"] for segment in found] == [segment["label"] for segment in expected]
-            for one, other in zip(found, expected):
-                assert (np.asarray(one["mask"]) != np.asarray(other["mask"])).mean() < 1e-3
+            for segment, wanted in zip(found, expected):
+                assert (np.asarray(segment["mask"]) != np.asarray(wanted["mask"])).mean() < 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "precision"), [("openvino", "int8"), ("openvino", "bf16"), ("onnx", "fp16"), ("onnx", "int8")]
 )
-def test_smaller_number_types(exported, format, precision, tmp_path):
+def test_lower_precisions_have_similar_logits(exported, format, precision, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for index in range(3):
@@ -96,8 +96,8 @@ def test_smaller_number_types(exported, format, precision, tmp_path):
 
 
 @pytest.mark.slow
-def test_any_size_where_positions_are_rotary(tmp_path, capsys):
-    save_confident(tmp_path / "v3", "dinov3", num_hidden_layers=1)  # with free sides each takes ten seconds
+def test_models_with_rotary_positions_accept_any_size(tmp_path, capsys):
+    save_confident(tmp_path / "v3", "dinov3", num_hidden_layers=1)  # with --dynamic-size a layer takes ten seconds
     assert export(tmp_path / "v3", tmp_path / "out", "--format", "openvino", "--dynamic-size") == 0
     pixels = torch.randn(2, 3, 96, 32)
     with torch.no_grad():
@@ -110,22 +110,22 @@ def test_any_size_where_positions_are_rotary(tmp_path, capsys):
     save_confident(tmp_path / "v2")
     capsys.readouterr()
     assert export(tmp_path / "v2", tmp_path / "none", "--format", "openvino", "--dynamic-size") == 2
-    assert "learned positions" in capsys.readouterr().err
+    assert "positions" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
-def test_bfloat16_only_when_asked_for(exported):
-    """Processors with bf16 infer in bf16 unless a precision is set."""
+def test_engines_compute_in_bfloat16_on_request_only(exported):
+    """OpenVINO would compute in bf16 on CPUs with bf16 if no precision were set."""
     model, pixels = load_unmasked(exported / "model"), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(pixels).masks_queries_logits
-    rough = ExportedEoMT.from_pretrained(exported / "out", engine="openvino", dtype=torch.bfloat16)
+    half = ExportedEoMT.from_pretrained(exported / "out", engine="openvino", dtype=torch.bfloat16)
     capable = "BF16" in import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    assert rough.engine.dtype == ("bf16" if capable else "fp32")  # what it computes in, not what was asked for
-    torch.testing.assert_close(rough(pixels).masks_queries_logits, expected, rtol=0.1, atol=0.5)
+    assert half.engine.dtype == ("bf16" if capable else "fp32")  # the type of the computation
+    torch.testing.assert_close(half(pixels).masks_queries_logits, expected, rtol=0.1, atol=0.5)
 
 
-def test_commands_refuse_what_an_engine_cannot(exported, tmp_path, capsys):
+def test_commands_refuse_impossible_options_of_an_engine(exported, tmp_path, capsys):
     synthetic_image(50, 80).save(tmp_path / "a.png")
     run = ["predict", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--model", str(exported / "out")]
     assert main([*run, "--compile"]) == 2
@@ -135,7 +135,7 @@ def test_commands_refuse_what_an_engine_cannot(exported, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
-def test_commands_take_an_exported_folder(exported, command, tmp_path):
+def test_commands_accept_an_exported_folder(exported, command, tmp_path):
     if command == "predict":
         synthetic_image(50, 80).save(tmp_path / "a.png")
         run = ["predict", tmp_path / "a.png", "--model"]
@@ -146,7 +146,7 @@ def test_commands_take_an_exported_folder(exported, command, tmp_path):
     for model in ("model", "out"):
         output = tmp_path / model
         place = [exported / model] if command == "predict" else [exported / model, "--data", tmp_path / "data"]
-        masks = ["--no-masked"] if model == "model" else []  # its configuration says that it infers with them
+        masks = ["--no-masked"] if model == "model" else []  # masked_inference is in its configuration
         assert main([*map(str, [*run, *place, *masks, "--output", output, "--device", "cpu"])]) == 0
         file = output / ("panoptic.json" if command == "predict" else "metrics.json")
         results.append(json.loads(file.read_text()))
@@ -157,8 +157,8 @@ def test_commands_take_an_exported_folder(exported, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_signals_after_models_were_dropped(exported):
-    """In the order of loading. Each core of OpenVINO would leave the stack of handlers in memory of its own."""
+def test_signals_work_after_models_are_deleted(exported):
+    """OpenVINO would leave the stack of signal handlers in freed memory. Models are deleted in the order of loading."""
     script = """if True:
         import os, signal, sys
         from eomt.inference import ExportedEoMT
@@ -173,7 +173,7 @@ def test_signals_after_models_were_dropped(exported):
     assert done.returncode == 0
 
 
-def test_what_an_exported_model_cannot_do(exported):
+def test_impossible_calls_of_an_exported_model_are_refused(exported):
     model = ExportedEoMT.from_pretrained(exported / "out", engine="onnx")
     for call, word in (
         (lambda: model(torch.zeros(1, 3, 32, 64)), "32 × 64"),
@@ -187,18 +187,18 @@ def test_what_an_exported_model_cannot_do(exported):
             call()
 
 
-def test_folders_that_hold_no_exported_model(exported, tmp_path, monkeypatch):
+def test_folders_without_an_exported_model_are_refused(exported, tmp_path, monkeypatch):
     def refused(word, **options):
         with pytest.raises(ValueError, match=word):
             ExportedEoMT.from_pretrained(tmp_path, **options)
 
     refused(r"config\.json")
     shutil.copy(exported / "out/config.json", tmp_path)
-    refused("no exported model")
+    refused(str(tmp_path))
     for name, engine in ENGINES.items():
         (tmp_path / engine.file).write_bytes(b"<net name='cut")
-        refused("cannot be read", engine=name)
+        refused(engine.file, engine=name)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused("pip install openvino", engine="openvino")
+    refused("openvino", engine="openvino")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     refused("'vit'")

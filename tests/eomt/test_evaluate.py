@@ -1,4 +1,4 @@
-"""`eomt evaluate` from end to end: a model, its saved predictions scored the same, and one line for what is wrong."""
+"""`eomt evaluate`: models, saved predictions and predictions of other tools; classes; the paper's results."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def model(shapes, tmp_path_factory):
     model = tiny_model(num_hidden_layers=2, num_blocks=1, num_queries=1, num_labels=8, masked_inference=False, **labels)
     make_confident(model)
     with torch.no_grad():
-        model.class_predictor.bias[-1] = -1000  # never "no object": it does find segments
+        model.class_predictor.bias[-1] = -1000  # never "no object"
     model.save_pretrained(folder)
     EoMTImageProcessor(task="panoptic", size=64).save_pretrained(folder)
     return folder
@@ -44,7 +44,7 @@ def run(*arguments) -> int:
     return main(["evaluate", *map(str, arguments), "--workers", "0"])
 
 
-def test_a_model_and_its_saved_predictions_score_the_same(shapes, model, tmp_path, capsys):
+def test_a_model_and_its_saved_predictions_have_the_same_score(shapes, model, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(model, "--data", shapes, "--output", out, "--worst", 2, "--save-predictions", tmp_path / "files") == 0
     assert "PQ th" in capsys.readouterr().out
@@ -53,8 +53,8 @@ def test_a_model_and_its_saved_predictions_score_the_same(shapes, model, tmp_pat
     assert len(first["worst"]) == 2
     assert all(Path(entry["picture"]).is_file() for entry in first["worst"])
     assert {p.name for p in out.iterdir()} == {"metrics.json", "per_class.csv", "confusion.png", "worst"}
-    assert sum(c["fp"] for c in first["metrics"]["per_class"].values()) > 0  # the model did find segments
-    assert first["metrics"]["num_classes_stuff"] == 4  # stuff is the data's to say where the model does not
+    assert sum(c["fp"] for c in first["metrics"]["per_class"].values()) > 0  # there are segments
+    assert first["metrics"]["num_classes_stuff"] == 4  # the data's, because the model has none
 
     assert run("--predictions", tmp_path / "files", "--data", shapes, "--task", "panoptic", "--json") == 0
     second = json.loads(capsys.readouterr().out)
@@ -62,8 +62,7 @@ def test_a_model_and_its_saved_predictions_score_the_same(shapes, model, tmp_pat
 
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])
-def test_other_tasks_of_the_same_weights(model, tmp_path, task, capsys):
-    """A model is scored by its own task's data; here boxes and label maps made for the purpose."""
+def test_instance_and_semantic_models_are_evaluated(model, tmp_path, task, capsys):
     data, copy = tmp_path / "data", tmp_path / "model"
     (data / "images").mkdir(parents=True)
     Image.new("RGB", (60, 40), (200, 30, 30)).save(data / "images/a.png")
@@ -74,7 +73,7 @@ def test_other_tasks_of_the_same_weights(model, tmp_path, task, capsys):
         (data / "classes.json").write_text(json.dumps(names))
     else:
         box = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[5, 5, 30, 5, 30, 30, 5, 30]]}
-        box["iscrowd"] = 1  # as CVAT writes it
+        box["iscrowd"] = 1  # as in exports of CVAT
         categories = [{"id": int(i), "name": name} for i, name in names.items()]
         image = {"id": 1, "file_name": "a.png", "height": 40, "width": 60}
         (data / "val.json").write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
@@ -87,16 +86,16 @@ def test_other_tasks_of_the_same_weights(model, tmp_path, task, capsys):
     result = json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]
     assert result["ap" if task == "instance" else "mean_iou"] >= 0  # negative without a ground truth
     assert run("--predictions", files, *arguments, "--json") == 0
-    again = json.loads(capsys.readouterr().out)["metrics"]
-    assert again == {key: value for key, value in result.items() if "_block_" not in key}
+    saved = json.loads(capsys.readouterr().out)["metrics"]
+    assert saved == {key: value for key, value in result.items() if "_block_" not in key}
 
 
-def test_another_tools_coco_files_give_panopticapis_number(tmp_path, capsys):
-    """The golden predictions against COCO's truth; the photos are not in the repository: black ones stand in."""
-    truth = json.loads((GOLDEN / "coco-sample/panoptic_examples.json").read_text())
+def test_predictions_of_another_tool_have_panopticapis_pq(tmp_path, capsys):
+    """With black images, because COCO's are not in the repository."""
+    ground_truth = json.loads((GOLDEN / "coco-sample/panoptic_examples.json").read_text())
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
-    for image in truth["images"]:
+    for image in ground_truth["images"]:
         Image.new("RGB", (image["width"], image["height"])).save(data / "images" / image["file_name"])
     for name in ("panoptic_examples.json", "panoptic_examples"):
         (data / name).symlink_to(GOLDEN / "coco-sample" / name)
@@ -109,7 +108,7 @@ def test_another_tools_coco_files_give_panopticapis_number(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_classes_that_are_not_the_models(shapes, model, tmp_path, capsys, swapped):
+def test_classes_of_other_names_are_matched_by_position_or_refused(shapes, model, tmp_path, capsys, swapped):
     for split in ("train", "val"):
         path = shapes / f"annotations/panoptic_{split}.json"
         data = json.loads(path.read_text())
@@ -121,16 +120,16 @@ def test_classes_that_are_not_the_models(shapes, model, tmp_path, capsys, swappe
         (tmp_path / "annotations" / path.name).write_text(json.dumps(data))
         (tmp_path / "annotations" / path.stem).symlink_to(path.with_suffix(""))
         (tmp_path / split).symlink_to(shapes / split)
-    if swapped:  # names that both have contradict the order
+    if swapped:  # common names are at other positions
         assert run(model, "--data", tmp_path) == 2
         assert repr(second["name"]) in capsys.readouterr().err
         return
-    assert run(model, "--data", tmp_path) == 0  # as many classes: matched by position, with a note
+    assert run(model, "--data", tmp_path) == 0  # matched by position, with a note
     assert "8 classes" in capsys.readouterr().err
 
 
-def test_the_papers_number_stands_beside_a_result_of_its_recipe(tmp_path):
-    """Told by data, task and architecture; for a ViT-S on COCO panoptic at 640² the model zoo has one."""
+def test_results_of_the_paper_are_found_for_a_recipe(tmp_path):
+    """By data, task and architecture, here a ViT-S on COCO panoptic at 640² from the model zoo."""
     recipe, space = get_recipe("coco_panoptic_eomt_small_640_2x"), label_space("coco_panoptic")
     config = EoMTConfig.for_backbone(recipe.backbone, image_size=640, id2label=space.id2label, label2id=space.label2id)
     found = {entry["recipe"]: entry["percent"] for entry in reported_results(config, "panoptic", space)}

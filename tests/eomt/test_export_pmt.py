@@ -1,4 +1,4 @@
-"""`eomt export` of PMT: in one file, or encoder and decoder apart."""
+"""`eomt export` of PMT in one file, and as encoder and decoder."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def export(*arguments, engine="openvino") -> int:
 
 
 class StandIn:
-    """torch itself in an engine's place: a converted file takes many seconds."""
+    """An engine that runs torch, because other engines need many seconds for a file."""
 
     name, file, package, precision, dtype, size = "openvino", OpenVINOEngine.file, "openvino", "fp32", "fp32", (64, 64)
     num_requests = 1
@@ -55,7 +55,7 @@ def engine(request, monkeypatch):
     return StandIn.name
 
 
-def test_two_files_have_the_logits_of_one_and_decoders_share_an_encoder(engine, tmp_path):
+def test_two_files_have_the_logits_of_the_model(engine, tmp_path):
     one, other = save(tmp_path / "one"), save(tmp_path / "other", seed=2, task="instance")
     for name in ("one", "other"):
         assert export(tmp_path / name, tmp_path / f"{name}-split", "--split-encoder", engine=engine) == 0
@@ -102,7 +102,7 @@ def test_a_replaced_encoder_is_another_model(tmp_path):
     assert set(weight_files(tmp_path)) == {"model.onnx", f"{ENCODER}/model.onnx"}
 
 
-def test_what_cannot_be_split_is_refused(tmp_path):
+def test_impossible_exports_of_two_files_are_refused(tmp_path):
     save(tmp_path / "pmt")
     tiny_model().save_pretrained(tmp_path / "eomt")
     EoMTImageProcessor(size=64).save_pretrained(tmp_path / "eomt")
@@ -113,7 +113,7 @@ def test_what_cannot_be_split_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_file(tmp_path):
+def test_one_file_has_the_logits_of_the_model(tmp_path):
     model, images = save(tmp_path / "pmt"), pixels(height=64, width=64)
     assert export(tmp_path / "pmt", tmp_path / "out") == 0
     found = ExportedEoMT.from_pretrained(tmp_path / "out")(images).masks_queries_logits

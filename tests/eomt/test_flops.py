@@ -1,4 +1,4 @@
-"""GFLOPs: every EoMT row of the paper's Tables 1-6, 7 and D to the printed digit, counted on the meta device."""
+"""GFLOPs: all rows of EoMT in Tables 1 to 7 and D, to the printed digit, counted on the meta device."""
 
 import math
 
@@ -15,9 +15,9 @@ S, B, L, G = (f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "l
 EVA, DEIT = "eva02_large_patch14_224", "deit3_large_patch16_384"
 V3S, V3B, V3L = (f"vit_{size}_patch16_dinov3" for size in ("small", "base", "large"))
 CITYSCAPES = {"num_labels": 19, "task": "semantic"}
-ADE_CROPS = 1.828  # windows a photo of ADE20K val on average (721 / 394.44): the data set's, not the model's
+ADE_CROPS = 1.828  # mean number of windows of an image of ADE20K val (721 / 394.44)
 
-# backbone, size, options → parameters, GMACs of one input, as measured with fvcore; inputs a photo; printed GFLOPs
+# backbone, size, options, and expected: parameters, GMACs of an input (fvcore's), inputs per image, printed GFLOPs
 ROWS = [
     (S, 640, {}, 23_975_942, 67.96, 1, {68}),
     (S, 640, {"masked": True}, 23_975_942, 88.84, 1, {89}),
@@ -30,7 +30,7 @@ ROWS = [
     (L, 640, {"task": "instance"}, 316_641_361, 668.54, 1, {669}),
     (G, 640, {}, 1_163_622_022, 2261.34, 1, {2261}),
     (EVA, 640, {}, 316_733_510, 667.15, 1, {667}),
-    (DEIT, 640, {}, 316_691_590, 666.69, 1, {667}),  # the paper prints DINOv2's 669 and 828: four tokens more
+    (DEIT, 640, {}, 316_691_590, 666.69, 1, {667}),  # the paper has DINOv2's 669, with four more tokens
     (V3S, 640, {}, 23_356_934, 67.96, 1, set()),
 ]
 SLOW_ROWS = [
@@ -52,12 +52,12 @@ SLOW_ROWS = [
     ("backbone", "size", "options", "parameters", "gmacs", "inputs", "printed"),
     [*ROWS, *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW_ROWS)],
 )
-def test_rows_of_the_paper(backbone, size, options, parameters, gmacs, inputs, printed):
+def test_counts_equal_the_papers(backbone, size, options, parameters, gmacs, inputs, printed):
     counted_parameters, flops = Candidate.find(backbone, size, **options).count()
     assert counted_parameters == parameters
     assert round(flops / 1e9, 2) == gmacs
     per_photo = inputs * flops / 1e9
-    assert printed <= {math.floor(per_photo), round(per_photo)}  # the paper rounds some and cuts others off
+    assert printed <= {math.floor(per_photo), round(per_photo)}  # the paper rounds some down
 
 
 def test_a_cityscapes_photo_is_two_inputs():
@@ -66,7 +66,7 @@ def test_a_cityscapes_photo_is_two_inputs():
 
 @pytest.mark.parametrize("kind", list(BACKBONE_OF_KIND))
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_every_kernel_and_device_counts_the_same(kind, attention):
+def test_counts_do_not_depend_on_kernel_and_device(kind, attention):
     model = tiny_model(kind)
     model.set_attn_implementation(attention)
     pixels = torch.randn(2, 3, 64, 32)
@@ -89,7 +89,7 @@ def test_every_kernel_and_device_counts_the_same(kind, attention):
     (nn.Softmax(-1), (3, 6), 0),
 ])  # fmt: skip
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_rules(module, shape, flops, device):
+def test_counts_of_single_layers(module, shape, flops, device):
     was_training = module.train().training
     assert count_flops(module.to(device), torch.rand(shape, device=device)) == flops
     assert module.training == was_training

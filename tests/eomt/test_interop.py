@@ -1,4 +1,4 @@
-"""`sv.Detections` out of every kind of result; skipped where supervision is not installed."""
+"""`sv.Detections` from every kind of result."""
 
 import numpy as np
 import pytest
@@ -19,10 +19,8 @@ def masks() -> np.ndarray:
 
 
 def results():
-    stack, info = (
-        masks(),
-        [{"id": k, "label_id": c, "score": s} for k, (c, s) in enumerate([(2, 0.9), (5, 0.7), (2, 0.1)])],
-    )
+    stack = masks()
+    info = [{"id": k, "label_id": c, "score": s} for k, (c, s) in enumerate([(2, 0.9), (5, 0.7), (2, 0.1)])]
     ids = np.full((20, 30), -1)
     for k in (0, 1):
         ids[stack[k]] = k
@@ -34,7 +32,7 @@ def results():
 
 
 @pytest.mark.parametrize(("kind", "result"), results(), ids=lambda value: value if isinstance(value, str) else "")
-def test_detections(kind, result):
+def test_results_become_detections(kind, result):
     found = to_detections(result, NAMES)
     assert np.array_equal(found.mask, masks()[:2])
     assert found.xyxy.tolist() == [[3, 2, 10, 8], [0, 10, 30, 20]]
@@ -46,7 +44,7 @@ def test_detections(kind, result):
     assert not drawn[0, 0].any()
 
 
-def test_nothing_found_and_semantic_maps():
+def test_empty_results_and_semantic_maps():
     assert len(to_detections({"segmentation": np.full((4, 4), -1), "segments_info": []})) == 0
     with pytest.raises(ValueError, match="semantic"):
         to_detections({"segmentation": np.zeros((4, 4))})

@@ -1,4 +1,4 @@
-"""The ids and names of own data through every command: trained on, predicted, scored as they are in its files."""
+"""Ids, names and splits of own data in every command."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def roboflow(own_data):
     return own_data / "instance"
 
 
-def test_semantic_ids_are_the_datas_in_every_command(runs, label_maps, tmp_path, capsys):
+def test_every_command_uses_the_ids_of_the_data(runs, label_maps, tmp_path, capsys):
     run = runs / "semantic"
     assert EoMTConfig.from_pretrained(run).dataset_ids == {"sky": 1, "road": 2, "car": 3}
     assert predict(label_maps / "val/images", run, tmp_path / "out") == 0
@@ -60,7 +60,7 @@ def test_semantic_ids_are_the_datas_in_every_command(runs, label_maps, tmp_path,
 
 
 def test_predictions_with_other_ids_are_matched_by_name_or_refused(label_maps, tmp_path, capsys):
-    """A model of plain transformers knows names only, its maps hold labels; unnamed, they fit nothing."""
+    """A model without dataset ids writes labels. They are matched by the class names, if it has names."""
     names = ["sky", "road", "car"]
     data = shutil.copytree(label_maps, tmp_path / "data")
     (data / "classes.json").write_text(json.dumps(dict(enumerate(names, 1))))
@@ -81,25 +81,25 @@ def test_predictions_with_other_ids_are_matched_by_name_or_refused(label_maps, t
     assert "'LABEL_0'" in scores["unnamed"][1].err
 
 
-def test_roboflow_predictions_score_as_the_model_does(runs, roboflow, tmp_path, capsys):
+def test_roboflow_predictions_have_the_models_score(runs, roboflow, tmp_path, capsys):
     run = runs / "instance"
     assert EoMTConfig.from_pretrained(run).dataset_ids == {"red": 1, "white": 2}
     assert predict(roboflow / "valid", run, tmp_path / "out") == 0
     results = json.loads((tmp_path / "out/instances.json").read_text())
-    truth = json.loads((roboflow / "valid/_annotations.coco.json").read_text())
+    ground_truth = json.loads((roboflow / "valid/_annotations.coco.json").read_text())
     assert {r["category_id"] for r in results} <= {1, 2}
-    # predictions as good as they can be, in what `predict` wrote: its ids, its images.json
-    ids = {
-        image["file_name"]: image["id"] for image in json.loads((tmp_path / "out/images.json").read_text())["images"]
-    }
-    assert set(ids) == {image["file_name"] for image in truth["images"]}
-    of_truth = {image["id"]: image["file_name"] for image in truth["images"]}
+    # perfect predictions with the image ids of `predict`
+    images = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    ids = {image["file_name"]: image["id"] for image in images}
+    names = {image["id"]: image["file_name"] for image in ground_truth["images"]}
+    assert set(ids) == set(names.values())
     perfect = []
-    for annotation in truth["annotations"]:
+    for annotation in ground_truth["annotations"]:
         mask = rle.merge(rle.frPyObjects(annotation["segmentation"], *SIZE))
         mask["counts"] = mask["counts"].decode()
-        perfect.append({"image_id": ids[of_truth[annotation["image_id"]]], "category_id": annotation["category_id"],
-                        "segmentation": mask, "score": 0.9})  # fmt: skip
+        image = ids[names[annotation["image_id"]]]
+        category = annotation["category_id"]
+        perfect.append({"image_id": image, "category_id": category, "segmentation": mask, "score": 0.9})
     (tmp_path / "out/instances.json").write_text(json.dumps(perfect))
     capsys.readouterr()
     assert evaluate("--predictions", tmp_path / "out", "--data", roboflow, "--task", "instance", "--json") == 0
@@ -120,20 +120,20 @@ def test_roboflow_predictions_score_as_the_model_does(runs, roboflow, tmp_path, 
     assert evaluator.stats[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_label_spaces_and_configurations(roboflow):
+def test_dataset_ids_of_configurations_and_label_spaces(roboflow):
     _, space = load_data(roboflow, task="instance")
     config = EoMTConfig(**space.config_fields)
     assert LabelSpace.from_config(config).dataset_ids == (1, 2)
-    config.id2label = {0: "cat", 1: "dog"}  # a new head: other classes, so these ids are nobody's
+    config.id2label = {0: "cat", 1: "dog"}
     assert not LabelSpace.from_config(config).knows_dataset_ids
-    absent = LabelSpace("some", ("a", "b", "c"), (), (-1, 7, -2))  # classes that a data set does not have
+    absent = LabelSpace("some", ("a", "b", "c"), (), (-1, 7, -2))  # a and c are not in the data set
     assert absent.config_fields["dataset_ids"] == {"a": 8, "b": 7, "c": 9}
     with pytest.raises(ValueError, match="dataset_ids"):
         tiny_config(dataset_ids={"a": "x"})
 
 
-def test_training_and_evaluate_score_the_same_images(roboflow, tmp_path, capsys):
-    """Those without annotations too, with a recipe or not; the list is in the output, and can be chosen."""
+def test_training_and_evaluate_use_the_same_images(roboflow, tmp_path, capsys):
+    """Also images without segments, with and without a recipe, unless --no-keep-empty is given."""
     data = shutil.copytree(roboflow, tmp_path / "data")
     for split in ("train", "valid"):
         file = data / split / "_annotations.coco.json"
@@ -151,7 +151,7 @@ def test_training_and_evaluate_score_the_same_images(roboflow, tmp_path, capsys)
 
 
 def copies(label_maps, count: int, *folders: str):
-    """Images and label maps under `folders` in turn; {} is "images" or "labels"."""
+    """Write images and label maps into `folders` in turn; {} stands for "images" or "labels"."""
     for i in range(count):
         for kind, suffix in (("images", "jpg"), ("labels", "png")):
             folder = folders[i % len(folders)].format(kind)
@@ -159,7 +159,7 @@ def copies(label_maps, count: int, *folders: str):
             shutil.copy(label_maps / "train" / kind / f"0.{suffix}", f"{folder}/{i}.{suffix}")
 
 
-def test_data_without_val_is_split_the_same_in_every_command(label_maps, tmp_path, capsys):
+def test_every_command_divides_data_without_val_alike(label_maps, tmp_path, capsys):
     data, run = tmp_path / "data", tmp_path / "run"
     copies(label_maps, 12, f"{data}/{{}}")
     assert train(data, run, "semantic", "--max-steps", "1") == 0
@@ -182,7 +182,7 @@ def test_data_without_val_is_split_the_same_in_every_command(label_maps, tmp_pat
     ("Train/{0}", "Val/{0}"), ("{0}/train2017", "{0}/val2017"), ("{0}", "{0}"),
 ])  # fmt: skip
 def test_no_image_is_in_both_splits(folders, label_maps, tmp_path):
-    data = tmp_path / "my-test"  # is no split's name
+    data = tmp_path / "my-test"  # not the name of a split
     copies(label_maps, 10, *(f"{data}/{folder}" for folder in folders))
     (data / "docs/test").mkdir(parents=True)
     (data / "docs/test/notes.txt").write_text("no image")
@@ -195,20 +195,20 @@ def test_no_image_is_in_both_splits(folders, label_maps, tmp_path):
     assert len(rows[0] + rows[1]) == 10
 
 
-def test_the_library_splits_nothing_that_it_was_not_asked_to(label_maps, tmp_path):
+def test_load_data_divides_data_on_request_only(label_maps, tmp_path):
     copies(label_maps, 4, f"{tmp_path}/train/{{}}")
     with pytest.raises(ValueError, match="'val'"):
         load_data(tmp_path, task="semantic", split="val")
 
 
 def test_images_in_both_splits_are_refused_before_training(label_maps, tmp_path, capsys):
-    data = tmp_path / "val"  # whole, whatever split is asked for
+    data = tmp_path / "val"  # all images are the split val, and also the split train
     copies(label_maps, 6, f"{data}/{{}}")
     assert train(data, tmp_path / "run", "semantic") == 2
     assert "6 images" in capsys.readouterr().err
 
 
-def test_few_images_are_not_all_held_out():
+def test_at_least_one_image_is_trained_on():
     names = ["92e7e86e765e.png", "1ee4a111f0e0.png", "7ac468eb217b.png", "1c2f9e121fc2.png", "a.png"]
     table = Dataset.from_dict({"file_name": names})  # three have low hashes
     assert hold_out(table, "val")["file_name"][:] == ["7ac468eb217b.png"]

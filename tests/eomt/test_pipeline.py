@@ -1,4 +1,4 @@
-"""`pipeline("image-segmentation")`: every task by default, every batch size, every kind of picture."""
+"""`pipeline("image-segmentation")`: the task of the model, batches, types, every kind of image."""
 
 from io import BytesIO
 
@@ -37,7 +37,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_models_task_is_the_default(models, task):
+def test_the_task_of_the_model_is_the_default(models, task):
     segment = segmenter(models[task])
     assert type(segment) is ImageSegmentationPipeline
     assert type(segment.model) is EoMTForUniversalSegmentation
@@ -46,7 +46,7 @@ def test_the_models_task_is_the_default(models, task):
     assert len(found) > 1
     assert all(s["mask"].size == (90, 50) for s in found)
     masks = np.stack([np.asarray(s["mask"]) > 0 for s in found])
-    assert masks.sum(0).max() == 1  # the stock pipeline's segments never overlap
+    assert masks.sum(0).max() == 1  # segments of transformers' pipeline do not overlap
     assert masks.any((1, 2)).all()
     if task == "semantic":
         assert masks.sum(0).min() == 1
@@ -55,8 +55,8 @@ def test_the_models_task_is_the_default(models, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_batches_change_nothing(models, task):
-    """More images than masked blocks, sizes of one and of several windows, and a last batch that is not full."""
+def test_batches_have_the_results_of_single_images(models, task):
+    """With more images than masked blocks, images of one and of several windows, and an incomplete last batch."""
     images = [photo(*size, seed=i) for i, size in enumerate([(50, 90), (64, 64), (130, 40), (30, 200), (64, 65)])]
     segment = segmenter(models[task])
     alone = [segment(image, **EVERYTHING[task]) for image in images]
@@ -68,7 +68,7 @@ def test_batches_change_nothing(models, task):
 @pytest.mark.parametrize(
     ("task", "dtype"), [("panoptic", torch.bfloat16), ("instance", torch.float16), ("semantic", torch.bfloat16)]
 )
-def test_half_precision(models, task, dtype):
+def test_models_in_half_precision_run(models, task, dtype):
     segment = segmenter(models[task], dtype=dtype)
     assert segment.model.dtype == dtype
     for found in segment([photo(), photo(64, 64), photo(80, 20)], batch_size=2, **EVERYTHING[task]):
@@ -94,7 +94,7 @@ def segmenters(request, models):
     (lambda: photo(3000, 200), (200, 3000)),
     (lambda: photo(1, 1), (1, 1)),
 ], ids=["rgba", "exif", "3000x200", "1x1"])  # fmt: skip
-def test_every_picture(segmenters, make, size):
+def test_every_kind_of_image_runs(segmenters, make, size):
     for task, segment in segmenters.items():
         for s in segment(make(), **EVERYTHING[task]):
             assert s["mask"].size == size
@@ -103,7 +103,7 @@ def test_every_picture(segmenters, make, size):
 
 def test_stuff_is_merged_by_default(models):
     processor = EoMTImageProcessor(task="panoptic", size=64, stuff_label_ids=STUFF)
-    segment = segmenter(models["instance"], image_processor=processor)  # which has more queries
+    segment = segmenter(models["instance"], image_processor=processor)  # this model has more queries
     names = [segment.model.config.id2label[i] for i in STUFF]
     labels = [s["label"] for s in segment(photo(), **EVERYTHING["panoptic"])]
     merged = [labels.count(name) for name in names]
@@ -114,13 +114,13 @@ def test_stuff_is_merged_by_default(models):
     assert max(apart) > 1
 
 
-def test_overlapping_instances_come_out_whole(models, tmp_path):
+def test_overlapping_instances_are_complete(models, tmp_path):
     segment = segmenter(models["instance"], pipeline_class=EoMTImageSegmentationPipeline)
     found = segment(photo(), threshold=0.3)
     masks = np.stack([np.asarray(s["mask"]) > 0 for s in found])
     assert masks.sum(0).max() > 1
     assert [s["score"] for s in found] == sorted((s["score"] for s in found), reverse=True)
-    flat = segmenter(models["instance"])(photo(), threshold=0.3)  # the stock pipeline: the higher score wins
+    flat = segmenter(models["instance"])(photo(), threshold=0.3)  # transformers' pipeline: the higher score wins
     best = np.asarray(flat[0]["mask"]) > 0
     assert np.array_equal(best, masks[0])
     photo().save(tmp_path / "a.png")
@@ -128,15 +128,15 @@ def test_overlapping_instances_come_out_whole(models, tmp_path):
     assert all(s["score"] >= 0.5 for s in segment(photo()))
 
 
-def test_sixteen_bits_are_scaled_not_clipped(models):
+def test_images_of_16_bits_are_scaled(models):
     segment = segmenter(models["instance"], pipeline_class=EoMTImageSegmentationPipeline)
     gray = photo().convert("L")
     deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
     same(segment(deep, threshold=0.3), segment(gray, threshold=0.3))
 
 
-def test_built_in_default_processor_no_longer_crashes(models, tmp_path):
-    """transformers' own default neither pads nor cuts; its pipeline fails on any image that is not square."""
+def test_transformers_default_processor_does_not_crash(models, tmp_path):
+    """It neither pads nor cuts. In plain transformers the pipeline fails on images that are not square."""
     from transformers.models.eomt.image_processing_eomt import EomtImageProcessor as BuiltIn
 
     model = AutoModelForUniversalSegmentation.from_pretrained(models["panoptic"])

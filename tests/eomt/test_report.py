@@ -1,4 +1,4 @@
-"""What an evaluation leaves: the worst images in order, the confusion by hand, the table and the csv."""
+"""The report of an evaluation: worst images, confusion, table and CSV."""
 
 import csv
 import math
@@ -22,13 +22,13 @@ def sample(name: str, reference) -> dict:
 
 
 def semantic(share: float) -> tuple[np.ndarray, torch.Tensor]:
-    """Truth 0 everywhere; the prediction is 1 on a share of the columns."""
+    """Ground truth of class 0, and a prediction of class 1 in a share of the columns."""
     predicted = torch.zeros(40, 60, dtype=torch.int32)
     predicted[:, : int(60 * share)] = 1
     return np.zeros((40, 60), np.int32), predicted
 
 
-def test_the_worst_images_come_first_and_no_more_are_kept(tmp_path):
+def test_the_worst_images_are_kept_in_order(tmp_path):
     report = ImageReport("semantic", SPACE, worst=2)
     for name, share in (("good", 0.0), ("bad", 0.8), ("so-so", 0.4), ("worse", 0.9)):
         reference, predicted = semantic(share)
@@ -46,7 +46,7 @@ def test_the_worst_images_come_first_and_no_more_are_kept(tmp_path):
     assert min(Image.open(tmp_path / "confusion.png").size) > 200
 
 
-def test_confusion_of_panoptic_leaves_void_and_crowds_out():
+def test_confusion_of_panoptic_excludes_void_and_crowds():
     report = ImageReport("panoptic", SPACE)
     true = np.array([[7, 7, 8, 9, 0]])
     info = [
@@ -62,23 +62,23 @@ def test_confusion_of_panoptic_leaves_void_and_crowds_out():
     assert report.confusion.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
 
 
-def test_confusion_of_instances_matches_by_overlap_whatever_the_class():
+def test_confusion_of_instances_matches_by_overlap():
     masks = torch.zeros(3, 10, 10, dtype=torch.bool)
     masks[0, :5], masks[1, 6:8], masks[2, 9:] = True, True, True
-    annotated = {"masks": masks.numpy(), "labels": [0, 1, 2], "iscrowd": [0, 0, 1]}
+    reference = {"masks": masks.numpy(), "labels": [0, 1, 2], "iscrowd": [0, 0, 1]}
     found = {
         "masks": masks[[0, 1, 1]],
         "labels": torch.tensor([2, 1, 0]),
-        "scores": torch.tensor([0.9, 0.8, 0.1]),  # the last is too unsure to be shown
+        "scores": torch.tensor([0.9, 0.8, 0.1]),  # the last is below the threshold
     }
     report = ImageReport("instance", SPACE)
-    report(sample("a", annotated), found)
+    report(sample("a", reference), found)
     assert report.confusion.tolist() == [[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    report(sample("b", annotated), {"masks": masks[:0], "labels": torch.zeros(0).long(), "scores": torch.zeros(0)})
+    report(sample("b", reference), {"masks": masks[:0], "labels": torch.zeros(0).long(), "scores": torch.zeros(0)})
     assert report.confusion[:, -1].tolist() == [1, 1, 0]
 
 
-def test_table_in_percent_with_blocks_and_the_papers_numbers():
+def test_the_table_is_in_percent_with_blocks_and_the_papers_results():
     result = {"mean_iou": 0.512345, "mean_accuracy": math.nan, "overall_accuracy": 0.9}
     result |= {"mean_iou_block_2": 0.25, "mean_iou_block_10": 0.5}
     lines = metric_table(result, "semantic", [("mIoU, Table 5: a_recipe", 58.4)]).splitlines()
@@ -89,7 +89,7 @@ def test_table_in_percent_with_blocks_and_the_papers_numbers():
     assert lines[4].split() == ["58.40", "mIoU,", "Table", "5:", "a_recipe"]
 
 
-def test_csv_of_the_classes_is_blank_where_there_is_nothing(tmp_path):
+def test_the_csv_of_classes_has_blanks_for_absent_classes(tmp_path):
     ids = np.zeros((4, 4), int)
     entry = {"segmentation": ids, "segments_info": [{"id": 0, "label_id": 1}]}
     panoptic, semantic = PanopticQuality(num_labels=3), MeanIoU(num_labels=3)

@@ -1,4 +1,4 @@
-"""Image files found, label pngs coded, outputs written atomically."""
+"""Names of found images, label PNGs, and atomic writing."""
 
 import numpy as np
 import pytest
@@ -9,23 +9,23 @@ from eomt.results import label_png
 from eomt.training.files import write_atomic, write_json
 
 
-def test_names_of_found_images(tmp_path):
+def test_found_images_have_unique_names(tmp_path):
     for name in ("a/1.png", "a/2.JPG", "b/1.png", "b/1.jpg", "b/c/3.webp", "b/note.txt", "b/.hidden.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert list(find_images([tmp_path / "a"])) == ["1", "2"]
     assert list(find_images([tmp_path / "b"])) == ["1_jpg", "1_png", "c/3"]
     (tmp_path / "b/1_jpg.png").touch()
-    assert len(find_images([tmp_path / "b"])) == 4  # also where a name is another one's with its suffix
+    assert len(find_images([tmp_path / "b"])) == 4  # 1_jpg.png has the name that 1.jpg got
     (tmp_path / "b/1_jpg.png").unlink()
     assert list(find_images([tmp_path / "a/1.png", tmp_path / "b/1.png"])) == ["a/1", "b/1"]
-    assert list(find_images([tmp_path / "a", tmp_path / "a/1.png"])) == ["1", "2"]  # once each
+    assert list(find_images([tmp_path / "a", tmp_path / "a/1.png"])) == ["1", "2"]
     assert list(find_images([f"{tmp_path}/**/*.png"])) == ["a/1", "b/1"]
     assert list(find_images([tmp_path], exclude=tmp_path / "b")) == ["a/1", "a/2"]
-    assert find_images([tmp_path / "b/note.txt"])["note"].name == "note.txt"  # named outright
+    assert find_images([tmp_path / "b/note.txt"])["note"].name == "note.txt"  # any suffix, if given by name
 
 
-def test_label_png_has_the_data_sets_ids(tmp_path):
+def test_label_pngs_have_the_ids_of_the_data_set(tmp_path):
     labels = np.array([[0, 1, -1, 255]])
     assert np.asarray(label_png(labels, [7, 33])).tolist() == [[7, 33, VOID_VALUES[1], VOID_VALUES[1]]]
     wide = np.asarray(label_png(labels, [7, 300]))
@@ -33,7 +33,7 @@ def test_label_png_has_the_data_sets_ids(tmp_path):
     assert wide.tolist() == [[7, 300, 65535, 65535]]
 
 
-def test_atomic_writing_leaves_nothing_behind(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     def fails(part):
         part.write_text("half")
         raise OSError("disk full")

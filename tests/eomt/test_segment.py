@@ -1,4 +1,4 @@
-"""The inference loop: any image source, any batch size, one result an image, for anything that acts like a model."""
+"""The inference loop and `eomt.segment`: any source and batch size, engines, errors of single images."""
 
 from threading import Barrier
 from types import SimpleNamespace
@@ -29,8 +29,8 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_source_and_batch_size(task, tmp_path):
-    """Pictures, files and tensors; the segmentation has the image's own size whatever the input's."""
+def test_every_source_and_batch_size_has_the_same_results(task, tmp_path):
+    """From images, files and tensors. The segmentation has the size of the image."""
     model, processor = tiny_model(task=task).eval(), EoMTImageProcessor(task=task, size=64)
     pictures, files, tensors = photos(), [], []
     for i, picture in enumerate(pictures):
@@ -49,23 +49,24 @@ def test_every_source_and_batch_size(task, tmp_path):
 
 
 def test_an_engine_computes_several_images_at_once():
-    """In the images' order, with the same results, and a failure is reported between its neighbors."""
+    """In order, with the same results. An error is reported at its place."""
     model, processor = tiny_model(task="semantic").eval(), EoMTImageProcessor(task="semantic", size=64)
-    pictures, together, told = [*photos(), photos()[0]], Barrier(2, timeout=60), []
+    pictures = [*photos(), photos()[0]]
+    two_calls, events = Barrier(2, timeout=60), []
 
     class Exported(SimpleNamespace):
         def __call__(self, pixel_values, patch_offsets=None):
-            if len(pixel_values) == 7:  # the windows of the longest
+            if len(pixel_values) == 7:  # the windows of the longest image
                 raise MemoryError("too large")
-            together.wait()  # for another call
+            two_calls.wait()
             return model(pixel_values, patch_offsets=patch_offsets)
 
     exported = Exported(config=model.config, device="cpu", dtype=torch.float32, num_requests=2)
     found = []
-    for one in infer(exported, processor, pictures, on_error=lambda item, reason: told.append((item, reason))):
+    for one in infer(exported, processor, pictures, on_error=lambda item, reason: events.append((item, reason))):
         found.append(one)
-        told.append(one.item)
-    assert told == [*pictures[:3], (pictures[3], "too large"), pictures[4]]
+        events.append(one.item)
+    assert events == [*pictures[:3], (pictures[3], "too large"), pictures[4]]
     expected = infer(model, processor, [*pictures[:3], pictures[4]])
     for ours, theirs in zip(found, expected, strict=True):
         same(ours.prediction, theirs.prediction)
@@ -74,19 +75,19 @@ def test_an_engine_computes_several_images_at_once():
         list(infer(exported, processor, pictures[3:4]))
 
 
-def test_an_image_that_fails_is_reported_or_raised(tmp_path):
+def test_the_error_of_an_image_is_reported_or_raised(tmp_path):
     model, processor = tiny_model().eval(), EoMTImageProcessor(size=64)
     (tmp_path / "text.jpg").write_text("no image")
     sources, failed = [photos()[0], str(tmp_path / "text.jpg"), photos()[1]], []
     found = list(infer(model, processor, sources, batch_size=3, on_error=lambda *failure: failed.append(failure)))
     assert [one.item for one in found] == [sources[0], sources[2]]
     assert [item for item, _ in failed] == [sources[1]]
-    assert "cannot read image" in failed[0][1]
-    with pytest.raises(ValueError, match="cannot read image"):
+    assert "text.jpg" in failed[0][1]
+    with pytest.raises(ValueError, match=r"text\.jpg"):
         list(infer(model, processor, sources))
 
 
-def test_one_call_takes_floats_and_another_task_of_the_model(tmp_path):
+def test_segment_accepts_floats_and_another_task(tmp_path):
     for task in ("panoptic", "semantic"):
         tiny_model(task=task).save_pretrained(tmp_path / task)
         EoMTImageProcessor(task=task, size=64).save_pretrained(tmp_path / task)
@@ -103,8 +104,8 @@ def test_one_call_takes_floats_and_another_task_of_the_model(tmp_path):
         eomt.segment(picture, model, processor=EoMTImageProcessor(task="semantic", size=64), task="panoptic")
 
 
-def test_one_call_takes_the_built_in_model(tmp_path):
-    """It has no `set_attn_mask_probs`; its training mode is restored."""
+def test_segment_accepts_transformers_own_model(tmp_path):
+    """It has no `set_attn_mask_probs`. Its training mode is restored."""
     model = tiny_model(task="panoptic", masked_inference=False)
     model.set_attn_mask_probs([0.0] * model.config.num_blocks)
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The page: its API's documented example, bad requests in one line, limits, files that stay where they are."""
+"""`eomt serve`: the documented example of the API, wrong requests, limits, and no access to other files."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from eomt import EoMTImageProcessor
 from eomt.options import ServeOptions
 from tests.models import make_confident, tiny_model
 
-# importorskip would import it while tests are collected: four seconds in every worker.
+# Not importorskip, which would import gradio in the collection of tests, for four seconds in every worker.
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
 gradio_client = pytest.importorskip("gradio_client")
 
@@ -32,7 +32,7 @@ def write_image(path: Path, size=(120, 160)) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """→ (folder, address, predictor) of a page with a tiny model that is sure of its classes."""
+    """Folder, address and predictor of a page with a tiny confident model."""
     from eomt.serve import Predictor, start
 
     folder = tmp_path_factory.mktemp("serve")
@@ -63,7 +63,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_the_guides_example_runs(server, tmp_path, monkeypatch, capsys):
+def test_the_example_of_the_guide_runs(server, tmp_path, monkeypatch, capsys):
     folder, address, _ = server
     example = re.search(r"```python\n(from gradio_client.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[1]
     assert "http://127.0.0.1:7860" in example
@@ -78,7 +78,7 @@ def test_the_guides_example_runs(server, tmp_path, monkeypatch, capsys):
     assert Image.open(by_suffix[".jpg"]).width >= 160
 
 
-def test_bad_requests_are_one_line(server, tmp_path):
+def test_wrong_requests_are_one_line_of_error(server, tmp_path):
     folder, address, _ = server
     api = gradio_client.Client(address, verbose=False, download_files=str(tmp_path))
     (tmp_path / "text.jpg").write_text("no image")
@@ -98,7 +98,7 @@ def test_bad_requests_are_one_line(server, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_only_uploads_are_read_and_only_small_ones_taken(server):
+def test_other_files_and_large_uploads_are_refused(server):
     folder, address, _ = server
     outside = {"path": str(folder / "photo.jpg"), "meta": {"_type": "gradio.FileData"}}
     data = [outside, "panoptic", "panoptic", 0.8, 0.5, 0.8]

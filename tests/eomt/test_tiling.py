@@ -1,4 +1,4 @@
-"""Tiles: a known scene comes back whole from what each tile sees of it; what is refused."""
+"""Tiles: a known scene is restored from perfect predictions of its tiles; rasters; errors."""
 
 import os
 import subprocess
@@ -31,43 +31,41 @@ STUFF = 3  # labels from here
 
 
 def scene(count: int = 60, seed: int = 0) -> tuple[np.ndarray, dict[int, int]]:
-    """(H, W) ids and their labels: two stuff regions, discs over them, one of them larger than a tile."""
+    """Ids (H, W) and their labels: two stuff regions and discs, one of them larger than a tile."""
     rng, (y, x) = np.random.default_rng(seed), np.mgrid[: SIZE[0], : SIZE[1]]
     ids, labels = (y + 20 * np.sin(x / 30) > 150).astype(int), {0: STUFF, 1: STUFF + 1}
     for i in range(2, count + 2):
         radius = 80 if i == 2 else rng.integers(3, 14)
         ids[(y - rng.integers(SIZE[0])) ** 2 + (x - rng.integers(SIZE[1])) ** 2 < radius**2] = i
         labels[i] = int(rng.integers(STUFF))
-    for i in range(2, count + 2):  # in one piece each
+    for i in range(2, count + 2):  # keep one connected part of each
         parts, n = ndimage.label(ids == i)
         for part in range(2, n + 1):
             ids[parts == part] = 0
     return ids, {i: labels[i] for i in np.unique(ids).tolist()}
 
 
-def seen(ids: np.ndarray, labels: dict[int, int]) -> dict:
-    """What a perfect model says of a part of the scene."""
+def perfect(ids: np.ndarray, labels: dict[int, int]) -> dict:
+    """The prediction of a perfect model for a part of the scene, with segments in random order."""
     present = np.random.default_rng(ids.size).permutation(np.unique(ids)).tolist()
-    mapped = np.searchsorted(np.sort(present), ids)
-    order = np.argsort(present)
-    segments = [
-        {"id": k, "label_id": labels[i], "score": 0.9, "was_fused": labels[i] >= STUFF} for k, i in enumerate(present)
-    ]
-    return {"segmentation": torch.from_numpy(order[mapped].astype(np.int32)), "segments_info": segments}
+    segmentation = np.zeros(ids.shape, np.int32)
+    segments = []
+    for k, i in enumerate(present):
+        segmentation[ids == i] = k
+        segments.append({"id": k, "label_id": labels[i], "score": 0.9, "was_fused": labels[i] >= STUFF})
+    return {"segmentation": torch.from_numpy(segmentation), "segments_info": segments}
 
 
 def quality(prediction: dict, ids: np.ndarray, labels: dict[int, int]) -> float:
+    """PQ of a prediction for the scene."""
     metric = PanopticQuality(num_labels=STUFF + 2, stuff_label_ids=[STUFF, STUFF + 1])
-    reference = {
-        "segmentation": ids,
-        "segments_info": [{"id": i, "label_id": c, "iscrowd": 0} for i, c in labels.items()],
-    }
-    metric.add_batch(predictions=[prediction], references=[reference])
+    info = [{"id": i, "label_id": c, "iscrowd": 0} for i, c in labels.items()]
+    metric.add(prediction=prediction, reference={"segmentation": ids, "segments_info": info})
     return metric.compute()["pq"]
 
 
 def test_rasters_on_the_disk_have_the_segments_of_images_in_memory(tmp_path):
-    """Tiles are read from the file, and the image as a whole is reduced band by band."""
+    """Tiles are read from the file, and the reduced image part by part."""
     folder = save_confident(tmp_path / "model")
     model, processor = load_for_inference(folder, "cpu")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (150, 210, 3)).astype(np.uint8))
@@ -82,7 +80,7 @@ def test_rasters_on_the_disk_have_the_segments_of_images_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("size", "side", "overlap"), [(SIZE, 96, 0.25), ((640, 100), 640, 0.25), ((97, 96), 96, 0.5), ((50, 1000), 64, 0.0)]
 )
-def test_cores_cover_the_image_once(size, side, overlap):
+def test_cores_of_tiles_cover_the_image_once(size, side, overlap):
     covered = np.zeros(size, int)
     for tile in cut(size, side, overlap):
         assert max(tile.shape) <= side
@@ -92,23 +90,23 @@ def test_cores_cover_the_image_once(size, side, overlap):
     assert (covered == 1).all()
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_panoptic_scene_comes_back(whole):
-    """From perfect tiles exactly; a whole picture at a third of the resolution changes nothing."""
+@pytest.mark.parametrize("with_reduced_image", [False, True])
+def test_a_panoptic_scene_is_restored_from_tiles(with_reduced_image):
+    """A prediction for the image at a third of the resolution does not change that."""
     ids, labels = scene()
     join = PanopticJoin(SIZE, SIDE)
-    if whole:
-        join.add_whole((100, 137), seen(ids[1::3, 1::3][:, :137], labels))
+    if with_reduced_image:
+        join.add_whole((100, 137), perfect(ids[1::3, 1::3][:, :137], labels))
     for tile in cut(SIZE, SIDE, 0.25):
-        join.add(tile, seen(ids[tile.rows, tile.columns], labels))
+        join.add(tile, perfect(ids[tile.rows, tile.columns], labels))
     found = join.result()
     assert [s["id"] for s in found["segments_info"]] == list(range(len(labels)))
     assert quality(found, ids, labels) == 1.0
 
 
-def test_panoptic_object_missed_cut_or_too_large():
-    """A thing that one tile sees whole is drawn whole though the neighbor misses it; one that no tile knows comes from
-    the whole picture; a large one that the tiles contradict does not."""
+def test_panoptic_objects_that_tiles_miss_or_cut():
+    """An object in the overlap of two tiles is complete although one of them misses it. An object larger than a tile
+    comes from the reduced image, unless the tiles contradict it."""
     ids = np.zeros(SIZE, int)
     labels = {0: STUFF, 1: 0, 2: 1}
     tiles = cut(SIZE, SIDE, 0.25)
@@ -117,56 +115,57 @@ def test_panoptic_object_missed_cut_or_too_large():
     ids[150:290, 150:300] = 2  # larger than a tile
     for contradicted in (False, True):
         join = PanopticJoin(SIZE, SIDE)
-        join.add_whole(SIZE, seen(ids, labels))
+        join.add_whole(SIZE, perfect(ids, labels))
         for number, tile in enumerate(tiles):
             part = ids[tile.rows, tile.columns].copy()
             if number == 1:
                 part[part == 1] = 0
-            void = part == 2
-            part[void] = 0
-            prediction = seen(part, labels)
+            large = part == 2
+            part[large] = 0
+            prediction = perfect(part, labels)
             if not contradicted:
-                prediction["segmentation"][torch.from_numpy(void)] = -1
-            join.add(tile, {**prediction, "segments_info": prediction["segments_info"]})
+                prediction["segmentation"][torch.from_numpy(large)] = -1
+            join.add(tile, prediction)
         found = join.result()
         expected = np.where(ids == 2, 0, ids) if contradicted else ids
         assert quality(found, expected, {i: labels[i] for i in np.unique(expected).tolist()}) == 1.0
 
 
-def instances(ids, labels, size=None) -> dict:
+def instances(ids, labels) -> dict:
+    """The instance prediction of a perfect model."""
     things = [i for i in np.unique(ids).tolist() if labels[i] < STUFF]
     masks = [rle.encode(np.asfortranarray((ids == i).astype(np.uint8))) for i in things]
     scores = torch.linspace(0.9, 0.5, len(things), dtype=torch.float64)
     return {"size": ids.shape, "masks": masks, "labels": torch.tensor([labels[i] for i in things]), "scores": scores}
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_instances_of_a_scene_come_back(whole):
+@pytest.mark.parametrize("with_reduced_image", [False, True])
+def test_instances_of_a_scene_are_restored_from_tiles(with_reduced_image):
     ids, labels = scene(seed=4)
     join = InstanceJoin(SIZE, SIDE)
-    if whole:
+    if with_reduced_image:
         join.add_whole(SIZE, instances(ids, labels))
     for tile in cut(SIZE, SIDE, 0.25):
         join.add(tile, instances(ids[tile.rows, tile.columns], labels))
     found = join.result()
     assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
-    expected = {(int(c), m.tobytes()) for c, m in ((labels[i], ids == i) for i in labels if labels[i] < STUFF)}
+    expected = {(labels[i], (ids == i).tobytes()) for i in labels if labels[i] < STUFF}
     result = {(int(c), rle.decode(m).astype(bool).tobytes()) for c, m in zip(found["labels"], found["masks"])}
     assert result == expected
 
 
-def test_a_semantic_map_comes_back_by_the_nearest_tile():
+def test_a_semantic_map_is_that_of_the_nearest_tile():
     ids, _ = scene(seed=5)
-    tiles, join, sure = cut(SIZE, SIDE, 0.25), SemanticJoin(SIZE, SIDE), torch.rand(SIZE)
-    for number, tile in enumerate(tiles):
-        noisy = torch.full(tile.shape, number)  # wrong beyond the core
+    join, confidence = SemanticJoin(SIZE, SIDE), torch.rand(SIZE)
+    for number, tile in enumerate(cut(SIZE, SIDE, 0.25)):
+        segmentation = torch.full(tile.shape, number)  # wrong outside of the core
         core = within_span(tile.core_rows, tile.rows), within_span(tile.core_columns, tile.columns)
-        noisy[core] = torch.from_numpy(ids)[tile.core_rows, tile.core_columns]
-        join.add(tile, {"segmentation": noisy, "confidence": sure[tile.rows, tile.columns]})
+        segmentation[core] = torch.from_numpy(ids)[tile.core_rows, tile.core_columns]
+        join.add(tile, {"segmentation": segmentation, "confidence": confidence[tile.rows, tile.columns]})
     found = join.result()
     assert found["segmentation"].dtype == torch.int32
     assert np.array_equal(found["segmentation"], ids)
-    assert torch.equal(found["confidence"], sure)
+    assert torch.equal(found["confidence"], confidence)
 
 
 @pytest.mark.slow  # 475 tiles
@@ -184,22 +183,21 @@ def test_a_large_semantic_raster_within_4_gb(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_one_tile_is_the_picture_itself(task):
+def test_one_tile_has_the_result_of_the_image(task):
     model, processor = tiny_model(task=task).eval(), EoMTImageProcessor(task=task, size=64)
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
     same(infer_tiles(model, processor, picture, tile=64), next(infer(model, processor, [picture])).prediction)
-    order = []
-    tiled = infer_tiles(model, processor, picture, tile=32, batch_size=4, on_tile=lambda: order.append(1))
-    assert len(order) == (task != "semantic") + len(cut((60, 50), 32, 0.25))
+    calls = []
+    tiled = infer_tiles(model, processor, picture, tile=32, batch_size=4, on_tile=lambda: calls.append(1))
+    reduced = 0 if task == "semantic" else 1
+    assert len(calls) == reduced + len(cut((60, 50), 32, 0.25))
     assert (tiled["size"] if task == "instance" else tiled["segmentation"].shape) == (60, 50)
 
 
-def test_unusable_tiles_are_one_line():
+def test_unusable_tiles_are_refused():
     model, picture = tiny_model(), Image.new("RGB", (100, 100))
-    for task, options, message in (
-        ("panoptic", {"tile": 8}, "a tile of 8 pixels"),
-        ("panoptic", {"tile": 64, "overlap": 0.9}, "overlap is 0.9"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            infer_tiles(model, EoMTImageProcessor(task=task, size=64), picture, **options)
+    processor = EoMTImageProcessor(task="panoptic", size=64)
+    for options, value in (({"tile": 8}, "8"), ({"tile": 64, "overlap": 0.9}, r"0\.9")):
+        with pytest.raises(ValueError, match=value):
+            infer_tiles(model, processor, picture, **options)

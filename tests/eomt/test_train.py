@@ -1,4 +1,4 @@
-"""`eomt train` as a user with own data calls it: three tasks, options, what it leaves behind, what it refuses."""
+"""`eomt train` on own data: three tasks, options, files, errors."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ SCRATCH = (
 )
 
 
-def test_what_a_run_leaves_is_loaded_by_the_auto_classes(runs):
+def test_the_auto_classes_load_a_run(runs):
     folder = runs / "panoptic"
     printed = (folder / "printed.txt").read_text()
     assert "4 images to train on, 2 to evaluate on" in printed
@@ -41,8 +41,8 @@ def test_what_a_run_leaves_is_loaded_by_the_auto_classes(runs):
     assert result["segmentation"].shape == (30, 50)
 
 
-def test_names_ignored_ids_masks_blocks_and_epochs(runs):
-    """The semantic run: 3 images in batches of 2, so 1.5 epochs are 3 steps."""
+def test_options_of_the_semantic_run_take_effect(runs):
+    """Names, ignored ids, size, masks, evaluation of blocks; 1.5 epochs of 3 images in batches of 2 are 3 steps."""
     folder = runs / "semantic"
     assert {"eval_mean_iou", "eval_mean_iou_block_0"} <= set(json.loads((folder / "results.json").read_text()))
     model = AutoModelForUniversalSegmentation.from_pretrained(folder)
@@ -59,7 +59,7 @@ def test_a_step_of_the_ladder_trains_evaluates_and_predicts(own_data, tmp_path, 
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "run")
     assert type(model).__name__ == "LadderForUniversalSegmentation"
     assert (model.config.step, model.config.num_blocks) == (0, 2)
-    assert not model.attn_mask_probs.any()  # annealed, as EoMT is
+    assert not model.attn_mask_probs.any()  # after annealing
     assert main(["evaluate", str(tmp_path / "run"), "--data", str(own_data / "panoptic"), "--device", "cpu"]) == 0
     photo = next((own_data / "panoptic/val").glob("*.png"))
     run = ["predict", str(photo), "--model", str(tmp_path / "run"), "--output", str(tmp_path / "out")]
@@ -67,7 +67,7 @@ def test_a_step_of_the_ladder_trains_evaluates_and_predicts(own_data, tmp_path, 
     assert "PQ" in capsys.readouterr().out
 
 
-def test_recipe_with_some_values_overridden(own_data, tmp_path, capsys):
+def test_a_recipe_with_other_sizes_and_steps(own_data, tmp_path, capsys):
     recipe = "coco_panoptic_eomt_large_640_dinov3"
     command = f"train --recipe {recipe} --data {own_data / 'panoptic'} --output-dir {tmp_path} {SCRATCH}"
     assert main(command.split()) == 0
@@ -75,14 +75,14 @@ def test_recipe_with_some_values_overridden(own_data, tmp_path, capsys):
     logs = [r for r in json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] if "loss" in r]
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path)
     assert model.config.model_type == "eomt_dinov3"
-    # the recipe's warm-up (2000, 3000) and annealing, as long as this run is short: T = 12 of 88,692 steps
+    # warm-up (2000, 3000) and annealing of the recipe, scaled from 88,692 to 12 steps
     assert [row["learning_rate"] for row in logs[:4]] == pytest.approx([0, 1e-4, 2e-4, 2e-4 * 0.9**0.9])
     assert [row["attn_mask_prob_0"] for row in logs] == [0] * 12
     assert [row["attn_mask_prob_1"] for row in logs[:8]] == [1] * 8
     assert recipe in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_checkpoint_is_trained_on_for_other_classes(runs, own_data, tmp_path, capsys):
+def test_a_checkpoint_is_fine_tuned_on_other_classes(runs, own_data, tmp_path, capsys):
     run = f"train --data {own_data / 'instance'} --output-dir {tmp_path / 'run'} --checkpoint {runs / 'panoptic'} "
     run += "--task instance --max-steps 1 --total-batch-size 2 --use-cpu --image-size 96 --dataloader-num-workers 0"
     same = run.replace(str(own_data / "instance"), str(own_data / "panoptic")).replace("instance", "panoptic")
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_trained_on_for_other_classes(runs, own_data, tmp_path, 
     assert (model.config.task, model.config.hidden_size, model.config.image_size) == ("instance", 32, 96)
 
 
-def test_a_checkpoint_keeps_its_own_task(runs, own_data, tmp_path):
+def test_a_checkpoint_keeps_its_task(runs, own_data, tmp_path):
     again = f"train --data {own_data / 'instance'} --checkpoint {runs / 'instance'} --output-dir {tmp_path} "
     again += "--image-size 64 --total-batch-size 2 --max-steps 1 --use-cpu --dataloader-num-workers 0 "
     assert main([*again.split(), "--eval-strategy", "no"]) == 0
@@ -109,7 +109,7 @@ def test_a_checkpoint_keeps_its_own_task(runs, own_data, tmp_path):
     assert (config.task, config.dataset_ids) == ("instance", {"red": 1, "white": 2})
 
 
-def test_figures_are_those_of_the_best_weights_where_they_are_saved(own_data, tmp_path, capsys, monkeypatch):
+def test_results_are_those_of_the_best_weights(own_data, tmp_path, capsys, monkeypatch):
     def worse_and_worse(trainer, dataset, intermediate):
         return {"pq": 1 / (1 + trainer.state.global_step)}
 
@@ -123,7 +123,7 @@ def test_figures_are_those_of_the_best_weights_where_they_are_saved(own_data, tm
     assert "eval: pq 50.0" in capsys.readouterr().out
 
 
-def test_a_run_is_resumed_with_its_own_options_only(runs, own_data, tmp_path, capsys):
+def test_a_run_resumes_with_the_same_options_only(runs, own_data, tmp_path, capsys):
     run = shutil.copytree(runs / "panoptic", tmp_path / "run")
     for changes, message in (
         ("", "resume"),
@@ -148,7 +148,7 @@ def test_a_run_is_resumed_with_its_own_options_only(runs, own_data, tmp_path, ca
     ("--ignore-ids 7", "ignored ids"),
     ("--adam-bata2 0.9", "adam_beta2"),
 ])  # fmt: skip
-def test_bad_input_is_one_line(own_data, tmp_path, capsys, options, word):
+def test_wrong_input_is_one_line_of_error(own_data, tmp_path, capsys, options, word):
     assert train(own_data / "panoptic", tmp_path / "run", "panoptic", *options.split()) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("eomt train: ")
@@ -165,8 +165,8 @@ def test_check_reports_and_does_not_train(own_data, tmp_path, capsys):
     assert (tmp_path / "check-train" / "check.png").is_file()
 
 
-def test_check_lists_every_malformed_annotation(tmp_path, capsys):
-    """Training reports the first three problems; `--check` lists them one per line and still checks the other split."""
+def test_check_lists_malformed_annotations(tmp_path, capsys):
+    """Training reports the first three. `--check` lists them one per line and also checks the other split."""
     box = "0 0.1 0.1 0.9 0.1 0.9 0.9\n"
     for split, text in (("train", "0 0.5 0.5\n" * 25), ("val", box)):
         for folder in ("images", "labels"):

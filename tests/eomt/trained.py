@@ -1,4 +1,4 @@
-"""Own data of each task, tiny, and the command that trains on it."""
+"""Tiny data of each task, and the command that trains on it."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ TINY = (
     "--num-attention-heads 2 --num-blocks 2 --num-queries 8 --patch-size 8 --train-num-points 64 --image-size 64 "
     "--total-batch-size 2 --max-steps 4 --use-cpu --logging-steps 1 --dataloader-num-workers 0 --learning-rate 1e-3"
 )
-OPTIONS = {  # of the run of each task that the tests share
+OPTIONS = {  # of the shared run of each task
     "panoptic": "--save-steps 2 --adam-beta2 0.9 --full-determinism false",
     "semantic": "--class-names void,sky,road,car --ignore-ids 0 --image-size 48x64 --masking always --llrd 0.9 "
     "--evaluate-blocks --max-steps -1 --num-train-epochs 1.5",
@@ -30,14 +30,14 @@ def train(data: Path, output: Path, task: str, *options: str) -> int:
 
 
 def write_data(root: Path) -> None:
-    """A folder a task."""
+    """Write a folder for each task."""
     make_shapes(root / "panoptic", train=4, val=2)
     label_maps(root / "semantic")
     roboflow(root / "instance")
 
 
 def label_maps(root: Path) -> None:
-    """Label pngs with the values 1 … 3 and 255, without names; 3 is not in the validation split."""
+    """Write label PNGs with the values 1 … 3 and 255, without names. 3 is not in the validation split."""
     rng = np.random.default_rng(0)
     for split, values, count in (("train", (1, 2, 3, 255), 3), ("val", (1, 2, 2, 255), 2)):
         for kind in ("images", "labels"):
@@ -49,7 +49,7 @@ def label_maps(root: Path) -> None:
 
 
 def roboflow(root: Path) -> None:
-    """An export as Roboflow writes it: category 0 is the data set, image ids are counted, names have a hash."""
+    """Write an export of Roboflow: category 0 is the data set, image ids are counted, names have a hash."""
     rng = np.random.default_rng(1)
     names = ("cells", "red", "white")
     categories = [{"id": number, "name": name, "supercategory": "cells"} for number, name in enumerate(names)]
