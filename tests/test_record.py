@@ -1,7 +1,6 @@
-"""A record of behavior: what a seeded tiny run of each task logs, what is written from given logits, how it scores.
+"""A record of behavior: the log and score of a seeded tiny run of each task, and the files for given logits.
 
-`record.json` was written before the house was rebuilt. A change of one of its numbers is a change of behavior:
-`python -m tests.test_record` writes it anew.
+A change of a number in `record.json` is a change of behavior. `python -m tests.test_record` writes it again.
 """
 
 import hashlib
@@ -30,12 +29,12 @@ from tests.training.tiny import tiny_arguments, tiny_model
 
 FILE = Path(__file__).parent / "record.json"
 TASKS = ("panoptic", "instance", "semantic")
-TOLERANCE = 3e-4  # relative; sums run in another order from one processor and version to the next, and over 20 steps
-# the difference grows: 1.1e-4 between torch 2.11 with pyproject.toml's lowest versions and 2.14 with the newest
+TOLERANCE = 3e-4  # relative. The order of sums depends on processor and version, and differences grow over 20 steps:
+# 1.1e-4 between torch 2.11 with the lowest versions in pyproject.toml and torch 2.14 with the newest
 
 
 def write_data(task: str, folder: Path) -> Path:
-    """Eight training images and four held-out ones of shapes, in a format of the task."""
+    """Write eight training images and four others of shapes, in a format of the task."""
     shapes = make_shapes(folder / "shapes", train=8, val=4)
     if task == "panoptic":
         return shapes
@@ -58,7 +57,7 @@ def train(task: str, folder: Path) -> list[dict]:
     )
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        for parameter in model.embeddings.parameters():  # trunc_normal_ draws other numbers from torch 2.14 on
+        for parameter in model.embeddings.parameters():  # trunc_normal_ has other numbers from torch 2.14 on
             parameter.normal_(std=0.02)
     args = tiny_arguments(folder / "run", max_steps=20, logging_steps=4, seed=0, eval_strategy="steps", eval_steps=20)
     trainer = EoMTTrainer(
@@ -86,7 +85,7 @@ def saved_keys(folder: Path) -> list[str]:
 
 
 def write_files(task: str, folder: Path) -> dict:
-    """Given logits of an image of 60 × 90 → what is written for it: json as text, pixels of pngs as digests."""
+    """Write the results for given logits of an image of 60 × 90. Returns JSON files, and digests of PNGs."""
     generator = torch.Generator().manual_seed(TASKS.index(task))
     coarse = torch.randn(2 if task == "semantic" else 1, 12, 4, 4, generator=generator) * 8
     logits = SimpleNamespace(
@@ -110,7 +109,7 @@ def write_files(task: str, folder: Path) -> dict:
 
 
 def close(found, expected, where: str = "") -> None:
-    """Equal, floats up to the tolerance."""
+    """Assert equal values, of floats within the tolerance."""
     if isinstance(expected, dict):
         assert set(found) == set(expected), where
         for key, value in expected.items():
@@ -126,12 +125,12 @@ def close(found, expected, where: str = "") -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_run_is_as_recorded(task, tmp_path):
+def test_runs_equal_the_record(task, tmp_path):
     expected = json.loads(FILE.read_text())["runs"][task]
     log = train(task, tmp_path)
     close(json.loads(json.dumps(log)), expected["log"])
     assert saved_keys(tmp_path / "run") == expected["keys"]
-    report = ["evaluate", str(tmp_path / "run"), "--data", str(write_data(task, tmp_path / "again"))]
+    report = ["evaluate", str(tmp_path / "run"), "--data", str(write_data(task, tmp_path / "other"))]
     assert main([*report, "--output", str(tmp_path / "report"), "--device", "cpu"]) == 0
     found = json.loads((tmp_path / "report/metrics.json").read_text())
     key = TASK_ROWS[task].metric_key
@@ -140,7 +139,7 @@ def test_run_is_as_recorded(task, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_files_are_as_recorded(task, tmp_path):
+def test_files_equal_the_record(task, tmp_path):
     close(write_files(task, tmp_path), json.loads(FILE.read_text())["files"][task])
 
 
@@ -150,7 +149,7 @@ def write_record() -> None:
         for task in TASKS:
             folder = Path(temporary, task)
             log = train(task, folder)
-            argv = ["evaluate", str(folder / "run"), "--data", str(write_data(task, folder / "again"))]
+            argv = ["evaluate", str(folder / "run"), "--data", str(write_data(task, folder / "other"))]
             main([*argv, "--output", str(folder / "report"), "--device", "cpu"])
             report = sorted(json.loads((folder / "report/metrics.json").read_text()))
             runs[task] = {"log": log, "keys": saved_keys(folder / "run"), "report": report}

@@ -1,4 +1,4 @@
-"""BRAVO: files as the challenge's archives have them, its averages, and what is missing."""
+"""BRAVO: the files of the challenge, its averages, its sample of pixels, and missing files."""
 
 import json
 
@@ -15,7 +15,7 @@ from eomt.training.metrics import OutOfDistribution
 from tests.models import tiny_model
 
 SIZE = (24, 40)
-NAMES = {  # a subset of each kind → image, endings of ground truth and invalid mask, as in the challenge's repository
+NAMES = {  # subset: image, its suffix, suffixes of ground truth and invalid mask, as in the challenge's repository
     "ACDCfog": ("bravo_ACDC/fog/test/GOPR0475/1", "_rgb_anon.png", "_gt_labelTrainIds.png", "_gt_invIds.png"),
     "synrain": ("bravo_synrain/frankfurt/2", "_leftImg8bit.png", "_gt_labelTrainIds.png", "_gt_invIds.png"),
     "synobjs": ("bravo_synobjs/armchair/3", ".png", "_gt.png", "_mask.png"),
@@ -28,8 +28,8 @@ def image_of(subset: str) -> str:
     return "".join(NAMES[subset][:2])
 
 
-def truth(folder, subset):
-    """Files of ground truth and invalid pixels; of two subsets in a folder beside the images."""
+def ground_truth(folder, subset):
+    """Files of ground truth and invalid pixels. For two subsets they are in a folder beside the images."""
     place = folder / "bravo_GT" if subset in ("synrain", "SMIYC") else folder
     return [place / (NAMES[subset][0] + ending) for ending in NAMES[subset][2:]]
 
@@ -38,7 +38,7 @@ def truth(folder, subset):
 def folder(tmp_path):
     for seed, subset in enumerate(NAMES):
         random = np.random.default_rng(seed)
-        labels, invalid = truth(tmp_path, subset)
+        labels, invalid = ground_truth(tmp_path, subset)
         for file in (tmp_path / image_of(subset), labels):
             file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (*SIZE, 3), np.uint8)).save(tmp_path / image_of(subset))
@@ -51,11 +51,11 @@ def folder(tmp_path):
 
 @pytest.fixture
 def predictions(folder, tmp_path_factory):
-    """Raw files of a submission: `_pred.png` and `_conf.png` under the images' names."""
+    """Raw files of a submission: `_pred.png` and `_conf.png` with the names of the images."""
     out = tmp_path_factory.mktemp("raw")
     for seed, subset in enumerate(NAMES):
         random = np.random.default_rng(100 + seed)
-        true = read(truth(folder, subset)[0])
+        true = read(ground_truth(folder, subset)[0])
         wrong = (true == 255) | (random.random(SIZE) < 0.3)
         name = out / image_of(subset).rpartition(".")[0]
         name.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,8 @@ def read(path):
     return np.asarray(Image.open(path)).astype(int)
 
 
-def test_subsets_and_averages(folder, predictions, tmp_path):
-    """Of the metric, which tests/training/metrics compares with the challenge's formulas."""
+def test_subsets_and_averages_of_predictions(folder, predictions, tmp_path):
+    """tests/training/metrics compares the metric with the formulas of the challenge."""
     out = tmp_path / "report"
     main(["--data", str(folder), "--predictions", str(predictions), "--output", str(out), "--subsets", *NAMES])
     result = json.loads((out / "metrics.json").read_text())["metrics"]
@@ -77,7 +77,9 @@ def test_subsets_and_averages(folder, predictions, tmp_path):
     ious, auprcs = [], []
     for subset, row in result["subsets"].items():
         stem = predictions / image_of(subset).rpartition(".")[0]
-        true, invalid, found, confidence = map(read, (*truth(folder, subset), f"{stem}_pred.png", f"{stem}_conf.png"))
+        true, invalid, found, confidence = map(
+            read, (*ground_truth(folder, subset), f"{stem}_pred.png", f"{stem}_conf.png")
+        )
         metric = OutOfDistribution(num_labels=19)
         prediction = {"segmentation": found, "confidence": confidence}
         metric.add(prediction=prediction, reference={"segmentation": true, "invalid": invalid})
@@ -92,8 +94,8 @@ def test_subsets_and_averages(folder, predictions, tmp_path):
         assert result[key] == pytest.approx(means, abs=1e-12)
 
 
-def test_a_model_and_its_raw_files_score_the_same(folder, tmp_path):
-    names = label_space("cityscapes_semantic").names[::-1]  # another order than the train ids'
+def test_a_model_and_its_raw_files_have_the_same_score(folder, tmp_path):
+    names = label_space("cityscapes_semantic").names[::-1]  # not in the order of the train ids
     model = tiny_model(num_labels=19, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     with torch.no_grad():
         model.class_predictor.weight.mul_(30)
@@ -119,7 +121,7 @@ def test_a_model_and_its_raw_files_score_the_same(folder, tmp_path):
     assert np.array_equal(read(f"{stem}_conf.png"), levels)
 
 
-def test_the_fixed_sample(folder, tmp_path):
+def test_the_sample_of_pixels_is_the_challenges(folder, tmp_path):
     labels = np.random.default_rng(0).choice([3, 255], (700, 400), p=[0.9, 0.1])
     np.random.seed(1)
     drawn = np.sort(np.random.choice(np.nonzero(labels.ravel() != 255)[0], SAMPLES, replace=False))
@@ -136,13 +138,13 @@ def test_the_fixed_sample(folder, tmp_path):
     assert np.array_equal(find_images(folder, ["synobjs"])[0].reference()["pixels"], indices)
 
 
-def test_missing_files_are_errors(folder, predictions):
+def test_missing_files_are_named(folder, predictions):
     (predictions / "bravo_ACDC/fog/test/GOPR0475/1_rgb_anon_conf.png").unlink()
     with pytest.raises(ValueError, match="1_rgb_anon_conf"):
         main(["--data", str(folder), "--predictions", str(predictions), "--subsets", "ACDCfog"])
-    truth(folder, "synrain")[1].unlink()
+    ground_truth(folder, "synrain")[1].unlink()
     with pytest.raises(ValueError, match="2_gt_invIds"):
         find_images(folder, ["synrain"])
-    for subset in ("synflare", "fog"):  # none of its images, and no such subset
+    for subset in ("synflare", "fog"):  # no images of this subset, and no such subset
         with pytest.raises(ValueError, match=subset):
             find_images(folder, [subset])

@@ -1,4 +1,4 @@
-"""`benchmarks.gpu`, tiny on the CPU: every row is measured once, and the page has them all."""
+"""`benchmarks.gpu` with tiny models on a CPU: every row is measured once, and written to the page."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
 
 
 def table(page: Path, name: str) -> list[list[str]]:
-    """Cells of the rows between the marks of a table."""
+    """The cells of each row between the marks of a table."""
     text = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
@@ -33,7 +33,7 @@ def test_every_row_is_measured_once(tmp_path, monkeypatch):
         patch.setattr(gpu.Bench, "mask2former", lambda bench: 1 / 0)
         gpu.main(command)
     failed = [row for row in json.loads(file.read_text())["rows"].values() if "median" not in row]
-    assert failed == [{"error": "division by zero"}]  # and is measured by the next call
+    assert failed == [{"error": "division by zero"}]  # the next call measures it
     gpu.main(command)
     measured = json.loads(file.read_text())["rows"]
     assert all(row["median"] > 0 for row in measured.values())
@@ -57,7 +57,7 @@ def test_every_row_is_measured_once(tmp_path, monkeypatch):
         gpu.main(command)
 
 
-def test_a_run_is_finished_and_written(tmp_path, monkeypatch):
+def test_a_training_run_is_resumed_and_written(tmp_path, monkeypatch):
     make_shapes(tmp_path / "data", train=4, val=2)
     small = "--hidden-size 32 --num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2 --num-queries 8 "
     small += "--patch-size 8 --image-size 64 --train-num-points 64 --total-batch-size 2 --dataloader-num-workers 0 "
@@ -67,12 +67,12 @@ def test_a_run_is_finished_and_written(tmp_path, monkeypatch):
     assert run["steps"] == 4
     assert gpu.page_parts([], {"setting": {}, "rows": {}, "run": run})["run"].startswith("4 steps, ")
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    again = gpu.training_run(str(tmp_path / "data"), "scratch", tmp_path / "run")
-    assert again["seconds"] > 0
-    assert again["results"]["eval_pq"] == run["results"]["eval_pq"]
+    resumed = gpu.training_run(str(tmp_path / "data"), "scratch", tmp_path / "run")
+    assert resumed["seconds"] > 0
+    assert resumed["results"]["eval_pq"] == run["results"]["eval_pq"]
 
 
-def test_a_row_ends_with_the_time():
+def test_a_row_has_a_time_limit():
     started = time.monotonic()
     with pytest.raises(TimeoutError), gpu.time_limit(0.2):
         time.sleep(20)

@@ -1,4 +1,4 @@
-"""Run folders → the page of results: what is alike is compared, and every figure is a run's."""
+"""The page of results from folders of runs: runs of equal data and length are compared."""
 
 import json
 
@@ -20,12 +20,12 @@ def save_run(folder, variant, seed, value, steps=10):
         "log": [{"loss": "3.0", "step": 5}, {"loss": 2.0, "step": 10}],
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run))
-    noise = np.random.default_rng(0).integers(0, 255, (200, 900, 3), np.uint8)  # what jpeg compresses worst
+    noise = np.random.default_rng(0).integers(0, 255, (200, 900, 3), np.uint8)  # JPEG compresses noise worst
     for name in own_data.PICTURES:
         Image.fromarray(noise).save(folder / f"{name}.jpg")
 
 
-def test_page_of_runs(tmp_path):
+def test_the_page_compares_runs(tmp_path):
     for seed, ours, theirs in ((0, 0.12, 0.05), (1, 0.14, 0.15)):
         save_run(tmp_path / "runs", "ours", seed, ours)
         save_run(tmp_path / "runs", "built-in-1e-4", seed, theirs)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pmt` at its smallest: every case runs and the page is filled."""
+"""`benchmarks.pmt` with small images: every case runs, and the page is filled."""
 
 import shutil
 

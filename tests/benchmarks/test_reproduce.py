@@ -1,4 +1,4 @@
-"""`benchmarks.reproduce`: every row of the tables has its model, its count and its marks."""
+"""`benchmarks.reproduce`: every row of the paper's tables has a model and a count, or a reason why not."""
 
 import json
 
@@ -36,17 +36,16 @@ def test_every_row_has_a_model_or_a_reason(table):
 
 @pytest.mark.slow  # a minute of counting
 @pytest.mark.parametrize("table", TABLES)
-def test_all_counts_but_the_known_ones_are_as_printed(table):
+def test_counts_equal_the_printed_ones_except_known_rows(table):
     for row in read_table(TABLES[table]):
         reproduce.count(row)
         printed = row.printed
-        if deviates(row.gflops, printed.gflops) or deviates(
-            row.parameters and row.parameters / 1e6, printed.parameters
-        ):
+        millions = row.parameters and row.parameters / 1e6
+        if deviates(row.gflops, printed.gflops) or deviates(millions, printed.parameters):
             assert (printed.method, printed.backbone) in UNEXPLAINED or row.notes
 
 
-def test_peers_count_the_same_without_values():
+def test_counts_of_peers_on_the_meta_device_equal_those_on_a_cpu():
     config = peer_config("Swin-L", 19)
     small = {"depths": [1] * 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
     config.backbone_config = SwinConfig(embed_dim=8, num_heads=[1, 1, 2, 2], window_size=2, **small)
@@ -59,7 +58,7 @@ def test_peers_count_the_same_without_values():
     assert row.gflops == row.inputs * flops / 1e9
 
 
-def test_counted_and_run_beside_the_printed(tmp_path, monkeypatch, capsys):
+def test_counts_and_runs_are_compared_with_the_printed(tmp_path, monkeypatch, capsys):
     rows = [row for row in read_table("Table 3") if row.printed.backbone == "ViT-S"]
     rows[0].model = None
     rows[1].model = Candidate("tiny", tiny_config(), (64, 64), False, True)
@@ -77,7 +76,7 @@ def test_counted_and_run_beside_the_printed(tmp_path, monkeypatch, capsys):
     assert plain.run == {"PQ": pytest.approx(43.21)}
 
 
-def test_reports_of_bravo(tmp_path):
+def test_reports_of_bravo_are_read(tmp_path):
     averages = {"mean_iou": {"arithmetic": 0.77, "harmonic": 0.76}, "auprc": {"arithmetic": 0.9, "harmonic": 0.89}}
     reports = {"bravo": {"dataset": "bravo", "metrics": averages}, "cityscapes": {"metrics": {"mean_iou": 0.84}}}
     for name, content in reports.items():

@@ -1,4 +1,4 @@
-"""What `make bench` runs, in small."""
+"""The comparisons of `make bench` with small images."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,8 +10,8 @@ from benchmarks import speed
 from benchmarks.engines import BUILT_IN, OPENVINO, OURS, engine_table, measure_row, rate_table, save_models
 
 
-def test_small_rows(capsys):
-    """Each also asserts that both results are the same."""
+def test_small_comparisons_run(capsys):
+    """The comparisons assert equal results."""
     speed.compare_postprocessing(64, 1)
     speed.compare_augmentation(5, 64, 1)
     lines = capsys.readouterr().out.splitlines()
@@ -25,7 +25,7 @@ def test_small_rows(capsys):
 
 
 @pytest.mark.slow  # ViT-B
-def test_every_row(capsys):
+def test_every_comparison_runs(capsys):
     speed.main(["--image-size", "64", "--repeats", "1"])
     printed = capsys.readouterr().out
     assert "photo to 50 segments" in printed
@@ -33,7 +33,7 @@ def test_every_row(capsys):
 
 
 @pytest.mark.slow  # processes that load models
-def test_engines(tmp_path):
+def test_engines_are_compared(tmp_path):
     rows = [BUILT_IN["fp32"], OURS, OPENVINO]
     save_models(tmp_path, rows, "vit_small_patch14_reg4_dinov2", 64)
     found = {}

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, in a folder where `eomt demo` has run."""
+"""The notebooks run in a folder where `eomt demo` has run."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, demo_folder, tmp_path, monkeypatch):
+def test_notebooks_run(path, demo_folder, tmp_path, monkeypatch):
     shutil.copytree(demo_folder, tmp_path / "runs/demo")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(path, as_version=4)
@@ -26,7 +26,7 @@ def test_notebook_runs(path, demo_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_saved_without_outputs(path):
+def test_notebooks_are_saved_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

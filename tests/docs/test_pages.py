@@ -1,5 +1,5 @@
-"""Every block of code in docs/ and the README's Python run, page by page and in order, where `eomt demo` has run; every
-page is in the navigation and every link leads somewhere."""
+"""All code in docs/ and the README's Python run, page by page, in a folder where `eomt demo` has run. Every page is in
+the navigation, and every link has a target."""
 
 import importlib.util
 import re
@@ -28,9 +28,9 @@ TESTED_ELSEWHERE = {
 NEEDS_MORE = (
     *("--backbone ", "--recipe "),  # a download
     *("serve", "torchrun", "accelerate", "--device cuda"),  # a browser, several devices
-    *("COCO", "ADE20K", "CITYSCAPES", "BRAVO", "MODEL", "OUT"),  # what only the reader has
+    *("COCO", "ADE20K", "CITYSCAPES", "BRAVO", "MODEL", "OUT"),  # data of the reader
 )
-"""A command with one of these words is read by its own parser, and not run."""
+"""A command with one of these words is only parsed."""
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ def folder(demo_folder, tmp_path_factory):
     return workspace.build(tmp_path_factory.mktemp("docs"), demo_folder)
 
 
-def test_the_demo_writes_what_the_readme_says(demo_folder):
+def test_the_demo_writes_the_files_of_the_readme(demo_folder):
     for name in ("model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "report.json"):
         assert (demo_folder / name).is_file(), name
     pictures = sorted(demo_folder.glob("prediction-*.png"))
@@ -59,7 +59,7 @@ def test_the_demo_writes_what_the_readme_says(demo_folder):
     assert (demo_folder / "curves.png").is_file()
 
 
-def test_the_readmes_code_runs(folder, monkeypatch, capsys):
+def test_the_code_of_the_readme_runs(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     code = [text for language, text in blocks(README) if language == "python"]
     assert len(code) == 3
@@ -69,7 +69,7 @@ def test_the_readmes_code_runs(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", RUNNING)
-def test_code_runs(page, folder, monkeypatch, capsys):
+def test_the_code_of_a_page_runs(page, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     disable_progress_bar()
     names = {"__name__": "__main__"}
@@ -85,7 +85,7 @@ def test_code_runs(page, folder, monkeypatch, capsys):
 
 
 def run(command: list[str]) -> None:
-    """A line of a shell block: `eomt …` as the command does it, others as far as a test can."""
+    """Run a line of a shell block, or check it as far as a test can."""
     text = " ".join(command)
     if "eomt" in command[:1] or "--no-python" in command or "--no_python" in command:
         argv = command[command.index("eomt") + 1 :]
@@ -115,7 +115,7 @@ def parse(argv: list[str]) -> None:
     app.parse_args(argv, exit_on_error=False, print_error=False)
 
 
-def test_the_readmes_commands_and_files_exist():
+def test_the_commands_of_the_readme_exist():
     text = README.read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `eomt (\w+)`", text, re.MULTILINE)) == {
         name for name in app if not name.startswith("-")
@@ -125,7 +125,7 @@ def test_the_readmes_commands_and_files_exist():
     assert len(text.splitlines()) <= 150
 
 
-def test_the_readmes_table_of_engines_is_an_excerpt():
+def test_the_table_of_engines_in_the_readme_is_an_excerpt():
     text = README.read_text(encoding="utf-8")
     excerpt = re.search(r"<!-- benchmarks -->\n(.*?)<!-- /benchmarks -->", text, re.DOTALL)[1].splitlines()
     page = (DOCS / "benchmarks.md").read_text(encoding="utf-8").splitlines()
@@ -149,7 +149,7 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\((?!https?:)([^)#]*)#?[^)]*\)", text):
         assert not target or (page.parent / target).exists(), f"{page.name} links to {target}"

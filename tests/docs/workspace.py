@@ -1,4 +1,4 @@
-"""The folder that the pages' code runs in: everything they call by a name is there, small."""
+"""The folder for the code of the pages: small models, data and photos under all names that they use."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.modeling_eomt import convert_to_authors
 
-CHECKPOINTS = {  # on the hub → the task the demo's model does in its place
+CHECKPOINTS = {  # name on the hub: task of the demo's model there
     "tue-mps/coco_panoptic_eomt_large_640": "panoptic",
     "tue-mps/coco_instance_eomt_large_640": "instance",
     "tue-mps/cityscapes_semantic_eomt_large_1024": "semantic",
@@ -21,7 +21,7 @@ RUNS = {"runs/shapes": "panoptic", "runs/cells": "instance", "runs/streets": "se
 
 
 def build(folder: Path, demo: Path) -> Path:
-    """Demo output → models of every task, data of every format and photos, below `folder`."""
+    """Write models of every task, data of every format and photos below `folder`, from the output of the demo."""
     shutil.copytree(demo, folder / "runs/demo")
     shapes = folder / "data/shapes"
     shutil.copytree(demo / "data", shapes)
@@ -41,7 +41,7 @@ def build(folder: Path, demo: Path) -> Path:
 
 
 def save(source: Path, target: Path, task: str) -> None:
-    """The demo's model and processor as those of another task."""
+    """Save the demo's model and a processor for another task."""
     model = EoMTForUniversalSegmentation.from_pretrained(source)
     model.config.task = task
     model.config.stuff_label_ids = model.config.stuff_label_ids if task == "panoptic" else []
@@ -50,7 +50,7 @@ def save(source: Path, target: Path, task: str) -> None:
 
 
 def _segments(shapes: Path, split: str):
-    """(image entry, id map (H, W), its segments) of a panoptic data set."""
+    """Entry, id map (H, W), segments and categories of each image of a panoptic data set."""
     data = json.loads((shapes / f"annotations/panoptic_{split}.json").read_text())
     images = {image["id"]: image for image in data["images"]}
     for annotation in data["annotations"]:
@@ -59,7 +59,7 @@ def _segments(shapes: Path, split: str):
 
 
 def cells(shapes: Path, target: Path) -> None:
-    """COCO instances, as Roboflow exports them."""
+    """Write COCO instances in the layout of Roboflow."""
     for split, folder in (("train", "train"), ("val", "valid")):
         images, annotations = [], []
         content = {"images": images, "annotations": annotations}
@@ -77,7 +77,7 @@ def cells(shapes: Path, target: Path) -> None:
 
 
 def streets(shapes: Path, target: Path) -> None:
-    """Images, label pngs and names of their values."""
+    """Write images, label PNGs and the names of their values."""
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (target / split / kind).mkdir(parents=True)

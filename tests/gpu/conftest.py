@@ -1,7 +1,7 @@
-"""What runs on a GPU: `make test-gpu`. Skipped without one.
+"""Tests for a GPU: `make test-gpu`. They are skipped without one.
 
-`EOMT_TEST_DEVICE=cpu python -m pytest -m gpu` runs the same bodies on the CPU, so that no line of them is first run by
-the person who has the GPU. What only CUDA has (its count of the host's waits, flash attention) stays out there.
+`EOMT_TEST_DEVICE=cpu python -m pytest -m gpu` runs them on a CPU, to check the tests themselves, without what only CUDA
+has: the count of synchronizations, and flash attention.
 """
 
 import os
@@ -24,7 +24,7 @@ def device():
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch):
     """No TF32."""
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # of engines that are loaded later
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # for engines that are loaded later
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

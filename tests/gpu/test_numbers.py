@@ -1,4 +1,4 @@
-"""The model on a GPU: the CPU's numbers, by every kernel, in half precision and compiled, without waiting."""
+"""The models on a GPU: numbers equal to the CPU's, every kernel, half precision, compilation, synchronization."""
 
 import copy
 import warnings
@@ -24,14 +24,14 @@ MODELS = {
     **{f"step {step}": partial(ladder, step) for step in range(4)},
     "pmt": tiny_pmt,
 }
-WIDE_HEADS = {"hidden_size": 64, "num_attention_heads": 2}  # flex attention on CUDA takes heads from a width of 16
+WIDE_HEADS = {"hidden_size": 64, "num_attention_heads": 2}  # flex attention on CUDA needs heads of 16 or wider
 KERNELS = ["eager", "flex_attention", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-HALF = {torch.bfloat16: 0.05, torch.float16: 0.01}  # type → error, as a share of the logits' norm
+HALF = {torch.bfloat16: 0.05, torch.float16: 0.01}  # type: error as a share of the logits' norm
 
 
 def assert_close(found, expected, share: float) -> None:
-    """By the largest value: a logit near 0 has no digits of its own."""
+    """Relative to the largest value, because logits near 0 are rounded more."""
     found, expected = found.detach().float().cpu(), expected.detach().float().cpu()
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= share * expected.abs().max().clamp(min=1e-6)
@@ -57,7 +57,7 @@ def labels_on(device) -> dict:
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_loss_and_gradients_of_the_cpu(name, masked, device, same_random_numbers):
+def test_logits_loss_and_gradients_equal_the_cpus(name, masked, device, same_random_numbers):
     on_cpu = mask(MODELS[name](), masked)
     on_device = copy.deepcopy(on_cpu).to(device)
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def test_logits_loss_and_gradients_of_the_cpu(name, masked, device, same_random_
     assert found.masks_queries_logits.device.type == device.type
     assert_close(found.masks_queries_logits, expected.masks_queries_logits, 1e-4)
     assert_close(found.class_queries_logits, expected.class_queries_logits, 1e-4)
-    assert_close(found.loss, expected.loss, 1e-3)  # which points are the least certain can differ at the margin
+    assert_close(found.loss, expected.loss, 1e-3)  # rounding can change which points are the least certain
     expected.loss.backward()
     found.loss.backward()
     for parameter, reference in zip(on_device.parameters(), on_cpu.parameters()):
@@ -77,7 +77,7 @@ def test_logits_loss_and_gradients_of_the_cpu(name, masked, device, same_random_
 
 
 @torch.no_grad()
-def test_merged_tokens_of_the_cpu(device):
+def test_logits_of_merged_tokens_equal_the_cpus(device):
     model = mask(tiny_model(), False)
     model.set_token_merging((1, 2), 0.1)
     found = copy.deepcopy(model).to(device)(PIXELS.to(device))
@@ -86,7 +86,7 @@ def test_merged_tokens_of_the_cpu(device):
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 @torch.no_grad()
-def test_segments_of_the_cpu(task, device):
+def test_segments_equal_the_cpus(task, device):
     model = mask(tiny_model(), False)
     make_confident(model)
     process = getattr(EoMTImageProcessor(task=task, size=64), f"post_process_{task}_segmentation")
@@ -110,7 +110,7 @@ def test_segments_of_the_cpu(task, device):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_half_precision_is_close(kind, dtype, masked, device):
-    """Masked, cells near the edge of a mask change sides: what counts is that nothing breaks."""
+    """With masks the error is larger: cells near the edge of a mask change sides."""
     model = mask(tiny_model(kind).to(device), masked)
     pixels, limit = PIXELS.to(device), 10 * HALF[dtype] if masked else HALF[dtype]
     expected = model(pixels)
@@ -123,7 +123,7 @@ def test_half_precision_is_close(kind, dtype, masked, device):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
 @torch.no_grad()
-def test_every_kernel_gives_the_same_segments(kind, kernel, masked, device):
+def test_every_kernel_has_the_same_segments(kind, kernel, masked, device):
     model = mask(tiny_model(kind, **WIDE_HEADS).to(device), masked)
     make_confident(model)
     dtype = torch.float16 if kernel == "flash_attention_2" else torch.float32
@@ -162,7 +162,7 @@ def test_every_kernel_trains(kind, kernel, device):
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
 @torch.no_grad()
-def test_compiled_in_one_graph(kind, masked, device):
+def test_the_model_compiles_to_one_graph(kind, masked, device):
     model, pixels = mask(tiny_model(kind).to(device), masked), PIXELS.to(device)
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
     assert_close(compiled(pixels).masks_queries_logits, model(pixels).masks_queries_logits, 1e-4)
@@ -170,8 +170,8 @@ def test_compiled_in_one_graph(kind, masked, device):
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
 @torch.no_grad()
-def test_compiled_once_for_all_sizes(kind, device):
-    """Positions are resampled by another formula when compiled, hence the tolerance."""
+def test_the_model_compiles_once_for_all_sizes(kind, device):
+    """The tolerance is for positions, which are resampled by another formula when compiled."""
     model = mask(tiny_model(kind).to(device), False)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     torch._dynamo.utils.counters.clear()
@@ -181,7 +181,7 @@ def test_compiled_once_for_all_sizes(kind, device):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_compiled_training_step(device):
+def test_a_compiled_training_step_has_the_same_gradients(device):
     model = mask(tiny_model().to(device), False)
     losses, gradients = [], []
     for network in (model, torch.compile(model)):
@@ -195,12 +195,12 @@ def test_compiled_training_step(device):
     assert_close(gradients[1], gradients[0], 0.02)
 
 
-# --- waiting, memory and repetition ----------------------------------------------------------------------------------
+# --- synchronization, training and memory ----------------------------------------------------------------------------
 
 
 @contextmanager
 def counted_waits(device):
-    """Lists the operations for which the host waits for the device. The CPU has none."""
+    """List the operations for which the host waits for the device; none on a CPU."""
     found = []
     if device.type != "cuda":
         yield found
@@ -232,7 +232,7 @@ def test_the_host_waits_once_and_in_the_loss(kind, masked, device):
     assert in_backward == []
 
 
-def test_training_under_the_fp16_scaler(device):
+def test_training_with_the_fp16_scaler_converges(device):
     model = mask(tiny_model().to(device).train(), True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler(device.type)
@@ -251,7 +251,7 @@ def test_training_under_the_fp16_scaler(device):
 
 
 @torch.no_grad()
-def test_inference_repeats_itself_in_the_same_memory(device):
+def test_repeated_inference_needs_no_more_memory(device):
     model = mask(tiny_model().to(device), True)
     pixels = PIXELS.to(device)
     first = model(pixels)

@@ -1,4 +1,4 @@
-"""Around the model, on a GPU: process groups, device maps, engines, and the commands as a user runs them."""
+"""Process groups, device maps, engines and the commands on a GPU."""
 
 import copy
 import shutil
@@ -32,7 +32,7 @@ def group(device, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_one_process_of_a_group_trains_as_without(kind, device, group):
+def test_one_process_of_a_group_trains_like_a_process_alone(kind, device, group):
     plain = mask(tiny_model().to(device).train(), True)
     model = network = copy.deepcopy(plain)
     if kind == "ddp":
@@ -44,7 +44,7 @@ def test_one_process_of_a_group_trains_as_without(kind, device, group):
         fully_shard(model, mesh=mesh)
     losses = []
     for trained, called in ((plain, plain), (model, network)):
-        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)  # Adam would make rounding errors of 0 a full step
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)  # Adam would turn rounding errors into full steps
         torch.manual_seed(0)
         loss = called(PIXELS.to(device), **labels_on(device)).loss
         loss.backward()
@@ -58,8 +58,8 @@ def test_one_process_of_a_group_trains_as_without(kind, device, group):
 
 @pytest.mark.parametrize("place", ["auto", "split"])
 @torch.no_grad()
-def test_device_map(place, device, tmp_path):
-    """In "split", one block and the upscaler wait in memory and visit the device."""
+def test_device_maps(place, device, tmp_path):
+    """In "split", one block and the upscaler are in the host's memory and copied to the device."""
     model = mask(tiny_model(), False)
     model.save_pretrained(tmp_path)
     device_map, own = "auto", 0 if device.type == "cuda" else "cpu"
@@ -74,7 +74,7 @@ def test_device_map(place, device, tmp_path):
 
 @pytest.mark.parametrize("provider", PROVIDERS[DEVICE.type])
 @torch.no_grad()
-def test_onnx_runtime(provider, exported):
+def test_every_provider_of_onnx_runtime_has_the_logits(provider, exported):
     onnxruntime = pytest.importorskip("onnxruntime")
     if provider not in onnxruntime.get_available_providers():
         pytest.skip(f"onnxruntime without {provider}")
@@ -85,8 +85,8 @@ def test_onnx_runtime(provider, exported):
         assert_close(torch.from_numpy(found), expected[name], 1e-3)
 
 
-def test_commands(demo_folder, device, tmp_path, capsys):
-    """The demo's model is trained on the device, then evaluated, used and timed there."""
+def test_the_commands_run(demo_folder, device, tmp_path, capsys):
+    """The demo trains a model on the device. Other commands evaluate, use and measure it there."""
     model, data = demo_folder / "model", demo_folder / "data"
     place = ["--device", device.type]
     assert (demo_folder / "report.json").is_file()
@@ -100,8 +100,8 @@ def test_commands(demo_folder, device, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"] if DEVICE.type == "cuda" else ["bf16"])
-def test_training_command(precision, demo_folder, tmp_path):
-    """Four steps, an evaluation and checkpoints; the last two steps once more, from the checkpoint before them."""
+def test_a_training_run_resumes(precision, demo_folder, tmp_path):
+    """Four steps, an evaluation and checkpoints, then the last two steps again from a checkpoint."""
     model = "--backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2"
     options = f"{model} --num-queries 8 --patch-size 8 --image-size 64 --train-num-points 64 --total-batch-size 4"
     options += " --dataloader-num-workers 2 --max-steps 4 --save-strategy steps --save-steps 2 --save-total-limit 2"
