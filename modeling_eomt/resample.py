@@ -71,7 +71,7 @@ def resample_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
-    """Logits (K, channels, H, W) at points (K, R, 2) of their own → (K, channels, R) fp32, differentiable."""
+    """Logits (K, channels, H, W) at points (K, R, 2) → (K, channels, R) fp32, differentiable."""
     grid = (2 * points[:, None]).sub_(1)  # [K, 1, R, 2] in [-1, 1]
     return F.grid_sample(logits.float(), grid, align_corners=False)[:, :, 0]
 

@@ -1,4 +1,4 @@
-"""The house: imports point one way, the wheel holds `eomt/` only, and no generic name leaks."""
+"""The folders: their imports, their sizes, the wheel, and no generic names in `sys.modules`."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ import eomt
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configuration", "image_processing", "modeling_eomt", "training", "eomt")
-BELOW = {  # a room imports from itself and these only
+BELOW = {  # a folder imports from itself and these only
     "configuration": (),
     "image_processing": ("configuration",),
     "modeling_eomt": ("configuration",),
@@ -49,7 +49,7 @@ def modules(folder):
 
 
 def imports(path: Path, top_level_only: bool = False):
-    """Absolute dotted names that a file imports; relative ones resolved against `eomt.<folder>`."""
+    """Absolute dotted names that a file imports. Relative ones are resolved in `eomt.<folder>`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = ["eomt", *path.relative_to(ROOT).parent.parts] if path.parts[len(ROOT.parts)] != "eomt" else list(
         path.relative_to(ROOT).parent.parts
@@ -65,13 +65,13 @@ def imports(path: Path, top_level_only: bool = False):
 
 
 @pytest.mark.parametrize("room", MOST_LINES)
-def test_rooms_keep_their_size(room):
-    """A feature that is worth it raises a number here by what it needs."""
+def test_folders_keep_their_size(room):
+    """A feature that is worth it raises a number here."""
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in modules(room)) <= MOST_LINES[room]
 
 
 @pytest.mark.parametrize("room", BELOW)
-def test_rooms_import_downwards(room):
+def test_folders_import_downwards(room):
     for path in modules(room):
         for name in imports(path):
             top, _, rest = name.partition(".")
@@ -80,7 +80,7 @@ def test_rooms_import_downwards(room):
                 assert rest.split(".")[0] in (room, *BELOW[room]), f"{path} imports {name}"
 
 
-def test_the_front_door_imports_downwards():
+def test_modules_of_eomt_import_downwards():
     names = {path.relative_to(ROOT / "eomt").parts[0].removesuffix(".py") for path in modules("eomt")}
     assert names == {*LEVEL, "__init__"}
     for path in modules("eomt"):
@@ -129,15 +129,15 @@ def test_importing_eomt_leaves_training_and_generic_names_alone():
     ("train.py", [], False), ("pytest", [], False), ("-m", ["-m", "pytest", "eomt"], False),
     ("-m", ["-u", "-m", "eomt", "train"], True), ("/usr/bin/eomt", [], True), ("eomt.exe", [], True),
 ])  # fmt: skip
-def test_importing_eomt_registers_whatever_runs_it(program, started, command, monkeypatch):
-    """All but the command itself, which registers when it has read its arguments."""
+def test_importing_eomt_registers_the_models(program, started, command, monkeypatch):
+    """Except for the command itself, which registers after reading its arguments."""
     monkeypatch.setattr(sys, "argv", [program, "--help"])
     monkeypatch.setattr(sys, "orig_argv", ["python", *started])
     assert eomt._is_command() == command
 
 
-def test_wheel_holds_what_git_has(tmp_path):
-    """Built from a copy of what git tracks, so that nothing untracked hides a missing file."""
+def test_the_wheel_holds_the_tracked_files(tmp_path):
+    """It is built from a copy of the tracked files, so that untracked ones do not hide a missing file."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in tracked:
         if (ROOT / name).is_file() and not name.startswith("tests/"):
