@@ -151,8 +151,8 @@ def reference_of(model) -> dict:
     return reference
 
 
-@pytest.mark.parametrize("buffers", ["deltas", "absolute", "absent"])
-def test_deltas_are_added_to_the_reference_and_buffers_overwritten(buffers):
+@pytest.mark.parametrize("buffers", ["differences", "absolute", "absent"])
+def test_differences_are_added_to_the_reference_and_buffers_overwritten(buffers):
     trained, pretrained = tiny_model("dinov3", seed=1), tiny_model("dinov3", seed=2)
     trained.set_attn_mask_probs([0.0, 0.5])
     state = convert_to_authors(trained, delta_from=reference_of(pretrained))
@@ -168,7 +168,7 @@ def test_deltas_are_added_to_the_reference_and_buffers_overwritten(buffers):
             expected = absolute[key]
         assert torch.equal(tensor, expected), key
     pixel = ("network.encoder.pixel_mean", "network.encoder.pixel_std")
-    if buffers != "deltas":
+    if buffers != "differences":
         state["network.attn_mask_probs"] = absolute["network.attn_mask_probs"]
         for key in pixel:
             state[key] = absolute[key]
