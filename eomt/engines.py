@@ -307,7 +307,7 @@ class ExportedEoMT:
 
 
 def _require_same_encoder(config, shared) -> None:
-    """Raises `ValueError` unless a split PMT was exported with the encoder of the configuration `shared`."""
+    """Raise `ValueError` unless a split PMT was exported with the encoder of the configuration `shared`."""
     digest = getattr(config, "encoder_digest", None)
     if not digest or digest != getattr(shared, "encoder_digest", None):
         raise ValueError(f"{config.name_or_path} was not exported with the encoder of {shared.name_or_path}")

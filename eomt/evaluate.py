@@ -108,7 +108,7 @@ def evaluate(source: str | None, options: EvaluateOptions) -> int:
 
 
 def require_options(source: str | None, options: EvaluateOptions) -> None:
-    """Raises `ValueError` for options that contradict each other or would have no effect."""
+    """Raise `ValueError` for options that contradict each other or would have no effect."""
     if (source is None) == (options.predictions is None):
         raise ValueError("give either a model or --predictions")
     if options.predictions:

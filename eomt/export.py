@@ -31,7 +31,7 @@ from .training.files import atomic, require_free, require_writable
 PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "fp16", "int8")}
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 INT8_PACKAGES = {"openvino": ("nncf",), "onnx": ()}
-LARGEST_ONNX = 1_900_000_000  # bytes; a protobuf holds at most 2 GiB, larger weights go to a second file
+MAX_ONNX_BYTES = 1_900_000_000  # bytes; a protobuf holds at most 2 GiB, larger weights go to a second file
 CALIBRATION_IMAGES = 100  # at most
 TOLERANCE = 1e-4  # share of the largest logit: engines sum fp32 in another order
 
@@ -98,7 +98,7 @@ def export(source: str, output: Path, options: ExportOptions) -> int:
 
 
 def require_options(options: ExportOptions) -> None:
-    """Raises `ValueError` for a missing package, or for options that contradict each other."""
+    """Raise `ValueError` for a missing package, or for options that contradict each other."""
     int8 = options.precision == "int8"
     for kind in options.format:
         if options.precision not in PRECISIONS[kind]:
@@ -364,7 +364,7 @@ def _write_onnx(
         verbose=False,
     )
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    large = weight_bytes > LARGEST_ONNX
+    large = weight_bytes > MAX_ONNX_BYTES
     proto = program.model_proto
     if precision == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16

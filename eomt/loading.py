@@ -40,7 +40,7 @@ def needs_cpu_group(device: str | None = None) -> bool:
 
 
 def require_model(name: str) -> None:
-    """Raises `ValueError` unless `name` is a folder with a configuration or authors' weights, or can be a hub name."""
+    """Raise `ValueError` unless `name` is a folder with a configuration or authors' weights, or can be a hub name."""
     if Path(name).is_dir():
         if not Path(name, "config.json").is_file() and not Path(name, WEIGHTS_NAME).is_file():
             raise ValueError(f"there is no config.json in {name!r}; give a folder of save_pretrained")
@@ -86,7 +86,7 @@ def load_model(name: str, num_requests: int | None = 1, **options):
 
 
 def _require_weights_of_size(name: str, model_class, config) -> None:
-    """Raises `ValueError` if the model of config.json has more parameters than the folder's files have bytes.
+    """Raise `ValueError` if the model of config.json has more parameters than the folder's files have bytes.
 
     `from_pretrained` would first draw the missing weights at random, and could need all memory for them.
     """

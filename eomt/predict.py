@@ -103,7 +103,7 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
 
 
 def require_options(options: PredictOptions, task: str, model) -> None:
-    """`ValueError` for options that would have no effect."""
+    """Raise `ValueError` for options that would have no effect."""
     if options.confidence and task != "semantic":
         raise ValueError(f"--confidence is for semantic segmentation; the task of this model is {task}")
     if options.threshold is not None and task == "semantic":

@@ -20,7 +20,7 @@ from .training.metrics.mean_iou import confusion
 from .training.processes import gather
 
 SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5  # least score of drawn and counted instances; least IoU of a match
-MOST_CLASSES = 40  # of the drawn confusion matrix
+MAX_CLASSES = 40  # of the drawn confusion matrix
 
 
 class ImageReport:
@@ -78,7 +78,7 @@ class ImageReport:
         from matplotlib import pyplot as plt
 
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)[:-1]  # [C]
-        order = np.argsort(-(true + predicted), kind="stable")[:MOST_CLASSES]
+        order = np.argsort(-(true + predicted), kind="stable")[:MAX_CLASSES]
         columns = np.sort(order[(true + predicted)[order] > 0])
         rows = columns[true[columns] > 0]
         matrix = self.confusion[rows].astype(float)

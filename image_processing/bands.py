@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .images import MOST_BYTES, decode_image, open_image, scaled_to_255, upright
+from .images import MAX_BYTES, decode_image, open_image, scaled_to_255, upright
 
-MOST_CHANNELS = 16
+MAX_CHANNELS = 16
 
 
 def read_bands(source: str | Path | bytes, channels: int | None = None, name: str | None = None) -> Tensor:
@@ -30,8 +30,8 @@ def read_bands(source: str | Path | bytes, channels: int | None = None, name: st
     """
     name = str(source) if name is None else name
     suffix = Path(name).suffix.lower()
-    if not isinstance(source, bytes) and os.path.getsize(source) > MOST_BYTES:
-        raise ValueError(f"{name} is larger than the limit of {MOST_BYTES} bytes")
+    if not isinstance(source, bytes) and os.path.getsize(source) > MAX_BYTES:
+        raise ValueError(f"{name} is larger than the limit of {MAX_BYTES} bytes")
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         if suffix == ".npy":
@@ -61,8 +61,8 @@ def _read_tiff(data: bytes) -> np.ndarray:
 
     with tifffile.TiffFile(BytesIO(data)) as file:
         size = file.series[0].nbytes
-        if size > MOST_BYTES:
-            raise ValueError(f"its pixels have {size} bytes, more than the limit of {MOST_BYTES}")
+        if size > MAX_BYTES:
+            raise ValueError(f"its pixels have {size} bytes, more than the limit of {MAX_BYTES}")
         return file.asarray()
 
 
@@ -89,8 +89,8 @@ def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
     pixels = pixels.permute(2, 0, 1) if is_last else pixels
     if channels is not None and len(pixels) != channels:
         raise ValueError(f"it has {len(pixels)} channels; the model takes {channels}")
-    if len(pixels) > MOST_CHANNELS and channels is None:
-        raise ValueError(f"it has {len(pixels)} channels; at most {MOST_CHANNELS} are read")
+    if len(pixels) > MAX_CHANNELS and channels is None:
+        raise ValueError(f"it has {len(pixels)} channels; at most {MAX_CHANNELS} are read")
     if pixels.dtype == torch.uint8:
         return pixels.contiguous()
     has_16_bits = not pixels.is_floating_point() and (pixels.dtype == torch.uint16 or bool((pixels > 255).any()))

@@ -23,11 +23,11 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000"
 """Accepted formats, by Pillow's names. Pillow opens forty, among them PostScript, for which it runs Ghostscript."""
 URL_TIMEOUT = 30.0
 """Seconds to wait for a response."""
-MOST_BYTES = 1 << 31
+MAX_BYTES = 1 << 31
 """Size of the largest file that is read."""
-MOST_SCANS = 100
+MAX_SCANS = 100
 """Largest number of scans in a progressive JPEG, which is decoded once per scan; ten are usual."""
-MOST_COMMENTS = 4096
+MAX_COMMENTS = 4096
 """Largest number of comment blocks (255 bytes) in a GIF: Pillow joins them in quadratic time."""
 _JPEG_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]", re.DOTALL)  # without restarts and zeros, which are in scans
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -99,10 +99,10 @@ def decode_image(source: str | Path | bytes, max_pixels: int | None = None) -> I
         data = source
     else:
         size = os.path.getsize(source)
-        if size > MOST_BYTES:
-            raise ValueError(f"{size} bytes are more than the limit of {MOST_BYTES}")
+        if size > MAX_BYTES:
+            raise ValueError(f"{size} bytes are more than the limit of {MAX_BYTES}")
         data = Path(source).read_bytes()
-    if data.count(b"\xff\xda") > MOST_SCANS:
+    if data.count(b"\xff\xda") > MAX_SCANS:
         _require_few_scans(data)
     if max_pixels is not None:
         Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # Pillow warns above it, refuses twice it
@@ -177,7 +177,7 @@ def _known_formats() -> list[str]:
 
 
 def _require_few_scans(data: bytes) -> None:
-    """Raise `ValueError` for a JPEG of more than `MOST_SCANS` scans, by its markers up to the end of the image."""
+    """Raise `ValueError` for a JPEG of more than `MAX_SCANS` scans, by its markers up to the end of the image."""
     scans, position = 0, 2
     while marker := _JPEG_MARKER.search(data, position):
         kind, position = data[marker.end() - 1], marker.end()
@@ -185,13 +185,13 @@ def _require_few_scans(data: bytes) -> None:
             return
         if kind == 0xDA:
             scans += 1
-        if scans > MOST_SCANS:
-            raise ValueError(f"a progressive JPEG of more than {MOST_SCANS} scans")
+        if scans > MAX_SCANS:
+            raise ValueError(f"a progressive JPEG of more than {MAX_SCANS} scans")
         position += int.from_bytes(data[position : position + 2])  # the length of a segment includes these two bytes
 
 
 def _require_short_comments(data: bytes) -> None:
-    """Raise `ValueError` for a GIF of more than `MOST_COMMENTS` blocks of comments."""
+    """Raise `ValueError` for a GIF of more than `MAX_COMMENTS` blocks of comments."""
     comments = 0
 
     def color_table_bytes(flags: int) -> int:
@@ -210,8 +210,8 @@ def _require_short_comments(data: bytes) -> None:
             while length := data[position]:
                 position += 1 + length
                 comments += is_comment
-                if comments > MOST_COMMENTS:
-                    raise ValueError(f"a GIF of more than {MOST_COMMENTS} blocks of comments")
+                if comments > MAX_COMMENTS:
+                    raise ValueError(f"a GIF of more than {MAX_COMMENTS} blocks of comments")
             position += 1
     except IndexError:  # truncated; Pillow reports it
         return
@@ -224,8 +224,8 @@ def _download(url: str, timeout: float) -> bytes:
         for part in response.iter_bytes():
             parts.append(part)
             size += len(part)
-            if size > MOST_BYTES:
-                raise ValueError(f"it is larger than the limit of {MOST_BYTES} bytes")
+            if size > MAX_BYTES:
+                raise ValueError(f"it is larger than the limit of {MAX_BYTES} bytes")
     return b"".join(parts)
 
 

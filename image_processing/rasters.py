@@ -16,7 +16,7 @@ from .images import require_pixels
 
 STEP_PIXELS = 2**24
 """Pixels that are reduced in one step."""
-LARGEST_CHUNK = 2**26
+MAX_CHUNK_BYTES = 2**26
 """Bytes of the largest strip or tile of a TIFF. A larger one would be decompressed for each part."""
 
 
@@ -101,7 +101,7 @@ def _stored_tiff(source, channels: int):
     if series.dataoffset is not None:  # not compressed
         return tifffile.memmap(source, mode="r")
     array = zarr.open(series.aszarr(level=0), mode="r")
-    if np.prod(array.chunks) * array.dtype.itemsize > LARGEST_CHUNK:
+    if np.prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
         return None
     np.array(array[:1, :1])  # raises without a decoder for its compression, which Pillow may have
     return array

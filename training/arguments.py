@@ -29,7 +29,7 @@ ABOVE_ZERO = (
 )  # fmt: skip
 FULL_WARMUP_STEPS = 15_000  # least length of runs with the paper's warm-up (its shortest run: 19,902 steps)
 DEFAULT_EPOCHS = 12
-DEFAULT_TOTAL_BATCH_SIZE, LARGEST_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
+DEFAULT_TOTAL_BATCH_SIZE, MAX_DEVICE_BATCH = 16, 4  # the authors': 4 GPUs with 4 images each
 LOGS, EVALUATIONS = 50, 10  # per run without a recipe
 RECIPE_LOGGING_STEPS = 20
 
@@ -143,11 +143,11 @@ class EoMTTrainingArguments(RunOptions, TrainingArguments):
             elif device is None:
                 total = processes * math.ceil(DEFAULT_TOTAL_BATCH_SIZE / processes)
         if total is None:
-            device, accumulation = device or LARGEST_DEVICE_BATCH, accumulation or 1
+            device, accumulation = device or MAX_DEVICE_BATCH, accumulation or 1
             total = device * accumulation * processes
         if device is None:
             share = max(1, total // (processes * (accumulation or 1)))
-            fitting = [n for n in range(1, LARGEST_DEVICE_BATCH + 1) if share % n == 0]
+            fitting = [n for n in range(1, MAX_DEVICE_BATCH + 1) if share % n == 0]
             device = share if accumulation else max(fitting)
         accumulation = accumulation or max(1, total // (device * processes))
         if device * accumulation * processes != total:

@@ -112,7 +112,7 @@ def write_options(args: EoMTTrainingArguments, config, given: Mapping | None = N
 
 
 def check_length(checkpoint: str | Path, max_steps: int) -> None:
-    """Raises `ValueError` for another length of the run: learning rates and mask probabilities depend on it."""
+    """Raise `ValueError` for another length of the run: learning rates and mask probabilities depend on it."""
     planned = read_json(Path(checkpoint, "trainer_state.json"))["max_steps"]
     if planned != max_steps:
         raise ValueError(
@@ -122,7 +122,7 @@ def check_length(checkpoint: str | Path, max_steps: int) -> None:
 
 
 def check_options(args: EoMTTrainingArguments, config) -> None:
-    """Raises `ValueError` for options that differ from those of the run in the output folder, if they are known."""
+    """Raise `ValueError` for options that differ from those of the run in the output folder, if they are known."""
     file = Path(args.output_dir, OPTIONS_FILE)
     if not file.exists():
         return

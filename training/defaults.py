@@ -28,8 +28,8 @@ from .start import Kind, Start
 logger = logging.get_logger(__name__)
 
 PATCH = 16  # side, pixels of the input
-FEWEST_QUERIES, MOST_QUERIES = 50, 300
-STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 12, 100
+MIN_QUERIES, MAX_QUERIES = 50, 300
+STEPS, MIN_EPOCHS, MAX_EPOCHS = 1000, 12, 100
 BATCH, LARGE_DATA_BATCH, LARGE_DATA = 8, 16, 5000
 
 
@@ -163,7 +163,7 @@ def _queries(facts: DataFacts, task: str, start: Kind) -> Iterator[Choice]:
     else:
         most = facts.segments[1]
         wanted = 10 * math.ceil(1.5 * most / 10)
-        count = min(MOST_QUERIES, max(FEWEST_QUERIES, wanted))
+        count = min(MAX_QUERIES, max(MIN_QUERIES, wanted))
         reason = f"1.5 times the segments of the busiest image, {most}"
         if count != wanted:
             reason = f"{'at most' if count < wanted else 'at least'} {count}; the busiest image has {most} segments"
@@ -190,7 +190,7 @@ def _length(facts: DataFacts, batch: int | None, multiple: int) -> Iterator[Choi
         shared = f", in multiples of {multiple}" if multiple > 1 else ""
         yield Choice("total_batch_size", batch, f"{facts.images} images to train on{shared}")
     wanted = math.ceil(STEPS * batch / facts.images)
-    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, wanted))
+    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, wanted))
     reason = f"about {STEPS} steps"
     if epochs != wanted:
         reason = f"{'at most' if epochs < wanted else 'at least'} {epochs}; {STEPS} steps would be {wanted}"

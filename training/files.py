@@ -14,7 +14,7 @@ RUN_FILE = "trainer_state.json"
 
 
 def require_free(target: Path, force: bool, source: str | os.PathLike | None = None) -> None:
-    """Raises `ValueError` if `target` exists and must not be replaced.
+    """Raise `ValueError` if `target` exists and must not be replaced.
 
     With `force`, files, empty folders and folders of a model can be replaced. Folders with other files, a training run
     or the `source` of the new content cannot.

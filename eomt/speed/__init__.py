@@ -62,7 +62,7 @@ def benchmark(models: Sequence[str], options: BenchmarkOptions) -> int:
 
 
 def require_options(options: BenchmarkOptions) -> None:
-    """Raises `ValueError` for options that contradict each other."""
+    """Raise `ValueError` for options that contradict each other."""
     if options.token_merging is not None and not options.images:
         raise ValueError("--token-merging needs --images: how many tokens merge depends on the image")
     if options.autocast and options.dtype == "float32":

@@ -111,7 +111,7 @@ def infer_tiles(
 
 
 def require_tiles(side: int, overlap: float, patch_size) -> None:
-    """Raises `ValueError` for a tile smaller than a patch, or an overlap outside 0 to 0.5."""
+    """Raise `ValueError` for a tile smaller than a patch, or an overlap outside 0 to 0.5."""
     patch = int(np.max(patch_size))
     if side < patch:
         raise ValueError(f"a tile of {side} pixels is smaller than a patch of the model; give {patch} or more")

@@ -44,7 +44,7 @@ def test_values_are_scaled_to_255_and_channels_found(channels, dtype, first, suf
 
 def test_a_tiff_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
     data = save(tmp_path / "a.tif", bands(4)).read_bytes()
-    monkeypatch.setattr("eomt.image_processing.bands.MOST_BYTES", 2399)
+    monkeypatch.setattr("eomt.image_processing.bands.MAX_BYTES", 2399)
     with pytest.raises(ValueError, match="2400"):
         read_bands(data, 4, "a.tif")
 

@@ -109,7 +109,7 @@ def read_bytes(location: str, limit: int = MAX_BYTES) -> bytes:
 
 
 def _member_bytes(member: str, archive: str, limit: int) -> bytes:
-    """Raises `ValueError` for a missing, damaged, encrypted or oversized member."""
+    """Raise `ValueError` for a missing, damaged, encrypted or oversized member."""
     opened = open_archive(archive)
     try:
         info = opened.getinfo(member)
