@@ -282,7 +282,7 @@ def mean_value(runs: list[dict]) -> float:
 
 
 def verdict(variants: dict[str, list[dict]], metric: str) -> str:
-    """One sentence on ours against the built-in at its best rate, seed by seed."""
+    """Ours against the built-in at its best rate, seed by seed; empty without the one or the other."""
     theirs = {name: runs for name, runs in variants.items() if name in BUILT_IN}
     if "ours" not in variants or not theirs:
         return ""
@@ -290,7 +290,7 @@ def verdict(variants: dict[str, list[dict]], metric: str) -> str:
     ours = {run["seed"]: run["value"] for run in variants["ours"]}
     other = {run["seed"]: run["value"] for run in variants[best]}
     seeds = sorted(ours.keys() & other.keys())
-    won = sum(round(100 * (ours[seed] - other[seed]), 1) > 0 for seed in seeds)  # rounded as in the table
+    won = sum(round(100 * ours[seed], 1) > round(100 * other[seed], 1) for seed in seeds)  # as in the table
     count = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     rate = "its best rate here" if len(theirs) > 1 else "the only rate tried here"
     return (
@@ -311,7 +311,7 @@ def stack(images: list[Image.Image], width: int = 900) -> Image.Image:
 
 
 def save_small(image: Image.Image, path: Path, most_bytes: int = 150_000) -> None:
-    """Write a JPEG file with the best quality below `most_bytes`."""
+    """Write a JPEG file of at most `most_bytes` if quality 25 suffices, at the best quality for it."""
     for quality in range(90, 20, -5):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality, optimize=True)

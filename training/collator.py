@@ -24,7 +24,8 @@ class EoMTDataCollator:
         keep_file_names: keep "file_name", which `EoMTTrainer` reports in errors.
 
     Returns:
-        {"pixel_values": float32 (B, 3, H, W), "mask_labels": list of (n_i, H, W), "class_labels": list of (n_i,)}
+        {"pixel_values": float32 (B, 3, H, W), "mask_labels": list of (n_i, H, W), "class_labels": list of (n_i,)};
+        "file_name" by `keep_file_names`, and "encoder_levels" if the samples have them.
 
     Raises:
         ValueError: for different numbers of images, mask labels and class labels.

@@ -58,7 +58,7 @@ def layerwise_lr_groups(
     only the effect of `llrd_l2_enabled=False`.
 
     Args:
-        model: EoMT or PMT, also wrapped.
+        model: EoMT or PMT, also wrapped by peft or compiled.
         lr: rate of the heads.
         llrd: factor of the rate from each block to the one before it, in (0, 1].
         llrd_l2_enabled: whether the last `num_blocks` blocks decay, too.

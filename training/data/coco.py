@@ -9,6 +9,7 @@ Users give the folder only. Annotation files are recognized by name or contents.
 file, in folders of the split, then anywhere. Panoptic PNGs follow COCO's convention.
 """
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from transformers.utils import logging
@@ -32,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 
 def is_coco(tree: Tree, task: str) -> bool:
-    """Whether there are COCO JSON files but no label images (semantic). Other tasks fall back to COCO."""
+    """Whether there are panoptic JSON files, or instance ones and no label images. Other tasks fall back to COCO."""
     if task != "semantic":
         return True
     names = [name for name in tree.names if name.endswith(".json") and PurePosixPath(name).name != "classes.json"]
@@ -157,8 +158,8 @@ def _own_classes(
 ) -> tuple[LabelSpace, tuple[int, ...]]:
     """The label space of the categories, ascending by id, and the ids that the task leaves out (stuff for instances).
 
-    Returns the packaged COCO label space if the categories are the same. Semantic segmentation from instance
-    annotations has one more class: the background.
+    For panoptic and instance segmentation it is the packaged COCO label space if the categories are the same. Semantic
+    segmentation from instance annotations has one more class: the background.
     """
     by_id: dict[int, dict] = {}
     seen: set[int] = set()
@@ -273,13 +274,14 @@ def _search_trees(path: Path, split: str) -> list[Tree]:
     return trees
 
 
-def _json_files(trees: list[Tree]) -> list[tuple[Tree, str]]:
-    return [(tree, name) for tree in trees for name in tree.names if name.endswith(".json")]
+def _json_files(trees: list[Tree]) -> Iterator[tuple[Tree, str]]:
+    """Lazy: archives after the wanted file stay closed."""
+    return ((tree, name) for tree in trees for name in tree.names if name.endswith(".json"))
 
 
 def _annotation_file(trees: list[Tree], task: str, split: str, path: Path) -> tuple[str, Tree, str]:
     """Kind and JSON file of the annotations of a task and split. A file without a split in its name serves all."""
-    files = _json_files(trees)
+    files = list(_json_files(trees))
     for kind in KINDS[task]:
         found = [(tree, name) for tree, name in files if is_kind(tree, name, kind)]
         if found:

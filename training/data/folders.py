@@ -66,6 +66,8 @@ def read_folder(path: Path, task: str, split: str, options: ReadOptions) -> tupl
             if label is None:
                 raise ValueError("there is no label PNG of the same name")
             rows.add(image_id[image], image, tree.locate(image), tree.locate(label))
+    if colors and options.class_names:
+        raise ValueError(f"{path}: class_dict.csv names the classes; leave out the class names, or remove the file")
     if colors:
         void = [color for color, name in colors.items() if name.lower() == "void"]
         ignored = (*options.ignore_ids, *void)
@@ -121,7 +123,7 @@ def _report_doubles(images: dict, labels: dict, problems: Problems) -> None:
 
 
 def _report_unpaired(tree: Tree, found: list, unused: list[str], suffixes: tuple[str, ...], problems: Problems) -> None:
-    """Problems if no image has a label: label files of other names, JPEG labels. Otherwise warnings; also for HEIC."""
+    """Adds problems if no image has a label: label files of other names, JPEG labels. Warns of skipped files."""
     paired = any(label for _, label in found)
     if unused and found and not paired:
         problems.append(f"{min(unused)}: no image has the name of a label file; give both the same name")

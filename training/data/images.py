@@ -16,7 +16,7 @@ def read_image(location: str | Image.Image, size: tuple[int, int] | None = None,
         location: location or PIL image.
         size: (H, W) of the annotation. An RGB image of this size keeps its stored orientation; others are rotated by
             their EXIF orientation.
-        channels: number of channels to read; 3 is RGB.
+        channels: number of channels in a file; 3 is RGB. PIL images are read as RGB.
     """
     if not isinstance(location, Image.Image) and (channels != 3 or location.endswith(".npy")):
         bands = read_bands(read_bytes(location), channels, location)

@@ -77,8 +77,9 @@ def load_data(
         task: "panoptic", "instance" or "semantic".
         split: "train", "val" or "test".
         label_space: label space of a model, matched to the data by class name. None: the label space of the data.
-        class_names: names of the pixel values of label images. An error for data with names of its own.
-        ignore_ids: pixel values of unlabeled pixels in label images, in addition to 255.
+        class_names: names of the pixel values of label images, for data without fixed classes; others raise.
+        ignore_ids: pixel values of unlabeled pixels in label images, for such data. 255 is always one, except in masks
+            of 0 and 255.
         keep_empty: keep images without segments. False: the authors' selection, and their number of steps per epoch.
         automatic_split: hold out a tenth of the images as "val" if the data has no validation split (`hold_out`).
         crowds_as_instances: ignore `iscrowd` of COCO instances. CVAT sets it on every mask.
@@ -159,7 +160,7 @@ def hold_out(table: Dataset, split: str) -> Dataset:
 
     "val" are the images with a low hash of their file name: about a tenth, at least one and at most a fifth. Fewer than
     five images are not split: both splits are all of them. The split needs no file: it is the same in every command,
-    and images that are added later do not change it.
+    and images that are added to many others later do not change it.
     """
     if len(table) < MIN_IMAGES_TO_SPLIT:
         return table

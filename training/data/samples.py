@@ -192,7 +192,7 @@ class _Transform:
 class TrainTransform(_Transform):
     """Augmented crops: "pixel_values" uint8 (3, S_h, S_w), "mask_labels" bool (n, S_h, S_w), "class_labels" (n,).
 
-    A crop without segments is drawn again, at most 10 times. n is 0 after that, and for images without segments.
+    A crop without segments is drawn again, up to 10 crops in all. n is 0 after that, and for images without segments.
 
     Args:
         label_space: label space of the rows, from `load_data`.
@@ -205,7 +205,7 @@ class TrainTransform(_Transform):
         after: further augmentation of the crop with the interface of albumentations: called with an image, uint8
             (S_h, S_w, 3), and masks, a list of n uint8 (S_h, S_w); returns a dict of both. Segments without pixels are
             dropped afterwards. For repeatable runs, it draws random numbers from torch or has `set_random_seed`, which
-            is called before each crop. Example:
+            is called first, for each sample. Example:
             albumentations.Compose([albumentations.RandomRotate90(), albumentations.GaussNoise()])
 
     Raises:
@@ -303,7 +303,8 @@ class TrainTransform(_Transform):
 class EvaluationTransform(_Transform):
     """Images of their own size, uint8 (3, H, W), with the ground truth of the task's metric as "reference".
 
-    The package docstring describes the reference. Crowds are kept. Arguments are those of `TrainTransform`.
+    The package docstring describes the reference. Crowds are kept. `label_space`, `task` and
+    `num_channels` are those of `TrainTransform`.
     """
 
     def row(self, row: dict) -> dict:

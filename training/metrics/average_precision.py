@@ -80,7 +80,7 @@ class _Matches:
     scores: np.ndarray  # (n,) float64, descending
     matched: np.ndarray  # (A, 2, n) uint8: T bits
     ignored: np.ndarray  # (A, 2, n) uint8: T bits
-    references: np.ndarray  # (A,) number of ground truth masks in each area range
+    references: np.ndarray  # (A,) number of ground truth masks without crowds, in each area range
 
 
 def _order(image: tuple) -> tuple:

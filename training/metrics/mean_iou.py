@@ -42,7 +42,8 @@ class MeanIoU(StreamingMetric):
 def confusion(prediction, reference, num_labels: int, ignore_index: int, skip: np.ndarray | None = None) -> np.ndarray:
     """Confusion matrix int64 (C, C + 1), true × predicted, of two label maps (H, W).
 
-    Pixels in `skip`, bool (H, W), do not count. Raises `ValueError` for labels outside 0 … C−1.
+    Pixels in `skip`, bool (H, W), do not count. Raises `ValueError` for labels that are neither 0 … C−1 nor
+    `ignore_index`.
     """
     name = image_name(reference, prediction)
     maps = [entry["segmentation"] if isinstance(entry, dict) else entry for entry in (prediction, reference)]

@@ -79,6 +79,8 @@ def test_classes_may_be_colors(tmp_path):
     write(root, {"class_dict.csv": "name,r,g,b\nroad,0,10,200\ncar, 255,0,0\n"})
     dataset, space = load_data(root, task="semantic")
     assert dict(zip(space.names, space.dataset_ids)) == {"car": 255, "road": 10 * 256 + 200 * 65536}
+    with pytest.raises(ValueError, match=r"class_dict\.csv"):
+        load_data(root, task="semantic", class_names=["street", "car"])
     reference = dataset.with_transform(EvaluationTransform(space, task="semantic"))[0]["reference"]
     assert np.array_equal(reference, np.where(red, 0, 1))
     assert np.array_equal(np.asarray(label_png(reference, space.dataset_ids)), colored)
