@@ -175,7 +175,7 @@ class ConvertOptions:
 
     task: Annotated[TaskName | None, Parameter(group=MODEL)] = None
     """From authors: task of the model; inferred from classes and queries by default."""
-    labels: Annotated[str | None, Parameter(group=MODEL)] = None
+    labels: Annotated[str | None, Parameter(group=MODEL, validator=not_empty)] = None
     """From authors: class names. A data set (coco_panoptic, ade20k_semantic, …), a JSON file (a list, or {label:
     name}), or a text file of one name per line. By default the data set with that many classes, else LABEL_0, …"""
     stuff: Annotated[Ids | None, Parameter(group=MODEL)] = None
@@ -184,12 +184,12 @@ class ConvertOptions:
     """From authors: side or HEIGHTxWIDTH; by default from square position embeddings (DINOv3: 640)."""
     heads: Annotated[Positive | None, Parameter(group=MODEL)] = None
     """From authors: attention heads; width / 64 by default."""
-    backbone: Annotated[str | None, Parameter(group=MODEL)] = None
+    backbone: Annotated[str | None, Parameter(group=MODEL, validator=not_empty)] = None
     """From authors, PMT's decoder alone: name of its encoder, of timm or the hub."""
-    reference_backbone: Annotated[str | None, Parameter(group=MODEL)] = None
+    reference_backbone: Annotated[str | None, Parameter(group=MODEL, validator=not_empty)] = None
     """From authors: DINOv3 weights, if the checkpoint holds differences to them; by default the hub's of its size.
     PMT's decoder alone: weights of its encoder; by default those that --backbone names."""
-    delta_from: Annotated[str | None, Parameter(group=MODEL)] = None
+    delta_from: Annotated[str | None, Parameter(group=MODEL, validator=not_empty)] = None
     """To authors: write the encoder as differences to these DINOv3 weights."""
     force: Annotated[bool, Parameter(group=WRITTEN, negative="")] = False
     """Replace an existing destination."""

@@ -93,11 +93,11 @@ def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
         raise ValueError(f"it has {len(pixels)} channels; at most {MAX_CHANNELS} are read")
     if pixels.dtype == torch.uint8:
         return pixels.contiguous()
-    has_16_bits = not pixels.is_floating_point() and (pixels.dtype == torch.uint16 or bool((pixels > 255).any()))
-    pixels = torch.nan_to_num(pixels.float())
-    if has_16_bits:
-        pixels = pixels / 257
-    return scaled_to_255(pixels).clamp(0, 255).contiguous()
+    if pixels.is_floating_point() or pixels.dtype == torch.bool:
+        pixels = scaled_to_255(torch.nan_to_num(pixels.float()))
+    elif pixels.dtype == torch.uint16 or bool((pixels > 255).any()):
+        pixels = pixels.float() / 257
+    return pixels.float().clamp(0, 255).contiguous()
 
 
 def has_channels_last(shape: tuple[int, int, int], channels: int | None) -> bool:

@@ -259,8 +259,8 @@ def orientation(image: Image.Image) -> int:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB.
 
-    16-bit gray values and floats up to 1 are scaled to 0 … 255 (Pillow's conversion would clip them). Transparency is
-    dropped, as by the authors and transformers' pipeline.
+    16-bit gray values are scaled to 0 … 255 (Pillow's conversion would clip them), and so are floats up to 1.
+    Transparency is dropped, as by the authors and transformers' pipeline.
     """
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         gray = np.asarray(image).astype(np.int64)

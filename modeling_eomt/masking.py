@@ -70,7 +70,7 @@ class MaskSchedule:
             self._infers_by_schedule = infers_by_schedule
 
     def predicts_before(self, block: int) -> bool:
-        """Whether a prediction precedes this block: always in training, for its loss; else only for a mask."""
+        """Whether a prediction precedes this block: in training with masked attention for its loss, else for a mask."""
         return self.config.masked_attention and (self.training or self._masks(block))
 
     def _masks(self, block: int) -> bool:

@@ -159,7 +159,7 @@ class Lateral(nn.Module):
         return level + (level if self.projection is None else self.projection(level))
 
     def _folded(self, level: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        """The training-time result, with the norm folded into the first layer."""
+        """The same, with the norm folded into the first layer."""
         scale = self.scale
         if self.projection is None:
             return level * (2 * gain * scale) + 2 * shift * scale

@@ -82,6 +82,8 @@ def config_class_of(fields: dict, where: str) -> type[PreTrainedConfig]:
 
 def _read_config(path, hub: dict) -> dict:
     """Content of config.json; {} if there is none."""
+    if path is None:
+        return {}
     try:
         return EoMTConfig.get_config_dict(path, **hub)[0]
     except OSError:
@@ -94,7 +96,7 @@ def _resolve_config(
     """Arguments of `from_pretrained` → wanted configuration, content of config.json, other arguments."""
     if isinstance(config, PreTrainedConfig):
         config = own_config(config)
-        stored = {} if base is None else _read_config(base, hub)
+        stored = _read_config(base, hub)
         if getattr(config, INFERRED, False) and hub.get("subfolder"):  # the Auto classes do not pass the subfolder
             config.task = type(config).from_dict(stored, checkpoint=(str(base), hub)).task
         return config, stored, kwargs

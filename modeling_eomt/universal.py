@@ -38,7 +38,7 @@ class UniversalSegmentationModel(MaskSchedule, EoMTPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def segment(self, pixel_values: Tensor, all_logits: bool, **kwargs) -> tuple[list[MaskPrediction], Tensor]:
-        """Images → the predictions in their order, and the normalized tokens (B, T, D) after the last block.
+        """Images → the predictions in their order, and the tokens (B, T, D) after the last block.
 
         With `all_logits`, the logits of each intermediate prediction are computed before its mask, which reuses them.
         """

@@ -152,9 +152,10 @@ def normalize(state: StateDict) -> StateDict:
             renamed[f"{mlp}.gate_proj.{kind}"], renamed[f"{mlp}.up_proj.{kind}"] = tensor.chunk(2)
     # The last norm is "norm" or "fc_norm", by its place in the classifier; EVA-02's table has "fc_norm".
     theirs, ours = ("norm", "fc_norm") if _is_eva02(renamed) else ("fc_norm", "norm")
-    for kind in ("weight", "bias"):
-        if f"{theirs}.{kind}" in renamed and f"{ours}.{kind}" not in renamed:
-            renamed[f"{ours}.{kind}"] = renamed.pop(f"{theirs}.{kind}")
+    if f"{theirs}.weight" in renamed and f"{ours}.weight" not in renamed:
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" in renamed:
+                renamed[f"{ours}.{kind}"] = renamed.pop(f"{theirs}.{kind}")
     return renamed
 
 

@@ -18,8 +18,9 @@ RGB = {"photometric": "rgb", "tile": (32, 32)}
 
 
 def write(path, channels: int, dtype=np.uint8, **options):
-    """A file of 90 × 130 pixels."""
+    """A file of 90 × 130 pixels with a dark part."""
     pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (90, 130, channels)).astype(dtype)
+    pixels[ROWS, COLUMNS] %= 200
     if path.suffix == ".npy":
         np.save(path, pixels)
     else:
