@@ -27,7 +27,7 @@ from .start import Kind, Start
 
 logger = logging.get_logger(__name__)
 
-PATCH = 16  # side, pixels of the input
+OBJECT = 24  # least side of the median object, pixels of the input: six cells of a mask
 MIN_QUERIES, MAX_QUERIES = 50, 300
 STEPS, MIN_EPOCHS, MAX_EPOCHS = 1000, 12, 100
 BATCH, LARGE_DATA_BATCH, LARGE_DATA = 8, 16, 5000
@@ -143,9 +143,9 @@ def default_choices(
 def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
     row = TASK_ROWS[task]
     wanted, about = 32 * round(facts.side / 32), f"the images' longer side is {facts.side} pixels"
-    enlarged = 32 * math.ceil(PATCH / facts.object_side / 32) if facts.object_side else 0
+    enlarged = 32 * math.ceil(OBJECT / facts.object_side / 32) if facts.object_side else 0
     if enlarged > wanted:
-        about += f", at which half of the objects are smaller than a patch of {PATCH}"
+        about += f", at which half of the objects are smaller than {OBJECT} pixels"
         wanted = enlarged
     size = given or min(row.image_size, max(128, wanted))
     yield Choice("image_size", str(size), f"{about}; larger than {row.image_size} costs more than it gives")

@@ -53,8 +53,8 @@ def test_objects_of_yolo_files_are_measured(tmp_path):
     (LARGE, {}, {"image_size": "640", "train_num_points": 12544}),
     (LARGE, {"task": "semantic"}, {"image_size": "512", "num_queries": 100}),
     (LARGE, {"image_size": 256}, {"train_num_points": 2048}),
-    (DataFacts(9, 256, (30, 90), 16 / 256), {}, {"image_size": "256"}),
-    (DataFacts(9, 256, (30, 90), 12 / 256), {}, {"image_size": "352"}),  # objects of 12 pixels to at least 16
+    (DataFacts(9, 256, (30, 90), 24 / 256), {}, {"image_size": "256"}),
+    (DataFacts(9, 256, (30, 90), 12 / 256), {}, {"image_size": "512"}),  # objects of 12 pixels to at least 24
     (TINY_OBJECTS, {}, {"image_size": "640"}),
     (TINY_OBJECTS, {"image_size": 96}, {"train_num_points": 1024}),
     (FEW, {"start": "backbone"}, {"learning_rate": 5e-4, "backbone_learning_rate": 1e-4}),
