@@ -107,7 +107,7 @@ def _present(label_map: Tensor, count: int) -> list[int]:
     found = torch.zeros(count + 1, dtype=torch.bool, device=label_map.device)
     for rows in label_map.split(BAND):
         found[rows.long()] = True  # −1 is the index of the last entry
-    return found[:-1].nonzero()[:, 0].tolist()
+    return [label for label, is_present in enumerate(found[:-1].tolist()) if is_present]
 
 
 def _mask_scores(logits: Tensor, resampler: Resampler, cut: float) -> Tensor:
