@@ -1,9 +1,10 @@
-"""Short trainings on own data, ours and the built-in model in the stock Trainer: fills docs/results.md.
+"""Trainings on own data, short ones of ours and of the built-in model, and whole ones of ours: fills docs/results.md.
 
-python -m benchmarks.own_data train VARIANT --data DATA --task TASK --weights FILE --output FOLDER     # one run
+python -m benchmarks.own_data train VARIANT --data DATA --task TASK --weights FILE --output FOLDER     # one short run
+python -m benchmarks.own_data whole --data DATA --task TASK --weights FILE --output FOLDER     # one whole run; resumes
 python -m benchmarks.own_data page RUNS                                # all runs below a folder to docs/results.md
 
-All variants train on the same images, with the same batch size and number of steps, and are evaluated by
+All variants of a short run train on the same images, with the same batch size and number of steps, and are evaluated by
 `evaluate_model` on the same held-out images. All figures on the page are written by this script.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import io
 import math
 import resource
+import shutil
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.auto import register
 from eomt.configuration import TASK_ROWS
 from eomt.report import ImageReport
+from eomt.train import train as train_command
 from eomt.training.arguments import command_arguments
 from eomt.training.collator import EoMTDataCollator
 from eomt.training.data import EvaluationTransform, TrainTransform, load_data
@@ -37,6 +40,11 @@ from .pages import fill_parts
 
 BACKBONE = "vit_small_patch14_dinov2"
 PICTURES = ("worst", "median", "best")
+SECOND_METRIC = {  # key and name
+    "instance": ("ap_50", "AP50"),
+    "semantic": ("overall_accuracy", "pixels right"),
+    "panoptic": ("rq", "RQ"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ BUILT_IN = {
     "built-in-1e-4": Variant("built-in model, stock Trainer, 1e-4 linear", {"learning_rate": 1e-4}),
     "built-in-5e-4": Variant("built-in model, stock Trainer, 5e-4 linear", {"learning_rate": 5e-4}),
 }
-VARIANTS = OURS | BUILT_IN
+WHOLE = {"whole": Variant("`eomt train` with its defaults, at its own length", {})}
+VARIANTS = OURS | BUILT_IN | WHOLE
 
 # --- a run -----------------------------------------------------------------------------------------------------------
 
@@ -84,20 +93,59 @@ def train_variant(options) -> None:
     train = train_built_in if options.variant in BUILT_IN else train_ours
     model, processor, log = train(options)
 
+    run = {name: getattr(options, name) for name in ("variant", "steps", "batch", "image_size")}
+    record_run(options, model.eval(), processor, log, run)
+
+
+def train_whole(options) -> None:
+    """`eomt train` with its defaults, at the length that it chooses; resumes. Then times 20 more steps, and evaluates.
+
+    Writes run.json and drawn images into the run's folder.
+    """
+    folder = options.output
+    data = DataOptions(data=options.data, image_size=options.image_size, ignore_ids=options.ignore_ids)
+    model = ModelOptions(backbone=BACKBONE, backbone_weights=options.weights)
+    run = RunOptions(task=options.task, seed=options.seed)
+    if not (folder / "results.json").exists():
+        stock = StockOptions(output_dir=str(folder), save_steps=25)
+        train_command(data, model, command_arguments(run, stock, "whole"), resume=True)
+    timed = StockOptions(output_dir=str(folder / "timed"), max_steps=20, eval_strategy="no", save_strategy="no")
+    trainer, _ = build_trainer(data, model, command_arguments(run, timed, "whole", disable_tqdm=True))
+    seconds = trainer.train().metrics["train_runtime"] / 20
+
+    trained = EoMTForUniversalSegmentation.from_pretrained(folder).eval()
+    state = read_json(folder / "trainer_state.json")
+    run = {
+        "variant": "whole",
+        "steps": state["max_steps"],
+        "batch": trainer.args.total_batch_size,
+        "image_size": trained.config.image_size,
+        "seconds_per_step": seconds,
+    }
+    record_run(options, trained, EoMTImageProcessor.from_pretrained(folder), state["log_history"], run)
+
+
+def record_run(options, model, processor, log: list[dict], run: dict) -> None:
+    """Evaluate a trained model. Writes run.json and drawn images to the output folder.
+
+    Args:
+        run: what the caller knows of the run: variant, steps, batch and image size.
+    """
     dataset, space = load_split(options, "val")
     dataset = dataset.with_transform(EvaluationTransform(space, task=options.task))
     report = ImageReport(options.task, space, worst=len(dataset))
     metrics = evaluate_model(
-        model.eval(), processor, dataset, task=options.task, label_space=space, on_image=report, progress=False
+        model, processor, dataset, task=options.task, label_space=space, on_image=report, progress=False
     )
     drawn = report.draw_worst(options.output / "images")
     for name, index in zip(PICTURES, (0, len(drawn) // 2, -1)):
         Image.open(drawn[index]["picture"]).save(options.output / f"{name}.jpg")
 
     metric = TASK_ROWS[options.task].metric_key
-    names = ("variant", "task", "seed", "steps", "batch", "image_size")
-    run = {name: getattr(options, name) for name in names} | {
+    run |= {
         "data": Path(options.data).name,
+        "task": options.task,
+        "seed": options.seed,
         "metric": metric,
         "value": metrics[metric],
         "metrics": {name: value for name, value in metrics.items() if isinstance(value, (int, float))},
@@ -107,7 +155,7 @@ def train_variant(options) -> None:
         "log": [entry for entry in log if "loss" in entry],
     }
     write_json(options.output / "run.json", run, indent=1)
-    print(f"{options.variant} {run['data']}: {metrics[metric]:.4f}")
+    print(f"{run['variant']} {run['data']}: {metrics[metric]:.4f}")
 
 
 def load_split(options, split: str):
@@ -215,22 +263,38 @@ def train_built_in(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[d
 def write_page(options) -> None:
     """Write the tables, images and curves of all runs. Photographs are of the named data sets, by default of all."""
     tables = read_runs(options.runs)
-    folder, parts = options.page.parent, []
-    for (data, task, steps, batch, size), variants in tables.items():
-        parts.append(f"## {data}, {task}, {size}²\n\n{steps} steps of {batch} images at {size} × {size}.")
-        parts += [variant_table(variants, task), verdict(variants, TASK_ROWS[task].metric)]
-        shown, runs = next(iter(variants.items()))
-        files = [runs[0]["folder"] / f"{name}.jpg" for name in PICTURES]
-        if all(file.is_file() for file in files) and data in (options.pictures or [data]):
-            name = f"results-{data}-{task}-{steps}-{size}.jpg"
-            save_small(stack([Image.open(file) for file in files]), folder / name)
-            parts.append(f"Worst, median and best held-out image of “{shown}”, seed {runs[0]['seed']}:")
-            parts.append(f"![photo, ground truth and prediction]({name})")
-    draw_curves(tables, folder / "results-curves.png")
-    note = "Mean over the seeds; dashed: built-in. “never” is left out: its loss is of one prediction, not a sum."
-    parts += ["## Curves", note, "![training loss](results-curves.png)"]
-    fill_parts(options.page, runs="\n\n".join(part for part in parts if part))
+    whole = [run for variants in tables.values() for run in variants.pop("whole", [])]
+    short = {key: variants for key, variants in tables.items() if variants}
+    folder, parts = options.page.parent, {}
+    if whole:
+        parts["whole"] = [whole_table(whole)]
+        for run in whole:
+            curves = f"results-{run['data']}-{run['task']}-{run['steps']}-{run['image_size']}-curves.png"
+            shutil.copyfile(run["folder"] / "curves.png", folder / curves)
+            parts["whole"] += [f"### {run['data']}, {run['task']}", f"![curves]({curves})"]
+            parts["whole"] += show_pictures(run, options)
+    if short:
+        parts["runs"] = []
+        for (data, task, steps, batch, size), variants in short.items():
+            title = f"## {data}, {task}, {size}²\n\n{steps} steps of {batch} images at {size} × {size}."
+            parts["runs"] += [title, variant_table(variants, task), verdict(variants, TASK_ROWS[task].metric)]
+            parts["runs"] += show_pictures(next(iter(variants.values()))[0], options)
+        draw_curves(short, folder / "results-curves.png")
+        note = "Mean over the seeds; dashed: built-in. “never” is left out: its loss is of one prediction, not a sum."
+        parts["runs"] += ["## Curves", note, "![training loss](results-curves.png)"]
+    fill_parts(options.page, **{name: "\n\n".join(filter(None, texts)) for name, texts in parts.items()})
     print(options.page)
+
+
+def show_pictures(run: dict, options) -> list[str]:
+    """Write the worst, median and best image of a run beside the page. Returns the paragraphs that show them."""
+    files = [run["folder"] / f"{name}.jpg" for name in PICTURES]
+    if not all(file.is_file() for file in files) or run["data"] not in (options.pictures or [run["data"]]):
+        return []
+    name = f"results-{run['data']}-{run['task']}-{run['steps']}-{run['image_size']}.jpg"
+    save_small(stack([Image.open(file) for file in files]), options.page.parent / name)
+    shown = f"Worst, median and best held-out image of “{run['variant']}”, seed {run['seed']}:"
+    return [shown, f"![photo, ground truth and prediction]({name})"]
 
 
 def read_runs(folder: Path) -> dict[tuple, dict[str, list[dict]]]:
@@ -257,12 +321,22 @@ def spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f} … {100 * max(values):.1f})"
 
 
+def whole_table(runs: list[dict]) -> str:
+    """One row for each whole run."""
+    lines = ["| data | steps | crop | result | | seconds per step | memory |", "|---|---|---|---:|---:|---:|---:|"]
+    for run in runs:
+        second, name = SECOND_METRIC[run["task"]]
+        cells = [f"{run['data']}, {run['task']}", f"{run['steps']:,} of {run['batch']}", f"{run['image_size']}²"]
+        cells.append(f"**{100 * run['value']:.1f} {TASK_ROWS[run['task']].metric}**")
+        cells.append(f"{100 * run['metrics'][second]:.1f} {name}")
+        cells.append(f"{run['seconds_per_step']:.1f}")
+        cells.append(f"{run['peak_memory_bytes'] / 2**30:.1f} GiB")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def variant_table(variants: dict[str, list[dict]], task: str) -> str:
-    second, name = {
-        "instance": ("ap_50", "AP50"),
-        "semantic": ("overall_accuracy", "pixels right"),
-        "panoptic": ("rq", "RQ"),
-    }[task]
+    second, name = SECOND_METRIC[task]
     lines = [f"|  | {TASK_ROWS[task].metric} | {name} | seeds | trained parameters | memory |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     best = max(mean_value(runs) for runs in variants.values())
@@ -350,20 +424,24 @@ def draw_curves(tables: dict[tuple, dict[str, list[dict]]], path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    train = commands.add_parser("train", help="one run")
+    train = commands.add_parser("train", help="one short run")
     train.set_defaults(call=train_variant)
-    train.add_argument("variant", choices=VARIANTS)
-    train.add_argument("--data", required=True)
-    train.add_argument("--task", required=True, choices=TASK_ROWS)
-    train.add_argument("--weights", required=True, help="file with the backbone's weights")
-    train.add_argument("--output", required=True, type=Path)
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("variant", choices=OURS | BUILT_IN)
+    whole = commands.add_parser("whole", help="one run at its own length")
+    whole.set_defaults(call=train_whole)
+    for command in (train, whole):
+        command.add_argument("--data", required=True)
+        command.add_argument("--task", required=True, choices=TASK_ROWS)
+        command.add_argument("--weights", required=True, help="file with the backbone's weights")
+        command.add_argument("--output", required=True, type=Path)
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument(
+            "--ignore-ids", metavar="IDS", help="values of label images for unlabeled pixels, as in eomt train"
+        )
     train.add_argument("--steps", type=int, default=120)
     train.add_argument("--batch", type=int, default=4)
     train.add_argument("--image-size", type=int, default=224)
-    train.add_argument(
-        "--ignore-ids", metavar="IDS", help="values of label images for unlabeled pixels, as in eomt train"
-    )
+    whole.add_argument("--image-size", help="by default that of eomt train")
     train.add_argument("--more-data", help="folder of pseudo-labels, for the variant pseudo-labels")
     page = commands.add_parser("page", help="all runs below a folder to docs/results.md")
     page.set_defaults(call=write_page)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -21,12 +20,11 @@ from PIL import Image
 import eomt
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor, PMTConfig, PMTForUniversalSegmentation
 from eomt.configuration import TASKS
-from eomt.speed.measure import device_name
+from eomt.speed.measure import device_name, measure_seconds
 from eomt.training.card import table
 
 from .own_data import read_runs, variant_table
 from .pages import fill_parts
-from .paired import seconds
 
 PAGE = Path(__file__).parents[1] / "docs" / "pmt.md"
 BACKBONE, SIDE, TRAINED_SIDE, BATCH, REPEATS = "vit_small_patch16_dinov3", 640, 320, 4, 5
@@ -82,9 +80,7 @@ def training_step(kind: str, side: int) -> float:
 
 
 def median_seconds(run: Callable) -> float:
-    """Median of `REPEATS` runs, after one that warms up."""
-    times = [seconds(run) for _ in range(REPEATS + 1)]
-    return median(times[1:])
+    return measure_seconds(run, torch.device("cpu"), warm_up=1, repeats=REPEATS)["median"]
 
 
 def measured(part: str, kind: str, side: int) -> tuple[float, float]:

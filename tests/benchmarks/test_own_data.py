@@ -16,7 +16,7 @@ def save_run(folder, variant, seed, value, steps=10):
     run = {
         "variant": variant, "data": "cells", "task": "instance", "seed": seed, "steps": steps, "batch": 2,
         "image_size": 64, "metric": "ap", "value": value, "metrics": {"ap": value, "ap_50": 2 * value},
-        "trained_parameters": 22_000_000, "peak_memory_bytes": 2**30,
+        "trained_parameters": 22_000_000, "peak_memory_bytes": 2**30, "seconds_per_step": 13.1,
         "log": [{"loss": "3.0", "step": 5}, {"loss": 2.0, "step": 10}],
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run))
@@ -49,6 +49,20 @@ def test_the_page_compares_runs(tmp_path):
     page.write_text("without marks")
     with pytest.raises(ValueError, match="runs"):
         own_data.main(["page", str(tmp_path / "runs"), "--page", str(page)])
+
+
+def test_whole_runs_have_a_table_of_their_own(tmp_path):
+    save_run(tmp_path / "runs", "whole", 0, 0.25, steps=1005)
+    (tmp_path / "runs" / "whole-0-1005" / "curves.png").write_bytes(b"curves")
+    page = tmp_path / "results.md"
+    page.write_text("<!-- whole -->\n<!-- /whole -->\n<!-- runs -->\nshort\n<!-- /runs -->\n", encoding="utf-8")
+    own_data.main(["page", str(tmp_path / "runs"), "--page", str(page)])
+    text = page.read_text(encoding="utf-8")
+    assert "| cells, instance | 1,005 of 2 | 64² | **25.0 AP** | 50.0 AP50 | 13.1 | 1.0 GiB |" in text
+    assert "![curves](results-cells-instance-1005-64-curves.png)" in text
+    assert (tmp_path / "results-cells-instance-1005-64-curves.png").read_bytes() == b"curves"
+    assert (tmp_path / "results-cells-instance-1005-64.jpg").is_file()
+    assert "<!-- runs -->\nshort\n<!-- /runs -->" in text
 
 
 @pytest.mark.slow  # three trainings of a ViT-S
