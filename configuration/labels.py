@@ -116,7 +116,6 @@ class LabelSpace:
 class KnownLabels:
     """A data set recognized by its class names."""
 
-    dataset: str
     tasks: tuple[str, ...]
     "Tasks of models with these classes, the most frequent first."
     stuff_label_ids: tuple[int, ...]
@@ -146,7 +145,7 @@ def known_labels(id2label: Mapping | None) -> KnownLabels | None:
     if same < 0.75 * len(classes):
         return None
     stuff = tuple(label for label, c in enumerate(classes) if not c["isthing"])
-    return KnownLabels(dataset, tasks, stuff, tuple(c["id"] for c in classes))
+    return KnownLabels(tasks, stuff, tuple(c["id"] for c in classes))
 
 
 def _plain(name) -> str:

@@ -195,7 +195,9 @@ class Recipe:
         total = round(counted * stretch)
         starts, ends = annealing_steps(total, self.num_blocks)
         if self.architecture == "pmt":  # the same rule with other rounding
-            starts, ends = ([total * (first + 3 * i) // 30 for i in range(6)] for first in (5, 10))
+            gaps = max(1, self.num_blocks - 1)
+            starts = [total * (gaps + 3 * i) // (6 * gaps) for i in range(self.num_blocks)]
+            ends = [total * (2 * gaps + 3 * i) // (6 * gaps) for i in range(self.num_blocks)]
         if self.first_block_annealing:
             starts[0], ends[0] = (round(step * stretch) for step in self.first_block_annealing)
         return starts, ends

@@ -206,12 +206,6 @@ class BenchmarkOptions(DeviceOptions, MaskingOptions):
     """Sides or HEIGHTxWIDTH, all for every model. By default the model's own size, else 640."""
     task: Annotated[TaskName, Parameter(group=MODEL)] = "panoptic"
     """For backbones: task."""
-    num_labels: Annotated[Positive | None, Parameter(group=MODEL)] = None
-    """For backbones: classes; 133, 80 or 150 by task."""
-    num_queries: Annotated[Positive | None, Parameter(group=MODEL)] = None
-    """For backbones: queries; the paper's by default."""
-    num_blocks: Annotated[Positive | None, Parameter(group=MODEL)] = None
-    """For backbones: blocks with queries (the paper's L2); the paper's by default."""
     step: Annotated[tuple[Literal[0, 1, 2, 3, 4, 5], ...], Parameter(group=MODEL, consume_multiple=True)] = (5,)
     """For backbones: steps of the paper's Table 1, 0 (ViT-Adapter + Mask2Former) to 5 (EoMT)."""
     masked: Annotated[bool | None, Parameter(group=MODEL)] = None

@@ -124,7 +124,9 @@ def segment(
     with _inferring(model, masked):
         found = [
             _segmentation(result, names, task, threshold)
-            for result in infer(model, processor, opened, task=task, batch_size=batch_size, read=_as_it_is, **rules)
+            for result in infer(
+                model, processor, opened, task=task, batch_size=batch_size, read=lambda image: image, **rules
+            )
         ]
     return found if several else found[0]
 
@@ -174,10 +176,6 @@ def _inferring(model, masked: bool | None) -> Iterator[None]:
     finally:
         if training:
             model.train()
-
-
-def _as_it_is(image):
-    return image
 
 
 def _open(source, channels: int) -> Image.Image | torch.Tensor:

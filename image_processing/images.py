@@ -73,7 +73,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, max_pixels
     """Read an image file as RGB, turned by its EXIF orientation.
 
     Args:
-        size: (height, width) of the ground truth. If the stored image has this size, it is not turned.
+        size: (height, width) of the ground truth. If only the stored image has this size, it is not turned.
         max_pixels: limit on height × width, checked before decoding, instead of Pillow's limit.
 
     Raises:
@@ -230,10 +230,11 @@ def _download(url: str, timeout: float) -> bytes:
 
 
 def as_annotated(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
-    """Convert to RGB and turn by the EXIF orientation, unless the stored image has the `size` of its ground truth."""
-    if size is None or (image.height, image.width) != tuple(size):
-        image = upright(image)
-    return to_rgb(image)
+    """Convert to RGB and turn by the EXIF orientation, unless only the stored one has the annotated `size`."""
+    turned = upright(image)
+    fits = size is None or (turned.height, turned.width) == tuple(size)
+    is_stored = not fits and (image.height, image.width) == tuple(size)
+    return to_rgb(image if is_stored else turned)
 
 
 def upright(image: Image.Image) -> Image.Image:

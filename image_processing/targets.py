@@ -25,22 +25,21 @@ def label_ids(
     ignore_index: int | None = None,
     do_reduce_labels: bool = False,
     num_labels: int | None = None,
-    drop_crowds: bool = True,
 ) -> tuple[Tensor, dict[int, int]]:
     """The ids (H, W) with `VOID` at ignored pixels, and {id: class label} of the others.
 
     Args:
-        segments_info: `{"id", "label_id" or "category_id", "iscrowd"}` per segment.
+        segments_info: `{"id", "label_id" or "category_id", "iscrowd"}` per segment. Crowd segments are void, as in the
+            authors' training.
         instance_id_to_semantic_id: class of each instance id, or an array indexed by it; ids 0 and `ignore_index` may
             be missing and are void.
         ignore_index: id of ignored pixels; 255 by default in plain label maps.
         do_reduce_labels: label 0 is background: ignored, and the others move down by one.
         num_labels: number of classes, to check the labels.
-        drop_crowds: crowd segments are void, as in the authors' training.
     """
     present = ids.unique().tolist()  # sorted
     if segments_info is not None:
-        labels = _segment_labels([i for i in present if i != ignore_index], segments_info, drop_crowds)
+        labels = _segment_labels([i for i in present if i != ignore_index], segments_info)
     elif instance_id_to_semantic_id is not None:
         if not hasattr(instance_id_to_semantic_id, "items"):  # an array
             instance_id_to_semantic_id = dict(enumerate(instance_id_to_semantic_id))
@@ -64,7 +63,7 @@ def label_ids(
     return ids.masked_fill(torch.isin(ids, void), VOID) if len(void) else ids, labels
 
 
-def _segment_labels(present: list[int], segments_info: Sequence[Mapping], drop_crowds: bool) -> dict[int, int]:
+def _segment_labels(present: list[int], segments_info: Sequence[Mapping]) -> dict[int, int]:
     labels, dropped = {}, set()
     for segment in segments_info:
         i = int(segment["id"])
@@ -73,7 +72,7 @@ def _segment_labels(present: list[int], segments_info: Sequence[Mapping], drop_c
         label = segment.get("label_id", segment.get("category_id"))
         if label is None:
             raise ValueError(f"segment id {i} has neither 'label_id' nor 'category_id' in segments_info")
-        if drop_crowds and segment.get("iscrowd"):
+        if segment.get("iscrowd"):
             dropped.add(i)
         else:
             labels[i] = int(label)

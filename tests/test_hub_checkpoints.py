@@ -140,7 +140,7 @@ def test_an_undecided_task_is_logged(tmp_path, monkeypatch):
 def test_known_labels_are_recognized_in_other_spellings():
     ade = label_space("ade20k_semantic").names
     spelled = {str(i): f"{name.title()}, something " for i, name in enumerate(ade)}
-    assert known_labels(spelled).dataset == "ade20k"
+    assert known_labels(spelled).dataset_ids == label_space("ade20k_semantic").dataset_ids
     assert known_labels({str(i): f"LABEL_{i}" for i in range(133)}) is None
     assert known_labels(dict(enumerate(ade[:149]))) is None
 

@@ -106,8 +106,10 @@ def test_the_command_on_two_processes_is_one_run(pairs, launcher, tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         printed = done.stdout
-    assert printed.count("× 2 processes") == 1
+    assert printed.count("× 2 processes") == 2  # EoMT and PMT
     assert (folder / "run" / "model.safetensors").is_file()
+    assert (folder / "pmt" / "model.safetensors").is_file()
+    assert (folder / "cache" / "encoder.json").is_file()
 
 
 def test_a_sharded_step_equals_the_plain_one(pairs, monkeypatch):

@@ -34,15 +34,20 @@ class MaskAnnealingCallback(TrainerCallback):
     the length of the run. They are logged as `attn_mask_prob_<i>`, i = 0 for the earliest masked block.
 
     Args:
-        start_steps, end_steps: optimizer steps, one per masked block. None: `annealing_steps` for the run.
+        start_steps, end_steps: optimizer steps, one per masked block. None: those of `plan`.
         power: exponent of the decay.
+        plan: (total steps, number of masked blocks) → (starts, ends).
 
     Raises:
         ValueError: for steps that end before they start.
     """
 
     def __init__(
-        self, start_steps: Sequence[int] | None = None, end_steps: Sequence[int] | None = None, power: float = 0.9
+        self,
+        start_steps: Sequence[int] | None = None,
+        end_steps: Sequence[int] | None = None,
+        power: float = 0.9,
+        plan: Callable[[int, int], tuple[Sequence[float], Sequence[float]]] = annealing_steps,
     ):
         for start, end in zip(start_steps or (), end_steps or (), strict=True):
             if end < start:
@@ -50,30 +55,29 @@ class MaskAnnealingCallback(TrainerCallback):
         self.start_steps = start_steps
         self.end_steps = end_steps
         self.power = power
+        self.plan = plan
         self.probabilities: list[float] = []
-        self.settled_at: float = 0
-        "Step from which the probabilities are constant; known when training begins."
 
-    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[int], Sequence[int]]:
+    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[float], Sequence[float]]:
         if self.start_steps is None:
-            return annealing_steps(max_steps, num_blocks)
+            return self.plan(max_steps, num_blocks)
         return self.start_steps, self.end_steps
 
-    def probabilities_at(self, state, num_blocks: int) -> list[float]:
-        starts, ends = self.steps(state.max_steps, num_blocks)
-        return [
-            mask_annealing_probability(state.global_step, start, end, self.power) for start, end in zip(starts, ends)
-        ]
+    def settled_at(self, max_steps: int, num_blocks: int) -> float:
+        """Step from which the probabilities are constant."""
+        _, ends = self.steps(max_steps, num_blocks)
+        return max((end for end in ends if end < math.inf), default=0)
 
     def _set(self, state, model) -> None:
         model = extract_model_from_parallel(model, keep_torch_compile=False)
-        self.probabilities = self.probabilities_at(state, model.config.num_blocks)
+        starts, ends = self.steps(state.max_steps, model.config.num_blocks)
+        self.probabilities = [
+            mask_annealing_probability(state.global_step, start, end, self.power) for start, end in zip(starts, ends)
+        ]
         model.set_attn_mask_probs(self.probabilities)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._set(state, model)
-        _, ends = self.steps(state.max_steps, len(self.probabilities))
-        self.settled_at = max((end for end in ends if end < math.inf), default=0)
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         self._set(state, model)  # an evaluation may have turned masking off
@@ -88,14 +92,3 @@ class MaskAnnealingCallback(TrainerCallback):
         logs.update(values)  # for later callbacks
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(values)
-
-
-class PlannedAnnealing(MaskAnnealingCallback):
-    """Annealing with the steps (starts, ends) of `plan(total_steps, num_blocks)`."""
-
-    def __init__(self, plan: Callable[[int, int], tuple], power: float = 0.9):
-        super().__init__(power=power)
-        self.plan = plan
-
-    def steps(self, max_steps: int, num_blocks: int) -> tuple[Sequence[float], Sequence[float]]:
-        return self.plan(max_steps, num_blocks)

@@ -91,15 +91,18 @@ class PatienceCallback(TrainerCallback):
         self.trainer, self.patience = trainer, patience
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        control.should_training_stop = control.should_training_stop or self.is_over(args, state)
+
+    def is_over(self, args, state) -> bool:
+        """Whether the log of a run has enough evaluations without improvement."""
         key = "eval_" + args.metric_for_best_model.removeprefix("eval_")
-        if key not in metrics:  # metrics of another evaluation set
-            return
-        values = {row["step"]: row[key] for row in state.log_history if key in row}
+        values = {row["step"]: row[key] for row in state.log_history if math.isfinite(row.get(key, math.nan))}
+        if not values:  # the images have no ground truth
+            return False
         best_value = max(values.values()) if args.greater_is_better else min(values.values())
         best_step = next(step for step, value in values.items() if value == best_value)
-        since = max(best_step, self.trainer.annealing.settled_at)
-        if sum(step > since for step in values) >= self.patience:
-            control.should_training_stop = True
+        settled = self.trainer.annealing.settled_at(state.max_steps, self.trainer.model.config.num_blocks)
+        return sum(step > max(best_step, settled) for step in values) >= self.patience
 
 
 class InterruptionCallback(TrainerCallback):

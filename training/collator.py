@@ -1,6 +1,6 @@
 """The data collator: stacks and normalizes pixels, and lists masks and classes.
 
-B images · n_i segments of image i · H, W input size
+B images · C channels · n_i segments of image i · H, W input size
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ class EoMTDataCollator:
     """Collates samples of `TrainTransform` or `EoMTImageProcessor` into a batch.
 
     A sample is one image with or without a batch dimension, all windows of an image, or a batch. Float pixels are not
-    changed. Works in the stock Trainer with `remove_unused_columns=False`.
+    changed, unless the sample has "unnormalized": True, for 0 to 255 from more than 8 bits. Works in the stock Trainer
+    with `remove_unused_columns=False`.
 
     Args:
         image_mean, image_std: normalization of uint8 pixels, one number or one for each channel.
@@ -24,7 +25,7 @@ class EoMTDataCollator:
         keep_file_names: keep "file_name", which `EoMTTrainer` reports in errors.
 
     Returns:
-        {"pixel_values": float32 (B, 3, H, W), "mask_labels": list of (n_i, H, W), "class_labels": list of (n_i,)};
+        {"pixel_values": float32 (B, C, H, W), "mask_labels": list of (n_i, H, W), "class_labels": list of (n_i,)};
         "file_name" by `keep_file_names`, and "encoder_levels" if the samples have them.
 
     Raises:
@@ -49,11 +50,13 @@ class EoMTDataCollator:
     def __call__(self, samples: list[dict]) -> dict:
         pixels, masks, labels, names = [], [], [], []
         for sample in samples:
-            pixels += _entries(sample["pixel_values"], 3)
+            images = _entries(sample["pixel_values"], 3)
+            raw = sample.get("unnormalized", False)
+            pixels += [self._normalized(image) if raw or image.dtype == torch.uint8 else image for image in images]
             masks += _entries(sample.get("mask_labels"), 3)
             labels += _entries(sample.get("class_labels"), 1)
             names.append(sample.get("file_name"))
-        batch = {"pixel_values": self._normalized(torch.stack(pixels))}  # [B, 3, H, W]
+        batch = {"pixel_values": torch.stack(pixels)}  # [B, C, H, W]
         if "encoder_levels" in samples[0]:  # training/features.py
             batch["encoder_levels"] = torch.stack([sample["encoder_levels"] for sample in samples])
         if masks or labels:
@@ -65,8 +68,6 @@ class EoMTDataCollator:
         return batch
 
     def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
-        if pixels.dtype != torch.uint8:
-            return pixels
         pixels = pixels.float()
         if self.do_rescale:
             pixels = pixels / 255 if self.rescale_factor == 1 / 255 else pixels * self.rescale_factor
@@ -76,8 +77,8 @@ class EoMTDataCollator:
 
 
 def _per_channel(value: Sequence[float] | float) -> torch.Tensor:
-    """One number, or one for each channel, as a tensor (1, 1 or channels, 1, 1)."""
-    return torch.as_tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1)
+    """One number, or one for each channel, as a tensor (1 or channels, 1, 1)."""
+    return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 def _entries(value, ndim: int) -> list[torch.Tensor]:

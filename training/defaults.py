@@ -103,6 +103,7 @@ def choose_defaults(
         args.task,
         start.kind,
         image_size=max(as_pair(crop_size(data, args))) if data.image_size else None,
+        patch_size=max(as_pair(model.patch_size or getattr(start.config, "patch_size", 16))),
         fast_bf16=_has_fast_bf16(args),
         batch_size=args.total_batch_size if all(shares) else args.given["total_batch_size"],
         multiple=args.world_size * math.prod(share or 1 for share in shares),
@@ -120,6 +121,7 @@ def default_choices(
     task: str,
     start: Kind,
     image_size: int | None = None,
+    patch_size: int = 16,
     fast_bf16: bool = False,
     batch_size: int | None = None,
     multiple: int = 1,
@@ -128,11 +130,12 @@ def default_choices(
 
     Args:
         image_size: longer side of the crop in pixels, if given.
+        patch_size: the chosen crop is a multiple of two patches.
         fast_bf16: whether the device has instructions for bfloat16 matrices.
         batch_size: images per step, if given.
         multiple: divisor of the batch size: processes × images per device × accumulation.
     """
-    choices = [*_input(facts, task, image_size), *_queries(facts, task, start), *_rates(start)]
+    choices = [*_input(facts, task, image_size, 2 * patch_size), *_queries(facts, task, start), *_rates(start)]
     choices += _length(facts, batch_size, multiple)
     if fast_bf16:
         reason = "this processor multiplies bfloat16 itself; on a CPU that took about half the time of fp32"
@@ -140,16 +143,17 @@ def default_choices(
     return choices
 
 
-def _input(facts: DataFacts, task: str, given: int | None) -> Iterator[Choice]:
+def _input(facts: DataFacts, task: str, given: int | None, multiple: int) -> Iterator[Choice]:
     row = TASK_ROWS[task]
-    wanted, about = 32 * round(facts.side / 32), f"the images' longer side is {facts.side} pixels"
-    enlarged = 32 * math.ceil(OBJECT / facts.object_side / 32) if facts.object_side else 0
+    wanted, about = multiple * round(facts.side / multiple), f"the images' longer side is {facts.side} pixels"
+    enlarged = multiple * math.ceil(OBJECT / facts.object_side / multiple) if facts.object_side else 0
     if enlarged > wanted:
         about += f", at which half of the objects are smaller than {OBJECT} pixels"
         wanted = enlarged
-    size = given or min(row.image_size, max(128, wanted))
+    least, most = multiple * math.ceil(128 / multiple), row.image_size // multiple * multiple
+    size = given or min(most, max(least, wanted))
     yield Choice("image_size", str(size), f"{about}; larger than {row.image_size} costs more than it gives")
-    if size < row.image_size:
+    if size < most:
         yield Choice("scale_range", "0.5,1.5", "small images: enlarged and reduced less than the paper's")
     points = min(12544, max(1024, (size // 4) ** 2 // 2))
     yield Choice("train_num_points", points, f"half the cells of a mask of {size // 4} × {size // 4}")

@@ -1,6 +1,7 @@
 """Build a trainer from options: `eomt train` without the command line, step by step."""
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import replace
 
 from datasets import Dataset, Value, concatenate_datasets
 from transformers import set_seed
@@ -8,22 +9,13 @@ from transformers import set_seed
 from ..configuration import TASK_ROWS, as_pair
 from ..configuration.labels import LabelSpace
 from .arguments import EoMTTrainingArguments
-from .data.load import MIN_IMAGES_TO_SPLIT, load_data
+from .data.load import MIN_IMAGES_TO_SPLIT, PNG_LAYOUTS, load_data
 from .data.rows import UnknownClass
 from .data.samples import EvaluationTransform, TrainTransform
 from .defaults import Choice, choose_defaults, crop_size, data_facts
 from .options import DataOptions, ModelOptions, listed
 from .start import Start, build_model, processor_of, starting_point
 from .trainer import EoMTTrainer
-
-
-@dataclass(frozen=True)
-class Data:
-    """The splits of a run and their classes."""
-
-    train: Dataset
-    validation: Dataset | None
-    labels: LabelSpace
 
 
 def build_trainer(
@@ -36,27 +28,28 @@ def build_trainer(
     """
     start = starting_point(model, args)
     args.task = args.task or start.task
-    read = read_data(data, args, start)
+    train, validation, labels = read_data(data, args, start)
     choices = []
     if not args.recipe:
-        data, model, args, choices = choose_defaults(data_facts(read.train), data, model, args, start)
+        data, model, args, choices = choose_defaults(data_facts(train), data, model, args, start)
     set_seed(args.seed)  # the Trainer does so only after the initialization of the weights
-    network = build_model(start, model, args, read.labels, crop_size(data, args))
+    network = build_model(start, model, args, labels, crop_size(data, args))
     channels = network.config.num_channels
-    validation = read.validation
     if validation is not None:
-        validation = validation.with_transform(EvaluationTransform(read.labels, task=args.task, num_channels=channels))
+        validation = validation.with_transform(EvaluationTransform(labels, task=args.task, num_channels=channels))
     trainer = EoMTTrainer(
         network,
         args,
-        train_dataset=read.train.with_transform(train_transform(data, args, read.labels, channels)),
+        train_dataset=train.with_transform(train_transform(data, args, labels, channels)),
         eval_dataset=validation,
-        processing_class=processor_of(start, network, read.train),
+        processing_class=processor_of(start, network, train),
     )
     return trainer, choices
 
 
-def read_data(data: DataOptions, args: EoMTTrainingArguments, start: Start) -> Data:
+def read_data(
+    data: DataOptions, args: EoMTTrainingArguments, start: Start
+) -> tuple[Dataset, Dataset | None, LabelSpace]:
     """Both splits and the classes: those of the checkpoint if its class head is kept, else those of the data.
 
     Raises:
@@ -71,10 +64,10 @@ def read_data(data: DataOptions, args: EoMTTrainingArguments, start: Start) -> D
         raise ValueError(f"{error}; to train other classes than those of the checkpoint, give class_head new") from None
     train, labels = with_more(train, data, args, labels)
     if args.eval_strategy == "no":
-        return Data(train, None, labels)
+        return train, None, labels
     validation, _ = load_split(data, args, "val", labels)
-    _require_apart(train, validation, data.data)
-    return Data(train, validation, labels)
+    require_apart(train, validation, data.data)
+    return train, validation, labels
 
 
 def load_split(data: DataOptions, args: EoMTTrainingArguments, split: str, wanted: LabelSpace | None = None):
@@ -105,6 +98,7 @@ def with_more(
 ) -> tuple[Dataset, LabelSpace]:
     """Append the images of `more_data`, with classes matched by name. Returns the images and the label space."""
     parts = [train]
+    known = train[0]["layout"] in PNG_LAYOUTS  # whether the label space has the values of label PNGs
     for path in listed(data.more_data):
         more, theirs = load_data(
             path,
@@ -115,8 +109,9 @@ def with_more(
             score_floor=data.score_floor,
         )
         parts.append(more)
-        if args.task == "semantic":  # pixels of all parts are read with one label space
-            labels = _with_values(labels, theirs, path)
+        if more[0]["layout"] in PNG_LAYOUTS:  # label PNGs of all parts are read with one label space
+            labels = _with_values(labels, theirs, path) if known else theirs
+            known = True
     if len(parts) == 1:
         return train, labels
     if len({part.features["image_id"].dtype for part in parts}) > 1:
@@ -139,9 +134,15 @@ def _with_values(labels: LabelSpace, more: LabelSpace, source: str) -> LabelSpac
     return replace(labels, dataset_ids=ids, ignored_ids=tuple({*labels.ignored_ids, *more.ignored_ids}))
 
 
-def _require_apart(train: Dataset, validation: Dataset, source: str) -> None:
+def _places(images: Dataset) -> set:
+    """Absolute paths of image files; members of archives and PIL images as they are."""
+    places = images.with_format(None)["image"][:]
+    return {place if not isinstance(place, str) or "://" in place else os.path.realpath(place) for place in places}
+
+
+def require_apart(train: Dataset, validation: Dataset, source: str) -> None:
     """Raise `ValueError` for images in both splits, unless there are fewer than five: too few to hold some out."""
-    both = {*train.with_format(None)["image"][:]} & {*validation.with_format(None)["image"][:]}
+    both = _places(train) & _places(validation)
     if both and len(train) >= MIN_IMAGES_TO_SPLIT:
         raise ValueError(
             f"{source}: {len(both)} images are in train and in val, for example {min(both)}; name the folders of the "

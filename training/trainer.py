@@ -23,7 +23,7 @@ from ..configuration import TASK_ROWS
 from ..configuration.labels import LabelSpace
 from ..configuration.pmt import PMTConfig
 from ..modeling_eomt import PMTForUniversalSegmentation
-from .annealing import MaskAnnealingCallback, PlannedAnnealing
+from .annealing import MaskAnnealingCallback
 from .arguments import EoMTTrainingArguments
 from .callbacks import AveragingCallback, CurvesCallback, InterruptionCallback, PatienceCallback
 from .card import run_card
@@ -141,13 +141,14 @@ class EoMTTrainer(Trainer):
         self.averaging = AveragingCallback(self.args.ema) if self.args.ema else None
         self.add_callback(_RunCallback(self))
         if self.annealing is None:
-            self.add_callback(PlannedAnnealing(self.args.annealing, self.args.poly_power))
+            self.add_callback(MaskAnnealingCallback(power=self.args.poly_power, plan=self.args.annealing))
         if self.averaging is not None:
             self.add_callback(self.averaging)
         self.add_callback(self.interruption)
         self.add_callback(CurvesCallback())
-        if self.args.early_stopping:
-            self.add_callback(PatienceCallback(self, self.args.early_stopping))
+        self.early_stopping = PatienceCallback(self, self.args.early_stopping) if self.args.early_stopping else None
+        if self.early_stopping is not None:
+            self.add_callback(self.early_stopping)
 
     # --- set-up ----------------------------------------------------------------------------------------------------
 
@@ -288,9 +289,8 @@ class EoMTTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if not isinstance(model, PMTForUniversalSegmentation):
             raise ValueError("cache_features needs a frozen backbone; give architecture pmt, or leave it out")
-        with self.accelerator.main_process_first():
-            folder = Path(args.cache_features)
-            return cached_features(dataset, model, self.data_collator, folder, args.seed, args.cached_crops)
+        folder = Path(args.cache_features)  # a lock lets one process write it
+        return cached_features(dataset, model, self.data_collator, folder, args.seed, args.cached_crops)
 
     def _get_train_sampler(self, train_dataset=None):
         """`dataloader_drop_last` drops the last incomplete step of an epoch, not only an incomplete batch."""
@@ -321,7 +321,8 @@ class EoMTTrainer(Trainer):
             check_length(checkpoint, steps)
             self.args.count_steps(steps)  # intervals in steps, as in the state of the checkpoint
             state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
-            if state.global_step >= steps:
+            stopped = self.early_stopping is not None and self.early_stopping.is_over(self.args, state)
+            if stopped or state.global_step >= steps:
                 return self._load_finished(checkpoint, state)
         with self.interruption.listening():
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
@@ -438,7 +439,7 @@ class EoMTTrainer(Trainer):
         folder, name = super()._get_output_dir(trial), checkpoint_name(self.state.global_step)
         self.state.stateful_callbacks[UNLOGGED] = {"args": {}, "attributes": self.losses.state(self.accelerator)}
         if self.args.should_save:
-            shutil.rmtree(Path(folder, STAGING, name), ignore_errors=True)  # left by a killed run
+            shutil.rmtree(Path(folder, STAGING), ignore_errors=True)  # left by a killed run
         self.accelerator.wait_for_everyone()
         self._point_to_best(folder, existing=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones are deleted after the rename
@@ -466,14 +467,14 @@ class EoMTTrainer(Trainer):
         if self.args.lora and not self._saving:
             state_dict = merged_state_dict(self.accelerator.unwrap_model(self.model))
         super()._save(output_dir, state_dict)
+        if self._saving and self.averaging is not None:
+            self.averaging.save(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self._train_stream is not None:
             os.makedirs(output_dir, exist_ok=True)  # another process may not have come so far
             torch.save(self._train_stream.state_dict(), self._stream_file(output_dir))
-        if self.averaging is not None and self.args.should_save:
-            self.averaging.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -512,10 +513,7 @@ class EoMTTrainer(Trainer):
         if isinstance(dataset, str):
             dataset = self.eval_dataset[dataset]
         if isinstance(dataset, dict):
-            results = {}
-            for name, part in dataset.items():
-                results |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return results
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # calls this for each
         if dataset is None or not len(dataset):
             raise ValueError("there is no evaluation data; give eval_dataset with at least one image")
         if self.averaging is None:

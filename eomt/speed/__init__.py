@@ -27,12 +27,8 @@ def benchmark(models: Sequence[str], options: BenchmarkOptions) -> int:
     """Measure the models and print a table. Returns the exit code: 1 if some models failed, 2 if all did."""
     require_options(options)
     logging.set_verbosity_error()
-    overrides = {}
-    for name in ("num_labels", "num_queries", "num_blocks"):
-        if getattr(options, name) is not None:
-            overrides[name] = getattr(options, name)
     candidates = [
-        Candidate.find(model, size, task=options.task, masked=options.masked, step=step, **overrides)
+        Candidate.find(model, size, task=options.task, masked=options.masked, step=step)
         for model in models
         for size in options.image_size or [None]
         for step in options.step

@@ -119,3 +119,14 @@ def test_reported_rows_name_real_recipes_and_tables_agree():
     assert ladder == [row.value for row in REPORTED if row.table == "Table B" and row.metric == "PQ"]
     assert {row.table for row in REPORTED} == {*(f"Table {n}" for n in "123456789BCDE"), "model zoo"}
     assert reported_for("nothing") is None
+
+
+def test_the_annealing_of_pmt_follows_its_blocks():
+    recipe = dataclasses.replace(
+        RECIPES["coco_panoptic_pmt_large_640_dinov3"], num_blocks=4, first_block_annealing=None
+    )
+    starts, ends = recipe.annealing_steps(1800)
+    assert starts[0] == pytest.approx(300, abs=10)  # from a sixth to two thirds, as with six blocks
+    assert ends[-1] == pytest.approx(1500, abs=10)
+    assert [len(starts), len(ends)] == [4, 4]
+    assert starts == sorted(starts)

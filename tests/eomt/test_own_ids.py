@@ -19,7 +19,7 @@ from eomt.training import EoMTTrainingArguments
 from eomt.training.data import load_data
 from eomt.training.data.load import hold_out
 from eomt.training.options import DataOptions
-from eomt.training.setup import load_split
+from eomt.training.setup import load_split, require_apart
 from tests.eomt.trained import SIZE, train
 from tests.models import save_confident, tiny_config
 from tests.predicting import predict
@@ -206,6 +206,31 @@ def test_images_in_both_splits_are_refused_before_training(label_maps, tmp_path,
     copies(label_maps, 6, f"{data}/{{}}")
     assert train(data, tmp_path / "run", "semantic") == 2
     assert "6 images" in capsys.readouterr().err
+
+
+def test_an_image_is_the_same_by_another_path(label_maps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copies(label_maps, 6, "data/{}")
+    train, _ = load_data("data", task="semantic", automatic_split=True)
+    again, _ = load_data(tmp_path / "data", task="semantic", automatic_split=True)
+    with pytest.raises(ValueError, match="5 images"):
+        require_apart(train, again, "data")
+
+
+def test_held_out_images_do_not_depend_on_empty_ones(tmp_path):
+    """Each image with segments is in exactly one split, whether or not training keeps the others."""
+    images = [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 8} for i in range(20)]
+    box = {"category_id": 1, "segmentation": [[1, 1, 6, 1, 6, 6]], "iscrowd": 0}
+    annotations = [box | {"id": i + 1, "image_id": i} for i in range(20) if i % 3]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "_annotations.coco.json").write_text(json.dumps(content))
+    for image in images:
+        Image.new("RGB", (8, 8)).save(tmp_path / image["file_name"])
+    options = {"task": "instance", "automatic_split": True}
+    parts = [load_data(tmp_path, split=split, **options)[0]["file_name"][:] for split in ("train", "val")]
+    assert sorted(parts[0] + parts[1]) == sorted(image["file_name"] for image in images)
+    without_empty, _ = load_data(tmp_path, split="train", keep_empty=False, **options)
+    assert without_empty["file_name"][:] == [name for name in parts[0] if int(name[:-4]) % 3]
 
 
 def test_at_least_one_image_is_trained_on():

@@ -106,10 +106,10 @@ def test_exif_orientation_is_applied_to_files_only(tmp_path):
     for size, expected in (((20, 40), stored), ((40, 20), upright)):
         inputs = processor(path, segmentation_maps=np.zeros(size, np.uint8), return_tensors="pt")
         assert torch.equal(inputs.pixel_values, expected)
-    square = Image.fromarray(picture(40, 40))
+    square = Image.fromarray(picture(40, 40))  # fits both ways, and is turned as without a map
     path = save_turned(tmp_path / "b.png", square)
     inputs = processor(path, segmentation_maps=np.zeros((40, 40), np.uint8), return_tensors="pt")
-    assert torch.equal(inputs.pixel_values, processor(square, return_tensors="pt").pixel_values)
+    assert torch.equal(inputs.pixel_values, processor(path, return_tensors="pt").pixel_values)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

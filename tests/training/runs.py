@@ -189,20 +189,24 @@ def nan(folder: Path) -> None:
 
 
 def cli(folder: Path) -> None:
-    """`eomt train` on two processes, in bf16 and without --use-cpu."""
+    """`eomt train` on two processes, in bf16 and without --use-cpu: EoMT, then PMT with cached features."""
     from eomt.cli import main
     from eomt.training.data.shapes import make_shapes
 
     if int(os.environ["RANK"]) == 0:
+        tiny_pmt().save_pretrained(folder / "backbone")
         make_shapes(folder / "partial", train=2, val=1)
         (folder / "partial").rename(folder / "data")
     while not (folder / "data").is_dir():
         time.sleep(0.1)
-    options = "--task panoptic --backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 "
+    options = "--task panoptic --backbone vit_small_patch14_reg4_dinov2 --hidden-size 32 "
     options += "--num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2 --num-queries 8 --patch-size 8 --bf16 "
     options += "--train-num-points 64 --image-size 32 --total-batch-size 2 --max-steps 1 --dataloader-num-workers 0 "
-    command = f"train --data {folder / 'data'} --output-dir {folder / 'run'} --eval-strategy no {options}"
-    assert main(command.split()) == 0
+    command = f"train --data {folder / 'data'} --eval-strategy no {options}"
+    plain = f"--backbone-weights scratch --output-dir {folder / 'run'}"
+    assert main([*command.split(), *plain.split()]) == 0
+    cached = f"--architecture pmt --backbone-weights {folder / 'backbone'} --cache-features {folder / 'cache'}"
+    assert main([*command.split(), *cached.split(), "--output-dir", str(folder / "pmt")]) == 0
 
 
 def fsdp(folder: Path) -> None:

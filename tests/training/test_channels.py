@@ -10,6 +10,9 @@ from PIL import Image
 import eomt
 from eomt.cli import main
 from eomt.engines import ENGINES
+from eomt.image_processing import EoMTImageProcessor
+from eomt.training import EoMTDataCollator
+from eomt.training.data import TrainTransform, load_data
 from tests.models import tiny_model
 
 
@@ -48,6 +51,17 @@ def test_the_result_has_four_channels(trained):
     assert processor["image_mean"][:3] == pytest.approx([2000 / 65535] * 3, rel=0.1)
     assert processor["image_mean"][3] == pytest.approx(12000 / 65535, rel=0.1)
     assert processor["image_std"][3] > 5 * processor["image_std"][0]
+
+
+def test_training_sees_the_pixels_of_inference(data, trained):
+    """Of 16 bits, normalized in the same way."""
+    processor = EoMTImageProcessor.from_pretrained(trained)
+    table, labels = load_data(data, task="semantic", split="val")
+    transform = TrainTransform(labels, task="semantic", size=64, augment=False, num_channels=4)
+    batch = EoMTDataCollator.from_processor(processor)([table.with_transform(transform)[0]])
+    expected = processor(np.load(table[0]["image"]), return_tensors="pt")["pixel_values"]
+    assert expected.abs().max() < 10
+    torch.testing.assert_close(batch["pixel_values"], expected, rtol=0, atol=1e-4)
 
 
 def test_the_commands_run_on_four_channels(data, trained, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """LoRA, the average of the weights, the best checkpoint and early stopping."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -135,6 +136,14 @@ def test_the_best_average_becomes_the_model(tmp_path):
     assert not trainer.model.attn_mask_probs.any()
 
 
+def test_the_best_average_is_loaded_from_checkpoints_of_the_model_only(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping": 9, "ema": 0.5, "save_only_model": True}
+    trainer = trainer_of(tmp_path, evaluated=[0.2, 0.5, 0.1], max_steps=3, **options)
+    trainer.train()
+    average = load_file(tmp_path / "checkpoint-2" / "average.safetensors")["query.weight"]
+    assert torch.equal(average, trainer.model.query.weight)
+
+
 def test_the_average_of_half_precision_weights_moves(tmp_path):
     """In bfloat16 a thousandth of the difference would be rounded to zero."""
     model = tiny_model()
@@ -173,6 +182,24 @@ def test_early_stopping_counts_evaluations_before_a_resume(tmp_path):
     resumed = trainer_of(tmp_path, evaluated=[0.1] * 9, **options)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 4
+
+
+def test_a_run_that_stopped_early_is_not_trained_further(tmp_path):
+    options = {"masking": "never", "eval_strategy": "steps", "eval_steps": 1, "early_stopping": 2, "max_steps": 9}
+    trainer_of(tmp_path, evaluated=[0.5, 0.1, 0.1], **options).train()
+    resumed = trainer_of(tmp_path, evaluated=[0.9] * 9, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    best = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert torch.equal(best["query.weight"], resumed.model.query.weight)
+
+
+def test_early_stopping_does_not_count_evaluations_without_a_result(tmp_path):
+    """NaN: no image had ground truth or predictions."""
+    options = {"masking": "never", "eval_strategy": "steps", "eval_steps": 1, "early_stopping": 2, "max_steps": 9}
+    trainer = trainer_of(tmp_path, evaluated=[math.nan, 0.5, 0.1, math.nan, 0.1, 0.1], **options)
+    trainer.train()
+    assert trainer.state.global_step == 5
 
 
 def test_the_metric_for_the_best_checkpoint(tmp_path):

@@ -56,6 +56,8 @@ def test_objects_of_yolo_files_are_measured(tmp_path):
     (DataFacts(9, 256, (30, 90), 24 / 256), {}, {"image_size": "256"}),
     (DataFacts(9, 256, (30, 90), 12 / 256), {}, {"image_size": "512"}),  # objects of 12 pixels to at least 24
     (TINY_OBJECTS, {}, {"image_size": "640"}),
+    (TINY_OBJECTS, {"patch_size": 14}, {"image_size": "616"}),
+    (FEW, {"patch_size": 14}, {"image_size": "252"}),
     (TINY_OBJECTS, {"image_size": 96}, {"train_num_points": 1024}),
     (FEW, {"start": "backbone"}, {"learning_rate": 5e-4, "backbone_learning_rate": 1e-4}),
     (FEW, {"start": "scratch"}, {"learning_rate": 5e-4, "llrd": 1.0}),

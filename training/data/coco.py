@@ -255,7 +255,7 @@ def _order(images: dict[int, dict]) -> list[int]:
 
     def key(i: int) -> tuple[int, str]:
         name = PurePosixPath(images[i]["file_name"]).name
-        digits = "".join(c if c.isdigit() else " " for c in name).split()
+        digits = "".join(c if c.isdecimal() else " " for c in name).split()
         return (int(digits[0]) if digits else -1, name)
 
     return sorted(images, key=key)

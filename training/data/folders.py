@@ -204,19 +204,28 @@ def numbered_space(
 
     Args:
         names: {value: class name}. None: every value in the label images is a class.
-        labels: (location, name in error messages) of label images, read if `names` is None or names just 0 and 1.
+        labels: (location, name in error messages) of label images, read if `names` is None, {0: …} or {0: …, 1: …}.
+
+    Raises:
+        ValueError: for label images without a class, and for masks of 0 and 255 of which only 0 has a name.
     """
-    has_two = names is not None and set(names) == {0, 1}  # the label images may have 255 instead of 1
+    has_one, has_two = names is not None and set(names) == {0}, names is not None and set(names) == {0, 1}
     values = set(names or ())
-    if names is None or has_two:
+    if names is None or has_one or has_two:  # the label images may have 255 instead of 1
         values = _values_of(labels, until=1 if has_two else None)
     ignored = (*options.ignore_ids, VOID_VALUES[2])
+    if has_one and IGNORE_INDEX in values - {*ignored}:
+        raise ValueError(
+            f"{path}: the label images have the values 0 and 255, but only 0 has a name, {names[0]!r}; name both, such "
+            f"as background,{names[0]}"
+        )
     binary = values - {*ignored} == {0, IGNORE_INDEX}  # 255 is the foreground
     if names is None:
         names = {value: f"class_{value}" for value in values}
     elif has_two and binary:
         names = {0: names[0], IGNORE_INDEX: names[1]}
-    ids = sorted(i for i in names if i not in ignored and (binary or i != IGNORE_INDEX))
+    has_255 = binary or max(names, default=0) > IGNORE_INDEX  # in 16 bits, 255 is a class like others
+    ids = sorted(i for i in names if i not in ignored and (has_255 or i != IGNORE_INDEX))
     if not ids:
         raise ValueError(f"{path}: the label images have no class")
     return LabelSpace(str(path), tuple(names[i] for i in ids), (), tuple(ids), ignored)

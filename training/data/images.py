@@ -14,8 +14,8 @@ def read_image(location: str | Image.Image, size: tuple[int, int] | None = None,
 
     Args:
         location: location or PIL image.
-        size: (H, W) of the annotation. An RGB image of this size keeps its stored orientation; others are rotated by
-            their EXIF orientation.
+        size: (H, W) of the annotation. An RGB image is rotated by its EXIF orientation, unless only the stored image
+            has this size.
         channels: number of channels in a file; 3 is RGB. PIL images are read as RGB.
     """
     if not isinstance(location, Image.Image) and (channels != 3 or location.endswith(".npy")):

@@ -107,8 +107,9 @@ def load_data(
     if split == "test" and dataset in ("ade20k", "cityscapes"):
         raise ValueError(f"{path}: {dataset} has no ground truth for its test split; choose val")
     names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names or ()))
-    options = ReadOptions(label_space, names or None, tuple(ignore_ids), keep_empty, crowds_as_instances, score_floor)
     held_out = automatic_split and split != "test" and splits_of(path, dataset, task) in UNSPLIT
+    read_empty = keep_empty or held_out  # the held-out images do not depend on `keep_empty`
+    options = ReadOptions(label_space, names or None, tuple(ignore_ids), read_empty, crowds_as_instances, score_floor)
     read_split = "train" if held_out else split
     if dataset == "coco" and is_large(path):
         table, space = cached_coco(path, task, read_split, options)
@@ -120,6 +121,8 @@ def load_data(
         table = hold_out(table, split)
     if not keep_empty and table[0]["layout"] in PNG_LAYOUTS:
         table = table.select(_labeled(table))
+    elif not keep_empty and held_out:
+        table = table.select([index for index, segments in enumerate(table["segments"][:]) if segments])
     return table, space
 
 

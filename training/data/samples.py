@@ -256,6 +256,8 @@ class TrainTransform(_Transform):
             kept = masks.flatten(1).any(1)
             masks, labels = masks[kept], labels[kept]
         crop = {"pixel_values": pixels, "mask_labels": masks, "class_labels": labels}
+        if self.num_channels != 3:
+            crop["unnormalized"] = pixels.is_floating_point() and self.after is None  # of more than 8 bits
         return crop | {"file_name": row["file_name"]}
 
     def _apply_after(self, pixels: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -92,6 +92,7 @@ def test_unlabeled_pixels_of_sixteen_bits_and_of_colors(tmp_path):
     prediction = np.where(np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 3, 1, -1)
     for name, ids, classes in (
         ("sixteen", (3, 300), {"classes.json": {"3": "sky", "300": "road"}}),
+        ("more than 255 classes", (255, 300), {"classes.json": {"255": "sky", "300": "road"}}),
         ("colors", (255, 200 * 65536), {"class_dict.csv": "sky,255,0,0\nroad,0,0,200\nVoid,255,255,255\n"}),
     ):
         files = {"images/a.jpg": picture(), "labels/a.png": encoded(label_png(prediction, ids), "PNG")}
@@ -125,6 +126,8 @@ def test_masks_of_0_and_255_are_binary(tmp_path):
     assert np.array_equal(reference, mask // 255)
     assert load_data(root, task="semantic", ignore_ids=(255,))[1].names == ("class_0",)
     assert load_data(root, task="semantic", label_space=space)[1].dataset_ids == (0, 255)
+    with pytest.raises(ValueError, match="255"):
+        load_data(root, task="semantic", class_names=["crack"])  # would be the name of the background
     named = load_data(root, task="semantic", class_names=["wall", "crack"])[1]
     assert dict(zip(named.names, named.dataset_ids)) == {"wall": 0, "crack": 255}
     write(root, {"classes.txt": "wall\ncrack\n", "images/b.png": picture(), "masks/b.png": png(mask // 255)})

@@ -5,8 +5,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from eomt.training import EoMTTrainingArguments
 from eomt.training.data import EvaluationTransform, load_data
 from eomt.training.data.samples import decode
+from eomt.training.options import DataOptions
+from eomt.training.setup import load_split, with_more
 
 from .synthetic import encoded, picture, png, write
 from .test_folder import labels
@@ -51,6 +54,21 @@ def test_semantic(tmp_path, form):
         border = "background" if form else "unlabeled"
         found = [CLASSES == 3, CLASSES == 20, CLASSES == 255]
         assert np.array_equal(names, np.select(found, ["bird", "tvmonitor", border], "background"))
+
+
+def test_more_data_of_voc_keeps_its_classes(tmp_path):
+    """COCO's ids are resolved when it is read, VOC's values with the label space of the run."""
+    names = load_data(voc(tmp_path / "voc", "a", {"train": "a"}), task="instance", split="train")[1].names
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    square = {"id": 1, "image_id": 1, "category_id": 2, "segmentation": [[2, 2, 9, 2, 9, 9]], "iscrowd": 0}
+    coco = {"images": [{"id": 1, "file_name": "b.jpg", "height": 12, "width": 16}], "annotations": [square]}
+    files = {"train2017/b.jpg": picture(), "annotations/instances_train2017.json": coco | {"categories": categories}}
+    data = DataOptions(data=str(write(tmp_path / "coco", files)), more_data=str(tmp_path / "voc"))
+    args = EoMTTrainingArguments(str(tmp_path / "run"), task="instance", eval_strategy="no", use_cpu=True)
+    train, labels = load_split(data, args, "train")
+    train, labels = with_more(train, data, args, labels)
+    found = [{labels.names[s["label_id"]] for s in decode(row, labels).segments} for row in train]
+    assert found == [{"bird"}, {"bird", "tvmonitor"}]
 
 
 @pytest.mark.parametrize("form", FORMS)
