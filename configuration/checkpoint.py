@@ -72,15 +72,16 @@ def checkpoint_stuff(config: Mapping, task: str, processor: Mapping | None = Non
     """Stuff labels of a panoptic checkpoint: from its configuration, else from the data set with its classes, else from
     the image processor.
 
-    A processor can come from another model. Its stuff labels count only for classes of the same name in the
-    configuration.
+    An empty list in the configuration is its default, so that the labels of a processor have priority. The processor
+    can come from another model: its stuff labels count only for classes of the same name in the configuration.
     """
-    if config.get("stuff_label_ids") is not None:
-        return config["stuff_label_ids"]
+    configured = config.get("stuff_label_ids")
+    if configured:
+        return configured
     labels = known_labels(config.get("id2label"))
-    if labels and task == "panoptic":
+    if configured is None and labels and task == "panoptic":
         return list(labels.stuff_label_ids)
-    saved = (processor or {}).get("stuff_label_ids")
+    saved = (processor or {}).get("stuff_label_ids") or configured
     if not saved or not config.get("id2label"):
         return saved
     names = {int(label): name for label, name in config["id2label"].items()}

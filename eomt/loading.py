@@ -16,6 +16,8 @@ from .image_processing import EoMTImageProcessor
 from .modeling_eomt.pretrained import load_config
 from .modeling_eomt.weights.state_dicts import require_all_weights
 
+WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", f"{ENCODER}/*.bin", f"{ENCODER}/*.onnx")
+
 
 def usable_device(name: str | None) -> torch.device:
     """The device with this name ("cpu", "cuda:1", …). None: the best available, or that of this process in a group.
@@ -48,9 +50,9 @@ def require_model(name: str) -> None:
         raise ValueError(f"there is no model in {name!r}; give a folder of save_pretrained, or a hub name")
 
 
-def weight_files(model: str | Path) -> dict[str, list[int]]:
-    """{name: [size, mtime_ns]} of the weight files in a folder, to recognize a retrained model. Empty for hub names."""
-    patterns = ("*.safetensors", "*.bin", "*.onnx", f"{ENCODER}/*.bin", f"{ENCODER}/*.onnx")
+def model_files(model: str | Path) -> dict[str, list[int]]:
+    """{name: [size, mtime_ns]} of the weights and settings in a folder, to recognize changes. Empty for hub names."""
+    patterns = (*WEIGHTS, "config.json", "preprocessor_config.json")
     files = [file for pattern in patterns for file in sorted(Path(model).glob(pattern))]
     return {str(file.relative_to(model)): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
@@ -92,7 +94,7 @@ def _require_weights_of_size(name: str, model_class, config) -> None:
     """
     if getattr(config, "quantization_config", None):  # less than a byte per parameter
         return
-    num_bytes = sum(size for size, _ in weight_files(name).values())
+    num_bytes = sum(file.stat().st_size for pattern in WEIGHTS for file in Path(name).glob(pattern))
     with torch.device("meta"):
         model = model_class(config)
     elsewhere = ("encoder.",) if getattr(config, "encoder_digest", None) else ()  # PMT's decoder alone

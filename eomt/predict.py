@@ -25,7 +25,7 @@ from .image_processing.bands import open_any, picture_of
 from .image_processing.images import is_animated
 from .image_processing.inference import FAILS_ALONE, Inferred, confident_instances, counted, error_line, infer
 from .image_processing.rasters import Raster, open_raster
-from .loading import load_for_inference, needs_cpu_group, require_model, weight_files
+from .loading import load_for_inference, model_files, needs_cpu_group, require_model
 from .options import PredictOptions
 from .results import Results, file_state, image_ids_by_name
 from .tiling import infer_tiled, require_tiles
@@ -122,7 +122,7 @@ def settings(options: PredictOptions, threshold: float) -> dict:
         found["overlap"] = options.overlap
     if options.token_merging is not None:
         found["merging_layers"] = list(options.merging_layers)
-    return {"model": options.model, "weights": weight_files(options.model), "threshold": threshold} | found
+    return {"model": options.model, "weights": model_files(options.model), "threshold": threshold} | found
 
 
 @contextmanager

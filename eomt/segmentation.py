@@ -23,7 +23,7 @@ from .drawing import draw_segments
 from .image_processing.bands import picture_of
 from .image_processing.images import scaled_to_255
 from .image_processing.inference import Inferred, confident_instances, infer, iter_segments, open_source
-from .loading import load_for_inference, usable_device, weight_files
+from .loading import load_for_inference, model_files, usable_device
 from .modeling_eomt import PMTForUniversalSegmentation
 
 _LISTED = 12
@@ -107,7 +107,7 @@ def segment(
         return found if several else [results[0] for results in found]
     if isinstance(model, str | os.PathLike):
         name = os.path.abspath(model) if os.path.isdir(model) else str(model)
-        model, own = _load(name, device, task, str(weight_files(name)))
+        model, own = _load(name, device, task, str(model_files(name)))
         processor = processor or own
     else:
         processor = processor or _processor_of(model)

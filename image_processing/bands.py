@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .images import MAX_BYTES, decode_image, open_image, scaled_to_255, upright
+from .images import MAX_BYTES, as_tensor, decode_image, open_image, scaled_to_255, upright
 
 MAX_CHANNELS = 16
 
@@ -77,7 +77,7 @@ def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
         if image.mode == "P":
             image = image.convert("RGB")
         image, data_format = np.array(image), "channels_last"
-    pixels = torch.as_tensor(image)
+    pixels = as_tensor(image)
     if pixels.ndim == 2:
         pixels, data_format = pixels[None], "channels_first"
     if pixels.ndim != 3:

@@ -29,6 +29,8 @@ MAX_SCANS = 100
 """Largest number of scans in a progressive JPEG, which is decoded once per scan; ten are usual."""
 MAX_COMMENTS = 4096
 """Largest number of comment blocks (255 bytes) in a GIF: Pillow joins them in quadratic time."""
+OVERSHOOT = 0.1
+"""Largest distance of the values of a float image from its range, 0 to 1, after bicubic resampling."""
 _JPEG_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]", re.DOTALL)  # without restarts and zeros, which are in scans
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112  # EXIF
@@ -298,12 +300,7 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
         raise ValueError(
             f"cannot make an image of {type(image).__name__}; give a PIL image, an array, a tensor or a path"
         )
-    if isinstance(image, np.ndarray):
-        if image.dtype in (np.uint32, np.uint64):
-            image = image.astype(np.int64)
-        elif not image.flags.writeable:  # for example np.asarray of a PIL image
-            image = image.copy()
-    image = torch.as_tensor(image)
+    image = as_tensor(image)
     if image.dtype == torch.uint16:
         image = (image.long() + 128) // 257
     image = _channels_first(image, input_data_format)
@@ -318,6 +315,19 @@ def to_rgb_tensor(image, input_data_format: str | None = None) -> Tensor:
     if (image > 255).any():  # 16 bits in a wider type
         image = (image.clamp(0, 65535).long() + 128) // 257
     return image.clamp(0, 255).to(torch.uint8)
+
+
+def as_tensor(image: np.ndarray | Tensor) -> Tensor:
+    """A tensor of an array, also one that is reversed, of another byte order, read-only or of a type unknown to torch.
+
+    uint32 and uint64 become int64.
+    """
+    if isinstance(image, Tensor):
+        return image
+    if image.dtype in (np.uint32, np.uint64):
+        image = image.astype(np.int64)
+    image = np.ascontiguousarray(image, image.dtype.newbyteorder("="))
+    return torch.from_numpy(image if image.flags.writeable else image.copy())
 
 
 def _channels_first(image: Tensor, data_format: str | None) -> Tensor:
@@ -337,9 +347,9 @@ def _channels_first(image: Tensor, data_format: str | None) -> Tensor:
 
 
 def scaled_to_255(image: Tensor) -> Tensor:
-    """Scale floats in [0, 1] to 0..255, as the rescaling of the processors expects."""
-    if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
-        return image * 255
+    """Scale floats in [0, 1], up to `OVERSHOOT`, to 0..255, as the rescaling of the processors expects."""
+    if image.is_floating_point() and image.numel() and image.min() >= -OVERSHOOT and image.max() <= 1 + OVERSHOOT:
+        return (image * 255).clamp(0, 255)
     return image
 
 

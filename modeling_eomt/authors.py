@@ -1,5 +1,7 @@
 """The authors' checkpoints ↔ our models (authors' repository `tue-mps/eomt`; keys `network.*`)."""
 
+from pathlib import Path
+
 import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
@@ -11,7 +13,7 @@ from .pmt import PMTForUniversalSegmentation
 from .weights.backbones import delta_reference
 from .weights.key_maps import authors_table
 from .weights.published import our_tensors
-from .weights.state_dicts import StateDict, give, read_state_dict
+from .weights.state_dicts import StateDict, give, read_config, read_state_dict
 
 logger = logging.get_logger(__name__)
 
@@ -23,7 +25,8 @@ def load_authors_checkpoint(
 
     Args:
         path_or_state_dict: `.bin`, `.ckpt`, `.safetensors`, a directory that holds one, or the state dict.
-        config: configuration of the same shapes. Learned positions and patch kernels of other sizes are resampled.
+        config: configuration of the same shapes. Learned positions and patch kernels of other sizes are resampled. The
+            positions are those of a square image, unless the file was written for another one by `eomt convert`.
         reference_backbone: DINOv3 weights (state dict, model or path) for a checkpoint that holds the encoder as
             differences from them; by default the hub's of the same size. For a checkpoint of PMT's decoder alone, the
             encoder, as in `PMTForUniversalSegmentation.load_encoder`; by default `config.encoder_name`.
@@ -51,6 +54,7 @@ def load_authors_checkpoint(
         expected=model.state_dict(),
         load_class_head=load_class_head,
         load_encoder=encoder is None,
+        saved=read_config(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else None,
     )
     if encoder is not None:
         model.load_encoder(encoder)

@@ -4,6 +4,7 @@ B images · P prefix tokens · N patches · T = P + N tokens · D width · K lev
 """
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from .layers import EoMTLayer
 from .rope import RotaryTable, rotary_table
 from .weights.backbones import cached_revision, fit_sizes, load_backbone
 from .weights.key_maps import Place
+from .weights.published import saved_grid
 from .weights.state_dicts import read_state_dict, require_fit, take
 
 
@@ -262,12 +264,17 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
         wanted, self.config.encoder_digest = self.config.encoder_digest, None
         dtype = next(self.encoder.parameters()).dtype
         self.encoder.float()  # the fingerprint is taken before a rounding to float16
+        grid = None
+        if isinstance(source, PMTForUniversalSegmentation):
+            grid = source.config.encoder_config.grid_size
+        elif isinstance(source, str | Path) and Path(source, "config.json").is_file():
+            grid = saved_grid(json.loads(Path(source, "config.json").read_text(encoding="utf-8")))
         if not isinstance(source, str | Path) or Path(source).exists():
             source = read_state_dict(source)
         if isinstance(source, Mapping) and "encoder.embeddings.cls_token" in source:
             table = {name: Place(name) for name in self.encoder.state_dict()}
             state, missing, unexpected = take(encoder_state(source), table)
-            state = fit_sizes(state, self.config.encoder_config)
+            state = fit_sizes(state, self.config.encoder_config, grid)
             require_fit("the encoder", self.encoder.state_dict(), state, missing, unexpected, table)
             self.encoder.load_state_dict(state)
         else:

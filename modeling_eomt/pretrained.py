@@ -27,6 +27,7 @@ from .layers import EoMTLayer, LayerScale
 from .loss import Criterion
 from .weights.backbones import load_backbone
 from .weights.published import Published, our_tensors, read_published
+from .weights.state_dicts import read_config
 
 logger = logging.get_logger(__name__)
 
@@ -221,7 +222,8 @@ class EoMTPreTrainedModel(PreTrainedModel):
             raise ValueError(f"reference_backbone is for authors' checkpoints, which {path} is not; leave it out")
         wanted, stored, kwargs = _resolve_config(base, config, published, hub, kwargs)
         if published is not None:
-            tensors = our_tensors(published.state, wanted, reference_backbone, **hub)
+            saved = read_config(published.file) or stored
+            tensors = our_tensors(published.state, wanted, reference_backbone, saved=saved, **hub)
             kwargs = {name: value for name, value in kwargs.items() if name not in hub} | {"state_dict": tensors}
             path, stored = None, {}  # no other file is read, and the tensors have the wanted sizes
         elif path is not None:

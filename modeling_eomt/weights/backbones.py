@@ -103,14 +103,19 @@ def _read(source, config: EoMTConfig, expected: StateDict, **hub) -> StateDict:
         _restore_biases(state)
     table = hf_table(config) if is_hf(state) else timm_table(config)
     ours, missing, unexpected = take(state, table)
-    ours = fit_sizes(ours, config)
+    grid = getattr(getattr(source, "patch_embed", None), "grid_size", None)  # of timm's models
+    ours = fit_sizes(ours, config, grid)
     require_fit("the backbone", expected, ours, missing, unexpected, table)
     return ours
 
 
-def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
+def fit_sizes(ours: StateDict, config: EoMTConfig, grid: tuple[int, int] | None = None) -> StateDict:
     """Resample patch kernels (PI-resize) and learned positions to the configuration's patch size and grid, and spread
-    kernels of RGB over its channels."""
+    kernels of RGB over its channels.
+
+    Args:
+        grid: patches (down, across) of the positions. By default they are square, if their number is one.
+    """
     ours = dict(ours)
     kernel = ".".join(filter(None, ["embeddings.patch_embeddings", config.layout.patch_projection_name, "weight"]))
     if kernel in ours:
@@ -126,9 +131,10 @@ def fit_sizes(ours: StateDict, config: EoMTConfig) -> StateDict:
         ours["embeddings.cls_token"] = ours["embeddings.cls_token"] + positions[0]  # some files have one for the token
         positions, count = positions[1:], count - 1
     side = math.isqrt(count)
-    if count != new[0] * new[1] and side**2 == count:
-        logger.info(f"position embeddings resampled from {side} × {side} to {new[0]} × {new[1]} patches")
-        positions = resample_positions(positions, (side, side), new, prefix)
+    old = grid or ((side, side) if side**2 == count else new)
+    if old != new and old[0] * old[1] == count:
+        logger.info(f"position embeddings resampled from {old[0]} × {old[1]} to {new[0]} × {new[1]} patches")
+        positions = resample_positions(positions, old, new, prefix)
     ours[name] = positions
     return ours
 

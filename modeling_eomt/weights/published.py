@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file, logging
 
-from ...configuration import EoMTConfig
+from ...configuration import EoMTConfig, as_pair
 from ...configuration.checkpoint import checkpoint_name
 from ...configuration.pmt import PMTConfig
 from ...configuration.recipes import RECIPES
@@ -104,6 +104,7 @@ def our_tensors(
     expected: StateDict | None = None,
     load_class_head: bool = True,
     load_encoder: bool = True,
+    saved: dict | None = None,
     **hub,
 ) -> StateDict:
     """The tensors of an authors' state dict under our names; differences are added to their backbone.
@@ -113,6 +114,7 @@ def our_tensors(
         expected: tensors of the required shapes; by default those of the state dict.
         load_class_head: False leaves the class head out.
         load_encoder: False for a state dict of PMT's decoder alone.
+        saved: the configuration in the file (`read_config`), for the grid of its positions.
         hub: arguments of `from_pretrained` that locate a repository.
 
     Raises:
@@ -129,7 +131,7 @@ def our_tensors(
     unexpected = [key for key in unexpected if key not in NOT_OURS]
     prefix, encoder_config = ("encoder.", config.encoder_config) if isinstance(config, PMTConfig) else ("", config)
     encoder = {name.removeprefix(prefix): tensor for name, tensor in ours.items() if name.startswith(prefix)}
-    ours |= {f"{prefix}{name}": tensor for name, tensor in fit_sizes(encoder, encoder_config).items()}
+    ours |= {f"{prefix}{name}": t for name, t in fit_sizes(encoder, encoder_config, saved_grid(saved or {})).items()}
     require_fit("the checkpoint", ours if expected is None else expected, ours, missing, unexpected, table)
     if reference_backbone is not None or holds_differences(state):
         return _add_reference(ours, state, config, reference_backbone, hub)
@@ -138,6 +140,15 @@ def our_tensors(
             f"the checkpoint normalizes by mean {_pixel_mean(state).tolist()}; give the image processor the same"
         )
     return ours
+
+
+def saved_grid(config: dict) -> tuple[int, int] | None:
+    """Patches (down, across) of a saved configuration; None without one."""
+    config = config.get("encoder_config") or config
+    if "image_size" not in config or "patch_size" not in config:
+        return None
+    (height, width), (patch_height, patch_width) = as_pair(config["image_size"]), as_pair(config["patch_size"])
+    return height // patch_height, width // patch_width
 
 
 def _add_reference(ours: StateDict, state: StateDict, config: EoMTConfig, source, hub: dict) -> StateDict:

@@ -11,7 +11,7 @@ from eomt.cli import main
 from eomt.engines import ENCODER, ENGINES, OpenVINOEngine, SplitEngine
 from eomt.export import WRITERS
 from eomt.inference import ExportedEoMT
-from eomt.loading import weight_files
+from eomt.loading import model_files
 from tests.modeling_eomt.test_pmt import logits, pixels, tiny_pmt
 from tests.models import tiny_model
 
@@ -99,7 +99,7 @@ def test_a_replaced_encoder_is_another_model(tmp_path):
     (tmp_path / ENCODER).mkdir()
     for name in ("model.onnx", f"{ENCODER}/model.onnx"):
         (tmp_path / name).touch()
-    assert set(weight_files(tmp_path)) == {"model.onnx", f"{ENCODER}/model.onnx"}
+    assert set(model_files(tmp_path)) == {"model.onnx", f"{ENCODER}/model.onnx"}
 
 
 def test_impossible_exports_of_two_files_are_refused(tmp_path):

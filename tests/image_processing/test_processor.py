@@ -20,6 +20,7 @@ from eomt.image_processing import (
     EomtImageProcessorPil,
     read_image,
 )
+from tests.models import tiny_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PRE, META = load_file(GOLDEN / "preprocess.safetensors"), json.loads((GOLDEN / "preprocess.json").read_text())
@@ -262,6 +263,30 @@ def test_a_semantic_processor_pads_for_another_task(task, tmp_path):
     assert inputs["pixel_values"].shape == (1, 3, 64, 64)
     assert EoMTImageProcessor.from_pretrained(tmp_path).do_split_image
     assert EoMTImageProcessor.from_pretrained(tmp_path, task=task, do_split_image=True).do_split_image
+
+
+def test_stuff_labels_saved_with_the_processor_are_kept(tmp_path):
+    """Beside a configuration with none, which is its default."""
+    tiny_config(num_labels=7).save_pretrained(tmp_path)
+    EoMTImageProcessor(task="panoptic", size=64, stuff_label_ids=[3, 4]).save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).stuff_label_ids == [3, 4]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arrays_that_torch_cannot_wrap(backend):
+    """Reversed, of another byte order, of 32 bits; floats that overshoot 0 to 1 after a resampling."""
+    processor, image = backend(task="panoptic", size=64), picture(30, 40)
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    fractions = image.astype(np.float64) / 255
+    fractions[0, 0], fractions[-1, -1] = -0.02, 1.02
+    for other in (
+        image[..., ::-1].copy()[..., ::-1],
+        (257 * image.astype(np.uint16)).astype(">u2"),
+        image.astype("uint32"),
+    ):
+        assert torch.equal(processor(other, return_tensors="pt")["pixel_values"], expected)
+    found = processor(fractions.astype(">f4"), return_tensors="pt")["pixel_values"]
+    assert (found - expected).abs().mean() < 0.02
 
 
 def test_stuff_labels_of_another_models_classes_are_dropped(tmp_path):

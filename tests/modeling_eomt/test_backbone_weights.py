@@ -180,6 +180,21 @@ def test_patches_and_positions_are_resampled_on_loading():
 
 
 @torch.no_grad()
+def test_positions_of_a_square_are_resampled_to_as_many_cells_of_another_grid():
+    """From 4 × 4 to 2 × 8; a timm model of 2 × 8 itself has its positions."""
+    config = config_for("vit_small_patch14_reg4_dinov2", patch_size=14, image_size=(28, 112))
+    square = timm_model("vit_small_patch14_reg4_dinov2")
+    wide = timm.create_model(
+        "vit_small_patch14_reg4_dinov2", embed_dim=48, depth=2, num_heads=2, img_size=config.image_size
+    )
+    for backbone, state in ((square, square), (square, square.state_dict()), (wide, wide)):
+        model = EoMTForUniversalSegmentation.from_pretrained_backbone(state, config)
+        positions = backbone.state_dict()["pos_embed"][0]
+        expected = positions if backbone is wide else resample_positions(positions, (4, 4), (2, 8))
+        assert torch.equal(model.embeddings.position_embeddings.weight, expected)
+
+
+@torch.no_grad()
 def test_released_dinov2_has_a_position_for_its_class_token():
     """The authors' files of DINOv2 have a mask token, register_tokens, positions (1, 1 + N, D), w12 and w3."""
     backbone = timm_model("vit_giant_patch14_reg4_dinov2")

@@ -1,5 +1,6 @@
 """Authors' checkpoints: every container, differences to DINOv3, class heads, and files that do not fit."""
 
+import json
 import logging
 import os
 
@@ -10,6 +11,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from eomt import EoMTForUniversalSegmentation
 from eomt.modeling_eomt import convert_to_authors, load_authors_checkpoint
+from eomt.modeling_eomt.weights.state_dicts import write_state_dict
 from tests.models import GOLDEN, golden_config, tiny_config, tiny_model
 
 ENCODER = "network.encoder.backbone."
@@ -105,6 +107,18 @@ def test_positions_are_resampled_to_the_size_of_the_configuration():
     expected.load_state_dict(model.state_dict())
     expected.resize((96, 64))
     assert_same_weights(larger, expected)
+
+
+def test_the_grid_of_a_file_of_eomt_convert_is_known(tmp_path):
+    """As many cells as in a square: 2 × 8 patches."""
+    model = tiny_model(image_size=(32, 128))
+    config = json.dumps(model.config.to_dict())
+    write_state_dict(tmp_path / "model.safetensors", convert_to_authors(model), config)
+    assert_same_weights(load_authors_checkpoint(tmp_path / "model.safetensors", model.config), model)
+    square = tiny_model(image_size=64)
+    resized = load_authors_checkpoint(convert_to_authors(square), model.config)
+    square.resize((32, 128))
+    assert_same_weights(resized, square)
 
 
 class Attack:
