@@ -82,7 +82,7 @@ def cached_features(
         try:
             held = lock.acquire(blocking=False)
         except Timeout:
-            logger.warning(f"another run computes the features in {folder}; waiting for it")
+            logger.warning(f"another process computes the features in {folder}; waiting for it")
             held = lock.acquire()
         with held:
             if not complete.exists():  # else written by the other run

@@ -98,7 +98,6 @@ def with_more(
 ) -> tuple[Dataset, LabelSpace]:
     """Append the images of `more_data`, with classes matched by name. Returns the images and the label space."""
     parts = [train]
-    known = train[0]["layout"] in PNG_LAYOUTS  # whether the label space has the values of label PNGs
     for path in listed(data.more_data):
         more, theirs = load_data(
             path,
@@ -109,9 +108,8 @@ def with_more(
             score_floor=data.score_floor,
         )
         parts.append(more)
-        if more[0]["layout"] in PNG_LAYOUTS:  # label PNGs of all parts are read with one label space
-            labels = _with_values(labels, theirs, path) if known else theirs
-            known = True
+        if more[0]["layout"] in PNG_LAYOUTS:  # label PNGs are read with the label space of the run
+            labels = _with_values(labels, theirs, path)
     if len(parts) == 1:
         return train, labels
     if len({part.features["image_id"].dtype for part in parts}) > 1:
@@ -128,7 +126,8 @@ def _with_values(labels: LabelSpace, more: LabelSpace, source: str) -> LabelSpac
     for name, ours, theirs in zip(labels.names, labels.dataset_ids, more.dataset_ids):
         if ours != theirs and min(ours, theirs) >= 0:
             raise ValueError(
-                f"{source}: label images have {theirs} for class {name!r}, not {ours}; use the same value in both"
+                f"{source}: label images have {theirs} for class {name!r}, not {ours}; use the same value in both, or "
+                "give the label images as data and the other data set as more_data"
             )
     ids = tuple(map(max, labels.dataset_ids, more.dataset_ids))
     return replace(labels, dataset_ids=ids, ignored_ids=tuple({*labels.ignored_ids, *more.ignored_ids}))

@@ -56,16 +56,21 @@ def test_semantic(tmp_path, form):
         assert np.array_equal(names, np.select(found, ["bird", "tvmonitor", border], "background"))
 
 
-def test_more_data_of_voc_keeps_its_classes(tmp_path):
-    """COCO's ids are resolved when it is read, VOC's values with the label space of the run."""
+@pytest.mark.parametrize("first_id", [0, 1])
+def test_more_data_of_voc_keeps_its_classes(tmp_path, first_id):
+    """VOC's values are read with the ids of the run: they are 1, 2, …, and other ids are refused."""
     names = load_data(voc(tmp_path / "voc", "a", {"train": "a"}), task="instance", split="train")[1].names
-    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
-    square = {"id": 1, "image_id": 1, "category_id": 2, "segmentation": [[2, 2, 9, 2, 9, 9]], "iscrowd": 0}
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, first_id)]
+    square = {"id": 1, "image_id": 1, "category_id": 2 + first_id, "segmentation": [[2, 2, 9, 2, 9, 9]], "iscrowd": 0}
     coco = {"images": [{"id": 1, "file_name": "b.jpg", "height": 12, "width": 16}], "annotations": [square]}
     files = {"train2017/b.jpg": picture(), "annotations/instances_train2017.json": coco | {"categories": categories}}
     data = DataOptions(data=str(write(tmp_path / "coco", files)), more_data=str(tmp_path / "voc"))
     args = EoMTTrainingArguments(str(tmp_path / "run"), task="instance", eval_strategy="no", use_cpu=True)
     train, labels = load_split(data, args, "train")
+    if first_id == 0:
+        with pytest.raises(ValueError, match="not 0"):
+            with_more(train, data, args, labels)
+        return
     train, labels = with_more(train, data, args, labels)
     found = [{labels.names[s["label_id"]] for s in decode(row, labels).segments} for row in train]
     assert found == [{"bird"}, {"bird", "tvmonitor"}]
