@@ -123,6 +123,8 @@ def load_data(
         table = table.select(_labeled(table))
     elif not keep_empty and held_out:
         table = table.select([index for index, segments in enumerate(table["segments"][:]) if segments])
+    if not len(table):
+        raise ValueError(f"{path}: no image of the split {split!r} has a segment")
     return table, space
 
 
