@@ -111,7 +111,8 @@ def pixel_statistics(source: str, delta_from: str | None) -> dict[str, torch.Ten
         processor = AutoImageProcessor.from_pretrained(source)
     except OSError:
         return {}
-    found = torch.tensor([processor.image_mean, processor.image_std])  # [2, 3]
+    values = (processor.image_mean, processor.image_std)  # one number, or one for each channel
+    found = torch.stack([torch.tensor(value, dtype=torch.float32).expand(3) for value in values])  # [2, 3]
     if torch.allclose(found, torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD]), atol=1e-6):
         return {}
     if delta_from:

@@ -182,7 +182,7 @@ def finish(results: Results, images: dict, tried: int, failures: list, state: Pa
         before = f" ({len(images) - tried} already done)" if tried < len(images) else ""
         print(f"{counted(done)}{before} in {seconds:.1f} s, {done / seconds:.2f} images/s: {results.output}")
         for path, reason in sorted(failures):
-            print(f"eomt predict: {path}: {reason}", file=sys.stderr)
+            print(f"eomt predict: {reason if path in reason else f'{path}: {reason}'}", file=sys.stderr)
         if failures:
             print(f"eomt predict: {len(failures)} of {counted(len(images))} failed", file=sys.stderr)
     return 1 if failures else 0

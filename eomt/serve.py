@@ -25,6 +25,7 @@ from .configuration.labels import LabelSpace
 from .drawing import class_colors, draw_confidence, draw_prediction, segment_colors, write_jpeg
 from .image_processing.images import read_image
 from .image_processing.inference import FAILS_ALONE, confident_instances, error_line, iter_segments, predict_image
+from .image_processing.targets import nearest_index
 from .loading import load_for_inference, require_model
 from .options import ServeOptions
 from .results import Results
@@ -232,7 +233,12 @@ class Request:
         factor = min(1.0, SHOWN_SIDE / max(self.image.size))
         width, height = (max(1, round(side * factor)) for side in self.image.size)
         image = self.image.resize((width, height), reducing_gap=2.0) if factor < 1 else self.image
-        prediction = self.predict((height, width))
+        if self.task == "semantic":  # the windows of the outputs are those of the real size
+            prediction = self.predict((self.image.height, self.image.width))
+            rows, columns = nearest_index(self.image.height, height), nearest_index(self.image.width, width)
+            prediction = {name: pixels[rows][:, columns] for name, pixels in prediction.items()}
+        else:
+            prediction = self.predict((height, width))
         if self.view == "confidence":
             return draw_confidence(prediction["confidence"].numpy()), [], {}
         segments = self.segments(prediction)

@@ -318,8 +318,8 @@ class EoMTImageProcessorPil(_EoMTProcessing, PilBackend):
         """The arithmetic of the torchvision back end, bit for bit: the rescaling is folded into mean and std."""
         factor = options["rescale_factor"] if options["do_rescale"] else 1
         if options["do_normalize"]:
-            mean = np.asarray(options["image_mean"], np.float32)[:, None, None] * np.float32(1 / factor)
-            std = np.asarray(options["image_std"], np.float32)[:, None, None] * np.float32(1 / factor)
+            mean = np.asarray(options["image_mean"], np.float32).reshape(-1, 1, 1) * np.float32(1 / factor)
+            std = np.asarray(options["image_std"], np.float32).reshape(-1, 1, 1) * np.float32(1 / factor)
             return [(image.numpy().astype(np.float32) - mean) / std for image in inputs]
         return [image.numpy().astype(np.float32) * np.float32(factor) for image in inputs]
 

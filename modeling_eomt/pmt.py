@@ -40,6 +40,7 @@ class FrozenEncoder(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.freeze()
         self.is_shared = False
+        self.unrounded_digest: str | None = None  # of weights that were rounded to float16 when they were loaded
         self._remembers = False
         self._remembered: tuple[Tensor, tuple[int, ...], list[Tensor]] | None = None
 
@@ -284,11 +285,13 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             load_backbone(self.encoder, source, **hub)
             if isinstance(source, str):
                 self.config.encoder_name, self.config.encoder_revision = source, cached_revision(source)
-        if wanted is not None and wanted != self.encoder.digest():
+        digest = self.encoder.digest() if wanted or dtype == torch.float16 else None
+        if wanted is not None and wanted != digest:
             raise ValueError(
                 f"the decoder was trained on other weights of {self.config.encoder_name}; give these as encoder="
             )
         self.encoder.to(dtype)
+        self.encoder.unrounded_digest = digest if dtype == torch.float16 else None
 
     def share_encoder(self, other: "PMTForUniversalSegmentation") -> None:
         """Use the encoder of `other` from now on: there is one in memory, and `eomt.segment` runs it once for both.
@@ -309,9 +312,15 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
 
         Args:
             decoder_only: save the encoder's name and fingerprint instead of its weights.
+
+        Raises:
+            ValueError: for the decoder alone of a model in float16 whose encoder was not loaded by `load_encoder`.
         """
         if decoder_only:
-            self.config.encoder_digest = self.encoder.digest()
+            digest = self.encoder.unrounded_digest
+            if digest is None and next(self.encoder.parameters()).dtype == torch.float16:
+                raise ValueError("float16 rounds the weights of the encoder's fingerprint; load the model in float32")
+            self.config.encoder_digest = digest or self.encoder.digest()
             state = kwargs.pop("state_dict", None) or self.state_dict()
             kwargs["state_dict"] = {name: t for name, t in state.items() if not name.startswith("encoder.")}
         try:

@@ -35,11 +35,11 @@ LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in mod
 MAX_LINES = {
     "configuration": 1700,
     "image_processing": 2440,
-    "modeling_eomt": 3950,
-    "training": 6680,
+    "modeling_eomt": 3960,
+    "training": 6690,
     "eomt": 5430,
     "benchmarks": 2110,
-    "tests": 14180,
+    "tests": 14220,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

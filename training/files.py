@@ -11,13 +11,14 @@ from pathlib import Path
 
 MODEL_FILES = ("config.json", "preprocessor_config.json")
 RUN_FILE = "trainer_state.json"
+ENCODER_FILES = {"model.onnx", "model.onnx.data", "openvino_model.xml", "openvino_model.bin"}  # below an exported PMT
 
 
 def require_free(target: Path, force: bool, source: str | os.PathLike | None = None) -> None:
     """Raise `ValueError` if `target` exists and must not be replaced.
 
-    With `force`, files, empty folders and folders of a model can be replaced. Folders with other files, a training run
-    or the `source` of the new content cannot.
+    With `force`, files, empty folders and folders of a model, also of one exported in two files, can be replaced.
+    Folders with other files, a training run or the `source` of the new content cannot.
     """
     if not target.exists():
         return
@@ -27,8 +28,15 @@ def require_free(target: Path, force: bool, source: str | os.PathLike | None = N
         raise ValueError(f"{target} exists; choose another name, or give force")
     if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in MODEL_FILES):
         raise ValueError(f"{target} is a folder with files other than a model, which force does not replace")
-    if target.is_dir() and any(path.is_dir() or path.name == RUN_FILE for path in target.iterdir()):
+    if target.is_dir() and any(_is_precious(path) for path in target.iterdir()):
         raise ValueError(f"{target} holds a training run or other folders, which force does not replace")
+
+
+def _is_precious(path: Path) -> bool:
+    """Whether a file or folder beside a model is part of a run or foreign."""
+    if path.is_dir():
+        return path.name != "encoder" or not ENCODER_FILES.issuperset(os.listdir(path))
+    return path.name == RUN_FILE
 
 
 def require_writable(folder: Path) -> None:

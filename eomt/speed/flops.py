@@ -50,8 +50,8 @@ class CountedModel:
         self.flops += counter.multiply_adds
         return output
 
-    def parameters(self):
-        return self.model.parameters()
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["model"], name)
 
 
 class _Attention(TorchFunctionMode):

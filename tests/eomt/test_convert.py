@@ -212,6 +212,10 @@ def test_existing_files_are_not_overwritten(tmp_path, capsys):
     assert (tmp_path / "hub/thesis.tex").read_text() == "years of work"
     assert convert(golden_file("dinov2"), tmp_path / "model", *SHAPE) == 0
     assert convert(golden_file("eva02"), tmp_path / "model", *SHAPE, "--force") == 0
+    (tmp_path / "model/encoder").mkdir()  # as in an export of PMT in two files
+    (tmp_path / "model/encoder/model.onnx").touch()
+    assert convert(golden_file("eva02"), tmp_path / "model", *SHAPE, "--force") == 0
+    assert not (tmp_path / "model/encoder").exists()
     assert json.loads((tmp_path / "model/config.json").read_text())["model_type"] == "eomt_eva02"
     assert convert(tmp_path / "model", tmp_path / "file.bin") == 0
     before = (tmp_path / "file.bin").read_bytes()

@@ -55,6 +55,24 @@ def server(tmp_path_factory):
     tempfile.tempdir = before[1]
 
 
+@pytest.mark.parametrize("view", ["semantic", "confidence"])
+def test_views_of_long_photos_of_a_semantic_model(view, tmp_path):
+    """The shown image is smaller than the photo, and would be cut into other windows."""
+    from eomt.serve import Predictor, Request
+
+    model = tiny_model(task="semantic", num_labels=5)
+    model.config.masked_inference = False
+    model.save_pretrained(tmp_path)
+    EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
+    predictor = Predictor([str(tmp_path)], ServeOptions(device="cpu"))
+    photo = write_image(tmp_path / "photo.jpg", (700, 2400))
+    image, annotations, _ = Request(predictor, str(photo), tmp_path.name, view, 0.5, 0.5, 0.8).draw()
+    assert image.size == (1280, 373)
+    if view == "semantic":
+        assert sum(mask for mask, _ in annotations).shape == (373, 1280)
+        assert (sum(mask for mask, _ in annotations) == 1).all()
+
+
 def free_port() -> int:
     import socket
 

@@ -55,14 +55,17 @@ def test_normalization_equals_the_authors_and_padding_is_black(backend):
     torch.testing.assert_close(values[:, 20:], (-mean / std)[:, None, None].expand(3, 20, 40), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("statistics", [{}, {"image_mean": 0.5, "image_std": 0.25}])
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
-def test_back_ends_agree(task):
+def test_back_ends_agree(task, statistics):
     images = [picture(30, 50), picture(80, 20, 1), Image.fromarray(picture(64, 64, 2)), picture(9, 7, 3) / 255.0]
     maps = [np.arange(h * w).reshape(h, w) % 4 for h, w in ((30, 50), (80, 20), (64, 64), (9, 7))]
-    a, b = (cls(task=task, size=32)(images, segmentation_maps=maps, return_tensors="pt") for cls in BACKENDS)
+    processors = [cls(task=task, size=32, **statistics) for cls in BACKENDS]
+    a, b = (processor(images, segmentation_maps=maps, return_tensors="pt") for processor in processors)
     torch.testing.assert_close(a["pixel_values"], b["pixel_values"], atol=1e-5, rtol=0)
     for key in ("mask_labels", "class_labels", "patch_offsets"):
-        assert all(torch.equal(x, y) for x, y in zip(a.get(key, []), b.get(key, [])))
+        assert all(torch.equal(x, y) for x, y in zip(a[key], b[key], strict=True))
+    assert a["mask_labels"]
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F", "RGBa"])

@@ -144,7 +144,7 @@ def test_the_pipeline_runs(tmp_path):
     tiny_pmt(task="semantic").save_pretrained(tmp_path)
     EoMTImageProcessor(task="semantic", size=64).save_pretrained(tmp_path)
     found = pipeline("image-segmentation", str(tmp_path))(Image.new("RGB", (80, 60)), subtask="semantic")
-    assert all(entry["mask"].size == (80, 60) for entry in found)
+    assert {entry["mask"].size for entry in found} == {(80, 60)}
 
 
 # --- checkpoints of the decoder alone -----------------------------------------------------------------------------
@@ -179,6 +179,17 @@ def test_half_precision_has_the_same_encoder(dtype, decoder_alone):
     for name, tensor in loaded.encoder.state_dict().items():
         assert tensor.dtype == dtype
         assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_decoder_saved_in_half_precision_finds_its_encoder(dtype, decoder_alone, tmp_path):
+    model, folder, whole = decoder_alone
+    loaded = PMTForUniversalSegmentation.from_pretrained(folder, encoder=model, dtype=dtype)
+    loaded.save_pretrained(tmp_path / "again", decoder_only=True)
+    PMTForUniversalSegmentation.from_pretrained(tmp_path / "again", encoder=model)
+    complete = PMTForUniversalSegmentation.from_pretrained(whole, dtype=torch.float16)
+    with pytest.raises(ValueError, match="float32"):
+        complete.save_pretrained(tmp_path / "rounded", decoder_only=True)
 
 
 def test_another_encoder_is_refused(decoder_alone):

@@ -75,7 +75,11 @@ def streamed(count=16, shards=4):
     """The samples as a stream of the `datasets` library. Its shards are shuffled in each pass."""
     numbers = datasets.Dataset.from_dict({"number": range(count)}).to_iterable_dataset(num_shards=shards)
     numbers = numbers.shuffle(seed=1, buffer_size=1)
-    return numbers.map(lambda row: Samples()[row["number"]], remove_columns=["number"])
+    return numbers.map(_sample_of, remove_columns=["number"])
+
+
+def _sample_of(row: dict) -> dict:  # not a lambda: from Python 3.14 on, workers are no longer forked
+    return Samples()[row["number"]]
 
 
 class Broken(Samples):
