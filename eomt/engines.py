@@ -20,11 +20,11 @@ from .configuration import EoMTConfig, as_pair
 from .modeling_eomt import EoMTForUniversalSegmentationOutput
 from .modeling_eomt.outputs import group_by_image, is_grouped
 from .modeling_eomt.pretrained import load_config
+from .training.files import ENCODER
 
 INPUT = "pixel_values"  # (B, 3, H, W), normalized
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")  # (B, Q, C + 1), (B, Q, H/4, W/4)
 LEVELS = "encoder_levels"  # (B, K, T, D): output of PMT's encoder, input of its decoder
-ENCODER = "encoder"  # folder with the file of PMT's encoder, beside the file of the decoder
 MAX_SIDE = 4096  # pixels: the largest side with --dynamic-size; the smallest is two patches
 PRECISION_KEY = "eomt_precision"  # in the metadata of the file
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 MODEL_FILES = ("config.json", "preprocessor_config.json")
 RUN_FILE = "trainer_state.json"
-ENCODER_FILES = {"model.onnx", "model.onnx.data", "openvino_model.xml", "openvino_model.bin"}  # below an exported PMT
+ENCODER = "encoder"  # folder with the files of PMT's encoder, beside those of an exported decoder
+ENCODER_FILES = {"model.onnx", "model.onnx.data", "openvino_model.xml", "openvino_model.bin"}
 
 
 def require_free(target: Path, force: bool, source: str | os.PathLike | None = None) -> None:
@@ -35,7 +36,7 @@ def require_free(target: Path, force: bool, source: str | os.PathLike | None = N
 def _is_precious(path: Path) -> bool:
     """Whether a file or folder beside a model is part of a run or foreign."""
     if path.is_dir():
-        return path.name != "encoder" or not ENCODER_FILES.issuperset(os.listdir(path))
+        return path.name != ENCODER or not ENCODER_FILES.issuperset(os.listdir(path))
     return path.name == RUN_FILE
 
 

@@ -61,6 +61,18 @@ def test_a_model_and_its_saved_predictions_have_the_same_score(shapes, model, tm
     assert second["metrics"] == first["metrics"]
 
 
+def test_masked_models_with_merged_tokens_are_evaluated(shapes, model, tmp_path, capsys):
+    labels = EoMTConfig.from_pretrained(model).id2label
+    deep = tiny_model(num_blocks=1, num_labels=8, id2label=labels, label2id={name: i for i, name in labels.items()})
+    deep.save_pretrained(tmp_path)
+    EoMTImageProcessor(task="panoptic", size=64).save_pretrained(tmp_path)
+    options = ("--masked", "--token-merging", 0.95, "--merging-layers", 1, 2)
+    assert run(tmp_path, "--data", shapes, *options, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    assert found["gflops_per_image"] > 0
+    assert "pq_block_0" in found
+
+
 @pytest.mark.parametrize("task", ["instance", "semantic"])
 def test_instance_and_semantic_models_are_evaluated(model, tmp_path, task, capsys):
     data, copy = tmp_path / "data", tmp_path / "model"

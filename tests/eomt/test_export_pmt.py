@@ -55,6 +55,16 @@ def engine(request, monkeypatch):
     return StandIn.name
 
 
+def test_force_replaces_an_encoder_of_its_own_and_nothing_else(engine, tmp_path):
+    save(tmp_path / "model")
+    command = (tmp_path / "model", tmp_path / "split", "--split-encoder", "--force")
+    for _ in range(2):
+        assert export(*command, engine=engine) == 0
+    (tmp_path / "split" / ENCODER / "notes.txt").write_text("hours of work")
+    assert export(*command, engine=engine) == 2
+    assert (tmp_path / "split" / ENCODER / "notes.txt").read_text() == "hours of work"
+
+
 def test_two_files_have_the_logits_of_the_model(engine, tmp_path):
     one, other = save(tmp_path / "one"), save(tmp_path / "other", seed=2, task="instance")
     for name in ("one", "other"):
