@@ -317,10 +317,12 @@ class PMTForUniversalSegmentation(EoMTForUniversalSegmentation):
             ValueError: for the decoder alone of a model in float16 whose encoder was not loaded by `load_encoder`.
         """
         if decoder_only:
-            digest = self.encoder.unrounded_digest
-            if digest is None and next(self.encoder.parameters()).dtype == torch.float16:
+            digest = self.encoder.digest()
+            if next(self.encoder.parameters()).dtype == torch.float16:
+                digest = self.encoder.unrounded_digest
+            if digest is None:
                 raise ValueError("float16 rounds the weights of the encoder's fingerprint; load the model in float32")
-            self.config.encoder_digest = digest or self.encoder.digest()
+            self.config.encoder_digest = digest
             state = kwargs.pop("state_dict", None) or self.state_dict()
             kwargs["state_dict"] = {name: t for name, t in state.items() if not name.startswith("encoder.")}
         try:

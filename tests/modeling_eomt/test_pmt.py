@@ -187,6 +187,8 @@ def test_a_decoder_saved_in_half_precision_finds_its_encoder(dtype, decoder_alon
     loaded = PMTForUniversalSegmentation.from_pretrained(folder, encoder=model, dtype=dtype)
     loaded.save_pretrained(tmp_path / "again", decoder_only=True)
     PMTForUniversalSegmentation.from_pretrained(tmp_path / "again", encoder=model)
+    loaded.float().save_pretrained(tmp_path / "float", decoder_only=True)  # of the rounded weights
+    PMTForUniversalSegmentation.from_pretrained(tmp_path / "float", encoder=loaded)
     complete = PMTForUniversalSegmentation.from_pretrained(whole, dtype=torch.float16)
     with pytest.raises(ValueError, match="float32"):
         complete.save_pretrained(tmp_path / "rounded", decoder_only=True)
