@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -262,16 +263,19 @@ def one_step(model, optimizer, samples) -> torch.Tensor:
 
 
 def group(folder: Path) -> None:
-    """A run with workers. In its third step its process group gets a signal, as by Ctrl-C in a terminal."""
+    """A run with workers. In its third step its process group and the workers get a signal, as from Slurm."""
     trainer = resumable(folder, **LONG, dataloader_num_workers=2)
     trainer.add_callback(InStep(2, signal_group))
     trainer.train()
 
 
 def signal_group() -> None:
-    """Signal this process group, which `kill` made, from another process: workers ignore signals of their parent."""
+    """Signal this group, which `kill` made, and the workers from another process, as a job's manager does."""
     assert os.getpgrp() == os.getpid()
-    sender = f"import os, signal; os.killpg({os.getpgrp()}, signal.SIGTERM)"
+    workers = [process.pid for process in multiprocessing.active_children()]
+    assert workers
+    sender = f"import os, signal; [os.kill(pid, signal.SIGTERM) for pid in {workers}]"
+    sender += f"; os.killpg({os.getpgrp()}, signal.SIGTERM)"
     subprocess.run([sys.executable, "-c", sender], start_new_session=True, check=True)
     time.sleep(1)  # for the workers to get it in this step
 

@@ -346,14 +346,15 @@ def drop_crowds(sample: Sample) -> Sample:
 
 
 def leave_group() -> None:
-    """Leave the process group of the run, in the worker of a data loader.
+    """Leave the process group of the run and ignore its signals, in the worker of a data loader.
 
-    Ctrl-C and `timeout` signal all processes of the group. A worker that dies of the signal would end the main process
-    in the middle of a step.
+    Ctrl-C and `timeout` signal all processes of the group, Slurm those of the job. A worker that dies of the signal
+    would end the main process in the middle of a step.
     """
     if get_worker_info() is not None and hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager
