@@ -108,7 +108,8 @@ class PatienceCallback(TrainerCallback):
 class InterruptionCallback(TrainerCallback):
     """Saves a checkpoint and stops after Ctrl-C or SIGTERM (a preempted job).
 
-    A second signal, or a signal before the first step, stops at once.
+    A second Ctrl-C, or a signal before the first step, stops at once. A second SIGTERM does not: Slurm signals all
+    processes of a job, and torchrun passes its own SIGTERM on to its processes.
     """
 
     def __init__(self, accelerator):
@@ -134,7 +135,7 @@ class InterruptionCallback(TrainerCallback):
         self.started = self.signalled = False
 
         def handle(number, frame):
-            if self.signalled or not self.started:
+            if not self.started or (self.signalled and number == signal.SIGINT):
                 raise KeyboardInterrupt
             self.signalled = True
 

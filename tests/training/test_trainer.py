@@ -149,8 +149,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_files(tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_and_resumes(tmp_path, number):
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_an_interrupted_run_saves_and_resumes(tmp_path, numbers):
+    """SIGTERM comes twice: from Slurm and from torchrun."""
+
     def options(folder):
         return tiny_arguments(tmp_path / folder, max_steps=8)
 
@@ -160,7 +162,8 @@ def test_an_interrupted_run_saves_and_resumes(tmp_path, number):
         def __getitem__(self, index):
             self.accesses += 1
             if self.accesses == 8:
-                signal.raise_signal(number)
+                for number in numbers:
+                    signal.raise_signal(number)
             return super().__getitem__(index)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in background jobs of a script
