@@ -19,16 +19,8 @@ BACKBONE_OF_KIND = {
     "dinov3": "vit_small_patch16_dinov3",
     "eva02": "eva02_large_patch14_224",
 }
-TINY = {
-    "hidden_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_blocks": 2,
-    "num_queries": 7,
-    "num_labels": 5,
-    "image_size": 64,
-    "train_num_points": 256,
-}
+TINY = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_blocks": 2, "num_queries": 7}
+TINY |= {"num_labels": 5, "image_size": 64, "train_num_points": 256}
 
 
 def tiny_config(kind: str = "dinov2", **overrides) -> EoMTConfig:

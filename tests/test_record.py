@@ -48,13 +48,8 @@ def train(task: str, folder: Path) -> list[dict]:
     data = write_data(task, folder)
     rows, labels = load_data(data, task=task, split="train")
     held_out, _ = load_data(data, task=task, split="val")
-    names = dict(enumerate(labels.names))
-    model = tiny_model(
-        task=task,
-        id2label=names,
-        label2id={name: i for i, name in names.items()},
-        stuff_label_ids=labels.stuff_label_ids if task == "panoptic" else [],
-    )
+    stuff = labels.stuff_label_ids if task == "panoptic" else []
+    model = tiny_model(task=task, id2label=labels.id2label, stuff_label_ids=stuff)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         for parameter in model.embeddings.parameters():  # trunc_normal_ has other numbers from torch 2.14 on
@@ -73,6 +68,13 @@ def train(task: str, folder: Path) -> list[dict]:
         {key: value for key, value in entry.items() if isinstance(value, float | int) and not is_timing(key)}
         for entry in trainer.state.log_history
     ]
+
+
+def evaluate(task: str, folder: Path) -> dict:
+    """The report of `eomt evaluate` about the run of `train`."""
+    argv = ["evaluate", str(folder / "run"), "--data", str(write_data(task, folder / "other"))]
+    assert main([*argv, "--output", str(folder / "report"), "--device", "cpu"]) == 0
+    return json.loads((folder / "report/metrics.json").read_text())
 
 
 def is_timing(key: str) -> bool:
@@ -130,9 +132,7 @@ def test_runs_equal_the_record(task, tmp_path):
     log = train(task, tmp_path)
     close(json.loads(json.dumps(log)), expected["log"])
     assert saved_keys(tmp_path / "run") == expected["keys"]
-    report = ["evaluate", str(tmp_path / "run"), "--data", str(write_data(task, tmp_path / "other"))]
-    assert main([*report, "--output", str(tmp_path / "report"), "--device", "cpu"]) == 0
-    found = json.loads((tmp_path / "report/metrics.json").read_text())
+    found = evaluate(task, tmp_path)
     key = TASK_ROWS[task].metric_key
     assert found["metrics"][key] == pytest.approx(log[-2][f"eval_{key}"], abs=1e-6)
     assert sorted(found) == expected["report"]
@@ -149,9 +149,7 @@ def write_record() -> None:
         for task in TASKS:
             folder = Path(temporary, task)
             log = train(task, folder)
-            argv = ["evaluate", str(folder / "run"), "--data", str(write_data(task, folder / "other"))]
-            main([*argv, "--output", str(folder / "report"), "--device", "cpu"])
-            report = sorted(json.loads((folder / "report/metrics.json").read_text()))
+            report = sorted(evaluate(task, folder))
             runs[task] = {"log": log, "keys": saved_keys(folder / "run"), "report": report}
             files[task] = write_files(task, folder / "files")
     FILE.write_text(json.dumps({"runs": runs, "files": files}, indent=1) + "\n")

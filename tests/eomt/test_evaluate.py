@@ -15,6 +15,7 @@ from eomt.evaluate import reported_results
 from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training.data import load_data, make_shapes
+from tests.docs.workspace import cells, streets
 from tests.models import make_confident, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +31,8 @@ def shapes(tmp_path_factory):
 def model(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     _, space = load_data(shapes, task="panoptic")
-    labels = {"id2label": space.id2label, "label2id": space.label2id}
-    model = tiny_model(num_hidden_layers=2, num_blocks=1, num_queries=1, num_labels=8, masked_inference=False, **labels)
+    sizes = {"num_hidden_layers": 2, "num_blocks": 1, "num_queries": 1, "num_labels": 8}
+    model = tiny_model(**sizes, masked_inference=False, id2label=space.id2label)
     make_confident(model)
     with torch.no_grad():
         model.class_predictor.bias[-1] = -1000  # never "no object"
@@ -62,9 +63,8 @@ def test_a_model_and_its_saved_predictions_have_the_same_score(shapes, model, tm
 
 
 def test_masked_models_with_merged_tokens_are_evaluated(shapes, model, tmp_path, capsys):
-    labels = EoMTConfig.from_pretrained(model).id2label
-    deep = tiny_model(num_blocks=1, num_labels=8, id2label=labels, label2id={name: i for i, name in labels.items()})
-    deep.save_pretrained(tmp_path)
+    names = EoMTConfig.from_pretrained(model).id2label
+    tiny_model(num_blocks=1, num_labels=8, id2label=names).save_pretrained(tmp_path)
     EoMTImageProcessor(task="panoptic", size=64).save_pretrained(tmp_path)
     options = ("--masked", "--token-merging", 0.95, "--merging-layers", 1, 2)
     assert run(tmp_path, "--data", shapes, *options, "--json") == 0
@@ -74,21 +74,14 @@ def test_masked_models_with_merged_tokens_are_evaluated(shapes, model, tmp_path,
 
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])
-def test_instance_and_semantic_models_are_evaluated(model, tmp_path, task, capsys):
+def test_instance_and_semantic_models_are_evaluated(shapes, model, tmp_path, task, capsys):
     data, copy = tmp_path / "data", tmp_path / "model"
-    (data / "images").mkdir(parents=True)
-    Image.new("RGB", (60, 40), (200, 30, 30)).save(data / "images/a.png")
-    names = json.loads((model / "config.json").read_text())["id2label"]
     if task == "semantic":
-        (data / "labels").mkdir()
-        Image.new("L", (60, 40), 3).save(data / "labels/a.png")
-        (data / "classes.json").write_text(json.dumps(names))
+        streets(shapes, data)
     else:
-        box = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[5, 5, 30, 5, 30, 30, 5, 30]]}
-        box["iscrowd"] = 1  # as in exports of CVAT
-        categories = [{"id": int(i), "name": name} for i, name in names.items()]
-        image = {"id": 1, "file_name": "a.png", "height": 40, "width": 60}
-        (data / "val.json").write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
+        cells(shapes, data)
+        file = data / "valid/_annotations.coco.json"
+        file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))  # as in exports of CVAT
     EoMTForUniversalSegmentation.from_pretrained(model).save_pretrained(copy)
     EoMTImageProcessor(task=task, size=64).save_pretrained(copy)
     files = tmp_path / "files"
@@ -143,7 +136,7 @@ def test_classes_of_other_names_are_matched_by_position_or_refused(shapes, model
 def test_results_of_the_paper_are_found_for_a_recipe(tmp_path):
     """By data, task and architecture, here a ViT-S on COCO panoptic at 640² from the model zoo."""
     recipe, space = get_recipe("coco_panoptic_eomt_small_640_2x"), label_space("coco_panoptic")
-    config = EoMTConfig.for_backbone(recipe.backbone, image_size=640, id2label=space.id2label, label2id=space.label2id)
+    config = EoMTConfig.for_backbone(recipe.backbone, image_size=640, id2label=space.id2label)
     found = {entry["recipe"]: entry["percent"] for entry in reported_results(config, "panoptic", space)}
     assert found[recipe.name] == 46.7
     assert all("small" in name for name in found)

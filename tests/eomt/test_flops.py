@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from eomt.image_processing.geometry import placement
 from eomt.speed.candidates import Candidate
 from eomt.speed.flops import count_flops
 from tests.models import BACKBONE_OF_KIND, tiny_model
@@ -58,10 +57,6 @@ def test_counts_equal_the_papers(backbone, size, options, parameters, gmacs, inp
     assert round(flops / 1e9, 2) == gmacs
     per_photo = inputs * flops / 1e9
     assert printed <= {math.floor(per_photo), round(per_photo)}  # the paper rounds some down
-
-
-def test_a_cityscapes_photo_is_two_inputs():
-    assert len(placement(1024, 2048, 1024, windowed=True).windows) == 2
 
 
 @pytest.mark.parametrize("kind", list(BACKBONE_OF_KIND))

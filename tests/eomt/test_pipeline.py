@@ -10,7 +10,6 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, 
 
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.pipeline import EoMTImageSegmentationPipeline
-from tests.predicting import STUFF
 
 TASKS = ["panoptic", "instance", "semantic"]
 EVERYTHING = {
@@ -101,19 +100,6 @@ def test_every_kind_of_image_runs(segmenters, make, size):
         for s in found:
             assert s["mask"].size == size
             assert s["label"] in segment.model.config.label2id
-
-
-def test_stuff_is_merged_by_default(models):
-    processor = EoMTImageProcessor(task="panoptic", size=64, stuff_label_ids=STUFF)
-    segment = segmenter(models["instance"], image_processor=processor)  # this model has more queries
-    names = [segment.model.config.id2label[i] for i in STUFF]
-    labels = [s["label"] for s in segment(photo(), **EVERYTHING["panoptic"])]
-    merged = [labels.count(name) for name in names]
-    segment.image_processor.stuff_label_ids = None
-    labels = [s["label"] for s in segment(photo(), **EVERYTHING["panoptic"])]
-    apart = [labels.count(name) for name in names]
-    assert max(merged) == 1
-    assert max(apart) > 1
 
 
 def test_overlapping_instances_are_complete(models, tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from eomt.image_processing import rasters
 from eomt.image_processing.bands import open_any
-from eomt.image_processing.rasters import Raster, open_raster
+from eomt.image_processing.rasters import open_raster
 
 ROWS, COLUMNS = slice(30, 71), slice(5, 95)
 STRIPS = {"photometric": "minisblack", "planarconfig": "contig", "rowsperstrip": 7}
@@ -87,8 +87,3 @@ def test_refused_files_are_named(name, tmp_path):
     file.write_bytes(b"junk")
     with pytest.raises(ValueError, match=name):
         open_raster(file, 4)
-
-
-def test_reduced_sizes_are_rounded_up():
-    raster = Raster(2, 5, 7, lambda rows, columns: torch.ones(2, 5, 7)[:, rows, columns])
-    assert raster.reduced(2).shape == (2, 3, 4)

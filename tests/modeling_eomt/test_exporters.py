@@ -1,7 +1,5 @@
 """Programs of transformers' exporters have the results of the model."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from tests.models import tiny_model
 
 try:
     from transformers.exporters.auto import AutoHfExporter
-    from transformers.exporters.configs import DynamoConfig, ExecutorchConfig, OnnxConfig, OpenVINOConfig
+    from transformers.exporters.configs import DynamoConfig, OnnxConfig, OpenVINOConfig
 except ImportError:  # a version without an exporter for OpenVINO
     pytest.skip("transformers has fewer exporters", allow_module_level=True)
 
@@ -34,24 +32,15 @@ def run_openvino(program, pixels) -> list:
     return list(openvino.compile_model(program, "CPU")([pixels.numpy()]).values())
 
 
-def run_executorch(program, pixels) -> list:
-    from executorch.runtime import Runtime
-
-    method = Runtime.get().load_program(program.buffer).load_method("forward")
-    return method.execute([pixels])
-
-
 EXPORTERS = {  # package: class of the exporter's configuration, and a function that runs the program
     "torch": (DynamoConfig, run_dynamo),
     "onnxscript": (OnnxConfig, run_onnx),
     "openvino": (OpenVINOConfig, run_openvino),
-    "executorch": (ExecutorchConfig, run_executorch),
 }
-INSTALLED = [name for name in EXPORTERS if importlib.util.find_spec(name)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("package", INSTALLED)
+@pytest.mark.parametrize("package", EXPORTERS)
 @torch.no_grad()
 def test_exported_programs_have_the_models_results(package):
     make_config, run = EXPORTERS[package]

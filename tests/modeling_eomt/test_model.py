@@ -87,14 +87,6 @@ def test_the_hosts_copy_follows_the_buffer():
         model.set_attn_mask_probs([1, 1.5])
 
 
-def test_training_predicts_before_every_block_also_after_annealing():
-    model = tiny_model().train()
-    model.set_attn_mask_probs([0, 0])
-    assert len(model(torch.randn(1, 3, 64, 64)).auxiliary_logits) == 2
-    never = tiny_model(masked_attention=False).train()
-    assert never(torch.randn(1, 3, 64, 64)).auxiliary_logits is None
-
-
 # --- training ----------------------------------------------------------------------------------------------------
 
 

@@ -14,16 +14,8 @@ KINDS = ("dinov2", "dinov3")
 
 def golden_pmt(kind):
     """The model of a golden checkpoint, its expected numbers, and the normalized pixels."""
-    config = PMTConfig.for_backbone(
-        BACKBONE_OF_KIND[kind],
-        image_size=96,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_blocks=3,
-        num_queries=9,
-        num_labels=7,
-    )
+    sizes = {"image_size": 96, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = PMTConfig.for_backbone(BACKBONE_OF_KIND[kind], **sizes, num_blocks=3, num_queries=9, num_labels=7)
     model = load_authors_checkpoint(GOLDEN / f"pmt_{kind}.checkpoint.safetensors", config)
     io = load_file(GOLDEN / f"pmt_{kind}.io.safetensors")
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

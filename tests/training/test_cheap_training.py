@@ -124,24 +124,18 @@ def test_the_average_is_evaluated(tmp_path):
     assert torch.equal(seen[-1], trainer.averaging.average["query.weight"])
 
 
-def test_the_best_average_becomes_the_model(tmp_path):
+@pytest.mark.parametrize("save_only_model", [False, True])
+def test_the_best_average_becomes_the_model(tmp_path, save_only_model):
     """Without masks, as it was evaluated."""
     options = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping": 9, "ema": 0.5, "learning_rate": 1e-2}
-    trainer = trainer_of(tmp_path, evaluated=[0.2, 0.5, 0.5, 0.1], max_steps=4, **options)
+    scores = [0.2, 0.5, 0.5, 0.1]
+    trainer = trainer_of(tmp_path, evaluated=scores, max_steps=4, save_only_model=save_only_model, **options)
     trainer.train()
     average = load_file(tmp_path / "checkpoint-2" / "average.safetensors")["query.weight"]
     weights = load_file(tmp_path / "checkpoint-2" / "model.safetensors")["query.weight"]
     assert torch.equal(average, trainer.model.query.weight)
     assert not torch.equal(average, weights)
     assert not trainer.model.attn_mask_probs.any()
-
-
-def test_the_best_average_is_loaded_from_checkpoints_of_the_model_only(tmp_path):
-    options = {"eval_strategy": "steps", "eval_steps": 1, "early_stopping": 9, "ema": 0.5, "save_only_model": True}
-    trainer = trainer_of(tmp_path, evaluated=[0.2, 0.5, 0.1], max_steps=3, **options)
-    trainer.train()
-    average = load_file(tmp_path / "checkpoint-2" / "average.safetensors")["query.weight"]
-    assert torch.equal(average, trainer.model.query.weight)
 
 
 def test_the_average_of_half_precision_weights_moves(tmp_path):

@@ -9,24 +9,18 @@ from eomt.modeling_eomt import EoMTForUniversalSegmentation, PMTForUniversalSegm
 from eomt.training import EoMTTrainingArguments
 
 SIZE = 32
+TINY_RUN = (
+    "--hidden-size 32 --num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2 --num-queries 8 --patch-size 8 "
+    "--train-num-points 64 --dataloader-num-workers 0"
+)
+"""Options of `eomt train` for a model of seconds."""
 
 
 def tiny_model(seed=0, config_class=EoMTConfig, **overrides):
     torch.manual_seed(seed)
-    fields = {
-        "image_size": SIZE,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_blocks": 2,
-        "num_queries": 6,
-        "train_num_points": 64,
-        "id2label": {0: "thing", 1: "stuff"},
-        "label2id": {"thing": 0, "stuff": 1},
-        "stuff_label_ids": [1],
-        "layerscale_value": 0.1,
-    }
+    fields = {"image_size": SIZE, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    fields |= {"num_blocks": 2, "num_queries": 6, "train_num_points": 64, "layerscale_value": 0.1}
+    fields |= {"id2label": {0: "thing", 1: "stuff"}, "stuff_label_ids": [1]}
     config = config_class.for_backbone("vit_small_patch14_reg4_dinov2", **(fields | overrides))
     model_class = PMTForUniversalSegmentation if config_class is PMTConfig else EoMTForUniversalSegmentation
     return model_class(config)
@@ -96,15 +90,7 @@ class Broken(Samples):
 
 
 def tiny_arguments(folder, **overrides):
-    options = {
-        "max_steps": 6,
-        "per_device_train_batch_size": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "head_warmup_steps": 1,
-        "backbone_warmup_steps": 1,
-    }
+    options = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no"}
+    options |= {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    options |= {"head_warmup_steps": 1, "backbone_warmup_steps": 1}
     return EoMTTrainingArguments(str(folder), **(options | overrides))
