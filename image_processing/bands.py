@@ -66,12 +66,13 @@ def _read_tiff(data: bytes) -> np.ndarray:
         return file.asarray()
 
 
-def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
-    """A PIL image, array or tensor of (H, W), (H, W, C) or (C, H, W) → (C, H, W), uint8 or float32.
+def to_bands(image, channels: int | None = None, data_format=None, has_fractions: bool = True) -> Tensor:
+    """A PIL image, array or tensor of (H, W), (H, W, C) or (C, H, W) → (C, H, W), uint8 or float32; RGB uint8.
 
     Args:
         channels: the required number C.
         data_format: "channels_first" or "channels_last"; by default inferred (`has_channels_last`).
+        has_fractions: whether floats are fractions of 1, or from 0 to 255. If False, they are left as they are.
     """
     if isinstance(image, Image.Image):
         if image.mode == "P":
@@ -93,11 +94,14 @@ def to_bands(image, channels: int | None = None, data_format=None) -> Tensor:
         raise ValueError(f"it has {len(pixels)} channels; at most {MAX_CHANNELS} are read")
     if pixels.dtype == torch.uint8:
         return pixels.contiguous()
+    if pixels.is_floating_point() and not has_fractions:
+        return pixels.float().contiguous()
     if pixels.is_floating_point() or pixels.dtype == torch.bool:
         pixels = scaled_to_255(torch.nan_to_num(pixels.float()))
     elif pixels.dtype == torch.uint16 or bool((pixels > 255).any()):
         pixels = pixels.float() / 257
-    return pixels.float().clamp(0, 255).contiguous()
+    pixels = pixels.float().clamp(0, 255)
+    return (pixels.round().to(torch.uint8) if channels == 3 else pixels).contiguous()
 
 
 def has_channels_last(shape: tuple[int, int, int], channels: int | None) -> bool:

@@ -221,6 +221,7 @@ class _Inputs(Dataset):
 
     def __init__(self, images, processor, read: Callable, catch: bool):
         self.images, self.processor, self.read, self.catch = images, processor, read, catch
+        self.reads_bands = getattr(processor, "num_channels", 3) != 3 and processor.do_rescale
 
     def __len__(self) -> int:
         return len(self.images)
@@ -228,8 +229,10 @@ class _Inputs(Dataset):
     def __getitem__(self, index: int) -> dict:
         item = self.images[index]
         try:
-            image = self.read(item)
-            inputs = self.processor(image, return_tensors="pt")
+            image = pixels = self.read(item)
+            if self.reads_bands and image.is_floating_point():
+                pixels = image / 255  # dark pixels from 0 to 255 would be read as fractions
+            inputs = self.processor(pixels, return_tensors="pt")
         except FAILS_ALONE as error:
             if not self.catch:
                 raise

@@ -23,7 +23,7 @@ from ..configuration.eomt import code_upload_refused
 from ..configuration.field_types import check_types, wrong
 from ..configuration.tasks import TASKS
 from .bands import open_any, to_bands
-from .geometry import Placement, input_size_of, placement, require_possible
+from .geometry import Placement, Size, input_size_of, placement, require_possible
 from .images import flatten, pillow_resize, read_maps, scaled_to_255, to_rgb_tensor
 from .postprocess import PostProcessing
 from .targets import batch_targets, cut_inputs
@@ -151,16 +151,20 @@ class _EoMTProcessing(PostProcessing):
             resize=bool(self.do_resize),
         )
 
-    def fetch_images(self, images):
-        """Open paths, URLs and base64 text as upright images. Other images are not turned: their maps fit them."""
-        if isinstance(images, (list, tuple)):
-            return [self.fetch_images(image) for image in images]
-        return open_any(images, self.num_channels) if isinstance(images, (str, os.PathLike)) else images
+    def _to_tensor(self, image, map_size: Size | None, data_format, do_rescale: bool) -> Tensor:
+        """An image of any kind → (C, H, W), with values from 0 to 255 for the rescaling.
 
-    def _to_tensor(self, image, data_format) -> Tensor:
-        if self.num_channels == 3:
-            return to_rgb_tensor(image, data_format)
-        return to_bands(image, self.num_channels, data_format)
+        Files, URLs and base64 text are opened in the orientation of their map. Other images are not turned: their maps
+        fit them.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            image = open_any(image, self.num_channels, size=map_size)
+            if isinstance(image, Tensor):
+                return image
+        if self.num_channels != 3:
+            return to_bands(image, self.num_channels, data_format, has_fractions=do_rescale)
+        image = to_rgb_tensor(image, data_format)
+        return scaled_to_255(image) if do_rescale else image
 
     def preprocess(
         self, images, segmentation_maps=None, instance_id_to_semantic_id=None, *, segments_info=None, **kwargs
@@ -199,13 +203,9 @@ class _EoMTProcessing(PostProcessing):
     ) -> BatchFeature:
         images = flatten(images)
         maps = None if segmentation_maps is None else read_maps(segmentation_maps, len(images))
-        if maps is not None:
-            for index, (image, ids) in enumerate(zip(images, maps)):
-                if isinstance(image, (str, os.PathLike)):  # open it in the orientation of its map
-                    images[index] = open_any(image, self.num_channels, size=ids.shape)
-        tensors = [self._to_tensor(image, options.get("input_data_format")) for image in self.fetch_images(images)]
-        if options["do_rescale"]:
-            tensors = [scaled_to_255(image) for image in tensors]
+        sizes = [None] * len(images) if maps is None else [ids.shape for ids in maps]
+        form = options.get("input_data_format"), bool(options["do_rescale"])
+        tensors = [self._to_tensor(image, size, *form) for image, size in zip(images, sizes)]
         if options.get("device") is not None:
             tensors = [image.to(options["device"]) for image in tensors]
         windowed = bool(options["do_split_image"])

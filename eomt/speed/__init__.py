@@ -12,7 +12,6 @@ from transformers import AutoImageProcessor
 from transformers.utils import logging
 
 from ..image_processing import EoMTImageProcessor
-from ..image_processing.bands import open_any
 from ..image_processing.inference import FAILS_ALONE, error_line
 from ..loading import usable_device
 from ..options import BenchmarkOptions
@@ -129,8 +128,8 @@ def image_inputs(candidate: Candidate, paths: Sequence[str], device, dtype: torc
         processor = AutoImageProcessor.from_pretrained(candidate.name, size=candidate.image_size)
     else:
         processor = EoMTImageProcessor(task=candidate.config.task, size=candidate.image_size)
-    images = [open_any(file, candidate.config.num_channels) for file in find_images(paths).values()]
-    return [processor(image, return_tensors="pt")["pixel_values"].to(device, dtype) for image in images]
+    files = [str(file) for file in find_images(paths).values()]
+    return [processor(file, return_tensors="pt")["pixel_values"].to(device, dtype) for file in files]
 
 
 def batches(images: Sequence[Tensor], size: int) -> Iterator[dict[str, Tensor]]:

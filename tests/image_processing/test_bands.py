@@ -1,5 +1,7 @@
 """Images of 1 to 16 channels: reading, normalization, and models from RGB weights."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tifffile
@@ -8,6 +10,7 @@ from PIL import Image
 
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.image_processing.bands import picture_of, read_bands
+from eomt.image_processing.inference import infer, open_source
 from eomt.modeling_eomt.resample import spread_channels
 from tests.models import tiny_model
 
@@ -84,6 +87,25 @@ def test_the_processor_normalizes_each_channel(channels, tmp_path):
     torch.testing.assert_close(pixels[0], expected.permute(2, 0, 1), rtol=0, atol=1e-5)
     assert torch.equal(pixels[0], pixels[1])
     assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, channels, 32, 32)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_dark_images_of_16_bits_keep_their_scale(as_file, tmp_path):
+    image = bands(4, np.uint16)[:16, :16] // 500  # at most 131 of 65535
+    processor = EoMTImageProcessor(size=32, num_channels=4, image_mean=0, image_std=1, do_resize=False, do_pad=False)
+    source = str(save(tmp_path / "image.npy", image)) if as_file else image
+    expected = torch.from_numpy(image / 65535).float().permute(2, 0, 1)
+    torch.testing.assert_close(processor(source, return_tensors="pt")["pixel_values"][0], expected)
+    model, seen = tiny_model(num_channels=4), []
+    model.embeddings.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
+    list(infer(model, processor, [source], read=partial(open_source, channels=4)))
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_floats_are_kept_without_rescaling():
+    pixels = torch.randn(4, 32, 32)
+    processor = EoMTImageProcessor(size=32, num_channels=4, image_mean=0, image_std=1, do_rescale=False)
+    assert torch.equal(processor(pixels, do_normalize=False, return_tensors="pt")["pixel_values"][0], pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])

@@ -19,8 +19,7 @@ def read_image(location: str | Image.Image, size: tuple[int, int] | None = None,
         channels: number of channels in a file; 3 is RGB. PIL images are read as RGB.
     """
     if not isinstance(location, Image.Image) and (channels != 3 or location.endswith(".npy")):
-        bands = read_bands(read_bytes(location), channels, location)
-        return bands if channels != 3 else bands.round().to(torch.uint8)
+        return read_bands(read_bytes(location), channels, location)
     return to_rgb_tensor(as_annotated(_stored_image(location), size)).contiguous()
 
 
