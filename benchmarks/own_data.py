@@ -161,7 +161,7 @@ def record_run(options, model, processor, log: list[dict], run: dict) -> None:
 def load_split(options, split: str):
     """Rows and label space of a split, the same for every variant."""
     ignored = listed(options.ignore_ids, int)
-    return load_data(options.data, task=options.task, split=split, ignore_ids=ignored)
+    return load_data(options.data, task=options.task, split=split, ignore_ids=ignored, automatic_split=True)
 
 
 def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]]:
@@ -189,7 +189,7 @@ def train_ours(options) -> tuple[torch.nn.Module, EoMTImageProcessor, list[dict]
     stock = StockOptions(
         output_dir=str(options.output),
         max_steps=options.steps,
-        eval_strategy="no",
+        eval_steps=options.steps + 1,  # never, but "no" would train on the images to be held out
         save_strategy="no",
         logging_steps=10,
         dataloader_num_workers=0,

@@ -330,6 +330,7 @@ class EoMTTrainer(Trainer):
     def _load_finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:
         """Restore the final model of a finished run from its last checkpoint."""
         self.state = state
+        self._point_to_best(self.args.output_dir, existing=True)  # the folder may have been moved
         self._load_from_checkpoint(checkpoint)
         if self.averaging is not None:
             self.averaging.load(checkpoint, self.args.device)
@@ -340,6 +341,13 @@ class EoMTTrainer(Trainer):
             self.averaging.on_train_end(self.args, state, self.control)
         self.set_inference_masks()
         return TrainOutput(state.global_step, 0.0, {})
+
+    def _finalize_training(self, *args) -> TrainOutput:
+        """Keep the last checkpoint, to resume from. For a limit of 1, the stock Trainer keeps the best one only."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        output = super()._finalize_training(*args)
+        self.args.save_total_limit = limit
+        return output
 
     def set_inference_masks(self) -> None:
         """Turn masked attention off, unless the model is trained with masks to the end."""
@@ -534,8 +542,8 @@ class EoMTTrainer(Trainer):
         if args.evaluate_blocks and model.attn_mask_probs.any():
             masked = self._stream(dataset, intermediate=True)  # with the current masks of training
             self.evaluation_details |= {name: value for name, value in masked.items() if "_block_" in name}
-        metrics = {
-            f"{prefix}_{name}": value
+        metrics = {  # AP is −1 without ground truth: as a number, it would make the first checkpoint the best
+            f"{prefix}_{name}": math.nan if value == -1 else value
             for name, value in self.evaluation_details.items()
             if isinstance(value, (int, float))
         }
@@ -605,6 +613,8 @@ def _refuse(args, given: dict) -> None:
         raise ValueError(f"args are {type(args).__name__}; EoMTTrainer needs EoMTTrainingArguments")
     if args.remove_unused_columns:
         raise ValueError("remove_unused_columns is True; EoMT's samples need it to be False")
+    if given.get("model_init") is not None:
+        raise ValueError("model_init is given, but masking and LoRA are set up for one model only; give model instead")
     if given.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func is given; change model.criterion or compute_loss instead")
     if given.get("compute_metrics") is not None:

@@ -1,6 +1,7 @@
 """The page of results from folders of runs: runs of equal data and length are compared."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 
 from benchmarks import own_data
 from eomt.training.data.shapes import make_shapes
+from eomt.training.setup import read_data
+from eomt.training.start import starting_point
 
 
 def save_run(folder, variant, seed, value, steps=10):
@@ -63,6 +66,29 @@ def test_whole_runs_have_a_table_of_their_own(tmp_path):
     assert (tmp_path / "results-cells-instance-1005-64-curves.png").read_bytes() == b"curves"
     assert (tmp_path / "results-cells-instance-1005-64.jpg").is_file()
     assert "<!-- runs -->\nshort\n<!-- /runs -->" in text
+
+
+def test_held_out_images_are_not_trained_on(tmp_path, monkeypatch):
+    """The data has no validation split."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        for number in range(6):
+            Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / folder / f"{number}.png")
+    trained = []
+
+    def build_trainer(data, model, args):
+        train, *_ = read_data(data, args, starting_point(model, args))
+        trained.extend(train.with_format(None)["file_name"][:])
+        raise SystemExit
+
+    monkeypatch.setattr(own_data, "build_trainer", build_trainer)
+    command = ["train", "ours", "--data", str(tmp_path), "--task", "semantic", "--weights", "none"]
+    with pytest.raises(SystemExit):
+        own_data.main([*command, "--output", str(tmp_path / "run")])
+    options = SimpleNamespace(data=str(tmp_path), task="semantic", ignore_ids=None)
+    splits = [own_data.load_split(options, split)[0]["file_name"][:] for split in ("train", "val")]
+    assert splits[0] == trained
+    assert not set(splits[0]) & set(splits[1])
 
 
 @pytest.mark.slow  # three trainings of a ViT-S

@@ -3,12 +3,13 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from eomt import EoMTForUniversalSegmentation
+from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.training import EoMTTrainer, MaskAnnealingCallback
 from eomt.training.callbacks import AveragingCallback
 from eomt.training.lora import is_lora, merged_state_dict
@@ -194,6 +195,20 @@ def test_early_stopping_does_not_count_evaluations_without_a_result(tmp_path):
     trainer = trainer_of(tmp_path, evaluated=[math.nan, 0.5, 0.1, math.nan, 0.1, 0.1], **options)
     trainer.train()
     assert trainer.state.global_step == 5
+
+
+def test_an_evaluation_without_objects_has_no_result(tmp_path):
+    """AP is −1 there, which is higher than no result."""
+    nothing = {name: np.zeros(0) for name in ("labels", "iscrowd", "area")} | {"masks": []}
+    image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+    sample = {"image": image, "reference": nothing, "image_id": 0, "file_name": "empty.png"}
+    trainer = EoMTTrainer(
+        tiny_model(),
+        tiny_arguments(tmp_path, task="instance"),
+        eval_dataset=[sample],
+        processing_class=EoMTImageProcessor(task="instance", size=SIZE),
+    )
+    assert math.isnan(trainer.evaluate()["eval_ap"])
 
 
 def test_the_metric_for_the_best_checkpoint(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training import EoMTTrainer
 from eomt.training.checkpoints import last_complete_checkpoint, missing_file
-from tests.training.runs import KILLS, LONG, losses, resumable
+from tests.training.runs import KILLS, LONG, InStep, losses, resumable
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
 
@@ -89,23 +90,42 @@ def test_a_run_with_incomplete_checkpoints_only_is_not_overwritten(tmp_path):
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
 
 
-def test_the_best_checkpoint_has_its_final_path_and_is_loaded_unmasked(tmp_path):
-    class WorseAndWorse(EoMTTrainer):
-        def evaluate(self, *args, **kwargs):
-            return {"eval_loss": float(self.state.global_step)}
+class WorseAndWorse(EoMTTrainer):
+    """Its best checkpoint is the first one, of step 2."""
 
-    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    options |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": 1}
-    args = tiny_arguments(tmp_path, max_steps=12, **options)
-    trainer = WorseAndWorse(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(2))
+    def __init__(self, folder, limit: int):
+        options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+        options |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": limit}
+        args = tiny_arguments(folder, max_steps=12, **options)
+        super().__init__(tiny_model(), args, train_dataset=Samples(), eval_dataset=Samples(2))
+
+    def evaluate(self, *args, **kwargs):
+        return {"eval_loss": float(self.state.global_step)}
+
+
+def test_the_best_checkpoint_has_its_final_path_and_is_loaded_unmasked(tmp_path):
+    """Also after the folder of the finished run was moved."""
+    trainer = WorseAndWorse(tmp_path / "run", limit=2)
     trainer.train()
-    best = str(tmp_path / "checkpoint-2")
-    assert trainer.state.best_model_checkpoint == best
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-12"}
+    moved = WorseAndWorse((tmp_path / "run").rename(tmp_path / "moved"), limit=2)
+    moved.train(resume_from_checkpoint=True)
+    best = str(tmp_path / "moved" / "checkpoint-2")
+    assert moved.state.best_model_checkpoint == best
     loaded = EoMTForUniversalSegmentation.from_pretrained(best)
     assert loaded.attn_mask_probs.tolist() == [1, 1]  # before annealing
-    assert trainer.model.attn_mask_probs.tolist() == [0, 0]  # as in evaluation
-    assert torch.equal(trainer.model.query.weight, loaded.query.weight)
+    for model in (trainer.model, moved.model):
+        assert model.attn_mask_probs.tolist() == [0, 0]  # as in evaluation
+        assert torch.equal(model.query.weight, loaded.query.weight)
+
+
+def test_an_interrupted_run_keeps_its_last_checkpoint_beside_the_best(tmp_path):
+    trainer = WorseAndWorse(tmp_path, limit=1)
+    trainer.add_callback(InStep(4, lambda: signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-5"}
 
 
 def test_the_first_log_of_a_resumed_run_covers_all_of_its_steps(tmp_path):

@@ -230,11 +230,13 @@ class Streamed(torch.utils.data.IterableDataset):
     {"args": {"dataloader_drop_last": True, "per_device_train_batch_size": 16}},
     {"train_dataset": Samples(0)},
     {"args": {"remove_unused_columns": True}},
+    {"model": None, "model_init": lambda: tiny_model()},
 ])  # fmt: skip
 def test_arguments_without_effect_are_refused(tmp_path, given):
-    args = given.pop("args", {})
+    args = tiny_arguments(tmp_path, **given.pop("args", {}))
+    given = {"model": tiny_model(), "train_dataset": Samples()} | given
     with pytest.raises(ValueError):  # noqa: PT011 — the words are not the point
-        EoMTTrainer(tiny_model(), tiny_arguments(tmp_path, **args), **({"train_dataset": Samples()} | given)).train()
+        EoMTTrainer(args=args, **given).train()
 
 
 def test_an_optimizer_can_be_given(tmp_path):
