@@ -1,9 +1,11 @@
 """Small models and inputs for tests."""
 
+import io
 import json
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from eomt import EoMTImageProcessor
@@ -80,6 +82,14 @@ def targets(counts=(3, 0), size=(64, 64), num_labels: int = 5, dtype=torch.bool,
         masks.append(mask)
         labels.append(torch.randint(0, num_labels, (count,), generator=generator))
     return masks, labels
+
+
+def turned_png(image: Image.Image, orientation: int = 6) -> bytes:
+    """A PNG with an EXIF orientation; 6 is a quarter turn clockwise."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    image.save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
 
 
 def golden_config(kind: str) -> EoMTConfig:

@@ -96,7 +96,7 @@ def test_subsets_and_averages_of_predictions(folder, predictions, tmp_path):
 
 def test_a_model_and_its_raw_files_have_the_same_score(folder, tmp_path):
     names = label_space("cityscapes_semantic").names[::-1]  # not in the order of the train ids
-    model = tiny_model(num_labels=19, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    model = tiny_model(num_labels=19, id2label=dict(enumerate(names)))
     with torch.no_grad():
         model.class_predictor.weight.mul_(30)
     model.set_attn_mask_probs([0, 0])

@@ -11,6 +11,7 @@ from benchmarks import gpu
 from benchmarks.gpu import BUILT_IN, OURS
 from eomt.cli import main
 from eomt.training.data.shapes import make_shapes
+from tests.training.tiny import TINY_RUN
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
 
@@ -59,9 +60,8 @@ def test_every_row_is_measured_once(tmp_path, monkeypatch):
 
 def test_a_training_run_is_resumed_and_written(tmp_path, monkeypatch):
     make_shapes(tmp_path / "data", train=4, val=2)
-    small = "--hidden-size 32 --num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2 --num-queries 8 "
-    small += "--patch-size 8 --image-size 64 --train-num-points 64 --total-batch-size 2 --dataloader-num-workers 0 "
-    small += "--use-cpu --max-steps 4 --save-strategy steps --save-steps 2"
+    small = f"{TINY_RUN} --image-size 64 --total-batch-size 2 --use-cpu --max-steps 4 "
+    small += "--save-strategy steps --save-steps 2"
     monkeypatch.setattr(gpu, "eomt", lambda command: main([*command, *small.split()]))
     run = gpu.training_run(str(tmp_path / "data"), "scratch", tmp_path / "run")
     assert run["steps"] == 4

@@ -39,12 +39,6 @@ class Failing(Dataset):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def error_of(compute) -> Exception:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (any error)
-        compute()
-    return caught.value
-
-
 @pytest.mark.parametrize(("compute", "word"), [
     (lambda: next(iter(DataLoader(Failing(ValueError("a.png: 40×70,\nnot 50×70")), num_workers=1))), "a.png"),
     (lambda: next(iter(DataLoader(Failing(None), num_workers=1))), "workers"),
@@ -53,7 +47,9 @@ def error_of(compute) -> Exception:
     (lambda: {}["query"], "EOMT_DEBUG=1"),
 ])  # fmt: skip
 def test_any_error_is_one_line(compute, word):
-    line = user_message(error_of(compute))
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (any error)
+        compute()
+    line = user_message(caught.value)
     assert word in line
     assert "\n" not in line
     assert "Traceback" not in line

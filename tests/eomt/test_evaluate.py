@@ -16,10 +16,7 @@ from eomt.image_processing import EoMTImageProcessor
 from eomt.modeling_eomt import EoMTForUniversalSegmentation
 from eomt.training.data import load_data, make_shapes
 from tests.docs.workspace import cells, streets
-from tests.models import make_confident, tiny_model
-
-ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests/golden"
+from tests.models import GOLDEN, make_confident, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,7 @@ def test_predictions_with_other_ids_are_matched_by_name_or_refused(label_maps, t
     data = shutil.copytree(label_maps, tmp_path / "data")
     (data / "classes.json").write_text(json.dumps(dict(enumerate(names, 1))))
     scores = {}
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    for name, classes in (("named", labels), ("unnamed", {})):
+    for name, classes in (("named", {"id2label": dict(enumerate(names))}), ("unnamed", {})):
         save_confident(tmp_path / name, task="semantic", num_labels=3, masked_inference=False, **classes)
         assert predict(data / "val/images", tmp_path / name, tmp_path / f"{name}-out") == 0
         assert np.asarray(Image.open(tmp_path / f"{name}-out/labels/0.png")).max() < 3

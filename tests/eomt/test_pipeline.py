@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, 
 
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.pipeline import EoMTImageSegmentationPipeline
+from tests.models import turned_png
 
 TASKS = ["panoptic", "instance", "semantic"]
 EVERYTHING = {
@@ -75,13 +76,6 @@ def test_models_in_half_precision_run(models, task, dtype):
         assert found
 
 
-def turned(image):
-    exif, buffer = Image.Exif(), BytesIO()
-    exif[0x0112] = 6
-    image.save(buffer, "png", exif=exif)
-    return Image.open(buffer)
-
-
 @pytest.fixture(scope="module", params=[None, EoMTImageSegmentationPipeline], ids=["stock", "ours"])
 def segmenters(request, models):
     return {task: segmenter(models[task], pipeline_class=request.param) for task in TASKS}
@@ -89,7 +83,7 @@ def segmenters(request, models):
 
 @pytest.mark.parametrize(("make", "size"), [
     (lambda: photo().convert("RGBA"), (90, 50)),
-    (lambda: turned(photo()), (50, 90)),
+    (lambda: Image.open(BytesIO(turned_png(photo()))), (50, 90)),
     (lambda: photo(3000, 200), (200, 3000)),
     (lambda: photo(1, 1), (1, 1)),
 ], ids=["rgba", "exif", "3000x200", "1x1"])  # fmt: skip

@@ -36,8 +36,7 @@ def server(tmp_path_factory):
     from eomt.serve import Predictor, start
 
     folder = tmp_path_factory.mktemp("serve")
-    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
-    model = tiny_model(num_queries=4, seed=5, task="panoptic", stuff_label_ids=[3, 4], num_labels=5, **labels)
+    model = tiny_model(num_queries=4, seed=5, stuff_label_ids=[3, 4], id2label=dict(enumerate(NAMES)))
     make_confident(model)
     model.config.masked_inference = False
     model.save_pretrained(folder / "panoptic")

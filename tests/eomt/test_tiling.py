@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +23,8 @@ from eomt.tiling.tiles import cut, within_span
 from eomt.training.metrics import PanopticQuality
 from tests.eomt.test_segment import same
 from tests.models import save_confident, tiny_model
+from tests.pairs import ENVIRONMENT
 
-ROOT = Path(__file__).parents[2]
 SIZE, SIDE = (300, 410), 96
 STUFF = 3  # labels from here
 
@@ -57,7 +56,6 @@ def perfect(ids: np.ndarray, labels: dict[int, int]) -> dict:
 
 
 def quality(prediction: dict, ids: np.ndarray, labels: dict[int, int]) -> float:
-    """PQ of a prediction for the scene."""
     metric = PanopticQuality(num_labels=STUFF + 2, stuff_label_ids=[STUFF, STUFF + 1])
     info = [{"id": i, "label_id": c, "iscrowd": 0} for i, c in labels.items()]
     metric.add(prediction=prediction, reference={"segmentation": ids, "segments_info": info})
@@ -132,7 +130,6 @@ def test_panoptic_objects_that_tiles_miss_or_cut():
 
 
 def instances(ids, labels) -> dict:
-    """The instance prediction of a perfect model."""
     things = [i for i in np.unique(ids).tolist() if labels[i] < STUFF]
     masks = [rle.encode(np.asfortranarray((ids == i).astype(np.uint8))) for i in things]
     scores = torch.linspace(0.9, 0.5, len(things), dtype=torch.float64)
@@ -176,7 +173,7 @@ def test_a_large_semantic_raster_within_4_gb(tmp_path):
     script += "print(done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     options = ["--model", "model", "--output", "out", "--tile", "640", "--max-pixels", "200000000", "--device", "cpu"]
     command = [sys.executable, "-c", script, "predict", "raster.png", *options]
-    run = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    run = subprocess.run(command, cwd=tmp_path, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE)
     code, kilobytes = map(int, run.stdout.split()[-2:])
     assert code == 0
     assert kilobytes < 4e6

@@ -12,12 +12,7 @@ from eomt.cli import main
 from eomt.training import EoMTTrainer
 from eomt.training.data.shapes import CATEGORIES, STUFF
 from tests.eomt.trained import OPTIONS, train
-
-SCRATCH = (
-    "--backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2 "
-    "--num-queries 8 --patch-size 8 --train-num-points 128 --image-size 64 --total-batch-size 4 --max-steps 12 "
-    "--use-cpu --logging-steps 1 --dataloader-num-workers 0 --eval-strategy no"
-)
+from tests.training.tiny import TINY_RUN
 
 
 def test_the_auto_classes_load_a_run(runs):
@@ -69,8 +64,9 @@ def test_a_step_of_the_ladder_trains_evaluates_and_predicts(own_data, tmp_path, 
 
 def test_a_recipe_with_other_sizes_and_steps(own_data, tmp_path, capsys):
     recipe = "coco_panoptic_eomt_large_640_dinov3"
-    command = f"train --recipe {recipe} --data {own_data / 'panoptic'} --output-dir {tmp_path} {SCRATCH}"
-    assert main(command.split()) == 0
+    command = f"train --recipe {recipe} --data {own_data / 'panoptic'} --output-dir {tmp_path} {TINY_RUN} "
+    command += "--backbone-weights scratch --image-size 64 --total-batch-size 4 --max-steps 12 --use-cpu "
+    assert main(f"{command} --logging-steps 1 --eval-strategy no".split()) == 0
     assert "the authors report 56.8 PQ" in capsys.readouterr().out
     logs = [r for r in json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] if "loss" in r]
     model = AutoModelForUniversalSegmentation.from_pretrained(tmp_path)

@@ -8,13 +8,12 @@ from PIL import Image
 
 from eomt.cli import main
 from eomt.training.data.shapes import make_shapes
-from tests.training.tiny import overridden
+from tests.training.tiny import TINY_RUN, overridden
 
 SIZE = (48, 64)
 TINY = (
-    "--backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --hidden-size 32 --num-hidden-layers 3 "
-    "--num-attention-heads 2 --num-blocks 2 --num-queries 8 --patch-size 8 --train-num-points 64 --image-size 64 "
-    "--total-batch-size 2 --max-steps 4 --use-cpu --logging-steps 1 --dataloader-num-workers 0 --learning-rate 1e-3"
+    f"{TINY_RUN} --backbone vit_small_patch14_reg4_dinov2 --backbone-weights scratch --image-size 64 "
+    "--total-batch-size 2 --max-steps 4 --use-cpu --logging-steps 1 --learning-rate 1e-3"
 )
 OPTIONS = {  # of the shared run of each task
     "panoptic": "--save-steps 2 --adam-beta2 0.9 --full-determinism false",
@@ -30,7 +29,6 @@ def train(data: Path, output: Path, task: str, *options: str) -> int:
 
 
 def write_data(root: Path) -> None:
-    """Write a folder for each task."""
     make_shapes(root / "panoptic", train=4, val=2)
     label_maps(root / "semantic")
     roboflow(root / "instance")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 
 from eomt.image_processing.geometry import input_size_of, placement, window_starts
 from eomt.image_processing.resampling import Resampler, first_best
+from tests.models import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads((GOLDEN / "preprocess.json").read_text())["cases"]
 sides = st.integers(1, 400)
 

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,8 +20,8 @@ from eomt.image_processing.panoptic import panoptic_segmentation
 from eomt.image_processing.semantic import semantic_scores, semantic_segmentation
 from eomt.speed.measure import extra_cpu_bytes
 from tests.image_processing import reference
+from tests.models import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 POST, POST_META = load_file(GOLDEN / "postprocess.safetensors"), json.loads((GOLDEN / "postprocess.json").read_text())
 PRE, PRE_META = load_file(GOLDEN / "preprocess.safetensors"), json.loads((GOLDEN / "preprocess.json").read_text())
 

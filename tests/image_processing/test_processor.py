@@ -2,7 +2,6 @@
 
 import base64
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +19,8 @@ from eomt.image_processing import (
     EomtImageProcessorPil,
     read_image,
 )
-from tests.models import tiny_config
+from tests.models import GOLDEN, tiny_config, turned_png
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 PRE, META = load_file(GOLDEN / "preprocess.safetensors"), json.loads((GOLDEN / "preprocess.json").read_text())
 BACKENDS = [EoMTImageProcessor, EoMTImageProcessorPil]
 
@@ -90,17 +88,10 @@ def test_every_image_mode_is_read(mode):
         assert (values * 255 - torch.from_numpy(gray)).abs().max() <= tolerance
 
 
-def save_turned(path, image):
-    """Save an image with the EXIF orientation of a quarter turn clockwise."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(path, "png", exif=exif)
-    return path
-
-
 def test_exif_orientation_is_applied_to_files_only(tmp_path):
     image, processor = Image.fromarray(picture(20, 40)), EoMTImageProcessor(size=40)
-    path = save_turned(tmp_path / "a.png", image)
+    path = tmp_path / "a.png"
+    path.write_bytes(turned_png(image))
     stored = processor(image, return_tensors="pt").pixel_values
     upright = processor(image.transpose(Image.Transpose.ROTATE_270), return_tensors="pt").pixel_values
     assert torch.equal(processor(Image.open(path), return_tensors="pt").pixel_values, stored)
@@ -111,7 +102,7 @@ def test_exif_orientation_is_applied_to_files_only(tmp_path):
         inputs = processor(path, segmentation_maps=np.zeros(size, np.uint8), return_tensors="pt")
         assert torch.equal(inputs.pixel_values, expected)
     square = Image.fromarray(picture(40, 40))  # fits both ways, and is turned as without a map
-    path = save_turned(tmp_path / "b.png", square)
+    path.write_bytes(turned_png(square))
     inputs = processor(path, segmentation_maps=np.zeros((40, 40), np.uint8), return_tensors="pt")
     assert torch.equal(inputs.pixel_values, processor(path, return_tensors="pt").pixel_values)
 

@@ -16,16 +16,15 @@ from transformers import EomtImageProcessor as BuiltInProcessor
 from eomt import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from eomt.configuration.eomt import INFERRED
 from eomt.modeling_eomt.weights.state_dicts import read_state_dict
-from tests.models import BACKBONE_OF_KIND, tiny_model
+from tests.models import BACKBONE_OF_KIND, TINY, tiny_model
 
-TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_blocks": 1, "num_queries": 3}
 PIXELS = torch.linspace(-1, 1, 3 * 64 * 32).view(1, 3, 64, 32)
 
 
 @pytest.fixture
 def their_folder(tmp_path):
     """A checkpoint of transformers' EoMT, in bfloat16."""
-    model = EomtForUniversalSegmentation(EomtConfig(**TINY, image_size=64, num_labels=4)).to(torch.bfloat16)
+    model = EomtForUniversalSegmentation(EomtConfig(**TINY)).to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     return tmp_path
 
@@ -51,11 +50,11 @@ def test_probabilities_and_class_weights_stay_fp32_in_half_precision(their_folde
 
 @pytest.mark.parametrize("own", [EomtConfig, EomtDinov3Config])
 def test_a_configuration_of_transformers_is_converted(own):
-    config = own(**TINY, image_size=64, num_labels=4)
+    config = own(**TINY)
     model = EoMTForUniversalSegmentation(config)
     assert isinstance(model.config, EoMTConfig)
     assert model.config.model_type == config.model_type
-    assert model(PIXELS).class_queries_logits.shape == (1, 3, 5)
+    assert model(PIXELS).class_queries_logits.shape == (1, 7, 6)
 
 
 def test_from_pretrained_accepts_a_configuration_of_transformers(their_folder):
@@ -74,7 +73,7 @@ def test_an_adapter_loads_with_its_base_model(their_folder, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "adapter", dtype=torch.float32).eval()
     with torch.no_grad():
-        found, expected = loaded(PIXELS.expand(1, 3, 64, 32)), adapted.eval()(PIXELS)
+        found, expected = loaded(PIXELS), adapted.eval()(PIXELS)
     torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits)
     file = tmp_path / "adapter/adapter_config.json"
     fields = json.loads(file.read_text())
@@ -211,7 +210,7 @@ def test_tensor_parallel_plans_are_refused(arguments, their_folder):
 def test_a_subfolder_loads_as_a_folder(tmp_path):
     """Also the processor there: its windows decide that the task is semantic."""
     folder = tmp_path / "subfolder"
-    EomtForUniversalSegmentation(EomtConfig(**TINY, image_size=64, num_labels=4)).save_pretrained(folder)
+    EomtForUniversalSegmentation(EomtConfig(**TINY)).save_pretrained(folder)
     BuiltInProcessor(do_split_image=True, size={"shortest_edge": 64}).save_pretrained(folder)
     place = {"pretrained_model_name_or_path": tmp_path, "subfolder": "subfolder"}
     assert EoMTImageProcessor.from_pretrained(**place).task == "semantic"

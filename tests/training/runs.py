@@ -18,7 +18,7 @@ from eomt import EoMTImageProcessor
 from eomt.image_processing.inference import infer
 from eomt.training import EoMTDataCollator, EoMTTrainer, layerwise_lr_groups
 from eomt.training.callbacks import CurvesCallback
-from tests.training.tiny import SIZE, Broken, Samples, streamed, tiny_arguments, tiny_model, tiny_pmt
+from tests.training.tiny import SIZE, TINY_RUN, Broken, Samples, streamed, tiny_arguments, tiny_model, tiny_pmt
 
 KILLS = ("in a step", "before a save", "half an optimizer", "before the rename", "while the old one goes")
 
@@ -150,16 +150,9 @@ def kill(folder: Path) -> None:
 def train_on_full_batches(folder, device_batch: int) -> EoMTTrainer:
     """Two steps on 4 images in any number of processes. `gradients` are those of the first step."""
     torch.rand = fixed_points
-    args = tiny_arguments(
-        folder,
-        max_steps=2,
-        per_device_train_batch_size=device_batch,
-        masking="always",
-        head_warmup_steps=0,
-        backbone_warmup_steps=0,
-        save_strategy="steps",
-        save_steps=2,
-    )
+    options = {"max_steps": 2, "per_device_train_batch_size": device_batch, "masking": "always"}
+    options |= {"head_warmup_steps": 0, "backbone_warmup_steps": 0, "save_strategy": "steps", "save_steps": 2}
+    args = tiny_arguments(folder, **options)
     trainer = EoMTTrainer(tiny_model(), args, train_dataset=Samples(noise=0))
 
     class Gradients(TrainerCallback):
@@ -200,10 +193,8 @@ def cli(folder: Path) -> None:
         (folder / "partial").rename(folder / "data")
     while not (folder / "data").is_dir():
         time.sleep(0.1)
-    options = "--task panoptic --backbone vit_small_patch14_reg4_dinov2 --hidden-size 32 "
-    options += "--num-hidden-layers 3 --num-attention-heads 2 --num-blocks 2 --num-queries 8 --patch-size 8 --bf16 "
-    options += "--train-num-points 64 --image-size 32 --total-batch-size 2 --max-steps 1 --dataloader-num-workers 0 "
-    command = f"train --data {folder / 'data'} --eval-strategy no {options}"
+    command = f"train --data {folder / 'data'} --task panoptic --backbone vit_small_patch14_reg4_dinov2 {TINY_RUN} "
+    command += "--image-size 32 --total-batch-size 2 --max-steps 1 --bf16 --eval-strategy no"
     plain = f"--backbone-weights scratch --output-dir {folder / 'run'}"
     assert main([*command.split(), *plain.split()]) == 0
     cached = f"--architecture pmt --backbone-weights {folder / 'backbone'} --cache-features {folder / 'cache'}"

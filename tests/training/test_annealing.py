@@ -1,7 +1,6 @@
 """Mask annealing: steps and probabilities, in the stock Trainer, too."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +9,8 @@ from hypothesis import strategies as st
 from transformers import Trainer, TrainingArguments
 
 from eomt.training import EoMTDataCollator, MaskAnnealingCallback, annealing_steps, mask_annealing_probability
+from tests.models import GOLDEN
 from tests.training.tiny import Samples, tiny_model
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_one_block_is_annealed_in_the_middle():

@@ -65,19 +65,16 @@ def test_training_sees_the_pixels_of_inference(data, trained):
 
 
 def test_the_commands_run_on_four_channels(data, trained, tmp_path, capsys):
-    images = str(data / "images/val")
-    assert main(["predict", images, "--model", str(trained), "--output", str(tmp_path / "out"), "--workers", "0"]) == 0
-    assert Image.open(next((tmp_path / "out").rglob("*.jpg"))).mode == "RGB"
-    assert main(["evaluate", str(trained), "--data", str(data), "--output", str(tmp_path / "score")]) == 0
-    tiled = ["predict", images, "--model", str(trained), "--output", str(tmp_path / "tiled"), "--tile", "48"]
-    assert main(tiled) == 0
+    images, output = data / "images/val", tmp_path / "out"
+    assert main(f"predict {images} --model {trained} --output {output} --workers 0".split()) == 0
+    assert Image.open(next(output.rglob("*.jpg"))).mode == "RGB"
+    assert main(f"evaluate {trained} --data {data} --output {tmp_path / 'score'}".split()) == 0
+    assert main(f"predict {images} --model {trained} --output {tmp_path / 'tiled'} --tile 48".split()) == 0
     assert len([*(tmp_path / "tiled").rglob("*.jpg")]) == 2
-    timed = ["benchmark", str(trained), "--images", images, "--repeats", "1", "--warm-up", "0"]
-    assert main(timed) == 0
+    assert main(f"benchmark {trained} --images {images} --repeats 1 --warm-up 0".split()) == 0
     np.save(tmp_path / "five.npy", np.zeros((64, 64, 5), np.uint8))
     capsys.readouterr()
-    five = ["predict", str(tmp_path / "five.npy"), "--model", str(trained), "--output", str(tmp_path / "five")]
-    assert main(five) == 1
+    assert main(f"predict {tmp_path / 'five.npy'} --model {trained} --output {tmp_path / 'five'}".split()) == 1
     line = next(line for line in "".join(capsys.readouterr()).splitlines() if "5 channels" in line)
     assert "five.npy" in line
     assert "4" in line
@@ -97,14 +94,14 @@ def test_segment_accepts_four_channels(data, trained):
 
 @pytest.mark.slow
 def test_export(data, trained, tmp_path):
-    assert main(["export", str(trained), str(tmp_path / "exported"), "--format", *ENGINES]) == 0
-    predict = ["predict", str(data / "images/val"), "--model", str(tmp_path / "exported")]
-    assert main([*predict, "--output", str(tmp_path / "out")]) == 0
+    exported = tmp_path / "exported"
+    assert main(["export", str(trained), str(exported), "--format", *ENGINES]) == 0
+    assert main(f"predict {data / 'images/val'} --model {exported} --output {tmp_path / 'out'}".split()) == 0
 
 
 def test_an_image_of_other_channels_is_named(data, tmp_path, capsys):
     command = f"train --data {data} --task semantic --output-dir {tmp_path} --backbone-weights scratch --check"
-    assert main([*command.split(), "--dataloader-num-workers", "0"]) == 1
+    assert main(f"{command} --dataloader-num-workers 0".split()) == 1
     line = next(line for line in "".join(capsys.readouterr()).splitlines() if "4 channels" in line)
     assert ".npy" in line
     assert "3" in line

@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ from torch import nn
 from eomt.modeling_eomt.weights.key_maps import authors_table
 from eomt.training import layerwise_lr_groups, two_stage_warmup_poly_schedule
 from eomt.training.optimizer import warmup_cosine_schedule
-from tests.models import tiny_model
+from tests.models import GOLDEN, tiny_model
 
-CASES = json.loads((Path(__file__).parents[1] / "golden" / "optimizer.json").read_text())
+CASES = json.loads((GOLDEN / "optimizer.json").read_text())
 
 
 @pytest.mark.parametrize("case", CASES, ids=["l2 decayed", "l2 at full rate"])

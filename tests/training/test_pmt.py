@@ -13,7 +13,7 @@ from eomt.cli import main
 from eomt.training import EoMTTrainer
 from eomt.training.data import make_shapes
 from tests.predicting import write_photos
-from tests.training.tiny import Samples, tiny_arguments, tiny_model, tiny_pmt
+from tests.training.tiny import TINY_RUN, Samples, tiny_arguments, tiny_model, tiny_pmt
 
 
 def test_the_trainer_changes_the_decoder_only(tmp_path):
@@ -46,14 +46,11 @@ def shapes(tmp_path_factory):
 def trained(shapes, tmp_path_factory):
     """The folder of a run of `eomt train --architecture pmt`, and its backbone."""
     root = tmp_path_factory.mktemp("pmt")
-    backbone = tiny_pmt(image_size=64, patch_size=16)
+    backbone = tiny_pmt()
     backbone.save_pretrained(root / "backbone")
-    options = (
-        "--backbone vit_small_patch14_reg4_dinov2 --hidden-size 32 --num-hidden-layers 3 --num-attention-heads 2 "
-        "--num-blocks 2 --num-queries 8 --train-num-points 64 --image-size 64 --max-steps 2 --workers 0 --use-cpu"
-    )
-    command = f"train --architecture pmt --data {shapes} --backbone-weights {root / 'backbone'}"
-    assert main(f"{command} --output {root / 'run'} {options}".split()) == 0
+    command = f"train --architecture pmt --data {shapes} --backbone-weights {root / 'backbone'} {TINY_RUN} "
+    command += "--backbone vit_small_patch14_reg4_dinov2 --image-size 32 --max-steps 2 --use-cpu"
+    assert main([*command.split(), "--output", str(root / "run")]) == 0
     return root / "run", backbone.encoder
 
 
@@ -69,14 +66,10 @@ def test_the_command_trains_predicts_and_evaluates(trained, shapes, tmp_path):
     assert json.loads((folder / "results.json").read_text())["eval_pq"] >= 0
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "--architecture pmt --backbone-weights scratch",
-        "--architecture pmt --step 1",
-        "--architecture eomt --recipe coco_panoptic_pmt_small_640_dinov3",
-    ],
-)
+@pytest.mark.parametrize("options", [
+    "--architecture pmt --backbone-weights scratch", "--architecture pmt --step 1",
+    "--architecture eomt --recipe coco_panoptic_pmt_small_640_dinov3",
+])  # fmt: skip
 def test_contradictory_options_are_refused(options, shapes, tmp_path, capsys):
     command = f"train --data {shapes} --task panoptic --output {tmp_path / 'run'} --use-cpu {options}"
     assert main(command.split()) == 2

@@ -223,19 +223,19 @@ class Streamed(torch.utils.data.IterableDataset):
         return iter(Samples())
 
 
-@pytest.mark.parametrize("given", [
-    {"compute_loss_func": lambda outputs, labels, num_items_in_batch=None: outputs["loss"]},
-    {"compute_metrics": lambda prediction: {}},
-    {"train_dataset": Streamed()},
-    {"args": {"dataloader_drop_last": True, "per_device_train_batch_size": 16}},
-    {"train_dataset": Samples(0)},
-    {"args": {"remove_unused_columns": True}},
-    {"model": None, "model_init": lambda: tiny_model()},
+@pytest.mark.parametrize(("given", "options", "word"), [
+    ({"compute_loss_func": lambda outputs, labels, num_items_in_batch=None: outputs["loss"]}, {}, "compute_loss_func"),
+    ({"compute_metrics": lambda prediction: {}}, {}, "compute_metrics"),
+    ({"train_dataset": Streamed()}, {}, "Streamed"),
+    ({"train_dataset": Samples(0)}, {}, "image"),
+    ({"model": None, "model_init": lambda: tiny_model()}, {}, "model_init"),
+    ({}, {"dataloader_drop_last": True, "per_device_train_batch_size": 16}, "dataloader_drop_last"),
+    ({}, {"remove_unused_columns": True}, "remove_unused_columns"),
 ])  # fmt: skip
-def test_arguments_without_effect_are_refused(tmp_path, given):
-    args = tiny_arguments(tmp_path, **given.pop("args", {}))
+def test_arguments_without_effect_are_refused(tmp_path, given, options, word):
+    args = tiny_arguments(tmp_path, **options)
     given = {"model": tiny_model(), "train_dataset": Samples()} | given
-    with pytest.raises(ValueError):  # noqa: PT011 — the words are not the point
+    with pytest.raises(ValueError, match=word):
         EoMTTrainer(args=args, **given).train()
 
 

@@ -1,7 +1,5 @@
 """ViT-Adapter has the numbers of its authors' modules at every stage."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,14 +7,14 @@ from safetensors import safe_open
 
 from eomt.modeling_eomt.ladder import LadderConfig
 from eomt.modeling_eomt.ladder.adapter import ViTAdapter
+from tests.models import GOLDEN
 
-GOLDEN = Path(__file__).parents[2] / "golden/adapter.safetensors"
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with safe_open(GOLDEN, "pt") as file:
+    with safe_open(GOLDEN / "adapter.safetensors", "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is not a dict
 
 

@@ -42,7 +42,6 @@ def write(root: Path, files: dict[str, bytes | str | dict]) -> Path:
 
 
 def zipped(files: dict[str, bytes | str | dict]) -> bytes:
-    """A zip archive of these files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():

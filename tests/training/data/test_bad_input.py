@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from eomt.training.data import EvaluationTransform, load_data
+from tests.models import turned_png
 
 from .synthetic import SIZE, cityscapes, extracted, panoptic_ids, panoptic_png, picture, png, write, zipped
 from .test_ade20k import MAIN, THINGS, ade20k
@@ -173,15 +174,11 @@ def test_paths_without_a_data_set_are_refused(tmp_path, path):
 def test_images_with_an_exif_orientation_fit_their_labels(tmp_path, orientation, upright):
     """An image of 12 × 16 with a quarter turn. Its labels are upright (16 × 12) from most tools, else as stored. A half
     turn has the same size: its labels are taken to be upright."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    rng = np.random.default_rng(0)
-    image, buffer = Image.fromarray(rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8)), io.BytesIO()
-    image.save(buffer, "PNG", exif=exif)
+    image = Image.open(io.BytesIO(picture(kind="PNG")))
     turns = {6: -1, 3: 2}[orientation] if upright else 0
     expected = np.rot90(np.asarray(image), turns)
     size = expected.shape[:2]
-    write(tmp_path, {"images/a.png": buffer.getvalue(), "labels/a.png": png(np.zeros(size))})
+    write(tmp_path, {"images/a.png": turned_png(image, orientation), "labels/a.png": png(np.zeros(size))})
     (sample,) = read_all(tmp_path, "semantic")
     assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), expected)
     assert sample["reference"].shape == size

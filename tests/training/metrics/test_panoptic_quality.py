@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ import torch
 from PIL import Image
 
 from eomt.training import PanopticQuality
-
-GOLDEN = Path(__file__).parents[2] / "golden"
+from tests.models import GOLDEN
 
 
 def rgb_ids(path):
@@ -53,7 +51,6 @@ def test_equals_panopticapi_on_coco():
 
 
 def slow_pq(pairs, num_labels):
-    """PQ by its rules, segment by segment."""
     iou_sum, tp, fp, fn = (np.zeros(num_labels) for _ in range(4))
     for prediction, reference in pairs:
         p_info = {s["id"]: s for s in prediction["segments_info"]}
