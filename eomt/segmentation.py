@@ -96,8 +96,8 @@ def segment(
         One `Segmentation`, or a list for a list of images; for several models a list with this for each.
 
     Raises:
-        ValueError: when there is no such model or processor, an image cannot be read, or the threshold is not a
-            probability.
+        ValueError: when there is no such model or processor, an image cannot be read, the threshold is not a
+            probability, or the model cannot be masked.
         FileNotFoundError: when an image is missing.
     """
     several = isinstance(images, Sequence) and not isinstance(images, str)
@@ -167,6 +167,8 @@ def _processor_of(model):
 @contextmanager
 def _inferring(model, masked: bool | None) -> Iterator[None]:
     """Evaluation mode and inference masking for the model, restored at the end."""
+    if masked and not hasattr(model, "inference_masking"):
+        raise ValueError(f"masked is True; {type(model).__name__} has no switch for masked attention")
     training = getattr(model, "training", False)
     model.eval()
     try:
