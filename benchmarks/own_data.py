@@ -276,12 +276,12 @@ def write_page(options) -> None:
     if short:
         parts["runs"] = []
         for (data, task, steps, batch, size), variants in short.items():
-            title = f"## {data}, {task}, {size}²\n\n{steps} steps of {batch} images at {size} × {size}."
+            title = f"### {data}, {task}, {size}²\n\n{steps} steps of {batch} images at {size} × {size}."
             parts["runs"] += [title, variant_table(variants, task), verdict(variants, TASK_ROWS[task].metric)]
             parts["runs"] += show_pictures(next(iter(variants.values()))[0], options)
         draw_curves(short, folder / "results-curves.png")
         note = "Mean over the seeds; dashed: built-in. “never” is left out: its loss is of one prediction, not a sum."
-        parts["runs"] += ["## Curves", note, "![training loss](results-curves.png)"]
+        parts["runs"] += ["### Curves", note, "![training loss](results-curves.png)"]
     fill_parts(options.page, **{name: "\n\n".join(filter(None, texts)) for name, texts in parts.items()})
     print(options.page)
 

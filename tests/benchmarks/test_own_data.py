@@ -38,9 +38,9 @@ def test_the_page_compares_runs(tmp_path):
     page.write_text("# Results\n\n<!-- runs -->\nold\n<!-- /runs -->\nend\n", encoding="utf-8")
     own_data.main(["page", str(tmp_path / "runs"), "--page", str(page)])
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("# Results\n\n<!-- runs -->\n\n## cells")
+    assert text.startswith("# Results\n\n<!-- runs -->\n\n### cells")
     assert text.endswith("\n<!-- /runs -->\nend\n")
-    assert text.count("## cells, instance") == 2  # 10 and 20 steps are not compared
+    assert text.count("### cells, instance") == 2  # 10 and 20 steps are not compared
     assert "**13.0 (12.0 … 14.0)** | 26.0 (24.0 … 28.0) | 0, 1 | 22.0 M | 1.0 GiB |" in text
     assert "Ours 13.0 (12.0 … 14.0) AP; the built-in at its best rate here 10.0 (5.0 … 15.0)." in text
     assert "ahead in 1 of 2 seeds" in text
