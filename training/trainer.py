@@ -542,11 +542,13 @@ class EoMTTrainer(Trainer):
         if args.evaluate_blocks and model.attn_mask_probs.any():
             masked = self._stream(dataset, intermediate=True)  # with the current masks of training
             self.evaluation_details |= {name: value for name, value in masked.items() if "_block_" in name}
-        metrics = {  # AP is −1 without ground truth: as a number, it would make the first checkpoint the best
-            f"{prefix}_{name}": math.nan if value == -1 else value
+        metrics = {
+            f"{prefix}_{name}": value
             for name, value in self.evaluation_details.items()
             if isinstance(value, (int, float))
         }
+        if metrics.get(f"{prefix}_ap") == -1:  # no ground truth; −1 would make the first checkpoint the best
+            metrics[f"{prefix}_ap"] = math.nan
         steps = math.ceil(len(dataset) / (args.per_device_eval_batch_size * args.world_size))
         metrics |= speed_metrics(prefix, started, num_samples=len(dataset), num_steps=steps)
         self.log(metrics)
