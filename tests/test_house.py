@@ -36,10 +36,10 @@ MAX_LINES = {
     "configuration": 1700,
     "image_processing": 2450,
     "modeling_eomt": 3970,
-    "training": 6700,
+    "training": 6730,
     "eomt": 5440,
     "benchmarks": 2110,
-    "tests": 14120,
+    "tests": 14130,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

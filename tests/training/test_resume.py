@@ -53,6 +53,13 @@ def test_a_run_interrupted_with_its_workers_resumes_bitwise(killed, tmp_path):
     assert losses(resumed) == losses(uninterrupted)
 
 
+def test_workers_end_with_a_run_that_fails():
+    """The traceback of an error keeps the iterator, so that Python's exit alone ends its workers."""
+    script = "from torch.utils.data import DataLoader; from eomt.training.data.samples import SignalSafeDataset\n"
+    script += "kept = iter(DataLoader(SignalSafeDataset(list(range(64))), num_workers=2)); next(kept); exit(3)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 3
+
+
 def test_workers_do_not_change_a_run(tmp_path, uninterrupted):
     trainer = resumable(tmp_path, save_strategy="no", dataloader_num_workers=2)
     trainer.train()

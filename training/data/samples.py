@@ -3,12 +3,14 @@
 H, W image · S_h, S_w crop · n segments
 """
 
+import atexit
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -345,16 +347,33 @@ def drop_crowds(sample: Sample) -> Sample:
 # --- wrappers for data loaders ----------------------------------------------------------------------------------------
 
 
-def leave_group() -> None:
+@cache
+def exit_flag() -> torch.Tensor:
+    """A bool in shared memory. It is True once this process exits."""
+    flag = torch.zeros((), dtype=torch.bool).share_memory_()
+    atexit.register(flag.fill_, True)
+    return flag
+
+
+def leave_group(main_exits: torch.Tensor) -> None:
     """Leave the process group of the run and ignore its signals, in the worker of a data loader.
 
     Ctrl-C and `timeout` signal all processes of the group, Slurm those of the job. A worker that dies of the signal
-    would end the main process in the middle of a step.
+    would end the main process in the middle of a step. A main process that exits terminates its workers by SIGTERM and
+    waits for them, so they obey it then.
+
+    Args:
+        main_exits: `exit_flag()` of the main process.
     """
+
+    def terminate(number, frame):
+        if main_exits:
+            os._exit(0)
+
     if get_worker_info() is not None and hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, terminate)
 
 
 @contextmanager
@@ -371,12 +390,13 @@ class SignalSafeDataset(Dataset):
 
     def __init__(self, dataset):
         self.dataset = dataset
+        self._main_exits = exit_flag()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int):
-        leave_group()
+        leave_group(self._main_exits)
         return self.dataset[index]
 
 

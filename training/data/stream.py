@@ -12,7 +12,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils import data
 from transformers.utils import logging
 
-from .samples import leave_group, seeded
+from .samples import exit_flag, leave_group, seeded
 
 logger = logging.get_logger(__name__)
 
@@ -40,9 +40,10 @@ class StreamedBatches(data.IterableDataset):
         self.process, self.processes = process, processes
         self.epoch = 0
         self.places: dict[int, dict] = {}  # {worker: place to start at}
+        self._main_exits = exit_flag()
 
     def __iter__(self) -> Iterator[tuple[int, dict, dict]]:
-        leave_group()
+        leave_group(self._main_exits)
         info = data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         rank = self.process * workers + worker
