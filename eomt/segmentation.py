@@ -167,13 +167,15 @@ def _processor_of(model):
 @contextmanager
 def _inferring(model, masked: bool | None) -> Iterator[None]:
     """Evaluation mode and inference masking for the model, restored at the end."""
-    if masked and not hasattr(model, "inference_masking"):
-        raise ValueError(f"masked is True; {type(model).__name__} has no switch for masked attention")
+    switch = getattr(model, "inference_masking", None)  # transformers' own EoMT and exported models have none
+    if switch is None and masked is not None:
+        probabilities = getattr(model, "attn_mask_probs", None)
+        if probabilities is None or masked != bool(probabilities.any()):
+            raise ValueError(f"masked is {masked}; {type(model).__name__} has no switch for masked attention")
     training = getattr(model, "training", False)
     model.eval()
     try:
-        # transformers' own EoMT and exported models have no switch for masked attention
-        with model.inference_masking(masked) if hasattr(model, "inference_masking") else nullcontext():
+        with switch(masked) if switch else nullcontext():
             yield
     finally:
         if training:

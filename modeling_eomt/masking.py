@@ -40,11 +40,14 @@ class MaskSchedule:
             probabilities: one number in [0, 1] for each of the masked blocks, earliest first.
 
         Raises:
-            ValueError: for another number of probabilities, or one outside [0, 1].
+            ValueError: for another number of probabilities, one outside [0, 1], or one above 0 without
+                `config.masked_attention`.
         """
         values = [float(probability) for probability in probabilities]
         if len(values) != len(self._masked_blocks) or not all(0 <= value <= 1 for value in values):
             raise ValueError(f"attn_mask_probs are {values}; give {len(self._masked_blocks)} numbers in [0, 1]")
+        if any(values) and not self.config.masked_attention:
+            raise ValueError("a model with masked_attention=False, trained without masks, cannot infer with them")
         with torch.no_grad():
             self.attn_mask_probs.copy_(torch.tensor(values), non_blocking=self.attn_mask_probs.is_cuda)
         self._infers_by_schedule = True
@@ -60,13 +63,15 @@ class MaskSchedule:
     @contextmanager
     def inference_masking(self, masked: bool | None = None) -> Iterator[None]:
         """Context manager: inference with masks in all blocks or in none; by default `config.masked_inference`."""
-        probabilities, infers_by_schedule = self.attn_mask_probs.tolist(), self._infers_by_schedule
+        probabilities, infers_by_schedule = self.attn_mask_probs.clone(), self._infers_by_schedule
         masked = self.config.masked_inference if masked is None else masked
         self.set_attn_mask_probs([float(masked)] * len(self._masked_blocks))
         try:
             yield
         finally:
-            self.set_attn_mask_probs(probabilities)
+            with torch.no_grad():
+                self.attn_mask_probs.copy_(probabilities)
+            self.read_attn_mask_probs()
             self._infers_by_schedule = infers_by_schedule
 
     def predicts_before(self, block: int) -> bool:

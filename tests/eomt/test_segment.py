@@ -105,7 +105,7 @@ def test_segment_accepts_floats_and_another_task(tmp_path):
 
 
 def test_segment_accepts_transformers_own_model(tmp_path):
-    """It has no `set_attn_mask_probs`. Its training mode is restored. Masks are refused and not left out."""
+    """It has no `set_attn_mask_probs`. Its training mode is restored. Other masks than its own are refused."""
     model = tiny_model(task="panoptic", masked_inference=False)
     model.set_attn_mask_probs([0.0] * model.config.num_blocks)
     model.save_pretrained(tmp_path)
@@ -113,6 +113,9 @@ def test_segment_accepts_transformers_own_model(tmp_path):
     processor = EoMTImageProcessor(task="panoptic", size=64)
     found, expected = (eomt.segment(photos()[0], m, processor=processor, threshold=0.0) for m in (built_in, model))
     assert np.array_equal(found.masks, expected.masks)
-    with pytest.raises(ValueError, match="True"):
-        eomt.segment(photos()[0], built_in, processor=processor, masked=True)
+    for masked in (True, False):
+        built_in.attn_mask_probs.fill_(not masked)
+        with pytest.raises(ValueError, match=str(masked)):
+            eomt.segment(photos()[0], built_in, processor=processor, masked=masked)
+        eomt.segment(photos()[0], built_in, processor=processor, masked=not masked)
     assert built_in.training

@@ -287,6 +287,15 @@ def test_missing_weights_are_initialized(tmp_path):
     assert more.query.weight.std().item() == pytest.approx(1, rel=0.1)
 
 
+def test_a_model_trained_without_masks_cannot_infer_with_them():
+    model = tiny_model(masked_attention=False)
+    with model.inference_masking(False):
+        assert model.attn_mask_probs.tolist() == [0, 0]
+    assert model.attn_mask_probs.tolist() == [1, 1]
+    with pytest.raises(ValueError, match="masked_attention"):
+        model.set_attn_mask_probs([0, 1])
+
+
 @pytest.mark.parametrize("trained_with_masks", [True, False, None])
 @torch.no_grad()
 def test_a_loaded_model_infers_as_it_was_trained(trained_with_masks, tmp_path):
