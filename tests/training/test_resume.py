@@ -15,6 +15,18 @@ from eomt.training.checkpoints import last_complete_checkpoint, missing_file
 from tests.training.runs import KILLS, LONG, InStep, losses, resumable
 from tests.training.tiny import Samples, tiny_arguments, tiny_model
 
+FAILING = """
+from multiprocessing import get_context
+from torch.utils.data import DataLoader
+from eomt.training.data.samples import SignalSafeDataset
+
+def run():
+    batches = iter(DataLoader(SignalSafeDataset(list(range(64))), num_workers=2, multiprocessing_context="fork"))
+    next(batches)
+    raise SystemExit(3)
+
+"""
+
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
@@ -55,9 +67,9 @@ def test_a_run_interrupted_with_its_workers_resumes_bitwise(killed, tmp_path):
 
 def test_workers_end_with_a_run_that_fails():
     """The traceback of an error keeps the iterator, so that Python's exit alone ends its workers."""
-    script = "from torch.utils.data import DataLoader; from eomt.training.data.samples import SignalSafeDataset\n"
-    script += "kept = iter(DataLoader(SignalSafeDataset(list(range(64))), num_workers=2)); next(kept); exit(3)"
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 3
+    child = 'SignalSafeDataset([]); child = get_context("fork").Process(target=run); child.start(); child.join()'
+    for job in ("run()", f"{child}; exit(child.exitcode)"):
+        assert subprocess.run([sys.executable, "-c", FAILING + job], timeout=300).returncode == 3
 
 
 def test_workers_do_not_change_a_run(tmp_path, uninterrupted):

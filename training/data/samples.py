@@ -3,7 +3,6 @@
 H, W image · S_h, S_w crop · n segments
 """
 
-import atexit
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing.util import Finalize
 
 import numpy as np
 import torch
@@ -348,10 +348,10 @@ def drop_crowds(sample: Sample) -> Sample:
 
 
 @cache
-def exit_flag() -> torch.Tensor:
-    """A bool in shared memory. It is True once this process exits."""
+def exit_flag(process: int) -> torch.Tensor:
+    """A bool in shared memory. It is True once this process, given by its number, exits."""
     flag = torch.zeros((), dtype=torch.bool).share_memory_()
-    atexit.register(flag.fill_, True)
+    Finalize(None, flag.fill_, (True,), exitpriority=0)  # `atexit` does not know processes of multiprocessing
     return flag
 
 
@@ -363,7 +363,7 @@ def leave_group(main_exits: torch.Tensor) -> None:
     waits for them, so they obey it then.
 
     Args:
-        main_exits: `exit_flag()` of the main process.
+        main_exits: `exit_flag` of the main process.
     """
 
     def terminate(number, frame):
@@ -390,7 +390,7 @@ class SignalSafeDataset(Dataset):
 
     def __init__(self, dataset):
         self.dataset = dataset
-        self._main_exits = exit_flag()
+        self._main_exits = exit_flag(os.getpid())
 
     def __len__(self) -> int:
         return len(self.dataset)

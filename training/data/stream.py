@@ -4,6 +4,7 @@ Each worker of each process reads an equal number of shards. If the shards canno
 the complete stream and keeps its part of the images. Workers repeat their part, so none waits for another at the end.
 """
 
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -40,7 +41,7 @@ class StreamedBatches(data.IterableDataset):
         self.process, self.processes = process, processes
         self.epoch = 0
         self.places: dict[int, dict] = {}  # {worker: place to start at}
-        self._main_exits = exit_flag()
+        self._main_exits = exit_flag(os.getpid())
 
     def __iter__(self) -> Iterator[tuple[int, dict, dict]]:
         leave_group(self._main_exits)
