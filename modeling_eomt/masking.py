@@ -40,14 +40,11 @@ class MaskSchedule:
             probabilities: one number in [0, 1] for each of the masked blocks, earliest first.
 
         Raises:
-            ValueError: for another number of probabilities, one outside [0, 1], or one above 0 without
-                `config.masked_attention`.
+            ValueError: for another number of probabilities, or one outside [0, 1].
         """
         values = [float(probability) for probability in probabilities]
         if len(values) != len(self._masked_blocks) or not all(0 <= value <= 1 for value in values):
             raise ValueError(f"attn_mask_probs are {values}; give {len(self._masked_blocks)} numbers in [0, 1]")
-        if any(values) and not self.config.masked_attention:
-            raise ValueError("a model with masked_attention=False, trained without masks, cannot infer with them")
         with torch.no_grad():
             self.attn_mask_probs.copy_(torch.tensor(values), non_blocking=self.attn_mask_probs.is_cuda)
         self._infers_by_schedule = True
@@ -62,16 +59,20 @@ class MaskSchedule:
 
     @contextmanager
     def inference_masking(self, masked: bool | None = None) -> Iterator[None]:
-        """Context manager: inference with masks in all blocks or in none; by default `config.masked_inference`."""
-        probabilities, infers_by_schedule = self.attn_mask_probs.clone(), self._infers_by_schedule
+        """Context manager: inference with masks in all blocks or in none; by default `config.masked_inference`.
+
+        Raises:
+            ValueError: for masks without `config.masked_attention`.
+        """
+        probabilities, infers_by_schedule = self.attn_mask_probs.tolist(), self._infers_by_schedule
         masked = self.config.masked_inference if masked is None else masked
+        if masked and not self.config.masked_attention:
+            raise ValueError("a model with masked_attention=False, trained without masks, cannot infer with them")
         self.set_attn_mask_probs([float(masked)] * len(self._masked_blocks))
         try:
             yield
         finally:
-            with torch.no_grad():
-                self.attn_mask_probs.copy_(probabilities)
-            self.read_attn_mask_probs()
+            self.set_attn_mask_probs(probabilities)
             self._infers_by_schedule = infers_by_schedule
 
     def predicts_before(self, block: int) -> bool:
