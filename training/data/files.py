@@ -91,9 +91,13 @@ def open_archive(path: str | Path) -> zipfile.ZipFile:
     key = (os.getpid(), str(path))
     if key not in _archives:
         try:
-            _archives[key] = zipfile.ZipFile(path)
+            archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OSError) as error:
             raise ValueError(f"{path}: not a readable zip file ({error}); download it again") from None
+        for info in archive.infolist():
+            info.filename = info.filename.replace("\\", "/")  # as PowerShell writes them
+        archive.NameToInfo = {info.filename: info for info in archive.infolist()}
+        _archives[key] = archive
     return _archives[key]
 
 

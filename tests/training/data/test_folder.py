@@ -29,7 +29,7 @@ def stored(values: np.ndarray, name: str) -> bytes:
     return encoded(Image.fromarray(values.astype(np.uint8)), "TIFF" if name.endswith("tif") else "PNG")
 
 
-@pytest.mark.parametrize("zip_file", [False, True])
+@pytest.mark.parametrize("zip_file", [None, "/", "\\"])  # the separator in the names; PowerShell writes "\\"
 @pytest.mark.parametrize(("image", "label"), [
     ("{}/images/a.jpg", "{}/labels/a.png"),
     ("images/{}/a.jpg", "labels/{}/a.png"),
@@ -43,7 +43,9 @@ def test_images_are_paired_with_their_labels(tmp_path, image, label, zip_file):
     files = {"_classes.csv": "Pixel Value, Class\n0, sky\n3, road\n"}
     for i, split in enumerate(("train", "valid", "test")):
         files |= {image.format(split): picture(i), label.format(split): stored(labels(), label)}
-    root = write(tmp_path, {"data.zip": zipped(files)} if zip_file else files)
+    if zip_file:
+        files = {"data.zip": zipped({name.replace("/", zip_file): content for name, content in files.items()})}
+    root = write(tmp_path, files)
     for split, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
         dataset, space = load_data(
             root / ("data.zip" if zip_file else ""), task="semantic", split=split, ignore_ids=(9,)
