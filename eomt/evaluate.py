@@ -81,7 +81,7 @@ def evaluate(source: str | None, options: EvaluateOptions) -> int:
     if options.predictions:
         written = PredictionIndex.find(predictions_folder(options.predictions))
         space = written.named(space) if written else space
-    channels = processor.num_channels if model else 3
+    channels = processor.num_channels if model else None
     dataset = rows.with_transform(EvaluationTransform(space, task=task, num_channels=channels))
     report = ImageReport(task, space, options.worst)
     if model:

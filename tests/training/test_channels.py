@@ -68,7 +68,8 @@ def test_the_commands_run_on_four_channels(data, trained, tmp_path, capsys):
     images, output = data / "images/val", tmp_path / "out"
     assert main(f"predict {images} --model {trained} --output {output} --workers 0".split()) == 0
     assert Image.open(next(output.rglob("*.jpg"))).mode == "RGB"
-    assert main(f"evaluate {trained} --data {data} --output {tmp_path / 'score'}".split()) == 0
+    for scored in (trained, f"--task semantic --predictions {output}"):
+        assert main(f"evaluate {scored} --data {data} --output {tmp_path / 'score'} --worst 1".split()) == 0
     assert main(f"predict {images} --model {trained} --output {tmp_path / 'tiled'} --tile 48".split()) == 0
     assert len([*(tmp_path / "tiled").rglob("*.jpg")]) == 2
     assert main(f"benchmark {trained} --images {images} --repeats 1 --warm-up 0".split()) == 0

@@ -1,23 +1,28 @@
 """Images and label PNGs, read from a location (files.py) or from a PIL image of the `datasets` library."""
 
+from contextlib import suppress
+
 import numpy as np
-import torch
 from PIL import Image
+from torch import Tensor
 
 from ...image_processing.bands import read_bands
 from ...image_processing.images import as_annotated, decode_image, image_size, picture_ids, to_rgb_tensor
 from .files import read_bytes
 
 
-def read_image(location: str | Image.Image, size: tuple[int, int] | None = None, channels: int = 3) -> torch.Tensor:
-    """An image as uint8 (channels, H, W), or float32 for more than 8 bits in channels other than RGB.
+def read_image(location: str | Image.Image, size: tuple[int, int] | None = None, channels: int | None = 3) -> Tensor:
+    """An image as a tensor (channels, H, W) of uint8, or float32 for more than 8 bits in channels other than RGB.
 
     Args:
         location: location or PIL image.
         size: (H, W) of the annotation. An RGB image is rotated by its EXIF orientation, unless only the stored image
             has this size.
-        channels: number of channels in a file; 3 is RGB. PIL images are read as RGB.
+        channels: number of channels in a file; 3 is RGB, None RGB or else any. PIL images are read as RGB.
     """
+    if channels is None:
+        with suppress(ValueError):
+            return read_image(location, size)
     if not isinstance(location, Image.Image) and (channels != 3 or location.endswith(".npy")):
         return read_bands(read_bytes(location), channels, location)
     return to_rgb_tensor(as_annotated(_stored_image(location), size)).contiguous()
