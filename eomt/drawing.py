@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle
 from scipy import ndimage
 
-from .configuration.labels import IGNORE_INDEX
+from .configuration.labels import IGNORE_INDEX, VOID_VALUES
 from .results import segment_boxes
 from .training.files import write_atomic
 
@@ -41,7 +41,7 @@ def draw_segments(
 
     Args:
         segmentation: with `segments_info`, (H, W) ids, or (n, H, W) masks in the order of `segments_info`, also as a
-            list. Without it, (H, W) class labels; −1 and `ignore_index` are void.
+            list. Without it, (H, W) class labels; −1 and `ignore_index` are void, or 65535 if it is in `id2label`.
         segments_info: `{"id", "label_id", "score" (optional)}`, as returned by the post-processing.
         id2label: class names; by default the labels themselves.
         names: write the names that fit inside their segments. Several segments of a single class are not named.
@@ -53,6 +53,8 @@ def draw_segments(
         ValueError: if the segmentation does not have the size of the image.
     """
     segmentation = segmentation if isinstance(segmentation, Sequence) else np.asarray(segmentation)
+    if ignore_index in (id2label or ()):
+        ignore_index = VOID_VALUES[2]  # as in `LabelSpace`
     masks = segment_masks(segmentation, segments_info, ignore_index)
     image = image.convert("RGB")
     if masks and masks[0].shape != image.size[::-1]:

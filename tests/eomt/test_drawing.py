@@ -51,6 +51,10 @@ def test_masks_labels_and_ids_have_the_same_picture():
     by_ids = np.asarray(draw_segments(GRAY, ids, segments))
     assert np.array_equal(by_ids, draw_segments(GRAY, masks, segments))
     assert np.array_equal(by_ids, draw_segments(GRAY, labels))
+    of_many = np.where(ids == 0, 255, 65535)
+    names = dict.fromkeys(range(300), "")
+    expected = draw_segments(GRAY, ids, [{"id": 0, "label_id": 255}], names)
+    assert np.array_equal(draw_segments(GRAY, of_many, None, names), expected)
 
 
 def test_legends_small_images_and_empty_results():
