@@ -132,6 +132,8 @@ def load_for_inference(
     model = load_model(name, **options).eval().to(found_device)
     if masked is not None:
         model.set_attn_mask_probs([float(masked)] * model.config.num_blocks)
+        if masked and not model.infers_with_masks:
+            raise ValueError(f"{name} was trained without masked attention and cannot infer with it")
     if token_merging is not None:
         if not hasattr(model, "set_token_merging"):
             raise ValueError(f"only an EoMT can merge tokens; {name} is a {type(model).__name__}")

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import PartialState
@@ -31,10 +32,8 @@ from .results import Results, file_state, image_ids_by_name
 from .tiling import infer_tiled, require_tiles
 from .training.data.files import HEIC_SUFFIXES, IMAGE_SUFFIXES, files_below
 
-WAITING_PIXELS = 50_000_000
-"""Largest number of pixels in results that wait for a writer, unless a single one is larger."""
-DRAWN_PIXELS = 25_000_000
-"""Largest number of pixels in an overlay; overlays of larger images are reduced."""
+WAITING_PIXELS = 50_000_000  # in results that wait for a writer, unless a single one is larger
+DRAWN_PIXELS = 25_000_000  # in an overlay; overlays of larger images are reduced
 
 
 def predict(sources: Sequence[str], options: PredictOptions) -> int:
@@ -75,13 +74,15 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
     def write(result: Inferred) -> None:
         """Write the overlay, then the results: their record marks the image as done."""
         name = items[result.item]
-        if options.overlays or options.confidence:
+        if is_drawn:
             draw_files(results, name, read(result.item), result, options, threshold, model.config.id2label)
         file_name = str(Path(name).with_name(Path(result.item).name))  # with folders: file names alone may repeat
         results.write(name, file_name, result.prediction, image_ids[name], states[name])
 
-    opened = open_raster if options.tile else open_any
-    read = partial(opened, channels=processor.num_channels, max_pixels=options.max_pixels)
+    is_drawn, downloads = options.overlays or options.confidence, TemporaryDirectory()
+    reading = {"channels": processor.num_channels, "max_pixels": options.max_pixels}
+    reading["kept"] = downloads.name if is_drawn else None
+    read = partial(open_raster if options.tile else open_any, **reading)
     common = {"read": read, "on_error": failed}
     common["batch_size"] = options.batch_size
     common |= {"panoptic": {"threshold": threshold}, "semantic": {"confidence": options.confidence}}.get(
@@ -92,7 +93,7 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
         found = infer_tiled(model, processor, list(items), **tiles, **common)
     else:
         found = infer(model, processor, list(items), num_workers=options.workers, **common)
-    with bar, writing_threads(write, failures, most_results=2 * options.batch_size + 2) as submit:
+    with downloads, bar, writing_threads(write, failures, most_results=2 * options.batch_size + 2) as submit:
         for result in found:
             if is_animated(result.item):
                 tqdm.write(f"note: {result.item}: only the first frame is segmented", file=sys.stderr)

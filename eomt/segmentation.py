@@ -21,13 +21,12 @@ from transformers import AutoImageProcessor
 from .configuration import TASK_ROWS
 from .drawing import draw_segments
 from .image_processing.bands import picture_of
-from .image_processing.images import scaled_to_255
+from .image_processing.images import scaled_to_255, upright
 from .image_processing.inference import Inferred, confident_instances, infer, iter_segments, open_source
 from .loading import load_for_inference, model_files, usable_device
 from .modeling_eomt import PMTForUniversalSegmentation
 
-_LISTED = 12
-"""Largest number of segments in the `repr`."""
+_LISTED = 12  # segments in the `repr`
 
 
 @dataclass(frozen=True, repr=False)
@@ -183,7 +182,7 @@ def _inferring(model, masked: bool | None) -> Iterator[None]:
 
 
 def _open(source, channels: int) -> Image.Image | torch.Tensor:
-    image = open_source(source, channels)
+    image = open_source(upright(source) if isinstance(source, Image.Image) else source, channels)
     if isinstance(image, Image.Image) or channels != 3:
         return image
     pixels = image if image.dtype == torch.uint8 else scaled_to_255(image).round().clamp(0, 255).byte()

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 from functools import cache
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -21,16 +22,11 @@ from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 """Accepted formats, by Pillow's names. Pillow opens forty, among them PostScript, for which it runs Ghostscript."""
-URL_TIMEOUT = 30.0
-"""Seconds to wait for a response."""
-MAX_BYTES = 1 << 31
-"""Size of the largest file that is read."""
-MAX_SCANS = 100
-"""Largest number of scans in a progressive JPEG, which is decoded once per scan; ten are usual."""
-MAX_COMMENTS = 4096
-"""Largest number of comment blocks (255 bytes) in a GIF: Pillow joins them in quadratic time."""
-OVERSHOOT = 0.1
-"""Largest distance of the values of a float image from its range, 0 to 1, after bicubic resampling."""
+URL_TIMEOUT = 30.0  # seconds to wait for a response
+MAX_BYTES = 1 << 31  # of a file that is read
+MAX_SCANS = 100  # of a progressive JPEG, which is decoded once per scan; ten are usual
+MAX_COMMENTS = 4096  # blocks (255 bytes) in a GIF: Pillow joins them in quadratic time
+OVERSHOOT = 0.1  # of a float image beyond its range, 0 to 1, after bicubic resampling
 _JPEG_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd9-\xfe]", re.DOTALL)  # without restarts and zeros, which are in scans
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112  # EXIF
@@ -47,11 +43,16 @@ _TURNS = {
 
 
 def open_image(
-    source, size: tuple[int, int] | None = None, timeout: float = URL_TIMEOUT, max_pixels: int | None = None
+    source,
+    size: tuple[int, int] | None = None,
+    timeout: float = URL_TIMEOUT,
+    max_pixels: int | None = None,
+    kept: str | None = None,
 ) -> Image.Image:
     """Open a path, URL, data URL or base64 text as an upright RGB image; convert a PIL image to RGB without turning it.
 
-    `size` (for files only) and `max_pixels` are those of `read_image`. `timeout` is in seconds.
+    `size` (for files only) and `max_pixels` are those of `read_image`. `timeout` is in seconds. `kept` is a folder in
+    which the file of a URL stays until it is opened again: a second download can be another image.
 
     Raises:
         ValueError: with the path or URL, if it cannot be read.
@@ -60,7 +61,7 @@ def open_image(
         return to_rgb(source)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         try:
-            return as_annotated(decode_image(_download(source, timeout), max_pixels))
+            return as_annotated(decode_image(_downloaded(source, timeout, kept), max_pixels))
         except (ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise ValueError(f"cannot read image {source!r}: {error}") from error
     if isinstance(source, str) and not (len(source) < 4096 and os.path.exists(source)):
@@ -217,6 +218,18 @@ def _require_short_comments(data: bytes) -> None:
             position += 1
     except IndexError:  # truncated; Pillow reports it
         return
+
+
+def _downloaded(url: str, timeout: float, kept: str | None) -> bytes:
+    file = Path(kept, sha256(url.encode()).hexdigest()) if kept else None
+    if file and file.exists():
+        data = file.read_bytes()
+        file.unlink()
+        return data
+    data = _download(url, timeout)
+    if file:
+        file.write_bytes(data)
+    return data
 
 
 def _download(url: str, timeout: float) -> bytes:

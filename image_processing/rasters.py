@@ -14,10 +14,8 @@ from torch.nn import functional as F
 from .bands import has_channels_last, open_any, to_bands
 from .images import require_pixels
 
-STEP_PIXELS = 2**24
-"""Pixels that are reduced in one step."""
-MAX_CHUNK_BYTES = 2**26
-"""Bytes of the largest strip or tile of a TIFF. A larger one would be decompressed for each part."""
+STEP_PIXELS = 2**24  # that are reduced in one step
+MAX_CHUNK_BYTES = 2**26  # of a strip or tile of a TIFF: a larger one would be decompressed for each part
 
 
 @dataclass
@@ -40,7 +38,7 @@ class Raster:
         return torch.cat(parts, dim=1)
 
 
-def open_raster(source, channels: int = 3, max_pixels: int | None = None) -> Image.Image | Raster:
+def open_raster(source, channels: int = 3, max_pixels: int | None = None, **options) -> Image.Image | Raster:
     """`open_any`, but pixels of type uint8 and uint16 in NPY and TIFF files stay on the disk.
 
     Other types are read at once, because their scale depends on all pixels (`to_bands`). So are TIFFs that only Pillow
@@ -51,7 +49,7 @@ def open_raster(source, channels: int = 3, max_pixels: int | None = None) -> Ima
     """
     array = _stored(source, channels)
     if array is None:
-        image = open_any(source, channels, max_pixels=max_pixels)
+        image = open_any(source, channels, max_pixels=max_pixels, **options)
         if isinstance(image, Image.Image):
             return image
         return Raster(*image.shape, lambda rows, columns: image[:, rows, columns])

@@ -71,8 +71,8 @@ class Candidate:
             config.image_size = image_size or config.image_size
             image_size = config.image_size
         exported = bool(exported_engines(name))
-        if exported and masked:
-            raise ValueError(f"{name} is an exported model, which has no masked attention; leave out --masked")
+        if masked and (exported or not getattr(config, "masked_attention", True)):
+            raise ValueError(f"{name} has no masked attention; leave out --masked")
         return cls(name, config, as_pair(image_size or DEFAULT_SIZE), True, masked, exported)
 
     @classmethod

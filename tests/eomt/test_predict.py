@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 from eomt import EoMTForUniversalSegmentation
-from eomt.image_processing import read_image
+from eomt.cli import main
+from eomt.image_processing import images, read_image
 from eomt.image_processing.images import rgb_to_id
 from eomt.results import Results
 from tests.predicting import SIZES, predict
@@ -189,6 +190,11 @@ def test_bfloat16_and_compilation_run(models, photos, tmp_path, options):
 def test_options_that_do_not_fit_the_model_are_refused(models, photos, tmp_path, capsys):
     assert predict(photos, models["panoptic"], tmp_path / "out", "--confidence") == 2
     assert "--confidence" in capsys.readouterr().err
+    model = shutil.copytree(models["panoptic"], tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"masked_attention": False}))
+    assert predict(photos, model, tmp_path / "out", "--masked") == 2
+    assert main(["benchmark", str(model), "--masked", "--count-only"]) == 2
     assert not (tmp_path / "out").exists()
 
 
@@ -227,6 +233,15 @@ def test_names_and_ids_are_unique(models, photos, tmp_path):
     data = json.loads((tmp_path / "out/panoptic.json").read_text())
     assert [image["id"] for image in data["images"]] == [139, 285, 632, "01", "1", "1_jpg", "1_jpg_"]
     assert [a["image_id"] for a in data["annotations"]] == [image["id"] for image in data["images"]]
+
+
+@pytest.mark.parametrize("tile", [[], ["--tile", "400"]])
+def test_a_url_is_downloaded_once(tile, models, photos, tmp_path, monkeypatch):
+    """The picture behind it may change."""
+    downloads = [(photos / "000000000139.png").read_bytes()]
+    monkeypatch.setattr(images, "_download", lambda url, timeout: downloads.pop())
+    assert predict("https://a.b/c.png", models["panoptic"], tmp_path, *tile) == 0
+    assert (tmp_path / "overlays/c.jpg").is_file()
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])

@@ -75,18 +75,6 @@ def test_an_engine_computes_several_images_at_once():
         list(infer(exported, processor, pictures[3:4]))
 
 
-def test_the_error_of_an_image_is_reported_or_raised(tmp_path):
-    model, processor = tiny_model().eval(), EoMTImageProcessor(size=64)
-    (tmp_path / "text.jpg").write_text("no image")
-    sources, failed = [photos()[0], str(tmp_path / "text.jpg"), photos()[1]], []
-    found = list(infer(model, processor, sources, batch_size=3, on_error=lambda *failure: failed.append(failure)))
-    assert [one.item for one in found] == [sources[0], sources[2]]
-    assert [item for item, _ in failed] == [sources[1]]
-    assert "text.jpg" in failed[0][1]
-    with pytest.raises(ValueError, match=r"text\.jpg"):
-        list(infer(model, processor, sources))
-
-
 def test_segment_accepts_floats_and_another_task(tmp_path):
     for task in ("panoptic", "semantic"):
         tiny_model(task=task).save_pretrained(tmp_path / task)
@@ -98,6 +86,8 @@ def test_segment_accepts_floats_and_another_task(tmp_path):
         found = eomt.segment(source, tmp_path / "panoptic", threshold=0.0)
         assert np.array_equal(found.image, picture)
         assert np.array_equal(found.masks, expected.masks)
+    picture.getexif()[0x0112] = 6  # on its side
+    assert eomt.segment(picture, tmp_path / "panoptic").image.size == picture.size[::-1]
     assert eomt.segment(picture, tmp_path / "semantic", task="panoptic").task == "panoptic"
     model = tiny_model(task="semantic").eval()
     with pytest.raises(ValueError, match=r"'semantic'.*'panoptic'"):
