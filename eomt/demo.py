@@ -134,13 +134,9 @@ def draw_predictions(pipe, folder: Path, space, output: Path) -> list[Path]:
         image = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
         ground_truth = draw_prediction(image, sample["reference"], space.id2label)
         segments = pipe(image, threshold=0.8, overlap_mask_area_threshold=0.8)  # the paper's thresholds
-        masks = [torch.from_numpy(np.array(segment["mask"]) > 0) for segment in segments]
-        found = draw_segments(
-            image,
-            torch.stack(masks) if masks else torch.zeros(0, image.height, image.width),
-            [{"id": i, "label_id": space.label2id[segment["label"]]} for i, segment in enumerate(segments)],
-            id2label=space.id2label,
-        )
+        masks = [np.array(segment["mask"]) > 0 for segment in segments]
+        info = [{"id": i, "label_id": space.label2id[segment["label"]]} for i, segment in enumerate(segments)]
+        found = draw_segments(image, masks, info, space.id2label)
         path = output / f"prediction-{index}.png"
         side_by_side([("input", image), ("ground truth", ground_truth), ("prediction", found)], height=320).save(path)
         paths.append(path)

@@ -14,7 +14,6 @@ from .configuration.labels import LabelSpace
 from .drawing import class_colors, draw_prediction, side_by_side
 from .image_processing.bands import picture_of
 from .image_processing.inference import confident_instances
-from .image_processing.rle import encode_masks
 from .training.evaluation import as_reference, metric_for
 from .training.metrics.mean_iou import confusion
 from .training.processes import gather
@@ -109,8 +108,8 @@ def _image_confusion(task: str, prediction, reference: dict, space: LabelSpace) 
         maps = [_class_map(entry, void, entry is reference) for entry in (prediction, reference)]
         return confusion(*maps, space.num_labels, void)
     matrix = np.zeros((space.num_labels, space.num_labels + 1), np.int64)
-    prediction = _shown(prediction)
-    found, annotated = prediction["masks"], _rles(reference["masks"])
+    prediction = confident_instances(prediction, SHOWN_SCORE)
+    found, annotated = prediction["masks"], reference["masks"]
     crowd = np.asarray(reference["iscrowd"]).astype(bool)
     labels = prediction["labels"].tolist()
     overlap = np.zeros((len(found), len(annotated)))
@@ -136,22 +135,9 @@ def _class_map(entry: dict, void: int, skip_crowds: bool) -> np.ndarray:
     return classes
 
 
-def _rles(masks) -> list[dict]:
-    """Encoded masks, from such or from (n, H, W)."""
-    return list(masks) if isinstance(masks, list) else encode_masks(np.asarray(masks))
-
-
-def _shown(prediction: dict) -> dict:
-    return confident_instances(prediction | {"masks": _rles(prediction["masks"])}, SHOWN_SCORE)
-
-
 def _drawable(entry):
-    """A prediction or ground truth with instances as RLE, without predicted instances of low score."""
-    if not isinstance(entry, dict) or "masks" not in entry:
-        return entry
-    if "scores" in entry:
-        entry = _shown(entry)
-    return {"masks": _rles(entry["masks"]), "labels": [int(label) for label in entry["labels"]]}
+    """A prediction or ground truth, without predicted instances of low score."""
+    return confident_instances(entry, SHOWN_SCORE) if isinstance(entry, dict) and "scores" in entry else entry
 
 
 def _labels(entry) -> list[int]:
@@ -161,5 +147,5 @@ def _labels(entry) -> list[int]:
     if "segments_info" in entry:
         return [s["label_id"] for s in entry["segments_info"]]
     if "labels" in entry:
-        return list(entry["labels"])
+        return [int(label) for label in entry["labels"]]
     return [label for label in np.unique(np.asarray(entry["segmentation"])).tolist() if label >= 0]

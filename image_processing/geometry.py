@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 Size = tuple[int, int]  # (height, width), pixels
-LONGEST_SIDE = 32768
-"""Largest side of an enlarged image in pixels, 64 windows of 512. An image of 2000 × 2 would grow to 512,000."""
+LONGEST_SIDE = 32768  # pixels of an enlarged image, 64 windows of 512: one of 2000 × 2 would grow to 512,000
 
 
 @dataclass(frozen=True)

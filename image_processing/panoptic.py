@@ -16,8 +16,7 @@ from ..configuration.labels import VOID
 from .geometry import Placement
 from .resampling import BAND, Resampler, first_best, logit, tile_side
 
-_SLACK = 1e-3
-"""Margin (logits) on the bounds for skipping queries in a tile: far above fp32 rounding."""
+_SLACK = 1e-3  # logits; margin on the bounds for skipping queries in a tile, far above fp32 rounding
 
 
 def panoptic_segmentation(

@@ -10,7 +10,6 @@ Outputs need `masks_queries_logits` (V, Q, g_h, g_w) and `class_queries_logits` 
 
 import functools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,13 +22,28 @@ from .semantic import semantic_scores, semantic_segmentation
 
 
 def full_precision(method):
-    """Decorator: no gradients, autocast, TF32 or bf16 products, because upsampling by matrices needs fp32."""
+    """Decorator: no gradients, autocast, TF32 or bf16 products, because upsampling by matrices needs fp32.
+
+    The precision is restored at the end; an inherited one ("none") stays inherited. By torch's new interface: after any
+    use of it, as by transformers' `tf32=True`, reading the old one raises.
+    """
 
     @functools.wraps(method)
     def exact(self, outputs, *args, **kwargs):
         logits = outputs.masks_queries_logits
-        with _full_precision((logits[0] if isinstance(logits, (list, tuple)) else logits).device):
-            return method(self, outputs, *args, **kwargs)
+        device = (logits[0] if isinstance(logits, (list, tuple)) else logits).device
+        products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        before = [backend.fp32_precision for backend in products]
+        try:
+            for backend in products:
+                backend.fp32_precision = "ieee"
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                return method(self, outputs, *args, **kwargs)
+        finally:
+            for backend, precision in zip(products, before):
+                backend.fp32_precision = "none"
+                if backend.fp32_precision != precision:
+                    backend.fp32_precision = precision
 
     return exact
 
@@ -56,24 +70,6 @@ class _ForTask:
                 f"task={self.tasks[-1]!r}"
             )
         return self.method.__get__(processor, owner)
-
-
-@contextmanager
-def _full_precision(device: torch.device):
-    """Full fp32 precision, restored at the end; an inherited precision ("none") stays inherited. By torch's new
-    interface: after any use of it, as by transformers' `tf32=True`, reading the old one raises."""
-    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in products]
-    try:
-        for backend in products:
-            backend.fp32_precision = "ieee"
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(products, before):
-            backend.fp32_precision = "none"
-            if backend.fp32_precision != precision:
-                backend.fp32_precision = precision
 
 
 class PostProcessing:

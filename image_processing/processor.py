@@ -28,7 +28,6 @@ from .images import flatten, pillow_resize, read_maps, scaled_to_255, to_rgb_ten
 from .postprocess import PostProcessing
 from .targets import batch_targets, cut_inputs
 
-_FILTERS = range(6)  # Pillow's numbers
 _JSON = (bool, int, float, str, list, tuple, dict)
 
 
@@ -270,13 +269,6 @@ def check_settings(settings: Mapping[str, Any], kinds: type) -> None:
             raise wrong(name, value, "finite")
         if name != "image_mean" and not all(v > 0 for v in values):
             raise wrong(name, value, "above 0")
-    if settings.get("num_labels") is not None and settings["num_labels"] < 1:
-        raise wrong("num_labels", settings["num_labels"], "1 or more")
-    if any(label < 0 for label in settings.get("stuff_label_ids") or ()):
-        raise wrong("stuff_label_ids", settings["stuff_label_ids"], "labels, 0 or more")
-    resample = plain.get("resample")
-    if resample is not None and resample not in _FILTERS:
-        raise wrong("resample", resample, "one of Pillow's filters, 0 to 5")
 
 
 class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):

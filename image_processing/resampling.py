@@ -16,8 +16,7 @@ from torch import Tensor
 
 from .geometry import Placement
 
-BAND = 256
-"""Rows of a map per look-up: int64 indices of the complete map would need twice its memory."""
+BAND = 256  # rows of a map per look-up: int64 indices of the complete map would need twice its memory
 
 
 def bilinear_matrix(source: int, target: int, rows: slice = slice(None)) -> Tensor:

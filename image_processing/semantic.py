@@ -19,8 +19,7 @@ from torch import Tensor
 from .geometry import Placement
 from .resampling import Resampler, Tile, bilinear_matrix, cells_used, first_best
 
-_TILE_BYTES = 2**25
-"""Size of the largest tensor of a tile: masks or scores of its block of the canvas."""
+_TILE_BYTES = 2**25  # of the largest tensor of a tile: masks or scores of its block of the canvas
 
 
 def semantic_segmentation(mask_logits: Tensor, class_logits: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from eomt.configuration.labels import LabelSpace
 from eomt.evaluate import class_rows, metric_table, write_classes
+from eomt.image_processing.rle import encode_masks
 from eomt.report import ImageReport
 from eomt.training.metrics import MeanIoU, PanopticQuality
 
@@ -65,16 +66,17 @@ def test_confusion_of_panoptic_excludes_void_and_crowds():
 def test_confusion_of_instances_matches_by_overlap():
     masks = torch.zeros(3, 10, 10, dtype=torch.bool)
     masks[0, :5], masks[1, 6:8], masks[2, 9:] = True, True, True
-    reference = {"masks": masks.numpy(), "labels": [0, 1, 2], "iscrowd": [0, 0, 1]}
+    rles = encode_masks(masks.numpy())
+    reference = {"masks": rles, "labels": [0, 1, 2], "iscrowd": [0, 0, 1]}
     found = {
-        "masks": masks[[0, 1, 1]],
+        "masks": [rles[0], rles[1], rles[1]],
         "labels": torch.tensor([2, 1, 0]),
         "scores": torch.tensor([0.9, 0.8, 0.1]),  # the last is below the threshold
     }
     report = ImageReport("instance", SPACE)
     report(sample("a", reference), found)
     assert report.confusion.tolist() == [[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    report(sample("b", reference), {"masks": masks[:0], "labels": torch.zeros(0).long(), "scores": torch.zeros(0)})
+    report(sample("b", reference), {"masks": [], "labels": torch.zeros(0).long(), "scores": torch.zeros(0)})
     assert report.confusion[:, -1].tolist() == [1, 1, 0]
 
 

@@ -1,12 +1,11 @@
 """Names of found images, label PNGs, and atomic writing."""
 
 import numpy as np
-import pytest
 
 from eomt.configuration.labels import VOID_VALUES
 from eomt.predict import find_images
 from eomt.results import label_png
-from eomt.training.files import write_atomic, write_json
+from eomt.training.files import write_json
 
 
 def test_found_images_have_unique_names(tmp_path):
@@ -31,16 +30,6 @@ def test_label_pngs_have_the_ids_of_the_data_set(tmp_path):
     wide = np.asarray(label_png(labels, [7, 300]))
     assert wide.dtype == np.uint16
     assert wide.tolist() == [[7, 300, 65535, 65535]]
-
-
-def test_a_failed_write_leaves_no_file(tmp_path):
-    def fails(part):
-        part.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(tmp_path / "a" / "b.json", fails)
-    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_nan_and_infinity_become_null(tmp_path):
