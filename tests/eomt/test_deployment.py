@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from eomt.export import synthetic_image
-from tests.models import load_unmasked
+from eomt.image_processing import read_image
+from tests.models import load_unmasked, turned_png
 
 BLOCKS = re.findall(
     r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/deployment.md").read_text(encoding="utf-8"), re.DOTALL
@@ -28,7 +29,7 @@ def folder(request, exported, tmp_path_factory):
     for file in exported.glob("out/*"):
         if file.suffix == ".json" or request.param in file.name or file.suffix == f".{request.param}":
             shutil.copy(file, folder / "exported")
-    synthetic_image(60, 90).save(folder / "photo.png")
+    (folder / "photo.png").write_bytes(turned_png(synthetic_image(90, 60)))  # 60 × 90 when upright
     return folder
 
 
@@ -44,7 +45,7 @@ def test_the_runner_has_the_librarys_segments(folder, exported):
     assert not re.search(r"\b(torch|transformers|eomt)\b", code.replace("as torch's", ""))
     printed = run(code, folder, "exported", "photo.png", "segments.png").splitlines()
     processor = AutoImageProcessor.from_pretrained(exported / "model")
-    photo = Image.open(folder / "photo.png")
+    photo = read_image(folder / "photo.png")
     with torch.no_grad():
         outputs = load_unmasked(exported / "model")(**processor(photo, return_tensors="pt"))
     (result,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=[(60, 90)], stuff_classes=[])
