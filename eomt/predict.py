@@ -83,8 +83,7 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
     reading = {"channels": processor.num_channels, "max_pixels": options.max_pixels}
     reading["kept"] = downloads.name if is_drawn else None
     read = partial(open_raster if options.tile else open_any, **reading)
-    common = {"read": read, "on_error": failed}
-    common["batch_size"] = options.batch_size
+    common = {"read": read, "on_error": failed, "batch_size": options.batch_size}
     common |= {"panoptic": {"threshold": threshold}, "semantic": {"confidence": options.confidence}}.get(
         processor.task, {}
     )
