@@ -34,12 +34,12 @@ LEVELS = (  # of the modules of eomt/: each imports from the lines above its own
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MAX_LINES = {
     "configuration": 1700,
-    "image_processing": 2450,
+    "image_processing": 2440,
     "modeling_eomt": 3970,
     "training": 6730,
-    "eomt": 5440,
+    "eomt": 5420,
     "benchmarks": 2110,
-    "tests": 14150,
+    "tests": 14170,
 }
 NOT_IN_CONFIGURATION = {"torch", "torchvision", "numpy", "PIL", "datasets"}
 

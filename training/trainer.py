@@ -533,7 +533,7 @@ class EoMTTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if "reference" not in dataset[0]:
             with model.inference_masking():
-                return super().evaluate(dataset, ignore_keys, prefix)
+                return super().evaluate(SignalSafeDataset(dataset), ignore_keys, prefix)
         if self.processing_class is None:
             raise ValueError("evaluation needs the image processor; give EoMTTrainer a processing_class")
         args, started = self.args, time.time()

@@ -1,6 +1,7 @@
 """Resume after kill -9 in a step, in each stage of a save, and in the deletion of an old checkpoint: bitwise equal."""
 
 import json
+import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -70,6 +71,23 @@ def test_workers_end_with_a_run_that_fails():
     child = 'SignalSafeDataset([]); child = get_context("fork").Process(target=run); child.start(); child.join()'
     for job in ("run()", f"{child}; exit(child.exitcode)"):
         assert subprocess.run([sys.executable, "-c", FAILING + job], timeout=300).returncode == 3
+
+
+def test_workers_of_an_evaluation_of_the_loss_outlive_signals(tmp_path):
+    """A signal to all processes of a job would otherwise end the run before its checkpoint."""
+    args = tiny_arguments(tmp_path, dataloader_num_workers=2, per_device_eval_batch_size=1)
+    trainer = EoMTTrainer(tiny_model(), args, eval_dataset=Samples(20))
+    real, batches = trainer.prediction_step, []
+
+    def signalled(*inputs, **options):
+        batches.append(inputs)
+        for worker in multiprocessing.active_children() if len(batches) == 4 else ():
+            worker.terminate()
+        return real(*inputs, **options)
+
+    trainer.prediction_step = signalled
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert len(batches) == 20
 
 
 def test_workers_do_not_change_a_run(tmp_path, uninterrupted):
