@@ -196,7 +196,7 @@ def command_arguments(run: RunOptions, stock: StockOptions, name: str, **others)
         name: name of the data, for the output folder.
         others: further fields of `TrainingArguments`.
     """
-    values = {**vars(run), **vars(stock), **others}
+    values = {"disable_tqdm": False} | vars(run) | vars(stock) | others  # by default it would follow the level of logs
     if not stock.gradient_checkpointing:  # transformers warns about any value
         del values["gradient_checkpointing"]
     recipe = get_recipe(run.recipe) if run.recipe else None

@@ -2,10 +2,12 @@
 
 import pytest
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from eomt.configuration.recipes import RECIPES
 from eomt.training import EoMTTrainingArguments
-from eomt.training.options import StockOptions
+from eomt.training.arguments import command_arguments
+from eomt.training.options import RunOptions, StockOptions
 
 
 def arguments(tmp_path, **options):
@@ -98,3 +100,9 @@ def test_the_metric_for_the_best_model_follows_the_task(tmp_path):
         tmp_path, task="instance", load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch"
     )
     assert (args.metric_for_best_model, args.greater_is_better) == ("ap", True)
+
+
+def test_the_command_has_a_progress_bar(monkeypatch):
+    """Though it silences the logs, which transformers' default follows."""
+    monkeypatch.setattr(logging.get_logger("transformers"), "level", logging.ERROR)
+    assert not command_arguments(RunOptions(), StockOptions(use_cpu=True), "x").disable_tqdm
