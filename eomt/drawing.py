@@ -41,7 +41,7 @@ def draw_segments(
 
     Args:
         segmentation: with `segments_info`, (H, W) ids, or (n, H, W) masks in the order of `segments_info`, also as a
-            list. Without it, (H, W) class labels; −1 and `ignore_index` are void, or 65535 if it is in `id2label`.
+            list. Without it, (H, W) class labels. −1 is void, and `ignore_index`, or 65535 where that is a class.
         segments_info: `{"id", "label_id", "score" (optional)}`, as returned by the post-processing.
         id2label: class names; by default the labels themselves.
         names: write the names that fit inside their segments. Several segments of a single class are not named.

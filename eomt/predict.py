@@ -79,10 +79,11 @@ def predict(sources: Sequence[str], options: PredictOptions) -> int:
         file_name = str(Path(name).with_name(Path(result.item).name))  # with folders: file names alone may repeat
         results.write(name, file_name, result.prediction, image_ids[name], states[name])
 
-    is_drawn, downloads = options.overlays or options.confidence, TemporaryDirectory()
-    reading = {"channels": processor.num_channels, "max_pixels": options.max_pixels}
-    reading["kept"] = downloads.name if is_drawn else None
-    read = partial(open_raster if options.tile else open_any, **reading)
+    is_drawn = options.overlays or options.confidence
+    downloads = TemporaryDirectory()
+    opened = open_raster if options.tile else open_any
+    kept = downloads.name if is_drawn else None
+    read = partial(opened, channels=processor.num_channels, max_pixels=options.max_pixels, kept=kept)
     common = {"read": read, "on_error": failed, "batch_size": options.batch_size}
     common |= {"panoptic": {"threshold": threshold}, "semantic": {"confidence": options.confidence}}.get(
         processor.task, {}

@@ -269,6 +269,10 @@ def check_settings(settings: Mapping[str, Any], kinds: type) -> None:
             raise wrong(name, value, "finite")
         if name != "image_mean" and not all(v > 0 for v in values):
             raise wrong(name, value, "above 0")
+    if settings.get("num_labels") is not None and settings["num_labels"] < 1:
+        raise wrong("num_labels", settings["num_labels"], "1 or more")
+    if any(label < 0 for label in settings.get("stuff_label_ids") or ()):
+        raise wrong("stuff_label_ids", settings["stuff_label_ids"], "labels, 0 or more")
 
 
 class EoMTImageProcessor(_EoMTProcessing, TorchvisionBackend):

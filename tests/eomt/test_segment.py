@@ -75,6 +75,18 @@ def test_an_engine_computes_several_images_at_once():
         list(infer(exported, processor, pictures[3:4]))
 
 
+def test_the_error_of_an_image_is_reported_or_raised(tmp_path):
+    model, processor = tiny_model().eval(), EoMTImageProcessor(size=64)
+    (tmp_path / "text.jpg").write_text("no image")
+    sources, failed = [photos()[0], str(tmp_path / "text.jpg"), photos()[1]], []
+    found = list(infer(model, processor, sources, batch_size=3, on_error=lambda *failure: failed.append(failure)))
+    assert [one.item for one in found] == [sources[0], sources[2]]
+    assert [item for item, _ in failed] == [sources[1]]
+    assert "text.jpg" in failed[0][1]
+    with pytest.raises(ValueError, match=r"text\.jpg"):
+        list(infer(model, processor, sources))
+
+
 def test_segment_accepts_floats_and_another_task(tmp_path):
     for task in ("panoptic", "semantic"):
         tiny_model(task=task).save_pretrained(tmp_path / task)

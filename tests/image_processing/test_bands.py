@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 from eomt import EoMTForUniversalSegmentation, EoMTImageProcessor
-from eomt.image_processing.bands import read_bands
+from eomt.image_processing.bands import picture_of, read_bands
 from eomt.image_processing.inference import infer, open_source
 from eomt.modeling_eomt.resample import spread_channels
 from tests.models import tiny_model
@@ -126,3 +127,9 @@ def test_rgb_kernels_are_spread_by_timms_rule(channels, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "saved")
     assert torch.equal(loaded.embeddings.projection.weight, model.embeddings.projection.weight)
+
+
+def test_pictures_of_bands_are_rgb():
+    picture = picture_of(torch.full((5, 4, 6), 7, dtype=torch.uint8))
+    assert isinstance(picture, Image.Image)
+    assert (picture.size, picture.getpixel((0, 0))) == ((6, 4), (7, 7, 7))
